@@ -1,0 +1,62 @@
+# `make` lists the targets. PYTHON is any Python 3.11 or newer; everything is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export DVC_NO_ANALYTICS := true
+export MLFLOW_DISABLE_TELEMETRY := true
+# dvc runs `python cli.py ...`: let that be the environment's Python
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format repro ui report bench lock
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED) ## Install the pinned dependencies into .venv, once
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## Train, evaluate and export on the embedded data; print the results
+	dvc repro
+	blemish results
+
+test: setup lint ## Everything CI runs: linters, types, tests
+	pytest -m "not slow"
+
+test-slow: setup ## The tests that take minutes
+	pytest -m slow
+
+lint: setup ## Check style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: setup ## Format the code
+	ruff check --fix .
+	ruff format .
+
+repro: setup ## Check params.yaml, then rebuild what is out of date
+	blemish check
+	dvc repro
+
+ui: setup ## Serve the MLflow page on this machine
+	blemish ui
+
+report: setup ## Rebuild the report and print its table
+	dvc repro report
+	blemish results
+
+bench: setup ## Measure speed and memory
+	for script in benchmarks/*.py; do python $$script || exit 1; done
+
+lock: setup ## Renew requirements.lock from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+	  --upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock

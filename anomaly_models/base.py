@@ -1,0 +1,96 @@
+"""What a detector is, for the pipeline: four phases behind one small interface.
+
+A model sees tensors only. Files, YAML, MLflow and the terminal belong to `pipelines`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeAlias
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class ModelError(ValueError):
+    """Data or settings that a model cannot work with; the message is meant for the user."""
+
+
+class Config(BaseModel):
+    """Hyper-parameters of a model, straight from `params.yaml`.
+
+    No field has a default: a default is a parameter that DVC cannot see.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    image_size: PositiveInt  # side of the square input, pixels; one of `prepare.image_sizes`
+    batch_size: PositiveInt  # images per training step, and per gradient-free pass
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images on one device, with what is known about them."""
+
+    image: Tensor  # (B, 3, H, W) float32 RGB in [0, 1]; a model normalises for itself
+    mask: Tensor  # (B, 1, H, W) float32, 1 where anomalous, real or synthesised alike
+    label: Tensor  # (B,) bool, True where anomalous
+    penalty: Tensor | None = None  # (B, 3, H, W) out-of-domain images (EfficientAD)
+
+
+class Prediction(NamedTuple):
+    """Higher is more anomalous, on the model's own scale."""
+
+    anomaly_map: Tensor  # (B, 1, H, W)
+    score: Tensor  # (B,)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands. `generator` is a function of (seed, step): all of a step's randomness comes from it."""
+
+    step: int  # 0-based
+    total_steps: int
+    generator: torch.Generator
+
+
+ConfigClass: TypeAlias = type[Config]  # inside AnomalyModel the name Config is the class attribute
+
+
+class AnomalyModel(nn.Module, ABC):
+    """prepare, then losses batch by batch, then calibrate; ever after, forward.
+
+    All that is learnt lives in parameters and buffers: `state_dict` is the whole model and the module itself is what
+    gets exported. Building a model never touches the disk or the network; pretrained weights are put in afterwards.
+    Concrete models are final, and take their own `Config` as the only argument.
+    """
+
+    Config: ClassVar[ConfigClass]
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Prediction:
+        """Score images (B, 3, H, W) in [0, 1], each by itself and deterministically."""
+
+    def prepare(self, normals: Iterable[Batch]) -> None:
+        """Learn what needs no gradient from one pass over the normal images, before the first step."""
+
+    def total_steps(self, num_normals: int) -> int:  # noqa: ARG002
+        """How many batches training takes, given the number of normal training images; 0 if gradient-free."""
+        return 0
+
+    def optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler] | None:  # noqa: ARG002
+        """The optimiser and its per-step schedule; None if the model is gradient-free."""
+        return None
+
+    def losses(self, batch: Batch, progress: Progress) -> Iterator[dict[str, Tensor]]:
+        """Yield the named scalar terms of one optimiser step at a time; the loop minimises their sum.
+
+        Terms that are only monitored are detached.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has an optimiser but no losses")
+
+    def calibrate(self, holdout: Iterable[Batch]) -> None:
+        """Fix the scale of the map on normal images that training has not seen."""

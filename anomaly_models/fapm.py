@@ -1,0 +1,259 @@
+"""FAPM: fast adaptive patch memory. A position is compared with the normal vectors of its own patch and layer only.
+
+D. Kim, C. Park, S. Cho, S. Lee, "FAPM: Fast Adaptive Patch Memory for Real-time Industrial Anomaly Detection",
+ICASSP 2023, arXiv 2211.07381, and the authors' inference script. The script that builds their memory was never
+published; what is reconstructed is said below.
+
+Training is one pass over the normal images. The feature maps of a frozen backbone, averaged 3 x 3, are cut into a grid
+of patches. Each patch of each layer keeps a coreset of its vectors, chosen by greedy k-centre. Patches whose vectors
+spread widely ("far", Fig. 2) keep `adaptive_ratio` times more. The distance to the nearest stored vector, summed over
+layers, is the anomaly map. Objects are assumed to be aligned: a shifted part is compared with another patch's memory.
+
+Reconstructed: a patch is far if its covering radius exceeds the mean of its layer's (`far_rule` offers others); far
+patches keep `adaptive_ratio` times the near size; the coreset is chosen among the raw features, without projection.
+
+Different from the published code, deliberately:
+- Hold-out images never enter the memory: their distances would be near 0 and a threshold set on them meaningless.
+- Coarse scores go to the fine positions they cover. The script lays the four coarse scores of a patch out along its
+  rows, which loses left and right inside a patch; `coarse_layout: released` reproduces that.
+- Images of a batch are queries of their own; the script mixes a batch into the positions.
+- The backbone stops at the deepest layer used, any number of layers is allowed, and `image_score` offers two more:
+  the maximum of the distances, and the weight of PatchCore with the nearest distance as numerator (over the query's
+  own neighbours, where PatchCore takes those of the vector it matched).
+- Outside the centre crop nothing is seen and the map is 0. With `crop` equal to `image_size` everything is seen.
+"""
+
+from collections.abc import Iterable
+from math import gcd
+from typing import Annotated, Literal, Self
+
+import torch
+from einops import rearrange, repeat
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction
+from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
+from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ComparedRule(_Rule):
+    """A patch is far if its covering radius exceeds the layer's mean or median."""
+
+    name: Literal["mean", "median"]
+
+
+class FixedRule(_Rule):
+    """No patch is far, or every patch is."""
+
+    name: Literal["none", "all"]
+
+
+class QuantileRule(_Rule):
+    """A patch is far if its covering radius exceeds this quantile of the layer's."""
+
+    name: Literal["quantile"]
+    value: Annotated[float, Field(gt=0, lt=1)]
+
+
+class MeanStdRule(_Rule):
+    """A patch is far if its covering radius exceeds the layer's mean by this many standard deviations."""
+
+    name: Literal["mean_std"]
+    value: Annotated[float, Field(allow_inf_nan=False)]
+
+
+FarRule = Annotated[ComparedRule | FixedRule | QuantileRule | MeanStdRule, Field(discriminator="name")]
+
+
+class FAPMConfig(Config):
+    backbone: BackboneConfig
+    crop: PositiveInt  # side of the centre crop that the backbone sees, pixels; `image_size` for all of it
+    grid: PositiveInt  # patches per side; 1 makes one memory per layer, as PatchCore does
+    coreset_ratio: Annotated[float, Field(gt=0, le=1)]  # vectors kept in a near patch, of all it has
+    adaptive_ratio: PositiveInt  # how many times more a far patch keeps
+    far_rule: FarRule
+    neighbours: Annotated[int, Field(ge=2)]  # of the released image score, which is always 0 for 1
+    coarse_layout: Literal["geometric", "released"]
+    image_score: Literal["released", "max", "patchcore"]
+    blur_sigma: PositiveFloat  # pixels
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.crop > self.image_size:
+            raise ValueError(f"crop must be at most image_size, found {self.crop} of {self.image_size}")
+        if self.crop < blur_radius(self.blur_sigma):
+            raise ValueError(f"blur_sigma {self.blur_sigma} reaches beyond a map of {self.crop} pixels; lower it")
+        return self
+
+
+class FAPM(AnomalyModel):
+    """Memory while it learns: every vector of every image, 2.4 MB an image for WideResNet-50 at 224 px."""
+
+    Config = FAPMConfig
+
+    near_radius: Tensor  # (L, P), covering radii of the near coresets
+    radius: Tensor  # (L, P), covering radii of the coresets that are kept
+    far: Tensor  # (L, P), bool
+
+    def __init__(self, config: FAPMConfig) -> None:
+        """Raises ModelError if the maps of the backbone cannot be cut into `grid` x `grid` patches."""
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.sides = _map_sides(config, self.backbone.reductions)
+        num_patches = config.grid**2
+        self.banks = nn.ModuleList(MemoryBank(num_patches, channels) for channels in self.backbone.channels)
+        self.blur = GaussianBlur(config.blur_sigma)
+        per_patch = (len(self.sides), num_patches)
+        self.register_buffer("near_radius", torch.zeros(per_patch))
+        self.register_buffer("radius", torch.zeros(per_patch))
+        self.register_buffer("far", torch.zeros(per_patch, dtype=torch.bool))
+
+    @torch.no_grad()
+    def prepare(self, normals: Iterable[Batch]) -> None:
+        """Fill the banks. Raises ModelError if a patch has fewer vectors than `neighbours`."""
+        chunks: list[list[Tensor]] = [[] for _ in self.sides]  # per layer and batch (P, n, D)
+        for batch in normals:
+            for layer, features in enumerate(self.features(batch.image)):
+                chunks[layer].append(self.by_patch(features))
+        if not chunks[0]:
+            raise ModelError("FAPM has no normal image to learn from")
+        for layer, layer_chunks in enumerate(chunks):
+            self._fill(layer, layer_chunks)
+            layer_chunks.clear()  # a layer's vectors are not needed while the next layer's coresets are chosen
+
+    def _fill(self, layer: int, chunks: list[Tensor]) -> None:
+        """Choose the coresets of one layer from its vectors, (P, n, D) per batch."""
+        num_vectors = sum(chunk.shape[1] for chunk in chunks)
+        near_size, far_size = self.bank_sizes(num_vectors)
+        cores, radii = [], []
+        for patch in range(self.config.grid**2):
+            vectors = torch.cat([chunk[patch] for chunk in chunks])  # (n, D); one patch at a time, to copy little
+            indices, radius = greedy_coreset(vectors, far_size)
+            cores.append(vectors[indices])
+            radii.append(radius)
+        radius_after = torch.stack(radii)  # (P, far_size)
+        near_radius = radius_after[:, near_size - 1]
+        far = far_patches(near_radius, self.config.far_rule)
+        sizes = [far_size if is_far else near_size for is_far in far.tolist()]
+        bank = self.banks[layer]
+        assert isinstance(bank, MemoryBank)
+        bank.fill([core[:size] for core, size in zip(cores, sizes, strict=True)])
+        self.near_radius[layer] = near_radius
+        self.radius[layer] = torch.where(far, radius_after[:, far_size - 1], near_radius)
+        self.far[layer] = far
+
+    def bank_sizes(self, num_vectors: int) -> tuple[int, int]:
+        """Vectors that a near and a far patch keep, of the `num_vectors` that each has."""
+        config = self.config
+        if num_vectors < config.neighbours:
+            raise ModelError(
+                f"FAPM finds {num_vectors} vectors per patch in the normal images and needs {config.neighbours} "
+                "(neighbours); add normal images, or lower neighbours or grid"
+            )
+        near = max(config.neighbours, int(config.coreset_ratio * num_vectors))
+        return near, min(num_vectors, config.adaptive_ratio * near)
+
+    def forward(self, image: Tensor) -> Prediction:
+        distances = self.distances(self.features(image))
+        score = image_score(distances, self.config.image_score)
+        cropped = self.blur(resize_map(distances[:, :1], self.config.crop))
+        before = (self.config.image_size - self.config.crop) // 2
+        after = self.config.image_size - self.config.crop - before
+        return Prediction(F.pad(cropped, (before, after, before, after)), score)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Per layer (B, D, h, w): the backbone's maps of the centre crop, each position averaged with its neighbours.
+
+        The zeros beyond the border count in the average, in training and in use alike.
+        """
+        start = (self.config.image_size - self.config.crop) // 2
+        cropped = image[:, :, start : start + self.config.crop, start : start + self.config.crop]
+        return [F.avg_pool2d(features, kernel_size=3, stride=1, padding=1) for features in self.backbone(cropped)]
+
+    def by_patch(self, features: Tensor) -> Tensor:
+        """Group the positions of a map (B, D, h, w) by patch: (P, B * positions, D)."""
+        grid = self.config.grid
+        return rearrange(features, "b d (gh h) (gw w) -> (gh gw) (b h w) d", gh=grid, gw=grid)
+
+    def distances(self, features: list[Tensor]) -> Tensor:
+        """Distances (B, k, h, w) at the finest resolution: the k smallest of each layer, added rank by rank."""
+        total: Tensor | None = None
+        for bank, side, layer_features in zip(self.banks, self.sides, features, strict=True):
+            inner = side // self.config.grid  # positions per patch and side
+            nearest = bank(self.by_patch(layer_features), self.config.neighbours)
+            nearest = rearrange(nearest, "p (b h w) k -> b k p h w", h=inner, w=inner)
+            enlarged = enlarge(nearest, self.sides[0] // side, self.config.coarse_layout)
+            total = enlarged if total is None else total + enlarged
+        assert total is not None
+        return rearrange(total, "b k (gh gw) h w -> b k (gh h) (gw w)", gh=self.config.grid)
+
+
+def _map_sides(config: FAPMConfig, reductions: tuple[int, ...]) -> tuple[int, ...]:
+    """The sides of the backbone's maps; ModelError unless the grid divides all of them, and each the finest."""
+    if config.crop % reductions[-1]:
+        below = config.crop // reductions[-1] * reductions[-1]
+        raise ModelError(
+            f"FAPM's crop must be a multiple of {reductions[-1]}, the stride of the deepest layer of "
+            f"{config.backbone.name}, found {config.crop}; the nearest are {below} and {below + reductions[-1]}"
+        )
+    sides = tuple(config.crop // reduction for reduction in reductions)
+    common = gcd(*sides)
+    if common % config.grid:
+        valid = [number for number in range(1, common + 1) if common % number == 0]
+        raise ModelError(
+            f"FAPM's grid must divide the sides of the feature maps, {' and '.join(map(str, sides))} for crop "
+            f"{config.crop}, found {config.grid}; take one of {', '.join(map(str, valid))}"
+        )
+    return sides
+
+
+def far_patches(radius: Tensor, rule: ComparedRule | FixedRule | QuantileRule | MeanStdRule) -> Tensor:
+    """Which patches of a layer get the larger memory, (P,) bool, given their covering radii (P,)."""
+    match rule:
+        case FixedRule(name=name):
+            return torch.full_like(radius, name == "all", dtype=torch.bool)
+        case QuantileRule(value=value):
+            return radius > radius.quantile(value)
+        case MeanStdRule(value=value):
+            return radius > radius.mean() + value * radius.std(correction=0)
+        case ComparedRule(name="median"):
+            return radius > radius.quantile(0.5)
+        case _:
+            # A mean of equal numbers can fall a rounding below them, which would make every patch far.
+            return (radius > radius.mean()) & (radius > radius.min())
+
+
+def enlarge(scores: Tensor, factor: int, layout: Literal["geometric", "released"]) -> Tensor:
+    """Give the scores of a patch (B, k, P, h, w) to the positions of the finest layer, (B, k, P, h * f, w * f).
+
+    "geometric" gives a score to the f x f positions it covers. "released" lists the scores row by row, each f * f
+    times, and reads the list row by row, as the authors' script does.
+    """
+    if layout == "geometric":
+        return repeat(scores, "b k p h w -> b k p (h fh) (w fw)", fh=factor, fw=factor)
+    height, width = scores.shape[-2:]
+    listed = repeat(scores, "b k p h w -> b k p (h w f)", f=factor**2)
+    return rearrange(listed, "b k p (h w) -> b k p h w", h=height * factor, w=width * factor)
+
+
+def image_score(distances: Tensor, kind: Literal["released", "max", "patchcore"]) -> Tensor:
+    """The score (B,) of the position (of the finest feature map) that lies farthest from its memory.
+
+    Takes distances (B, k, h, w), ascending in k. "max" is the nearest distance there. The others weight it by
+    1 - softmax over its k distances: "released" of the largest, "patchcore" of the smallest.
+    """
+    flat = rearrange(distances, "b k h w -> b k (h w)")
+    highest, position = flat[:, 0].max(dim=-1)
+    if kind == "max":
+        return highest
+    index = repeat(position, "b -> b k 1", k=flat.shape[1])
+    share = flat.gather(2, index).squeeze(2).softmax(dim=1)  # (B, k), growing with the distance
+    return (1 - (share[:, -1] if kind == "released" else share[:, 0])) * highest

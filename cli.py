@@ -1,0 +1,227 @@
+"""The command line: every verb is one function of `pipelines`, and only this module prints errors and exits."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.paths import Project
+
+# Heavy modules are imported inside the commands, so that `--help` answers at once.
+app = typer.Typer(
+    help="Train, compare and ship visual anomaly detectors.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    add_completion=False,
+    rich_markup_mode="markdown",
+)
+
+PIPELINE = "Pipeline (what dvc.yaml calls)"
+USE = "Use"
+
+Model = Annotated[str, typer.Argument(help="A model of params.yaml, such as fapm.", show_default=False)]
+Category = Annotated[str, typer.Argument(help="A category of params.yaml.", show_default=False)]
+Device = Annotated[
+    str, typer.Option(envvar="BLEMISH_DEVICE", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
+]
+
+
+def _project() -> "Project":
+    from pipelines.paths import Project
+
+    return Project(Path())
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@app.command(rich_help_panel=PIPELINE)
+def download(source: Annotated[str, typer.Argument(help="A data set of params.yaml's download section.")]) -> None:
+    """Fetch, verify and extract a data set, or draw an embedded one."""
+    from pipelines.download import DownloadParams
+    from pipelines.download import download as run
+    from pipelines.params import load_params
+
+    project = _project()
+    # Usually the first stage: all of the file is checked here, so that nothing runs for an hour before a typo shows.
+    params = load_params(project.params, check_models=True)
+    run(source, DownloadParams.model_validate(params.download), project.data, _console())
+
+
+@app.command(rich_help_panel=PIPELINE)
+def prepare(category: Category) -> None:
+    """Decode and resize a category's images into arrays with masks and an index."""
+    from rich.progress import Progress
+
+    from pipelines.params import load_params
+    from pipelines.prepare import prepare as run
+
+    project = _project()
+    params = load_params(project.params, check_models=False)
+    params.check_category(category)
+    source = project.root / params.data.root / category
+    with Progress(console=_console()) as bar:
+        task = bar.add_task(f"prepare {category}", total=None)
+        index = run(
+            source,
+            category,
+            params.prepare,
+            project.prepared(category),
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for warning in index.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    counts = ", ".join(f"{name} {count}" for name, count in index.counts.items())
+    typer.echo(f"{category}: {counts}")
+
+
+@app.command(rich_help_panel=PIPELINE)
+def train(model: Model, category: Category, device: Device = "auto") -> None:
+    """Train one model on one category; goes on where a killed run stopped."""
+    from pipelines.device import choose_device
+    from pipelines.params import load_params
+    from pipelines.train import train as run
+
+    project = _project()
+    params = load_params(project.params, check_models=True)
+    run(model, category, params, project, choose_device(device), _console())
+
+
+@app.command(rich_help_panel=PIPELINE)
+def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
+    """Measure a trained model on the test split: metrics, threshold, scores, figures."""
+    from pipelines.device import choose_device
+    from pipelines.evaluate import evaluate as run
+    from pipelines.params import load_params
+    from pipelines.report import one_line
+
+    project = _project()
+    params = load_params(project.params, check_models=True)
+    typer.echo(one_line(run(model, category, params, project, choose_device(device))))
+
+
+@app.command(rich_help_panel=PIPELINE)
+def export(model: Model, category: Category) -> None:
+    """Write a trained model as one ONNX file, kept only if it reproduces the original."""
+    from pipelines.export import export as run
+    from pipelines.params import load_params
+
+    project = _project()
+    parity = run(model, category, load_params(project.params, check_models=True), project)
+    typer.echo(
+        f"{project.export(model, category) / 'model.onnx'}: {parity.num_images} test images, maps within "
+        f"{parity.max_map_difference:.1e}, scores within {parity.max_score_difference:.1e}, no decision changed"
+    )
+
+
+@app.command(rich_help_panel=PIPELINE)
+def report() -> None:
+    """Gather every cell's metrics into tables, macro averages and a summary run."""
+    from pipelines.params import load_params
+    from pipelines.report import report as run
+
+    project = _project()
+    typer.echo(f"{run(load_params(project.params, check_models=False), project)}: written")
+
+
+@app.command(rich_help_panel=USE)
+def results() -> None:
+    """Print the table of the last report, and where to look next."""
+    from rich.console import Console
+
+    from pipelines.report import print_results
+
+    print_results(_project(), Console())
+
+
+@app.command(rich_help_panel=USE)
+def predict(
+    model: Annotated[Path, typer.Argument(help="The model.onnx that `export` wrote.", show_default=False)],
+    sources: Annotated[list[Path], typer.Argument(help="Image files and folders.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("predictions"),
+) -> None:
+    """Score images with an exported model: CSV, JSON and heat-map overlays."""
+    from rich.progress import Progress
+
+    from pipelines.predict import predict as run
+
+    with Progress(console=_console()) as bar:
+        task = bar.add_task("predict", total=None)
+        found = run(model, sources, output, lambda done, total: bar.update(task, completed=done, total=total))
+    failed = [result for result in found if result.error]
+    defects = sum(result.decision == "defect" for result in found)
+    typer.echo(f"{len(found) - len(failed)} images scored, {defects} with a defect: {output / 'predictions.csv'}")
+    for result in failed:
+        typer.echo(f"error: {result.error}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=USE)
+def preset(
+    name: Annotated[str, typer.Argument(help="demo, mvtec_ad or folder.", show_default=False)],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite edits that are not committed.")] = False,
+) -> None:
+    """Put a complete params.yaml in place."""
+    from pipelines.presets import put_in_place
+
+    put_in_place(name, _project().params, force)
+    typer.echo(f"params.yaml: preset {name}")
+
+
+@app.command(rich_help_panel=USE)
+def check() -> None:
+    """Validate params.yaml as a whole, and list every problem."""
+    from pipelines.params import load_params
+
+    params = load_params(_project().params, check_models=True)
+    typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
+
+
+@app.command(rich_help_panel=USE)
+def publish(
+    name: Annotated[str, typer.Argument(help="The table's name in README.md's markers.", show_default=False)],
+    from_report: Annotated[
+        bool, typer.Option("--from-report", help="First keep the last report as benchmarks/results/NAME.json.")
+    ] = False,
+) -> None:
+    """Write a kept report's table between its markers in README.md."""
+    from pipelines.publish import keep_report, update_readme
+
+    project = _project()
+    if from_report:
+        keep_report(project, name)
+    update_readme(project, name)
+    typer.echo(f"README.md: table {name}")
+
+
+@app.command(rich_help_panel=USE)
+def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> None:
+    """Serve the MLflow page on this machine."""
+    from pipelines.tracking import serve
+
+    serve(_project().root, port)
+
+
+def main() -> None:
+    """Run the command line; errors that are the user's to mend become one message on stderr and exit code 1."""
+    from pipelines.errors import BlemishError
+
+    # DVC logs and CI want plain tracebacks for what is our bug.
+    os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
+    try:
+        app()
+    except BlemishError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Everything that touches disk, time or the outside."""

@@ -1,0 +1,83 @@
+"""Saving whole or not at all, and loading only what belongs to the same settings."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pipelines.errors import StageError
+from pipelines.files import atomic_file
+
+
+def fingerprint(settings: Mapping[str, Any], sources: Iterable[Path]) -> str:
+    """A hash of everything a training run depends on: its settings and data version, and the code of `sources`."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in sorted(sources):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Checkpoint:
+    """The resumable state of one training run: a file in a folder named after the run's fingerprint.
+
+    No generator state is stored, since every batch and every step's randomness is a function of (seed, step).
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._parent = folder
+        self._fingerprint = fingerprint
+        self.folder = folder / fingerprint
+        self.path = self.folder / "checkpoint.pt"
+
+    def save(self, step: int, model: nn.Module, training: tuple[Optimizer, LRScheduler] | None) -> None:
+        """Replace the checkpoint atomically; `step` is the next one to take."""
+        optimizer, scheduler = training if training else (None, None)
+        state = {
+            "fingerprint": self._fingerprint,
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict() if optimizer else None,
+            "scheduler": scheduler.state_dict() if scheduler else None,
+        }
+        # Given a name, torch.save would write from C++ and not say why it failed on a full disk.
+        with atomic_file(self.path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+
+    def load(
+        self, model: nn.Module, training: tuple[Optimizer, LRScheduler] | None, device: torch.device
+    ) -> int | None:
+        """Fill the model and its optimiser; gives the next step to take, or None if there is no checkpoint yet.
+
+        Raises:
+            StageError: the file was made with other settings, data or code.
+        """
+        if not self.path.exists():
+            return None
+        state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+        if state["fingerprint"] != self._fingerprint:
+            raise StageError(
+                f"{self.path}: made with other settings, data or code (fingerprint {state['fingerprint']}, "
+                f"now {self._fingerprint}); delete it to start afresh"
+            )
+        model.load_state_dict(state["model"])
+        if training:
+            optimizer, scheduler = training
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+        return int(state["step"])
+
+    def forget_all(self) -> None:
+        """Remove this cell's checkpoints, those of earlier settings included: the finished model stands elsewhere."""
+        shutil.rmtree(self._parent, ignore_errors=True)
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> int:
+    """The size in bytes of a state dict's tensors."""
+    return sum(value.numel() * value.element_size() for value in state.values())

@@ -1,0 +1,736 @@
+"""What the embedded data set shows: four kinds of parts as a camera on a line would see them, and how they fail.
+
+A part is drawn as a `Surface` (albedo, height, gloss) on a grid of twice the image's side, lit by a lamp and taken by a
+camera (`photograph`): Lambert and specular shading of the height's normals, vignetting, lens blur, sensor grain. A
+defect is drawn into the surface, so it catches the light and shifts geometry as the material would. The same part is
+drawn without its defect too; the mask is where the two pictures differ.
+
+Positions and lengths are in frame units: the picture spans [-1, 1] in both directions, y downwards. Nothing here
+touches the disk, and every picture is a pure function of its arguments.
+"""
+
+import functools
+import itertools
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+Array = NDArray[np.floating]  # float32 in fact: twice as fast as float64, and more than enough for eight bits
+Rng = np.random.Generator
+
+GOOD = "good"
+SUPERSAMPLING = 2
+VISIBLE = 0.018  # smallest difference, of a full scale of 1, that the mask takes in
+SMALLEST_AREA = 5e-4  # of the picture; 33 pixels at a side of 256
+
+
+def generator(key: tuple[int, ...], purpose: str) -> Rng:
+    """What one kind of chance is drawn from; CRC-32, since Python's own string hash differs between processes."""
+    return np.random.default_rng(np.random.SeedSequence((*key, zlib.crc32(purpose.encode()))))
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """What is wrong with a part; `GOOD` is the kind of a part with nothing wrong."""
+
+    kind: str
+    severity: float  # 0 (close to normal variation) to 1 (obvious)
+    key: tuple[int, ...]
+
+    def rng(self, purpose: str) -> Rng:
+        """A generator of its own for each purpose: no choice shifts another's, nor any of the part's."""
+        return generator(self.key, purpose)
+
+    def between(self, subtle: float, obvious: float) -> float:
+        return subtle + (obvious - subtle) * self.severity
+
+
+@dataclass(slots=True)
+class Surface:
+    """A material under the camera, on the supersampled grid (N, N)."""
+
+    albedo: Array  # (3, N, N), in [0, 1]
+    height: Array  # (N, N), frame units, towards the camera
+    gloss: Array  # (N, N), strength of the lamp's reflection
+    sheen: Array  # (N, N), light added by reflections that the height does not explain
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    image: NDArray[np.uint8]  # (S, S, 3)
+    clean: NDArray[np.uint8]  # (S, S, 3), the same part, light and grain without the defect
+    mask: NDArray[np.bool_]  # (S, S), True where the two differ visibly
+
+
+# Building blocks
+
+
+def grid(side: int) -> tuple[Array, Array]:
+    """Coordinates x and y (side, side) of the pixel centres, in [-1, 1]."""
+    axis = ((np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1).astype(np.float32)
+    x, y = np.meshgrid(axis, axis)
+    return x, y
+
+
+def posed_grid(rng: Rng, side: int, shift: float, degrees: float) -> tuple[Array, Array]:
+    """The part's own coordinates, when it lies up to `shift` and `degrees` (uniform) away from its place."""
+    dx, dy = rng.uniform(-shift, shift, 2)
+    angle = math.radians(rng.uniform(-degrees, degrees))
+    return rotated(*grid(side), dx, dy, angle)
+
+
+def rotated(x: Array, y: Array, dx: float, dy: float, angle: float) -> tuple[Array, Array]:
+    """Coordinates in a frame whose origin is (dx, dy) and whose x axis is turned by `angle`, radians."""
+    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    x, y = x - np.float32(dx), y - np.float32(dy)
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def smooth_noise(rng: Rng, side: int, rows: int, columns: int) -> Array:
+    """Noise (side, side) of about unit variance, with `rows` by `columns` bumps over the picture."""
+    values = rng.standard_normal((rows, columns), dtype=np.float32)
+    return np.asarray(Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def fractal_noise(rng: Rng, side: int, cells: int, octaves: int) -> Array:
+    """Noise (side, side) with detail on `octaves` scales, each twice as fine and half as strong as the one before."""
+    layers = (smooth_noise(rng, side, cells << k, cells << k) * np.float32(0.5**k) for k in range(octaves))
+    return functools.reduce(np.add, layers)
+
+
+def smoothstep(low: float, high: float, value: Array) -> Array:
+    """0 below `low`, 1 above `high`, a cubic between; `low` > `high` falls instead."""
+    t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def bump(x: Array, y: Array, centre: tuple[float, float], radius: float) -> Array:
+    """A Gaussian hill of height 1; `radius` is its standard deviation."""
+    squared = (x - np.float32(centre[0])) ** 2 + (y - np.float32(centre[1])) ** 2
+    return np.exp(squared * np.float32(-0.5 / radius**2))
+
+
+def blot(rng: Rng, x: Array, y: Array, centre: tuple[float, float], radius: float, ragged: float) -> Array:
+    """About 1 in the middle of an irregular spot, 0 on its outline, negative outside."""
+    squash = math.exp(rng.uniform(-0.35, 0.35))
+    u, v = rotated(x, y, *centre, rng.uniform(0, math.pi))
+    cells = int(np.clip(1.6 / radius, 6, x.shape[0] // 12))
+    outline = fractal_noise(rng, x.shape[0], cells, 3)
+    return (
+        1 - np.hypot(u * np.float32(squash), v / np.float32(squash)) / np.float32(radius) + np.float32(ragged) * outline
+    )
+
+
+def mix(albedo: Array, colour: Array, amount: Array) -> Array:
+    return albedo + (colour - albedo) * amount
+
+
+def colour(*rgb: float) -> Array:
+    """One colour (3, 1, 1), ready to be spread over a surface."""
+    return np.array(rgb, dtype=np.float32).reshape(3, 1, 1)
+
+
+def batch_variation(rng: Rng, tint: float, lightness: float) -> Array:
+    """How far one part's colour (3, 1, 1) is from the usual; both arguments are standard deviations."""
+    return colour(*rng.normal(0, tint, 3)) + np.float32(rng.normal(0, lightness))
+
+
+@functools.lru_cache(maxsize=8)
+def lettering(text: str, columns: int, rows: int) -> Array:
+    """The text's ink (rows, columns) in [0, 1], filling the strip."""
+    font = ImageFont.load_default(size=128)
+    left, top, right, bottom = font.getbbox(text)
+    strip = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
+    ImageDraw.Draw(strip).text((-left, -top), text, fill=255, font=font)
+    ink = np.asarray(strip.resize((columns, rows), Image.Resampling.LANCZOS), dtype=np.float32) / 255
+    ink.flags.writeable = False  # shared by all callers
+    return ink
+
+
+def printed(ink: Array, u: Array, v: Array) -> Array:
+    """The strip `ink` laid over u, v in [0, 1] (columns, rows); nothing outside."""
+    rows, columns = ink.shape
+    inside = (u >= 0) & (u < 1) & (v >= 0) & (v < 1)
+    row, column = (np.clip(v, 0, 0.9999) * rows).astype(np.intp), (np.clip(u, 0, 0.9999) * columns).astype(np.intp)
+    return np.where(inside, ink[row, column], np.float32(0))
+
+
+# Defects that several materials share
+
+
+def scratch(surface: Surface, x: Array, y: Array, defect: Defect, centre: tuple[float, float], bright: float) -> None:
+    """Score the surface: a groove with a raised lip, its fresh material `bright` times as light."""
+    rng = defect.rng("shape")
+    half_length = rng.uniform(0.12, 0.22) + defect.between(0.0, 0.35)
+    u, v = rotated(x, y, *centre, rng.uniform(0, math.pi))
+    u = u / np.float32(half_length)
+    wobble = rng.normal(0, 0.06) * u * u + rng.normal(0, 0.03) * u**3 + rng.normal(0, 0.004) * np.sin(9 * u)
+    across = (v - wobble.astype(np.float32)) / np.float32(defect.between(0.006, 0.015))
+    along = smoothstep(1.0, 0.6, np.abs(u)) * np.clip(1 + 0.5 * smooth_noise(rng, x.shape[0], 24, 24), 0.15, 1.5)
+    groove = np.exp(-across * across) * along
+    lip = np.exp(-((across - np.float32(1.6)) ** 2)) * along
+    depth = np.float32(defect.between(0.2, 1.4))
+    surface.height = surface.height + np.float32(0.007) * depth * (np.float32(0.5) * lip - groove)
+    surface.albedo = surface.albedo * (1 + np.float32(bright - 1) * depth * np.minimum(groove + lip * 0.4, 1))
+    surface.gloss = surface.gloss * (1 - np.float32(0.5) * depth * np.minimum(groove, 1))
+
+
+def stain(surface: Surface, x: Array, y: Array, defect: Defect, centre: tuple[float, float], tint: Array) -> None:
+    """Soak the surface: what is left of its colour is `tint`, most of all along the rim where it dried."""
+    rng = defect.rng("shape")
+    field = blot(rng, x, y, centre, rng.uniform(0.14, 0.22) + defect.between(0, 0.14), 0.26)
+    soft = rng.uniform(0.12, 0.5)
+    wet = smoothstep(0.0, soft, field)
+    rim = wet * smoothstep(0.3 + soft, 0.12, field)
+    amount = np.float32(defect.between(0.1, 0.9)) * (np.float32(0.75) * wet + np.float32(0.25) * rim)
+    surface.albedo = surface.albedo * (1 + (tint - 1) * amount)
+    surface.gloss = surface.gloss * (1 - np.float32(0.4) * amount)
+
+
+def misprint(ink: Array, glyphs: int, defect: Defect) -> Array:
+    """The strip printed wrongly: a glyph missing, displaced, smeared, or part of the line struck twice."""
+    rng = defect.rng("shape")
+    ink = ink.copy()
+    width = ink.shape[1] // glyphs
+    start = int(rng.integers(0, glyphs - 1)) * width
+    span = slice(start, start + width * (1 + round(defect.between(0, 3))))
+    part = ink[:, span]
+    fault = rng.integers(4)
+    if fault == 0:
+        ink[:, span] = part * np.float32(defect.between(0.6, 0.0))
+    elif fault == 1:
+        ink[:, span] = np.roll(part, round(defect.between(0.12, 0.4) * ink.shape[0]), axis=0)
+    elif fault == 2:
+        smear = ndimage.uniform_filter1d(part, round(defect.between(0.25, 1.5) * width), axis=1)
+        ink[:, span] = np.float32(0.35) * part + np.float32(0.65) * smear
+    else:
+        ghost = np.roll(part, round(defect.between(0.15, 0.5) * width), axis=1)
+        ink[:, span] = np.maximum(part, np.float32(defect.between(0.5, 1.0)) * ghost)
+    return ink
+
+
+# Fabric: plain weave
+
+FABRIC_THREADS = 34  # per picture, each way
+
+
+def draw_fabric(rng: Rng, side: int, defect: Defect) -> Surface:
+    x, y = posed_grid(rng, side, shift=0.06, degrees=2)
+    sag = np.float32(0.1)
+    u = (x + 1.3) * np.float32(FABRIC_THREADS / 2) + sag * smooth_noise(rng, side, 5, 4)
+    v = (y + 1.3) * np.float32(FABRIC_THREADS / 2) + sag * smooth_noise(rng, side, 4, 5)
+    centre = _anywhere(defect.rng("place"), 0.7)
+    warp, weft = _threads(rng, u, v), _threads(rng, v, u)
+    if defect.kind == "missing_part":
+        warp = _pull_thread(warp, y, centre, defect)
+    crimp_u = np.cos(np.float32(math.pi) * (u - 0.5)) * (1 - 2 * (np.floor(v) % 2))
+    crimp_v = np.cos(np.float32(math.pi) * (v - 0.5)) * (1 - 2 * (np.floor(u) % 2))
+    warp_height = np.where(warp > 0, 0.6 * warp + 0.45 * crimp_v, np.float32(-0.9))
+    weft_height = np.where(weft > 0, 0.6 * weft - 0.45 * crimp_u, np.float32(-0.9))
+    return _woven(rng, side, (x, y, u, v), (warp_height, weft_height), defect, centre)
+
+
+def _threads(rng: Rng, across: Array, along: Array) -> Array:
+    """The round profile (side, side) of parallel threads in [0, 1], 0 between them; each has its own thickness."""
+    number = np.clip(np.floor(across), 0, 63).astype(np.intp)
+    thickness = rng.normal(0.93, 0.035, 64).astype(np.float32)
+    thick_places = rng.uniform(-0.2, 1.2, 64) * FABRIC_THREADS * 1.3
+    slub = (rng.random(64) < 0.1) * rng.uniform(0.05, 0.15, 64)
+    distance = (along - thick_places.astype(np.float32)[number]) * np.float32(0.35)
+    width = thickness[number] + slub.astype(np.float32)[number] * np.exp(-distance * distance)
+    offset = (across - np.floor(across) - 0.5) * 2 / np.clip(width, 0.7, 1.12)
+    return np.sqrt(np.maximum(1 - offset * offset, 0))
+
+
+def _pull_thread(warp: Array, y: Array, centre: tuple[float, float], defect: Defect) -> Array:
+    """Take one warp thread out, or thin it, over part of its length."""
+    side = warp.shape[0]
+    pitch = side / FABRIC_THREADS
+    column = round((centre[0] + 1) / 2 * side)
+    left = column - round(pitch / 2)
+    num_threads = 1 + (defect.severity > 0.6)
+    window = np.zeros_like(warp)
+    window[:, left : left + round(pitch * num_threads)] = 1
+    half_length = np.float32(defect.between(0.2, 0.9))
+    window *= smoothstep(1.0, 0.85, np.abs(y - np.float32(centre[1])) / half_length)
+    return warp * (1 - window * np.float32(defect.between(0.55, 1.7)))
+
+
+def _woven(
+    rng: Rng,
+    side: int,
+    place: tuple[Array, Array, Array, Array],
+    weave: tuple[Array, Array],
+    defect: Defect,
+    centre: tuple[float, float],
+) -> Surface:
+    """Colour, twist and fuzz of the yarn, and the cloth's own defects."""
+    x, y, u, v = place
+    warp_height, weft_height = weave
+    on_top = warp_height > weft_height
+    height = np.maximum(warp_height, weft_height)
+    twist = np.sin(np.float32(2 * math.pi) * np.where(on_top, 2.2 * u + 1.1 * v, 2.2 * v - 1.1 * u))
+    fuzz = rng.standard_normal((side, side), dtype=np.float32)
+    batch = batch_variation(rng, 0.005, 0.012)
+    shade_u = rng.normal(1, 0.03, 64).astype(np.float32)[np.clip(u, 0, 63).astype(np.intp)]
+    shade_v = rng.normal(1, 0.03, 64).astype(np.float32)[np.clip(v, 0, 63).astype(np.intp)]
+    yarn = np.where(on_top, colour(0.33, 0.43, 0.56) + batch, colour(0.62, 0.65, 0.66) + batch)
+    depth = smoothstep(-1.0, 0.9, height)
+    tone = np.where(on_top, shade_u, shade_v) * (1 + 0.05 * twist + 0.05 * fuzz) * (0.35 + 0.65 * depth)
+    tone *= 1 + np.float32(0.025) * fractal_noise(rng, side, 3, 2)
+    pitch = np.float32(2 / FABRIC_THREADS)
+    surface = Surface(yarn * tone, height * pitch * np.float32(0.4), np.full_like(x, 0.03), np.zeros_like(x))
+    if defect.kind == "hole":
+        _tear(surface, (x, y, u, v), on_top, defect, centre)
+    if defect.kind == "stain":
+        stain(surface, x, y, defect, centre, colour(0.66, 0.52, 0.36))
+    return surface
+
+
+def _tear(
+    surface: Surface,
+    place: tuple[Array, Array, Array, Array],
+    on_top: NDArray[np.bool_],
+    defect: Defect,
+    centre: tuple[float, float],
+) -> None:
+    """A hole in the cloth: every thread breaks at a length of its own, and the table shows through."""
+    x, y, u, v = place
+    rng = defect.rng("shape")
+    fray = rng.uniform(-0.4, 0.4, (2, 64)).astype(np.float32)
+    end = np.where(on_top, fray[0][np.clip(u, 0, 63).astype(np.intp)], fray[1][np.clip(v, 0, 63).astype(np.intp)])
+    field = blot(rng, x, y, centre, defect.between(0.045, 0.24), 0.12) + end
+    gone = smoothstep(0.0, 0.12, field)
+    curl = np.exp(-((field + np.float32(0.12)) ** 2) * 60)
+    surface.height = (surface.height + np.float32(0.016) * curl) * (1 - gone)
+    surface.albedo = mix(surface.albedo, colour(0.1, 0.09, 0.085), gone)
+    surface.gloss = surface.gloss * (1 - gone)
+
+
+def _anywhere(rng: Rng, reach: float) -> tuple[float, float]:
+    """A point of the square [-reach, reach]."""
+    x, y = rng.uniform(-reach, reach, 2)
+    return float(x), float(y)
+
+
+# Wood: a planed board
+
+
+def draw_wood(rng: Rng, side: int, defect: Defect) -> Surface:
+    x, y = posed_grid(rng, side, shift=0.1, degrees=3)
+    knots = [(*_anywhere(rng, 0.95), rng.uniform(0.05, 0.1)) for _ in range(rng.choice(3, p=[0.7, 0.25, 0.05]))]
+    late, core = _rings(rng, x, y, knots)
+    fibre = smooth_noise(rng, side, max(side // 28, 2), side // 3)
+    fine = smooth_noise(rng, side, max(side // 10, 2), side)
+    pores = np.maximum(smooth_noise(rng, side, side // 9, side // 2) - 1.5, 0)
+    batch = batch_variation(rng, 0.008, 0.02)
+    tone = 1 + 0.05 * fibre + 0.035 * fine - 0.16 * np.minimum(pores, 1) + 0.04 * fractal_noise(rng, side, 2, 2)
+    albedo = mix(colour(0.8, 0.62, 0.42) + batch, colour(0.58, 0.37, 0.2), late)
+    albedo = mix(albedo, colour(0.38, 0.22, 0.12), core) * tone
+    height = np.float32(0.0011) * (0.6 * fine + 0.5 * fibre - 2.0 * pores) - np.float32(0.002) * late
+    surface = Surface(albedo.astype(np.float32), height, 0.1 + 0.03 * fibre, np.zeros_like(x))
+    centre = _anywhere(defect.rng("place"), 0.65)
+    if defect.kind == "scratch":
+        scratch(surface, x, y, defect, centre, bright=1.28)
+    if defect.kind == "stain":
+        stain(surface, x, y, defect, centre, colour(0.5, 0.45, 0.45))
+    if defect.kind == "hole":
+        _bore(surface, x, y, defect, centre)
+    return surface
+
+
+def _rings(rng: Rng, x: Array, y: Array, knots: list[tuple[float, float, float]]) -> tuple[Array, Array]:
+    """Late wood, and the knots' dark hearts, both (side, side) in [0, 1]: growth rings about a pith below the board."""
+    side = x.shape[0]
+    wander = np.float32(0.045) * smooth_noise(rng, side, 2, 3)
+    pith, depth, slope = rng.uniform(-0.5, 0.5), rng.uniform(0.25, 0.45), rng.uniform(-0.15, 0.15)
+    distance = np.hypot(x + wander - np.float32(pith), np.float32(depth) + np.float32(slope) * y)
+    heart = np.zeros_like(x)
+    for knot_x, knot_y, radius in knots:
+        squared = ((x - np.float32(knot_x)) ** 2 + ((y - np.float32(knot_y)) * np.float32(0.62)) ** 2) / np.float32(
+            radius**2
+        )
+        distance = distance + np.float32(0.16) * np.exp(-0.22 * squared)
+        inside = np.exp(-squared * squared)
+        heart = np.maximum(heart, inside * (0.72 + 0.25 * np.cos(9 * np.sqrt(squared))))
+    year = distance * np.float32(rng.uniform(10, 13)) + np.float32(0.12) * smooth_noise(rng, side, 3, 12)
+    year = year + np.float32(0.35) * np.sin(np.float32(1.9) * year + np.float32(rng.uniform(0, 6)))
+    season = year - np.floor(year)
+    strength = rng.uniform(0.5, 0.65)
+    late = smoothstep(0.25, 0.93, season) * smoothstep(1.0, 0.94, season) * np.float32(strength)
+    return late, heart
+
+
+def _bore(surface: Surface, x: Array, y: Array, defect: Defect, centre: tuple[float, float]) -> None:
+    """Beetle holes: a few round pits with a splintered rim."""
+    rng = defect.rng("shape")
+    for _ in range(1 + int(rng.integers(0, 1 + round(defect.between(0, 4))))):
+        spot = (centre[0] + rng.normal(0, 0.13), centre[1] + rng.normal(0, 0.13))
+        radius = defect.between(0.018, 0.07) * rng.uniform(0.8, 1.25)
+        field = blot(rng, x, y, spot, radius, 0.1)
+        pit = smoothstep(-0.1, 0.35, field)
+        rim = smoothstep(-0.9, -0.1, field) * (1 - pit)
+        surface.height = surface.height - np.float32(0.02) * pit
+        surface.albedo = surface.albedo * (1 - np.float32(0.86) * pit - np.float32(0.22) * rim)
+        surface.gloss = surface.gloss * (1 - pit)
+
+
+# Gear: turned steel on a conveyor belt
+
+GEAR_TEETH = 16
+GEAR_TEXT = "BLM  Z16  M4  C45E"
+
+
+def draw_gear(rng: Rng, side: int, defect: Defect) -> Surface:
+    x, y = posed_grid(rng, side, shift=0.015, degrees=1.2)
+    belt = _belt(rng, side)
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    which = int(defect.rng("place").integers(GEAR_TEETH))
+    lean = np.zeros_like(x)
+    if defect.kind == "bent_edge":
+        lean = _near_tooth(angle, which, 0.75) * smoothstep(0.68, 0.95, radius)
+        angle = angle + lean * np.float32(defect.between(0.03, 0.2) * defect.rng("shape").choice([-1, 1]))
+    edge = _gear_edge(radius, angle, x, y)
+    if defect.kind == "missing_part":
+        edge = np.minimum(edge, _break(x, y, which, defect))
+    ink = lettering(GEAR_TEXT, 1600, 64)
+    if defect.kind == "misprint":
+        ink = misprint(ink, len(GEAR_TEXT), defect)
+    turn = (angle / np.float32(2 * math.pi) + 0.75) % 1
+    stamp = printed(ink, (turn - 0.08) / 0.84, (np.float32(0.645) - radius) / np.float32(0.125))
+    surface = _steel(rng, side, (radius, angle, edge), stamp)
+    if defect.kind == "bent_edge":
+        tilt = lean * (radius - np.float32(0.7))
+        surface.height = surface.height + np.float32(defect.between(0.1, 0.9)) * tilt
+        surface.sheen = surface.sheen * (1 - np.float32(defect.between(0.05, 0.5)) * lean)
+    if defect.kind == "scratch":
+        direction, distance = defect.rng("place").uniform((0, 0.38), (2 * math.pi, 0.7))
+        middle = (distance * math.cos(direction), distance * math.sin(direction))
+        scratch(surface, x, y, defect, middle, bright=1.7)
+    return _lay(belt, surface, edge, rng)
+
+
+def _near_tooth(angle: Array, tooth: int, reach: float) -> Array:
+    """1 on the middle of a tooth, 0 from `reach` teeth away."""
+    pitch = 2 * math.pi / GEAR_TEETH
+    away = np.abs(
+        (angle - np.float32(tooth * pitch) + np.float32(math.pi)) % np.float32(2 * math.pi) - np.float32(math.pi)
+    )
+    return smoothstep(reach, 0.3 * reach, away / np.float32(pitch))
+
+
+def _gear_edge(radius: Array, angle: Array, x: Array, y: Array) -> Array:
+    """About the distance to the nearest edge of the blank, positive on the steel."""
+    tooth = smoothstep(-0.35, 0.35, np.cos(angle * GEAR_TEETH))
+    outer = np.float32(0.745) + np.float32(0.165) * tooth - radius
+    bore = radius - np.float32(0.25)
+    key = np.maximum(np.abs(x) - np.float32(0.055), np.abs(y + np.float32(0.27)) - np.float32(0.06))
+    sixth = (angle + np.float32(math.pi / 6)) % np.float32(math.pi / 3) - np.float32(math.pi / 6)
+    windows = np.hypot(radius * np.cos(sixth) - np.float32(0.41), radius * np.sin(sixth)) - np.float32(0.07)
+    return np.minimum(np.minimum(outer, bore), np.minimum(key, windows))
+
+
+def _break(x: Array, y: Array, tooth: int, defect: Defect) -> Array:
+    """Distance to where a tooth broke off: a rough line across it, nearer to its root the worse."""
+    direction = 2 * math.pi / GEAR_TEETH * tooth
+    u, v = rotated(x, y, 0, 0, direction)
+    rough = np.float32(0.012) * smooth_noise(defect.rng("shape"), x.shape[0], 40, 40)
+    tilt = np.float32(defect.rng("shape").uniform(-0.7, 0.7))
+    line = np.float32(defect.between(0.88, 0.745)) + tilt * v + rough - u
+    return np.where(np.abs(v) < 0.15, line, np.float32(1))
+
+
+def _steel(rng: Rng, side: int, shape: tuple[Array, Array, Array], stamp: Array) -> Surface:
+    """Face-turned steel: circular tool marks that split the lamp's reflection into two bright fans."""
+    radius, angle, edge = shape
+    marks = ndimage.gaussian_filter1d(rng.standard_normal(1024).astype(np.float32), 1.0)
+    marks = marks[np.clip(radius * 1024, 0, 1023).astype(np.intp)]
+    fan = np.float32(rng.normal(-0.8, 0.06))
+    sharp = np.cos(angle - fan) ** 2
+    wide = np.cos(angle - fan - np.float32(1.1)) ** 2
+    sheen = np.float32(0.34) * sharp**5 + np.float32(0.16) * wide**3
+    sheen = sheen * (1 + 0.35 * marks) * smoothstep(0.012, 0.03, edge) * (1 - 0.75 * stamp)
+    cloud = fractal_noise(rng, side, 4, 3)
+    tone = (0.43 + 0.035 * marks + 0.014 * cloud) * (1 - 0.5 * stamp) * (1 - 0.25 * smoothstep(0.02, 0.0, edge))
+    batch = colour(0.97, 1.0, 1.03) + batch_variation(rng, 0.01, 0.02)
+    groove = smoothstep(0.012, 0.0, np.abs(radius - np.float32(0.69))) + smoothstep(
+        0.012, 0.0, np.abs(radius - np.float32(0.5))
+    )
+    height = np.float32(0.03) * smoothstep(0.0, 0.035, edge) + np.float32(0.0007) * marks
+    height = height - np.float32(0.008) * stamp - np.float32(0.009) * groove
+    return Surface(tone * batch, height.astype(np.float32), np.full_like(radius, 0.3), sheen)
+
+
+def _belt(rng: Rng, side: int) -> Surface:
+    """A dark rubber conveyor belt with a fine diamond weave and some dust."""
+    x, y = grid(side)
+    slide = np.float32(rng.uniform(0, 2 * math.pi))
+    weave = np.sin(np.float32(62) * (x + y) + slide) * np.sin(np.float32(62) * (x - y))
+    grit = rng.standard_normal((side, side), dtype=np.float32)
+    dust = np.maximum(smooth_noise(rng, side, side // 4, side // 4) - 2.4, 0) + 0.3 * np.maximum(
+        fractal_noise(rng, side, 3, 3), 0
+    )
+    tone = 0.155 + 0.02 * weave + 0.012 * grit + 0.035 * dust
+    albedo = tone * (colour(0.88, 1.04, 1.0) + batch_variation(rng, 0.015, 0.02))
+    return Surface(albedo, np.float32(0.002) * weave, np.full_like(x, 0.05), np.zeros_like(x))
+
+
+def _lay(ground: Surface, part: Surface, edge: Array, rng: Rng) -> Surface:
+    """Put the part on the ground: its soft shadow falls down and to the right, away from the lamp."""
+    side = edge.shape[0]
+    pixel = 2 / side
+    cover = smoothstep(-pixel, pixel, edge)
+    coarse = np.asarray(Image.fromarray(cover).resize((side // 4, side // 4), Image.Resampling.BOX))
+    offset = rng.uniform(0.03, 0.045) * side / 8
+    soft = ndimage.shift(ndimage.gaussian_filter(coarse, 0.011 * side / 4), (offset, offset), order=1, mode="nearest")
+    shadow = np.asarray(Image.fromarray(soft.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
+    ground_light = 1 - np.float32(0.62) * np.clip(shadow, 0, 1)
+    albedo = mix(ground.albedo * ground_light, part.albedo, cover)
+    return Surface(
+        albedo.astype(np.float32),
+        ground.height + (part.height - ground.height) * cover,
+        ground.gloss + (part.gloss - ground.gloss) * cover,
+        part.sheen * cover,
+    )
+
+
+# Blister: six tablets under clear film
+
+BLISTER_TEXT = "LOT 4821  EXP 09/29"
+TABLETS = [(column, row) for row in (-0.43, 0.43) for column in (-0.56, 0.0, 0.56)]
+TABLET_RADIUS = 0.175
+POCKET_RADIUS = 0.24
+
+
+def draw_blister(rng: Rng, side: int, defect: Defect) -> Surface:
+    x, y = posed_grid(rng, side, shift=0.02, degrees=1.5)
+    table = _table(rng, side)
+    lift = np.zeros_like(x)
+    if defect.kind == "bent_edge":
+        x, y, lift = _fold(x, y, defect)
+    edge = _rounded_box(x, y, (0.89, 0.8), 0.09)
+    ink = lettering(BLISTER_TEXT, 1200, 64)
+    if defect.kind == "misprint":
+        ink = misprint(ink, len(BLISTER_TEXT), defect)
+    ink = printed(ink, (x + np.float32(0.76)) / np.float32(1.52), (y + np.float32(0.07)) / np.float32(0.14))
+    surface = _foil(rng, side, x, y, edge, ink)
+    bad = int(defect.rng("pocket").integers(len(TABLETS)))
+    for index, centre in enumerate(TABLETS):
+        _fill_pocket(rng, surface, x, y, centre, defect if index == bad else None)
+    surface.height = surface.height + lift
+    spot = _anywhere(defect.rng("place"), 0.62)
+    if defect.kind == "hole":
+        _puncture(surface, x, y, defect, spot)
+    if defect.kind == "stain":
+        near = (TABLETS[bad][0] + 0.15 * spot[0], TABLETS[bad][1] + 0.15 * spot[1])
+        stain(surface, x, y, defect, near, colour(0.72, 0.56, 0.36))
+    return _lay(table, surface, edge, rng)
+
+
+def _rounded_box(x: Array, y: Array, half: tuple[float, float], corner: float) -> Array:
+    """Distance to the outline of a rounded rectangle, positive inside."""
+    dx = np.abs(x) - np.float32(half[0] - corner)
+    dy = np.abs(y) - np.float32(half[1] - corner)
+    outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
+    return np.float32(corner) - outside - np.minimum(np.maximum(dx, dy), 0)
+
+
+def _fold(x: Array, y: Array, defect: Defect) -> tuple[Array, Array, Array]:
+    """Bend a corner or an edge up: its coordinates draw inwards, and its height rises beyond the crease."""
+    rng = defect.rng("shape")
+    direction = math.atan2(rng.choice([-1, 1]) * 0.8, rng.choice([-1, 1]) * 0.89) + rng.uniform(-0.25, 0.25)
+    along = x * np.float32(math.cos(direction)) + y * np.float32(math.sin(direction))
+    crease = defect.between(1.04, 0.86)
+    beyond = np.maximum(along - np.float32(crease), 0)
+    pull = np.float32(defect.between(0.25, 0.9)) * beyond
+    lift = np.float32(defect.between(0.12, 0.5)) * np.sqrt(beyond * beyond + np.float32(1e-4)) - np.float32(1e-3)
+    x = x + pull * np.float32(math.cos(direction))
+    y = y + pull * np.float32(math.sin(direction))
+    return x, y, np.where(beyond > 0, lift, np.float32(0))
+
+
+def _table(rng: Rng, side: int) -> Surface:
+    """A matt blue-grey inspection table."""
+    x, _ = grid(side)
+    grain = rng.standard_normal((side, side), dtype=np.float32)
+    tone = 0.25 + 0.012 * grain + 0.012 * fractal_noise(rng, side, 4, 3)
+    albedo = tone * (colour(0.82, 0.98, 1.2) + batch_variation(rng, 0.015, 0.02))
+    return Surface(albedo, np.float32(0.0006) * grain, np.full_like(x, 0.03), np.zeros_like(x))
+
+
+def _foil(rng: Rng, side: int, x: Array, y: Array, edge: Array, ink: Array) -> Surface:
+    """Embossed aluminium with dark blue print, slightly wavy, sealed around the rim."""
+    knurl = np.sin(np.float32(75) * (x + y)) * np.sin(np.float32(75) * (x - y))
+    waves = smooth_noise(rng, side, 5, 5)
+    streaks = smooth_noise(rng, side, 4, max(side // 6, 4))
+    flat = smoothstep(0.1, 0.115, np.abs(y)) * smoothstep(0.02, 0.04, edge)
+    tone = 0.62 + 0.012 * streaks + 0.014 * fractal_noise(rng, side, 3, 3) + 0.025 * knurl * flat
+    batch = colour(0.985, 1.0, 1.02) + batch_variation(rng, 0.008, 0.015)
+    wear = np.clip(0.86 + 0.06 * fractal_noise(rng, side, 24, 2), 0, 1)
+    albedo = mix(tone * batch, colour(0.1, 0.15, 0.38), ink * wear)
+    height = (
+        np.float32(0.0035) * waves + np.float32(0.0022) * knurl * flat + np.float32(0.02) * smoothstep(0, 0.03, edge)
+    )
+    sheen = np.float32(0.05) * np.maximum(waves, 0)
+    return Surface(albedo.astype(np.float32), height, np.full_like(x, 0.32), sheen)
+
+
+def _fill_pocket(
+    rng: Rng, surface: Surface, x: Array, y: Array, centre: tuple[float, float], defect: Defect | None
+) -> None:
+    """A dome of film with a scored tablet inside; the tablet lies a little differently in each."""
+    jitter, turn = rng.normal(0, 0.006, 2), rng.normal(0, 0.2)
+    batch = colour(0.93, 0.9, 0.84) + batch_variation(rng, 0.008, 0.008)
+    window = _around(centre, x.shape[0])
+    albedo, height, gloss, sheen = (
+        a[..., *window] for a in (surface.albedo, surface.height, surface.gloss, surface.sheen)
+    )
+    u, v = rotated(x[window], y[window], *centre, 0)
+    pocket = np.float32(POCKET_RADIUS) - np.hypot(u, v)
+    s, t = rotated(u, v, jitter[0], jitter[1], turn)
+    tablet = np.float32(TABLET_RADIUS) - np.hypot(s, t)
+    if defect is not None and defect.kind == "missing_part":
+        tablet = _snap(tablet, s, t, defect)
+    wall = smoothstep(0.0, 0.05, pocket)
+    inside = smoothstep(-0.006, 0.006, tablet)
+    crevice = smoothstep(0.07, 0.0, np.abs(tablet)) * (1 - inside) * wall
+    albedo *= 1 - np.float32(0.2) * wall - np.float32(0.3) * crevice
+    score = smoothstep(0.014, 0.004, np.abs(t)) * smoothstep(0.0, 0.03, tablet)
+    albedo += (batch * (1 - np.float32(0.18) * score) - albedo) * inside
+    height *= 1 - wall
+    height += np.float32(0.035) * wall + np.float32(0.028) * smoothstep(0.0, 0.055, tablet) - np.float32(0.006) * score
+    gloss *= 1 - np.float32(0.7) * inside
+    gleam = bump(u, v, (-0.12, -0.13), 0.03) + np.float32(0.45) * bump(u, v, (0.14, 0.13), 0.022)
+    arc = np.exp(-((pocket - np.float32(0.035)) ** 2) * np.float32(9000)) * smoothstep(0.0, 0.28, -(u + v))
+    sheen *= 1 - wall
+    sheen += np.float32(0.4) * gleam + np.float32(0.35) * arc
+
+
+def _around(centre: tuple[float, float], side: int) -> tuple[slice, slice]:
+    """The part of the picture that a pocket can reach, wherever the pack lies."""
+    reach = POCKET_RADIUS + 0.075
+    length = round(reach * side)
+    column, row = (slice(start, start + length) for start in (round((c - reach + 1) / 2 * side) for c in centre))
+    return row, column
+
+
+def _snap(tablet: Array, s: Array, t: Array, defect: Defect) -> Array:
+    """Break a piece off the tablet, from a chip of its rim to the whole of it."""
+    rng = defect.rng("shape")
+    direction = rng.uniform(0, 2 * math.pi)
+    reach = s * np.float32(math.cos(direction)) + t * np.float32(math.sin(direction))
+    rough = np.float32(0.008) * smooth_noise(rng, s.shape[0], 40, 40)
+    return np.minimum(tablet, np.float32(defect.between(0.82, -1.1) * TABLET_RADIUS) - reach + rough)
+
+
+def _puncture(surface: Surface, x: Array, y: Array, defect: Defect, spot: tuple[float, float]) -> None:
+    """Pierce the pack: a dark gash with a bright torn rim."""
+    field = blot(defect.rng("shape"), x, y, spot, defect.between(0.02, 0.085), 0.3)
+    gap = smoothstep(0.0, 0.25, field)
+    rim = smoothstep(-0.5, 0.0, field) * (1 - gap)
+    surface.albedo = mix(surface.albedo, colour(0.07, 0.07, 0.08), gap).astype(np.float32)
+    surface.height = surface.height + np.float32(0.012) * rim - np.float32(0.02) * gap
+    surface.gloss = surface.gloss * (1 - gap)
+    surface.sheen = surface.sheen * (1 - gap)
+
+
+SCENES: dict[str, Callable[[Rng, int, Defect], Surface]] = {
+    "blister": draw_blister,
+    "fabric": draw_fabric,
+    "gear": draw_gear,
+    "wood": draw_wood,
+}
+
+DEFECTS: dict[str, tuple[str, ...]] = {
+    "blister": ("bent_edge", "hole", "misprint", "missing_part", "stain"),
+    "fabric": ("hole", "missing_part", "stain"),
+    "gear": ("bent_edge", "misprint", "missing_part", "scratch"),
+    "wood": ("hole", "scratch", "stain"),
+}
+
+
+# The camera
+
+
+def photograph(category: str, kind: str, key: tuple[int, ...], image_size: int) -> Photo:
+    """Take the picture of one part of `category` with that kind of defect (or `GOOD`), all chance from `key`."""
+    severity = generator(key, "severity").uniform() ** 0.75
+    clean = _exposure(category, Defect(GOOD, 0.0, key), key, image_size)
+    if kind == GOOD:
+        picture = _develop(clean, key)
+        return Photo(picture, picture, np.zeros((image_size, image_size), dtype=np.bool_))
+    for attempt in itertools.count():  # another defect, and a worse one, if this one can hardly be seen
+        defect = Defect(kind, min(severity + 0.2 * attempt, 1.0), (*key, attempt))
+        faulty = _exposure(category, defect, key, image_size)
+        mask = visible_difference(clean, faulty)
+        if mask.mean() >= SMALLEST_AREA:
+            break
+    return Photo(_develop(faulty, key), _develop(clean, key), mask)
+
+
+def _exposure(category: str, defect: Defect, key: tuple[int, ...], image_size: int) -> Array:
+    """The light (S, S, 3) on the sensor: the part lit, seen through the lens, with no grain yet."""
+    part_rng, camera_rng = generator(key, "part"), generator(key, "camera")
+    side = SUPERSAMPLING * image_size
+    light = _lit(SCENES[category](part_rng, side, defect), camera_rng)
+    steps = range(SUPERSAMPLING)
+    light = functools.reduce(np.add, (light[:, i::SUPERSAMPLING, j::SUPERSAMPLING] for i in steps for j in steps))
+    x, y = grid(image_size)
+    slope_x, slope_y = camera_rng.normal(0, 0.015, 2)
+    falloff = 1 + np.float32(slope_x - 0.03) * x + np.float32(slope_y - 0.03) * y - np.float32(0.07) * (x * x + y * y)
+    gain = (1 + batch_variation(camera_rng, 0.005, 0.02)) / SUPERSAMPLING**2
+    light = light * (falloff * gain)
+    blur = camera_rng.uniform(0.4, 0.65) * image_size / 256
+    return np.moveaxis(ndimage.gaussian_filter(light, (0, blur, blur)), 0, -1)
+
+
+def _lit(surface: Surface, rng: Rng) -> Array:
+    """Lambert and Blinn-Phong shading (3, N, N) under a lamp from the upper left."""
+    azimuth, elevation = rng.normal(math.radians(225), 0.06), rng.normal(0.92, 0.03)
+    lamp = np.array(
+        [math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation)]
+    )
+    halfway = lamp + np.array([0, 0, 1])
+    halfway /= np.linalg.norm(halfway)
+    spacing = np.float32(2 / surface.height.shape[0])
+    slope_y, slope_x = (np.gradient(surface.height, spacing, axis=axis) for axis in (0, 1))
+    length = np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
+    facing = _towards(lamp, slope_x, slope_y) / length
+    mirror = _towards(halfway, slope_x, slope_y) / length
+    diffuse = np.float32(0.4) + np.float32(0.6 / lamp[2]) * facing
+    reflection = surface.gloss * mirror**24 + surface.sheen
+    return np.maximum(surface.albedo, 0) * diffuse + reflection
+
+
+def _towards(direction: NDArray[np.float64], slope_x: Array, slope_y: Array) -> Array:
+    """Cosine, times the normal's length, between the normals of a height field and a direction; 0 if turned away."""
+    x, y, z = direction.astype(np.float32)
+    return np.maximum(z - x * slope_x - y * slope_y, 0)
+
+
+def _develop(light: Array, key: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Add the sensor's grain, roll off the highlights, and quantise."""
+    rng = generator(key, "grain")
+    rolled = np.where(light > 0.8, 0.8 + 0.2 * np.tanh((light - 0.8) / 0.2), light)
+    shot = rng.standard_normal(light.shape, dtype=np.float32) * np.sqrt(np.maximum(rolled, 0.02)) * np.float32(0.009)
+    luminance = rng.standard_normal(light.shape[:2], dtype=np.float32)[..., None] * np.float32(0.005)
+    return (np.clip(rolled + shot + luminance, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def visible_difference(clean: Array, faulty: Array) -> NDArray[np.bool_]:
+    """Where two exposures (S, S, 3) of one part differ visibly, without specks and pinholes, (S, S)."""
+    difference = ndimage.gaussian_filter(np.abs(faulty - clean).max(axis=-1), 0.6)
+    seen = difference > max(VISIBLE, 0.12 * float(difference.max()))
+    closed = ndimage.binary_closing(np.pad(seen, 2), iterations=2)[2:-2, 2:-2]
+    filled = ndimage.binary_fill_holes(closed)
+    pieces, count = ndimage.label(filled, structure=np.ones((3, 3)))
+    area = np.bincount(pieces.ravel(), minlength=count + 1)
+    keep = area >= 0.05 * area[1:].max(initial=0)
+    keep[0] = False
+    return keep[pieces]

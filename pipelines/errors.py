@@ -1,0 +1,37 @@
+"""Errors that are the user's to mend: `cli` prints them as one line and exits. Anything else keeps its traceback."""
+
+
+class BlemishError(Exception):
+    """Names the thing, the value that was found, and the remedy."""
+
+
+class ParamsError(BlemishError):
+    """`params.yaml` is wrong; the message lists every problem."""
+
+
+class DatasetError(BlemishError):
+    """A folder of images that cannot be used as it is."""
+
+
+class ImageError(DatasetError):
+    """A file that cannot be read as an image."""
+
+
+class DownloadError(BlemishError):
+    """An archive that could not be fetched, verified or extracted."""
+
+
+class WeightsError(BlemishError):
+    """Pretrained weights that are missing, unreachable or do not fit."""
+
+
+class TrainingDiverged(BlemishError):
+    """A loss that is not finite."""
+
+
+class StageError(BlemishError):
+    """A stage that lacks what an earlier stage makes, or is already running."""
+
+
+class ExportError(BlemishError):
+    """An exported graph that does not reproduce its model, or a file that is no exported model."""

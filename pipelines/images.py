@@ -1,0 +1,152 @@
+"""The one way from a file to pixels: `prepare`, `evaluate`, `export` and `predict` all read images here.
+
+Pillow and numpy only, so that a machine on the line needs no torch to see what training saw. Colour profiles are
+ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from pipelines.errors import ImageError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+# Named one by one: what is called .png but holds, say, PostScript is refused instead of run.
+_IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+# The noise that lossy compression leaves around an edge would count as anomalous, since a mask is read as "not 0".
+_MASK_FORMATS = ("PNG", "BMP", "TIFF")
+
+_DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+_DEEP_COLOUR_ENDINGS = (";16L", ";16B", ";16N")
+_BYTE_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+
+
+def load_rgb(path: Path, white_level: int) -> NDArray[np.uint8]:
+    """Read an image as (H, W, 3) RGB, upright.
+
+    16-bit grey is scaled so that `white_level` becomes 255, rounded half up.
+
+    Raises:
+        ImageError: the file cannot be read, or holds a value above `white_level`.
+    """
+    image = _decode(path, _IMAGE_FORMATS)
+    if image.mode in _DEEP_GREY_MODES:
+        return np.repeat(_scale_deep_grey(image, path, white_level)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
+    return np.array(image.convert("RGB"))
+
+
+def resize_rgb(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) to (size, size, 3), bilinear and antialiased; the aspect ratio is not kept."""
+    return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def load(path: Path, size: int, white_level: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Read and resize an image: (size, size, 3), and the (width, height) of the upright original.
+
+    Raises:
+        ImageError: as `load_rgb`.
+    """
+    rgb = load_rgb(path, white_level)
+    height, width = rgb.shape[:2]
+    return resize_rgb(rgb, size), (width, height)
+
+
+def to_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Turn (B, H, W, 3) bytes into what every model and exported graph takes: (B, 3, H, W), exactly x / 255."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+
+
+def load_mask(path: Path) -> NDArray[np.bool_]:
+    """Read a mask as (H, W), upright: True where the pixel is not black (and not transparent).
+
+    Raises:
+        ImageError: the file cannot be read, or is compressed with loss.
+    """
+    image = _decode(path, _MASK_FORMATS)
+    if image.mode in _DEEP_GREY_MODES:
+        return np.asarray(image) != 0
+    rgba = np.asarray(image.convert("RGBA"))
+    return (rgba[..., :3] != 0).any(axis=2) & (rgba[..., 3] != 0)
+
+
+def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """Resize (H, W) to (size, size) by the nearest pixel: areas are right on average, a small region may vanish."""
+    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) != 0
+
+
+def _decode(path: Path, formats: tuple[str, ...]) -> Image.Image:
+    """Read a whole file into an upright image of a supported mode, or raise ImageError."""
+    content = _read(path)
+    try:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            _check_header(image, path)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: not a {_either(formats)} image; save it as one or remove it") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"{path}: {_too_large()}") from error
+    except Exception as error:  # Pillow's decoders raise nearly any class on damaged bytes
+        raise ImageError(f"{path}: damaged image ({error}); save it again or remove it") from error
+    if upright.mode not in _BYTE_MODES | _DEEP_GREY_MODES:
+        raise ImageError(
+            f"{path}: pixel format {upright.mode!r} is not supported; save it with 8 or 16 bits per channel"
+        )
+    return upright
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    if not content:
+        raise ImageError(f"{path}: the file is empty; copy it again or remove it")
+    return content
+
+
+def _check_header(image: Image.Image, path: Path) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ImageError(f"{path}: {_too_large()}")
+    # The further frames of an MPO, a camera's JPEG, are previews and depth maps of the first.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise ImageError(f"{path}: holds several frames; save each as an image of its own")
+    # Pillow has no mode for 16-bit colour: it drops the low bytes in silence, whatever the white level.
+    if image.mode not in _DEEP_GREY_MODES and _stored_format(image).endswith(_DEEP_COLOUR_ENDINGS):
+        raise ImageError(f"{path}: 16-bit colour is not supported; save it as 8-bit colour or as 16-bit grey")
+
+
+def _stored_format(image: Image.Image) -> str:
+    """How the file, not yet decoded, lays out a pixel: Pillow's raw mode, e.g. "RGB;16B"."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile:
+        return image.mode
+    args = image.tile[0].args
+    return str(args[0]) if isinstance(args, tuple) else str(args)
+
+
+def _too_large() -> str:
+    return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels; crop it or make it smaller"
+
+
+def _scale_deep_grey(image: Image.Image, path: Path, white_level: int) -> NDArray[np.uint8]:
+    values = np.asarray(image).astype(np.int64)
+    lowest, highest = int(values.min()), int(values.max())
+    if highest > white_level:
+        raise ImageError(f"{path}: holds the value {highest}, above `prepare.white_level` {white_level}; raise it")
+    if lowest < 0:
+        raise ImageError(f"{path}: holds the negative value {lowest}; save it as unsigned 16-bit grey")
+    return ((2 * 255 * values + white_level) // (2 * white_level)).astype(np.uint8)

@@ -1,0 +1,120 @@
+"""Where each data set comes from, how it is recognised, and on what terms it may be used.
+
+MVTec AD: Bergmann et al., CVPR 2019 and IJCV 2021. DTD: Cimpoi et al., CVPR 2014.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pipelines.errors import DatasetError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One archive. A mirror or a local copy of it must have the same SHA-256."""
+
+    title: str
+    url: str
+    size: int | None  # bytes of the archive; None where the publisher states none
+    sha256: str
+    compression: Literal["gz", "xz"]  # of the tar
+    top_folder: str | None  # the folder of the archive that holds everything, left out when extracting
+    folders: tuple[str, ...]  # what must be there once it is extracted
+    licence: str
+    citation: str
+
+    @property
+    def file_name(self) -> str:
+        """What the publisher calls the archive."""
+        return PurePosixPath(urlsplit(self.url).path).name
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryCounts:
+    """Images of one category of MVTec AD; there are as many masks as defective test images."""
+
+    train_good: int
+    test_good: int
+    test_defect: int
+    defect_types: int
+
+
+MVTEC_AD_COUNTS = {
+    "bottle": CategoryCounts(209, 20, 63, 3),
+    "cable": CategoryCounts(224, 58, 92, 8),
+    "capsule": CategoryCounts(219, 23, 109, 5),
+    "carpet": CategoryCounts(280, 28, 89, 5),
+    "grid": CategoryCounts(264, 21, 57, 5),
+    "hazelnut": CategoryCounts(391, 40, 70, 4),
+    "leather": CategoryCounts(245, 32, 92, 5),
+    "metal_nut": CategoryCounts(220, 22, 93, 4),
+    "pill": CategoryCounts(267, 26, 141, 7),
+    "screw": CategoryCounts(320, 41, 119, 5),
+    "tile": CategoryCounts(230, 33, 84, 5),
+    "toothbrush": CategoryCounts(60, 12, 30, 1),
+    "transistor": CategoryCounts(213, 60, 40, 4),
+    "wood": CategoryCounts(247, 19, 60, 5),
+    "zipper": CategoryCounts(240, 32, 119, 7),
+}
+
+SOURCES = {
+    "mvtec_ad": Source(
+        title="MVTec AD",
+        url="https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/"
+        "420938113-1629960298/mvtec_anomaly_detection.tar.xz",
+        size=5_264_982_680,
+        sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
+        compression="xz",
+        top_folder=None,
+        folders=tuple(MVTEC_AD_COUNTS),
+        licence="CC BY-NC-SA 4.0: not for commercial use",
+        citation="Bergmann, Fauser, Sattlegger, Steger: MVTec AD - A Comprehensive Real-World Dataset for "
+        "Unsupervised Anomaly Detection, CVPR 2019, pp. 9584-9592; and IJCV 129(4):1038-1059, 2021",
+    ),
+    "dtd": Source(
+        title="Describable Textures Dataset r1.0.1",
+        url="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+        size=None,
+        sha256="e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
+        compression="gz",
+        top_folder="dtd",
+        folders=("images",),
+        licence="available for research purposes",
+        citation="Cimpoi, Maji, Kokkinos, Mohamed, Vedaldi: Describing Textures in the Wild, CVPR 2014",
+    ),
+}
+
+
+def check_mvtec_ad(root: Path, categories: Iterable[str]) -> None:
+    """Compare `root/<category>` with the published counts: trimmed and re-split copies of MVTec AD are common.
+
+    Raises:
+        DatasetError: one message with every difference.
+    """
+    differences = [
+        f"{category}: {found} {what}, published are {published}"
+        for category in categories
+        for what, found, published in _counts_against_published(root / category, MVTEC_AD_COUNTS[category])
+        if found != published
+    ]
+    if differences:
+        raise DatasetError(
+            "\n  ".join([f"{root}: not the published MVTec AD; take the original archive", *differences])
+        )
+
+
+def _counts_against_published(folder: Path, published: CategoryCounts) -> Iterator[tuple[str, int, int]]:
+    """What is counted, how many there are, and how many were published."""
+    test_types = [path for path in (folder / "test").glob("*") if path.is_dir() and path.name != "good"]
+    yield "training images", _num_files(folder, "train/good/*.png"), published.train_good
+    yield "good test images", _num_files(folder, "test/good/*.png"), published.test_good
+    yield "defective test images", sum(_num_files(path, "*.png") for path in test_types), published.test_defect
+    yield "masks", _num_files(folder, "ground_truth/*/*_mask.png"), published.test_defect
+    yield "types of defect", len(test_types), published.defect_types
+
+
+def _num_files(folder: Path, pattern: str) -> int:
+    return sum(1 for _ in folder.glob(pattern))

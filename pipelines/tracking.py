@@ -1,0 +1,286 @@
+"""MLflow, and the only module that imports it.
+
+One run per cell: `train` opens it, `evaluate` and `export` open it again by the id that travels in the trained model.
+The default store is one SQLite file in the project folder, named by its absolute path (a relative one would be made
+anew inside every temporary copy of the project) and created once under a lock (several processes at once break it).
+"""
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import psutil
+from filelock import FileLock
+
+# Read by MLflow when it is imported: no telemetry, and no warning about a machine without git.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+for _chatty in ("alembic", "mlflow.store.db.utils"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
+
+import mlflow  # noqa: E402
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+from pipelines.errors import StageError  # noqa: E402
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# MLflow's limits for one batch
+_MAX_METRICS_PER_CALL = 1000
+_MAX_PARAMS_PER_CALL = 100
+_MAX_TEXT = 5000  # characters that every store accepts in a tag
+_CLOCK_SLACK = 5.0  # seconds by which a process's start seems to move when the clock is set
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run that is being written to."""
+
+    run_id: str
+    client: mlflow.MlflowClient
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log settings, nested mappings as dotted names. A run's settings never change, so a resumed run skips them."""
+        known = self.client.get_run(self.run_id).data.params
+        new = [Param(name, str(value)[:_MAX_TEXT]) for name, value in flatten(values).items() if name not in known]
+        for start in range(0, len(new), _MAX_PARAMS_PER_CALL):
+            self.client.log_batch(self.run_id, params=new[start : start + _MAX_PARAMS_PER_CALL])
+
+    def tags(self, values: Mapping[str, Any]) -> None:
+        tags = [RunTag(name, str(value)[:_MAX_TEXT]) for name, value in flatten(values).items()]
+        self.client.log_batch(self.run_id, tags=tags)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        self.metric_points([(name, value, step) for name, value in values.items()])
+
+    def metric_points(self, points: list[tuple[str, float, int]]) -> None:
+        """Log (name, value, step) points in as few calls as the store allows.
+
+        Names may hold anything, such as that of a defect's folder; what MLflow refuses in them becomes an underscore.
+        """
+        now = int(time.time() * 1000)
+        metrics = [Metric(re.sub(r"[^\w.\- :/]", "_", name), value, now, step) for name, value, step in points]
+        for start in range(0, len(metrics), _MAX_METRICS_PER_CALL):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS_PER_CALL])
+
+    def file(self, path: Path, folder: str) -> None:
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def figure(self, figure: "Figure", name: str) -> None:
+        self.client.log_figure(self.run_id, figure, name)
+
+    def onnx_model(self, path: Path, image_size: int) -> None:
+        """Log the exported model with its signature, replacing none that an earlier export logged."""
+        import mlflow.onnx
+        import numpy as np
+        import onnx
+        from mlflow.models import ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        side = (image_size, image_size)
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3, *side), "image")]),
+            outputs=Schema(
+                [
+                    TensorSpec(np.dtype("float32"), (-1, 1, *side), "anomaly_map"),
+                    TensorSpec(np.dtype("float32"), (-1,), "score"),
+                ]
+            ),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's own deprecations
+            mlflow.onnx.log_model(
+                onnx.load(path),
+                name="model",
+                signature=signature,
+                # Given, because MLflow would otherwise find them by running the model in a fresh process.
+                pip_requirements=["onnxruntime", "numpy", "pillow"],
+            )
+
+
+@contextlib.contextmanager
+def cell_run(project: Path, experiment: str, model: str, category: str, run_id: str | None) -> Iterator[OpenRun]:
+    """Open the run of a cell, or a new one if `run_id` is None or unknown to this store; close it whatever happens.
+
+    An exception marks the run FAILED, an interruption or SIGTERM marks it KILLED, and a run left RUNNING by a process
+    that no longer exists is marked KILLED by the next call of this function.
+    """
+    tags = {"model": model, "category": category, "stage": os.environ.get("DVC_STAGE", "")}
+    with _run(project, experiment, f"{model}-{category}", tags, run_id) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def summary_run(project: Path, experiment: str, key: str) -> Iterator[OpenRun]:
+    """Open the run that sums up a set of cells; the same set (by `key`) gets the same run again."""
+    uri, experiment_id = _prepare_store(project, experiment)
+    found = mlflow.MlflowClient(uri).search_runs([experiment_id], f"tags.summary_key = '{key}'", max_results=1)
+    run_id = found[0].info.run_id if found else None
+    with _run(project, experiment, "summary", {"summary_key": key}, run_id) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _run(project: Path, experiment: str, name: str, tags: dict[str, str], run_id: str | None) -> Iterator[OpenRun]:
+    uri, experiment_id = _prepare_store(project, experiment)
+    client = mlflow.MlflowClient(uri)
+    reap(client, experiment_id)
+    run_id = run_id if run_id and _is_known(client, run_id) else None
+    tags = {**tags, **_process_tags(), **git_tags(project)}
+    with _sigterm_exits(), _used_by_mlflow(uri):
+        # A known run is opened where it is, even if the experiment has another name by now.
+        run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)
+        try:
+            yield OpenRun(run.info.run_id, client)
+        except (KeyboardInterrupt, SystemExit):
+            mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
+            raise
+        except BaseException:
+            mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+            raise
+        mlflow.end_run()
+
+
+def reap(client: mlflow.MlflowClient, experiment_id: str) -> list[str]:
+    """Mark KILLED what is RUNNING on this machine in a process that is gone; gives the ids."""
+    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
+    dead = [run.info.run_id for run in running if _is_ours_and_dead(run)]
+    for run_id in dead:
+        client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
+    return dead
+
+
+def _is_ours_and_dead(run: Run) -> bool:
+    tags = run.data.tags
+    if tags.get("host") != socket.gethostname() or "pid" not in tags:
+        return False
+    try:
+        process = psutil.Process(int(tags["pid"]))
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True  # killed, and nobody has asked how it ended; a container may have none who would
+        # The operating system hands out process ids again; the start time tells two processes apart.
+        return abs(process.create_time() - float(tags["pid_started"])) > _CLOCK_SLACK
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _process_tags() -> dict[str, str]:
+    process = psutil.Process()
+    return {"host": socket.gethostname(), "pid": str(process.pid), "pid_started": str(process.create_time())}
+
+
+def git_tags(project: Path) -> dict[str, str]:
+    """The commit of the project's folder and whether tracked files differ from it; nothing outside git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(project), *arguments], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    # What the pipeline itself rewrites while it runs would make every run dirty.
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics")
+    return {"git_commit": commit, "git_dirty": str(bool(dirty)).lower()}
+
+
+def tracking_uri(project: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.resolve() / 'mlflow.db'}"
+
+
+def _prepare_store(project: Path, experiment: str) -> tuple[str, str]:
+    """Create the database and the experiment exactly once, however many processes ask; gives URI and experiment id."""
+    uri = tracking_uri(project)
+    try:
+        with FileLock(project / ".mlflow.lock"):
+            client = mlflow.MlflowClient(uri)
+            found = client.get_experiment_by_name(experiment)
+            if found is None:
+                remote = uri.startswith("http")  # a server has a place of its own for artifacts
+                folder = None if remote else (project.resolve() / "mlartifacts").as_uri()
+                return uri, client.create_experiment(experiment, artifact_location=folder)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())
+        raise StageError(f"tracking store {uri}: {reason}; mend it, or check MLFLOW_TRACKING_URI") from error
+    if found.lifecycle_stage == "deleted":
+        raise StageError(
+            f"experiment '{experiment}' is deleted in {uri}; restore it there (`mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}`), or change tracking.experiment in params.yaml"
+        )
+    return uri, str(found.experiment_id)
+
+
+def _is_known(client: mlflow.MlflowClient, run_id: str) -> bool:
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")  # a deleted run takes nothing more
+    except MlflowException:
+        return False
+
+
+@contextlib.contextmanager
+def _used_by_mlflow(uri: str) -> Iterator[None]:
+    """MLflow puts the URI it is to use into the environment, where another project in this process would find it."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # its annotation forgets what its code allows
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@contextlib.contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """SIGTERM ends a Python process without running its `finally` blocks; turn it into an exit that does."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        sys.exit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def serve(project: Path, port: int) -> None:
+    """Replace this process by MLflow's own server on this machine's loopback address.
+
+    Raises:
+        StageError: the runs are on a server, which has its own page.
+    """
+    uri = tracking_uri(project)
+    if uri.startswith("http"):
+        raise StageError(f"MLFLOW_TRACKING_URI is {uri}, a server with its own page: open it in a browser")
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes that nothing here uses
+    arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, *arguments, "--backend-store-uri", uri])

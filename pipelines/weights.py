@@ -1,0 +1,158 @@
+"""Pretrained weights are an input of training: from the package, from a file, or from the hub; never random.
+
+Building a model leaves its backbones random. `load_pretrained` fills every one of them or raises, so that a network
+that has learnt nothing cannot stand in for one that has.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import requests
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import anomaly_models
+from anomaly_models.common.backbones import Backbone
+from pipelines.errors import WeightsError
+
+EMBEDDED = Path(anomaly_models.__file__).parent / "weights" / "embedded_resnet18.safetensors"
+_EMBEDDED_LAYERS = 3  # stem and stages 1 to 3
+_REMEDY = "give a local file (weights: PATH), or the small backbone of this package (weights: embedded)"
+_HUB_PATIENCE = (4, 10)  # seconds to connect and to answer; the hub's own client keeps trying for the better part of 60
+_SHOWN = 3  # problems listed in a message
+
+
+def load_pretrained(model: nn.Module) -> None:
+    """Fill every `Backbone` inside `model` with the weights that it names.
+
+    Raises:
+        WeightsError: they are missing, unreachable, unreadable, or made for another architecture.
+    """
+    for module in model.modules():
+        if isinstance(module, Backbone):
+            _load(module)
+
+
+def _load(backbone: Backbone) -> None:
+    match backbone.weights:
+        case "embedded":
+            _require_embedded_architecture(backbone)
+            _fit(backbone, read_state_dict(EMBEDDED), "the embedded weights")
+        case "timm":
+            _fit(backbone, _read_from_hub(backbone), f"{backbone.name} of the hub")
+        case path:
+            _fit(backbone, read_state_dict(Path(path)), path)
+
+
+def _require_embedded_architecture(backbone: Backbone) -> None:
+    if backbone.name.partition(".")[0] != "resnet18" or max(backbone.layers) > _EMBEDDED_LAYERS:
+        raise WeightsError(
+            f"backbone {backbone.name}, layers {list(backbone.layers)}: the embedded weights are those of resnet18 "
+            f"up to layer {_EMBEDDED_LAYERS}; take these, or weights: timm, or weights: PATH"
+        )
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read names and tensors from a safetensors file, or from any other by torch, without running code from it.
+
+    Raises:
+        WeightsError: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise WeightsError(f"weights {path}: no such file; it is the path of a .safetensors or .pth state dict")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # bytes that are no checkpoint make torch's unpickler fail in any way there is
+        raise WeightsError(f"weights {path}: not a readable state dict ({_reason(error)})") from error
+    if not _is_state_dict(content):
+        found = f"a mapping of {list(content)[:_SHOWN]}" if isinstance(content, Mapping) else type(content).__name__
+        raise WeightsError(f"weights {path}: not a state dict (names and tensors), found {found}")
+    return dict(content)
+
+
+def _reason(error: Exception) -> str:
+    first_sentence = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+    return f"{type(error).__name__}: {first_sentence}"
+
+
+def _is_state_dict(content: object) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and len(content) > 0
+        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    )
+
+
+def _read_from_hub(backbone: Backbone) -> dict[str, Tensor]:
+    import timm
+
+    path = _hub_file(backbone.name)
+    try:
+        pretrained = timm.create_model(
+            backbone.name,
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(path)},
+            features_only=True,
+            out_indices=backbone.layers,
+        )
+    except (RuntimeError, SafetensorError, OSError, KeyError) as error:
+        raise WeightsError(f"weights of {backbone.name}: {path} does not load ({_reason(error)}); delete it") from error
+    return pretrained.state_dict()
+
+
+def _hub_file(name: str) -> Path:
+    """The weights of a timm model in the hub's local cache, downloaded if they are not there."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from timm.models import get_pretrained_cfg
+
+    pretrained = get_pretrained_cfg(name)
+    repository = pretrained.hf_hub_id if pretrained is not None else None
+    if repository is None:
+        raise WeightsError(f"weights of {name}: timm knows no place on the hub for them; {_REMEDY}")
+    try:
+        return Path(hf_hub_download(repository, constants.SAFETENSORS_SINGLE_FILE, local_files_only=True))
+    except LocalEntryNotFoundError:
+        _require_hub(f"{constants.ENDPOINT}/{repository}/resolve/main/{constants.SAFETENSORS_SINGLE_FILE}", name)
+    try:
+        return Path(hf_hub_download(repository, constants.SAFETENSORS_SINGLE_FILE))
+    except Exception as error:  # the client raises its own errors and those of whichever HTTP library it uses
+        raise WeightsError(f"weights of {name}: the download failed ({_reason(error)}); {_REMEDY}") from error
+
+
+def _require_hub(url: str, name: str) -> None:
+    """Ask for the file once, because the hub's client takes most of a minute to give up."""
+    try:
+        status = requests.head(url, timeout=_HUB_PATIENCE).status_code
+    except requests.RequestException as error:
+        raise WeightsError(f"weights of {name}: the hub is unreachable ({url}); {_REMEDY}") from error
+    if status >= requests.codes.bad_request:
+        raise WeightsError(f"weights of {name}: the hub answers {status} for {url}; {_REMEDY}")
+
+
+def _fit(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy what the backbone needs out of `state`, which may hold more: deeper stages, a classifier."""
+    wanted = backbone.pyramid.state_dict()
+    found = {_flat(key): value for key, value in state.items()}
+    problems = []
+    for key, own in wanted.items():
+        value = found.get(_flat(key))
+        if value is None and key.endswith("num_batches_tracked"):
+            continue  # old checkpoints lack this counter, and eval mode does not read it
+        if value is None:
+            problems.append(f"{key}: expected {tuple(own.shape)}, found none")
+        elif value.shape != own.shape:
+            problems.append(f"{key}: expected {tuple(own.shape)}, found {tuple(value.shape)}")
+        else:
+            wanted[key] = value.to(own.dtype)
+    if problems:
+        more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise WeightsError(f"{source} do not fit {backbone.name}: {'; '.join(problems[:_SHOWN])}{more}")
+    backbone.pyramid.load_state_dict(wanted)
+
+
+def _flat(key: str) -> str:
+    """One spelling for `stages.0.x`, which timm's feature pyramids call `stages_0.x` or `model.stages.0.x`."""
+    return key.removeprefix("model.").replace(".", "_")

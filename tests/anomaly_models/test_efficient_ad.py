@@ -1,0 +1,634 @@
+"""EfficientAD against the numbers of its paper, and against formulas worked by hand."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as torchvision_functional
+
+from anomaly_models.base import Batch, ModelError, Progress
+from anomaly_models.efficient_ad import (
+    CHANNELS,
+    Autoencoder,
+    ChannelStatistics,
+    EfficientAD,
+    EfficientADConfig,
+    RawMaps,
+    Student,
+    Width,
+    dropout_mask,
+    generator_on,
+    hard_feature_loss,
+    jitter,
+    num_hard,
+    patch_description_network,
+    quantiles,
+    randomly_grey,
+)
+
+SIZE = 128
+CELLS = SIZE // 4 - 8
+SETTINGS = {
+    "image_size": SIZE,
+    "batch_size": 1,
+    "width": "tiny",
+    "teacher": "teacher.safetensors",
+    "steps": 20,
+    "learning_rate": 1e-4,
+    "weight_decay": 1e-5,
+    "hard_quantile": 0.999,
+    "penalty_weight": 1.0,
+    "quantile_low": 0.9,
+    "quantile_high": 0.995,
+    "precision": "float32",
+}
+
+
+def settings(**changes: object) -> EfficientADConfig:
+    return EfficientADConfig.model_validate({**SETTINGS, **changes})
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def textures(num_images: int, seed: int, size: int = SIZE) -> Tensor:
+    """Smooth random images in [0, 1]."""
+    noise = torch.rand(num_images, 3, size // 8, size // 8, generator=seeded(seed))
+    return F.interpolate(noise, size=size, mode="bicubic").clamp(0, 1)
+
+
+def batch_of(image: Tensor, penalty: Tensor | None = None) -> Batch:
+    mask = torch.zeros(len(image), 1, *image.shape[2:])
+    return Batch(image, mask, torch.zeros(len(image), dtype=torch.bool), penalty)
+
+
+def step_at(step: int) -> Progress:
+    return Progress(step, 20, seeded(step))
+
+
+def with_teacher(config: EfficientADConfig) -> EfficientAD:
+    torch.manual_seed(0)
+    model = EfficientAD(config)
+    model.load_teacher(patch_description_network(config.width).state_dict())
+    return model
+
+
+@pytest.fixture
+def untrained() -> EfficientAD:
+    return with_teacher(settings())
+
+
+@pytest.fixture
+def prepared(untrained: EfficientAD) -> EfficientAD:
+    untrained.prepare([batch_of(textures(3, seed=1)), batch_of(textures(2, seed=2))])
+    return untrained
+
+
+@pytest.fixture
+def calibrated(prepared: EfficientAD) -> EfficientAD:
+    prepared.calibrate([batch_of(textures(3, seed=3)), batch_of(textures(1, seed=4))])
+    return prepared.eval()
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# --- networks
+
+
+@pytest.mark.parametrize(
+    ("width", "teacher", "student", "total"),
+    [("small", 2_694_144, 4_267_392, 8_057_856), ("medium", 8_026_624, 11_615_488, 20_738_432)],
+)
+def test_parameters_as_in_the_paper(width: Width, teacher: int, student: int, total: int) -> None:
+    with torch.device("meta"):
+        model = EfficientAD(settings(width=width, image_size=256))
+    assert num_parameters(model.teacher) == teacher
+    assert num_parameters(model.student) == student
+    assert num_parameters(model.autoencoder) == 1_096_320
+    assert num_parameters(model) == total
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", ["tiny", "small", "medium"])
+def test_maps_at_256_pixels(width: Width) -> None:
+    channels = CHANNELS[width]
+    with torch.device("meta"):  # shapes without the arithmetic
+        image = torch.rand(1, 3, 256, 256)
+        assert patch_description_network(width)(image).shape == (1, channels, 56, 56)
+        assert patch_description_network(width, padded=True)(image).shape == (1, channels, 64, 64)
+        assert [half.shape for half in Student(width)(image)] == [(1, channels, 56, 56)] * 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [128, 160, 256, 512])
+def test_autoencoder_has_64_numbers_at_any_size(size: int) -> None:
+    autoencoder = Autoencoder(size, channels=16)
+    image = torch.rand(1, 3, size, size)
+    assert autoencoder.encoder(image).shape == (1, 64, 1, 1)
+    assert autoencoder(image).shape == (1, 16, size // 4 - 8, size // 4 - 8)
+
+
+@torch.no_grad()
+def test_autoencoder_sizes_of_table_8() -> None:
+    autoencoder = Autoencoder(256, channels=16)
+    shapes: list[int] = []
+    for convolution in autoencoder.blocks:
+        convolution.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[-1]))
+    autoencoder(torch.rand(1, 3, 256, 256))
+    assert autoencoder.sizes == (3, 8, 15, 32, 63, 127)
+    assert shapes == [4, 9, 16, 33, 64, 128]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", ["tiny", "small", "medium"])
+def test_patch_of_33_pixels_is_one_description(width: Width) -> None:
+    assert patch_description_network(width)(torch.rand(1, 3, 33, 33)).shape[2:] == (1, 1)
+
+
+@pytest.mark.parametrize("width", ["tiny", "medium"])
+def test_receptive_field(width: Width) -> None:
+    torch.manual_seed(0)
+    network = patch_description_network(width)
+    image = torch.rand(1, 3, 80, 120, requires_grad=True)
+    network(image)[0, :, 10, 20].sum().backward()
+    assert image.grad is not None
+    seen = image.grad.abs().sum(dim=(0, 1)) > 0
+    expected = torch.zeros_like(seen)
+    expected[40:73, 80:113] = True
+    assert torch.equal(seen, expected)
+
+
+@torch.no_grad()
+def test_padded_description_is_the_unpadded_one_inside() -> None:
+    padded = patch_description_network("tiny", padded=True).double()
+    unpadded = patch_description_network("tiny").double()
+    unpadded.load_state_dict(padded.state_dict())
+    image = torch.rand(1, 3, 96, 96, dtype=torch.float64)
+    torch.testing.assert_close(padded(image)[:, :, 4:-4, 4:-4], unpadded(image), rtol=0, atol=1e-14)
+    assert (padded(image)[:, :, 3:-5, 3:-5] - unpadded(image)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_shift_by_four_pixels_is_a_shift_by_one_cell() -> None:
+    network = patch_description_network("tiny").double()
+    image = torch.rand(1, 3, 100, 100, dtype=torch.float64)
+    torch.testing.assert_close(network(image[:, :, 4:, 4:]), network(image)[:, :, 1:, 1:], rtol=0, atol=1e-14)
+
+
+@torch.no_grad()
+def test_pixel_outside_the_window_leaves_the_local_map_alone(calibrated: EfficientAD) -> None:
+    image = textures(1, seed=5)
+    changed = image.clone()
+    changed[:, :, 90:94, 100:103] = 1 - changed[:, :, 90:94, 100:103]
+    difference = (calibrated.raw_maps(image).local != calibrated.raw_maps(changed).local)[0, 0]
+    rows, columns = difference.nonzero().unbind(dim=1)
+    assert difference.any()
+    # Cell i sees pixels 4i to 4i + 32.
+    assert rows.min() * 4 + 32 >= 90
+    assert rows.max() * 4 <= 93
+    assert columns.min() * 4 + 32 >= 100
+    assert columns.max() * 4 <= 102
+    overall = (calibrated.raw_maps(image).overall != calibrated.raw_maps(changed).overall)[0, 0]
+    assert overall.sum() > difference.sum()
+
+
+# --- losses
+
+
+@pytest.mark.parametrize(("num_elements", "expected"), [(384 * 56 * 56, 1_205), (384 * 64 * 64, 1_573), (1, 1)])
+def test_number_of_hard_elements(num_elements: int, expected: int) -> None:
+    assert num_hard(num_elements, 0.999) == expected
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.999, 1.0])
+def test_hard_feature_loss_equals_the_quantile_form(quantile: float) -> None:
+    target, output = torch.randn(2, 1, 10, 21, 31, generator=seeded(0)).double()
+    difference = (target - output).square().flatten()
+    expected = difference[difference >= difference.quantile(quantile)].mean()
+    torch.testing.assert_close(hard_feature_loss(target, output, quantile), expected)
+
+
+def test_hard_feature_loss_grows_from_the_mean_squared_error() -> None:
+    target, output = torch.randn(2, 3, 8, 9, 9, generator=seeded(0))
+    losses = [hard_feature_loss(target, output, quantile) for quantile in (0.0, 0.5, 0.9, 0.99, 1.0)]
+    torch.testing.assert_close(losses[0], F.mse_loss(output, target))
+    assert losses == sorted(losses)
+
+
+def test_hard_features_are_mined_per_image() -> None:
+    target, output = torch.randn(2, 3, 8, 9, 9, generator=seeded(0))
+    output[0] *= 100  # would win every place if mined over the batch
+    alone = [hard_feature_loss(target[i : i + 1], output[i : i + 1], 0.99) for i in range(3)]
+    torch.testing.assert_close(hard_feature_loss(target, output, 0.99), torch.stack(alone).mean())
+
+
+@torch.no_grad()
+def test_student_with_the_teachers_weights_has_nothing_to_learn(prepared: EfficientAD) -> None:
+    teacher = prepared.folded().teacher
+    prepared.student.trunk.load_state_dict(teacher[:-1].state_dict())
+    prepared.student.teacher_head.load_state_dict(teacher[-1].state_dict())
+    image = textures(1, seed=6)
+    terms = next(prepared.losses(batch_of(image, textures(1, seed=7)), step_at(0)))
+    assert terms["hard_feature"] < 1e-8
+    assert prepared.raw_maps(image).local.max() < 1e-8
+
+
+def losses_of_one_pass(model: EfficientAD, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+    """Algorithm 1 literally: the whole student on each image, halves of its output taken afterwards."""
+    generator = progress.generator
+    assert batch.penalty is not None
+    mean, std = model.channel_mean, model.channel_std
+    clean = model.normalise(batch.image)
+    penalty = model.normalise(randomly_grey(batch.penalty, generator))
+    jittered = model.normalise(jitter(batch.image, generator))
+    reconstruction = model.autoencoder(jittered, generator)
+    difference = ((model.teacher(clean) - mean) / std - model.student(clean)[0]).square()
+    return {
+        "hard_feature": difference[difference >= difference.flatten().quantile(0.999)].mean(),
+        "penalty": model.student(penalty)[0].square().mean(),
+        "autoencoder": ((model.teacher(jittered) - mean) / std - reconstruction).square().mean(),
+        "student_autoencoder": (reconstruction - model.student(jittered)[1]).square().mean(),
+    }
+
+
+def test_losses_are_those_of_algorithm_1(prepared: EfficientAD) -> None:
+    batch = batch_of(textures(1, seed=6), textures(1, seed=7))
+    terms = list(prepared.losses(batch, step_at(0)))
+    expected = losses_of_one_pass(prepared, batch, step_at(0))
+    assert len(terms) == 1
+    torch.testing.assert_close(terms[0], expected)
+
+
+def test_gradients_reach_what_the_paper_says(prepared: EfficientAD) -> None:
+    batch = batch_of(textures(1, seed=6), textures(1, seed=7))
+    student, autoencoder = prepared.student, prepared.autoencoder
+    parts = {
+        "trunk": student.trunk[0].weight,
+        "teacher_head": student.teacher_head.weight,
+        "autoencoder_head": student.autoencoder_head.weight,
+        "autoencoder": autoencoder.encoder[0].weight,
+    }
+    reached = {}
+    terms = next(prepared.losses(batch, step_at(0)))
+    for name, loss in terms.items():
+        gradients = torch.autograd.grad(loss, list(parts.values()), retain_graph=True, allow_unused=True)
+        moved = zip(parts, gradients, strict=True)
+        reached[name] = {part for part, gradient in moved if gradient is not None and gradient.abs().max() > 0}
+    assert reached == {
+        "hard_feature": {"trunk", "teacher_head"},
+        "penalty": {"trunk", "teacher_head"},
+        "autoencoder": {"autoencoder"},
+        "student_autoencoder": {"trunk", "autoencoder_head", "autoencoder"},
+    }
+    sum(terms.values(), torch.zeros(())).backward()
+    assert all(parameter.grad is None for parameter in prepared.teacher.parameters())
+
+
+def test_losses_are_a_function_of_the_step(prepared: EfficientAD) -> None:
+    batch = batch_of(textures(2, seed=6), textures(2, seed=7))
+    first = next(prepared.losses(batch, step_at(3)))
+    torch.manual_seed(99)
+    again, other = (next(prepared.losses(batch, step_at(step))) for step in (3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert first["autoencoder"] != other["autoencoder"]
+    assert torch.equal(first["hard_feature"], other["hard_feature"])  # the clean image
+
+
+def test_penalty_of_weight_zero_needs_no_images() -> None:
+    model = with_teacher(settings(penalty_weight=0.0))
+    assert "penalty" not in next(model.losses(batch_of(textures(1, seed=6)), step_at(0)))
+
+
+def test_bf16_is_close_and_leaves_losses_in_float32(prepared: EfficientAD) -> None:
+    batch = batch_of(textures(1, seed=6), textures(1, seed=7))
+    exact = next(prepared.losses(batch, step_at(0)))
+    prepared.config = settings(precision="bf16")
+    rough = next(prepared.losses(batch, step_at(0)))
+    for name, loss in rough.items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(exact[name].item(), rel=0.05)
+        assert loss.item() != exact[name].item()
+
+
+def test_rate_drops_at_95_percent_of_the_steps(untrained: EfficientAD) -> None:
+    optimizer, schedule = untrained.optimizer(total_steps=20)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([1e-4] * 19 + [1e-5])
+    assert math.floor(0.95 * 70_000) == 66_500
+
+
+def test_optimizer_holds_student_and_autoencoder_only(untrained: EfficientAD) -> None:
+    optimizer, _ = untrained.optimizer(total_steps=20)
+    held = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
+    trainable = {id(parameter) for parameter in untrained.parameters() if parameter.requires_grad}
+    assert held == trainable
+    assert not held & {id(parameter) for parameter in untrained.teacher.parameters()}
+
+
+# --- images
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_jitter_is_one_of_torchvisions(seed: int) -> None:
+    image = textures(3, seed=1)
+    choices = torch.randint(3, (3,), generator=(generator := seeded(seed)))
+    factors = 0.8 + 0.4 * torch.rand(3, generator=generator)
+    functions: list[Callable[[Tensor, float], Tensor]] = [
+        torchvision_functional.adjust_brightness,
+        torchvision_functional.adjust_contrast,
+        torchvision_functional.adjust_saturation,
+    ]
+    expected = [functions[c](x, f.item()) for x, c, f in zip(image, choices, factors, strict=True)]
+    torch.testing.assert_close(jitter(image, seeded(seed)), torch.stack(expected), rtol=0, atol=1e-6)
+
+
+def test_jitter_changes_every_image_differently_and_stays_in_range() -> None:
+    image = textures(1, seed=1).expand(32, -1, -1, -1)
+    jittered = jitter(image, seeded(0))
+    assert jittered.min() >= 0
+    assert jittered.max() <= 1
+    assert len(jittered.flatten(1).unique(dim=0)) == 32
+
+
+def test_three_in_ten_penalty_images_are_grey() -> None:
+    image = torch.rand(2000, 3, 2, 2, generator=seeded(0))
+    result = randomly_grey(image, seeded(1))
+    is_grey = (result == result[:, :1]).flatten(1).all(dim=1)
+    assert is_grey.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(result[~is_grey], image[~is_grey])
+    expected = torchvision_functional.rgb_to_grayscale(image[is_grey], num_output_channels=3)
+    torch.testing.assert_close(result[is_grey], expected)
+
+
+def test_dropout_keeps_the_mean() -> None:
+    mask = dropout_mask(torch.zeros(1000, 100), seeded(0))
+    assert mask.unique().tolist() == pytest.approx([0, 1.25])
+    assert mask.mean().item() == pytest.approx(1, abs=0.01)
+
+
+def test_generator_stays_where_it_is() -> None:
+    generator = seeded(0)
+    assert generator_on(torch.device("cpu"), generator) is generator
+
+
+# --- statistics
+
+
+def test_statistics_of_a_stream_are_those_of_all() -> None:
+    # A mean of 5 with a deviation of 1e-3: mean(x^2) - mean(x)^2 in float32 would be off by half.
+    features = 5 + 1e-3 * torch.randn(7, 4, 6, 6, generator=seeded(0))
+    statistics = ChannelStatistics()
+    for part in features.split([3, 1, 2, 1]):
+        statistics.update(part)
+    exact = features.double()
+    torch.testing.assert_close(statistics.mean, exact.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(statistics.std, exact.std(dim=(0, 2, 3), correction=0))
+
+
+@torch.no_grad()
+def test_descriptions_of_the_normal_images_are_standardised(prepared: EfficientAD) -> None:
+    images = torch.cat([textures(3, seed=1), textures(2, seed=2)])
+    described = prepared._describe(prepared.normalise(images)).double()
+    torch.testing.assert_close(described.mean(dim=(0, 2, 3)), torch.zeros(128).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(described.std(dim=(0, 2, 3), correction=0), torch.ones(128).double(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_values", [2, 3, 3136, 10_001])
+def test_quantiles_are_torchs(num_values: int) -> None:
+    values = torch.randn(num_values, generator=seeded(0))
+    expected = values.quantile(torch.tensor([0.9, 0.995]))
+    torch.testing.assert_close(quantiles(values, (0.9, 0.995)), expected)
+
+
+def test_quantiles_on_eleven_numbers_worked_by_hand() -> None:
+    values = torch.arange(11.0).flip(0)
+    assert quantiles(values, (0.9, 0.95)).tolist() == pytest.approx([9.0, 9.5])
+
+
+def test_quantiles_have_no_limit_of_elements() -> None:
+    values = torch.arange(2**24 + 3, dtype=torch.float32)
+    assert quantiles(values, (0.5, 1.0)).tolist() == pytest.approx([2**23 + 1, 2**24 + 2])
+
+
+# --- maps
+
+
+@torch.no_grad()
+def test_held_out_quantiles_become_0_and_a_tenth(calibrated: EfficientAD) -> None:
+    holdout = torch.cat([textures(3, seed=3), textures(1, seed=4)])
+    for row, cells in zip(calibrated.map_quantiles, calibrated.raw_maps(holdout), strict=True):
+        low, high = row
+        normalised = 0.1 * (cells.flatten() - low) / (high - low)
+        assert normalised.quantile(0.9).item() == pytest.approx(0, abs=1e-5)
+        assert normalised.quantile(0.995).item() == pytest.approx(0.1, abs=1e-5)
+
+
+@torch.no_grad()
+def test_normalisation_of_four_pixels_worked_by_hand(calibrated: EfficientAD, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrated.map_quantiles.copy_(torch.tensor([[1.0, 3.0], [10.0, 20.0]]))
+    local = torch.full((1, 1, CELLS, CELLS), 1.0)
+    overall = torch.full((1, 1, CELLS, CELLS), 10.0)
+    local[0, 0, 8:10, 8:10] = torch.tensor([[1.0, 3.0], [5.0, 0.0]])
+    overall[0, 0, 8:10, 8:10] = torch.tensor([[20.0, 10.0], [20.0, 10.0]])
+    monkeypatch.setattr(calibrated, "raw_maps", lambda _image: RawMaps(local, overall))
+    cells = torch.zeros(1, 1, 32, 32)
+    cells[0, 0, 12:14, 12:14] = torch.tensor([[0.05, 0.05], [0.15, -0.025]])
+    expected = F.interpolate(cells, size=SIZE, mode="bilinear")
+    prediction = calibrated(torch.zeros(1, 3, SIZE, SIZE))
+    torch.testing.assert_close(prediction.anomaly_map, expected)
+    torch.testing.assert_close(prediction.score, expected.max().reshape(1))
+
+
+@torch.no_grad()
+def test_images_alone_score_as_in_a_batch(calibrated: EfficientAD) -> None:
+    images = textures(3, seed=8)
+    together = calibrated(images)
+    assert together.anomaly_map.shape == (3, 1, SIZE, SIZE)
+    assert together.score.shape == (3,)
+    for i in range(3):
+        alone = calibrated(images[i : i + 1])
+        torch.testing.assert_close(alone.anomaly_map[0], together.anomaly_map[i], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_mode_does_not_matter_outside_of_losses(calibrated: EfficientAD) -> None:
+    image = textures(1, seed=8)
+    evaluated = calibrated(image)
+    assert torch.equal(calibrated.train()(image).anomaly_map, evaluated.anomaly_map)
+
+
+@torch.no_grad()
+def test_scaling_the_teacher_changes_nothing(prepared: EfficientAD) -> None:
+    image = textures(1, seed=8)
+    before = prepared.raw_maps(image).local
+    prepared.teacher[-1].weight.mul_(7)
+    prepared.teacher[-1].bias.mul_(7)
+    prepared.prepare([batch_of(textures(3, seed=1)), batch_of(textures(2, seed=2))])
+    torch.testing.assert_close(prepared.raw_maps(image).local, before, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_state_is_the_whole_model(calibrated: EfficientAD) -> None:
+    torch.manual_seed(1)
+    restored = EfficientAD(settings()).eval()
+    restored.load_state_dict(calibrated.state_dict())
+    image = textures(2, seed=8)
+    assert torch.equal(restored(image).anomaly_map, calibrated(image).anomaly_map)
+    assert bool(restored.teacher_loaded)
+
+
+@torch.no_grad()
+def test_folded_is_the_same_function(calibrated: EfficientAD) -> None:
+    before = copy.deepcopy(calibrated.state_dict())
+    image = textures(2, seed=8)
+    expected, found = calibrated(image), calibrated.folded()(image)
+    scale = expected.anomaly_map.abs().max().item()
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-5 * scale)
+    torch.testing.assert_close(found.score, expected.score, rtol=1e-5, atol=0)
+    assert all(torch.equal(before[name], value) for name, value in calibrated.state_dict().items())
+
+
+def exported(model: nn.Module, path: Path) -> onnxruntime.InferenceSession:
+    torch.onnx.export(
+        model,
+        (torch.rand(2, 3, SIZE, SIZE),),
+        path,
+        input_names=["image"],
+        output_names=["anomaly_map", "score"],
+        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+def test_onnx_of_the_folded_model(calibrated: EfficientAD, tmp_path: Path) -> None:
+    session = exported(calibrated.folded(), tmp_path / "model.onnx")
+    nodes = onnx.load(tmp_path / "model.onnx").graph.node
+    assert sum(node.op_type == "Conv" for node in nodes) == 4 + 4 + 14
+    for batch_size in (1, 4):
+        image = textures(batch_size, seed=9)
+        anomaly_map, score = session.run(None, {"image": image.numpy()})
+        expected = calibrated(image)
+        np.testing.assert_allclose(anomaly_map, expected.anomaly_map.numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(score, expected.score.numpy(), rtol=0, atol=1e-4)
+
+
+# --- what users can get wrong
+
+
+@pytest.mark.parametrize("size", [100, 96, 250])
+def test_image_size_must_fit_the_autoencoder(size: int) -> None:
+    with pytest.raises(ValidationError, match=f"EfficientAD needs a multiple of 32, at least 128; found {size}"):
+        settings(image_size=size)
+
+
+def test_quantiles_must_ascend() -> None:
+    with pytest.raises(ValidationError, match=r"quantile_low must be below quantile_high; found 0.995 and 0.9"):
+        settings(quantile_low=0.995, quantile_high=0.9)
+
+
+def test_no_teacher() -> None:
+    with pytest.raises(ModelError, match="EfficientAD has no teacher"):
+        EfficientAD(settings()).prepare([batch_of(textures(1, seed=1))])
+
+
+def test_teacher_of_another_width() -> None:
+    state = patch_description_network("small").state_dict()
+    with pytest.raises(ModelError, match=r"do not fit width tiny: conv1.bias should be \(32,\), found \(128,\)"):
+        EfficientAD(settings()).load_teacher(state)
+
+
+def test_something_that_is_no_teacher() -> None:
+    with pytest.raises(ModelError, match=r"conv1.bias should be \(32,\), found nothing"):
+        EfficientAD(settings()).load_teacher({"layer1.weight": torch.zeros(1)})
+
+
+def test_no_normal_images(untrained: EfficientAD) -> None:
+    with pytest.raises(ModelError, match="no normal images"):
+        untrained.prepare([])
+
+
+def test_constant_training_images(untrained: EfficientAD) -> None:
+    with pytest.raises(ModelError, match="the normal images are constant"):
+        untrained.prepare([batch_of(torch.full((2, 3, SIZE, SIZE), 0.5))])
+
+
+@pytest.mark.parametrize("num_images", [0, 1])
+def test_too_few_held_out_images(prepared: EfficientAD, num_images: int) -> None:
+    holdout = [batch_of(textures(1, seed=1))] * num_images
+    with pytest.raises(ModelError, match=f"two or more held-out normal images to calibrate; found {num_images}"):
+        prepared.calibrate(holdout)
+
+
+def test_constant_held_out_images(prepared: EfficientAD) -> None:
+    with pytest.raises(ModelError, match=r"quantiles 0.9 and 0.995 of the local map coincide"):
+        prepared.calibrate([batch_of(torch.full((2, 3, SIZE, SIZE), 0.5))])
+
+
+def test_no_penalty_images(prepared: EfficientAD) -> None:
+    with pytest.raises(ModelError, match=r"penalty_weight is 1.0, but there are no penalty images"):
+        next(prepared.losses(batch_of(textures(1, seed=6)), step_at(0)))
+
+
+# --- learning
+
+
+def parts(num_images: int, seed: int) -> Tensor:
+    """One smooth pattern of low contrast, with fresh grain on every image."""
+    pattern = 0.3 + 0.4 * textures(1, seed=0)
+    return (pattern + 0.05 * torch.randn(num_images, 3, SIZE, SIZE, generator=seeded(seed))).clamp(0, 1)
+
+
+def train(model: EfficientAD, images: Tensor, steps: int) -> list[float]:
+    """The loss of each step."""
+    optimizer, schedule = model.optimizer(steps)
+    losses = []
+    for step in range(steps):
+        image = images[step % len(images)].unsqueeze(0)
+        noise = torch.rand(1, 3, SIZE, SIZE, generator=seeded(step))
+        terms = next(model.losses(batch_of(image, noise), Progress(step, steps, seeded(step))))
+        loss = torch.stack(list(terms.values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.slow
+def test_pasted_blob_scores_above_clean_images() -> None:
+    """A random teacher and drawn parts show that training, calibration and localisation fit together."""
+    model = with_teacher(settings())
+    model.prepare([batch_of(parts(20, seed=1))])
+    losses = train(model, parts(20, seed=1), steps=150)
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    model.calibrate([batch_of(parts(4, seed=2))])
+    defective = parts(1, seed=3)
+    defective[:, :, 50:74, 60:84] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    with torch.no_grad():
+        prediction = model(defective)
+        clean = model(parts(6, seed=4))
+    assert prediction.score.item() > clean.score.max().item()
+    row, column = divmod(int(prediction.anomaly_map.argmax()), SIZE)
+    assert 50 <= row < 74
+    assert 60 <= column < 84

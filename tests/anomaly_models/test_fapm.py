@@ -1,0 +1,363 @@
+"""The acceptance facts of the method, on a tiny random network: they are about geometry, not about accuracy."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from einops import rearrange
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional as F
+
+from anomaly_models.base import Batch, ModelError
+from anomaly_models.common.memory_bank import MemoryBank
+from anomaly_models.fapm import FAPM, FAPMConfig, enlarge, far_patches, image_score
+
+SIDE = 64  # maps of 16 x 16 and 8 x 8, cut into 4 x 4 patches of 4 x 4 and 2 x 2 positions
+TINY: dict[str, Any] = {
+    "image_size": SIDE,
+    "batch_size": 4,
+    "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
+    "crop": SIDE,
+    "grid": 4,
+    "coreset_ratio": 0.1,
+    "adaptive_ratio": 2,
+    "far_rule": {"name": "mean"},
+    "neighbours": 4,
+    "coarse_layout": "geometric",
+    "image_score": "released",
+    "blur_sigma": 4.0,
+}
+
+
+def config(**changes: Any) -> FAPMConfig:
+    return FAPMConfig.model_validate(TINY | changes)
+
+
+def images(number: int, seed: int, side: int = SIDE) -> Tensor:
+    return torch.rand(number, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(image: Tensor) -> Iterator[Batch]:
+    for part in torch.split(image, 4):
+        yield Batch(part, torch.zeros_like(part[:, :1]), torch.zeros(len(part), dtype=torch.bool))
+
+
+def fitted(train: Tensor, **changes: Any) -> FAPM:
+    torch.manual_seed(0)
+    model = FAPM(config(**changes))
+    model.prepare(batches(train))
+    return model.eval()
+
+
+def bank(model: FAPM, layer: int) -> MemoryBank:
+    found = model.banks[layer]
+    assert isinstance(found, MemoryBank)
+    return found
+
+
+def bank_rows(model: FAPM, layer: int, patch: int) -> Tensor:
+    memory = bank(model, layer)
+    return memory.vectors[patch, :, : int(memory.count[patch])].T + memory.centre[patch]
+
+
+@pytest.fixture(scope="module")
+def train() -> Tensor:
+    # Blocks of different contrast, so that patches differ in spread.
+    contrast = F.interpolate(torch.linspace(0.05, 1, 16).view(1, 1, 4, 4), scale_factor=16)
+    return (images(10, seed=1) - 0.5) * contrast + 0.5
+
+
+@pytest.fixture(scope="module")
+def test() -> Tensor:
+    return images(5, seed=2)
+
+
+@pytest.fixture(scope="module")
+def model(train: Tensor) -> FAPM:
+    return fitted(train)
+
+
+# Layout
+
+
+def test_the_papers_layout_is_seven_by_seven_patches_of_16_and_4_positions() -> None:
+    backbone = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [2, 3]}
+    with torch.device("meta"):
+        model = FAPM(config(image_size=256, crop=224, grid=7, backbone=backbone))
+        fine, coarse = model.features(torch.zeros(2, 3, 256, 256, device="meta"))
+    assert model.sides == (28, 14)
+    assert model.by_patch(fine).shape == (49, 2 * 16, 512)
+    assert model.by_patch(coarse).shape == (49, 2 * 4, 1024)
+
+
+def test_positions_belong_to_the_patch_that_covers_them(model: FAPM) -> None:
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
+    patch = 4 * (rows // 4) + columns // 4
+    grouped = model.by_patch(patch.expand(3, 1, 16, 16))
+    assert torch.equal(grouped, torch.arange(16).view(16, 1, 1).expand(16, 3 * 16, 1))
+
+
+def test_partition_has_an_inverse(model: FAPM) -> None:
+    features = images(2, seed=0, side=16)
+    grouped = model.by_patch(features)
+    back = rearrange(grouped, "(gh gw) (b h w) d -> b d (gh h) (gw w)", gh=4, gw=4, h=4, w=4)
+    assert torch.equal(back, features)
+
+
+def test_geometric_layout_is_nearest_interpolation() -> None:
+    scores = torch.rand(2, 3, 5, 2, 2)
+    expected = F.interpolate(scores.flatten(0, 2)[:, None], scale_factor=2, mode="nearest").view(2, 3, 5, 4, 4)
+    assert torch.equal(enlarge(scores, 2, "geometric"), expected)
+
+
+def test_released_layout_puts_the_quadrants_on_rows() -> None:
+    scores = torch.arange(4.0).view(1, 1, 1, 2, 2)
+    assert enlarge(scores, 2, "released")[0, 0, 0].tolist() == [[float(row)] * 4 for row in range(4)]
+
+
+def test_zeros_beyond_the_border_count_in_the_average(model: FAPM) -> None:
+    image = images(1, seed=3)
+    raw = model.backbone(image)[0]
+    averaged = model.features(image)[0]
+    torch.testing.assert_close(averaged[..., 0, 0], raw[..., :2, :2].sum((2, 3)) / 9)
+
+
+# Coreset
+
+
+def test_banks_hold_training_vectors_of_their_own_patch(model: FAPM, train: Tensor) -> None:
+    for layer, features in enumerate(model.features(train)):
+        vectors = model.by_patch(features)
+        for patch in range(16):
+            assert torch.cdist(bank_rows(model, layer, patch), vectors[patch]).amin(1).max() < 1e-3
+
+
+def test_bank_sizes_follow_the_ratios(model: FAPM) -> None:
+    assert model.bank_sizes(160) == (16, 32)
+    assert model.bank_sizes(20) == (4, 8)  # never fewer than the neighbours
+    assert model.bank_sizes(6) == (4, 6)  # never more than there are
+    for layer, (near, far) in enumerate([(16, 32), (4, 8)]):
+        sizes = torch.where(model.far[layer], far, near)
+        assert torch.equal(bank(model, layer).count, sizes)
+
+
+def test_far_patches_are_those_of_large_radius(model: FAPM) -> None:
+    for near_radius, radius, far in zip(model.near_radius, model.radius, model.far, strict=True):
+        assert torch.equal(far, near_radius > near_radius.mean())
+        assert 0 < far.sum() < 16
+        assert (radius[far] <= near_radius[far]).all()
+        assert torch.equal(radius[~far], near_radius[~far])
+        assert near_radius[far].min() > near_radius[~far].max()
+
+
+def test_radius_is_the_largest_distance_of_a_training_vector(model: FAPM, train: Tensor) -> None:
+    for layer, features in enumerate(model.features(train)):
+        distance = bank(model, layer)(model.by_patch(features), 1).amax(dim=(1, 2))
+        torch.testing.assert_close(distance, model.radius[layer], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("changes", [{"coreset_ratio": 0.2}, {"adaptive_ratio": 4}, {"far_rule": {"name": "all"}}])
+def test_more_memory_never_raises_a_distance(
+    model: FAPM, train: Tensor, test: Tensor, changes: dict[str, object]
+) -> None:
+    larger = fitted(train, **changes)
+    assert (larger.distances(larger.features(test)) <= model.distances(model.features(test)) + 1e-5).all()
+
+
+def test_preparing_twice_gives_the_same_memory(model: FAPM, train: Tensor) -> None:
+    again = fitted(train)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"name": "mean"}, [False, False, False, True]),
+        ({"name": "median"}, [False, False, True, True]),
+        ({"name": "quantile", "value": 0.9}, [False, False, False, True]),
+        ({"name": "mean_std", "value": -0.5}, [False, True, True, True]),
+        ({"name": "none"}, [False] * 4),
+        ({"name": "all"}, [True] * 4),
+    ],
+)
+def test_far_rules(rule: dict[str, object], expected: list[bool]) -> None:
+    # mean 4, standard deviation 3.5, median 2.5
+    assert far_patches(torch.tensor([1.0, 2.3, 2.7, 10.0]), config(far_rule=rule).far_rule).tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["mean", "median"])
+def test_no_patch_is_far_when_all_spread_alike(name: str) -> None:
+    assert not far_patches(torch.full((49,), 0.1), config(far_rule={"name": name}).far_rule).any()
+
+
+def test_identical_images_leave_a_memory_that_works(test: Tensor) -> None:
+    flat = torch.full((4, 3, SIDE, SIDE), 0.5)
+    prediction = fitted(flat)(torch.cat([flat[:1], test[:1]]))
+    assert prediction.anomaly_map.isfinite().all()
+    assert prediction.score[0] < 1e-2 < prediction.score[1]
+
+
+# Scores
+
+
+def test_distances_are_the_sum_over_layers_of_the_own_patchs(model: FAPM, test: Tensor) -> None:
+    fine, coarse = model.features(test)
+    found = model.distances([fine, coarse])
+    for image, u, v in [(0, 0, 0), (1, 5, 14), (2, 15, 15), (4, 7, 8), (3, 10, 3)]:
+        patch = 4 * (u // 4) + v // 4
+        expected = torch.zeros(4, dtype=torch.double)
+        for layer, query in enumerate([fine[image, :, u, v], coarse[image, :, u // 2, v // 2]]):
+            distance = (bank_rows(model, layer, patch).double() - query.double()).norm(dim=1)
+            expected += distance.sort().values[:4]
+        torch.testing.assert_close(found[image, :, u, v].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_removing_a_layer_removes_its_term(model: FAPM, train: Tensor, test: Tensor) -> None:
+    both = model.distances(model.features(test))
+    fine = fitted(train, backbone=TINY["backbone"] | {"layers": [1]})
+    fine.backbone.load_state_dict(model.backbone.state_dict(), strict=False)
+    fine.prepare(batches(train))
+    coarse = enlarge(
+        rearrange(bank(model, 1)(model.by_patch(model.features(test)[1]), 4), "p (b h w) k -> b k p h w", h=2, w=2),
+        2,
+        "geometric",
+    )
+    coarse = rearrange(coarse, "b k (gh gw) h w -> b k (gh h) (gw w)", gh=4)
+    torch.testing.assert_close(both - coarse, fine.distances(fine.features(test)), rtol=0, atol=1e-5)
+
+
+def test_training_images_lie_within_the_radii(model: FAPM, train: Tensor) -> None:
+    nearest = model.distances(model.features(train))[:, 0]
+    bound = rearrange(model.radius.sum(0), "(gh gw) -> gh gw", gh=4).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert (nearest <= bound + 1e-4).all()
+
+
+def test_patches_do_not_influence_one_another(model: FAPM, test: Tensor) -> None:
+    fine, coarse = model.features(test)
+    other_fine, other_coarse = fine + 1, coarse + 1
+    other_fine[..., 4:8, 8:12], other_coarse[..., 2:4, 4:6] = fine[..., 4:8, 8:12], coarse[..., 2:4, 4:6]
+    before, after = model.distances([fine, coarse]), model.distances([other_fine, other_coarse])
+    changed = (before - after).abs().amax(dim=(0, 1)) > 1e-5
+    assert not changed[4:8, 8:12].any()
+    assert changed.sum() == 16 * 16 - 16
+
+
+def test_memories_of_two_patches_are_not_exchangeable(model: FAPM, train: Tensor, test: Tensor) -> None:
+    shuffled = fitted(train)
+    for name in ("centre", "vectors", "squared_norm", "count"):
+        memory = bank(shuffled, 0)
+        setattr(memory, name, getattr(memory, name).flip(0))
+    assert not torch.allclose(shuffled(test).anomaly_map, model(test).anomaly_map, rtol=0.01)
+
+
+def test_a_shift_by_one_patch_changes_the_scores(model: FAPM, train: Tensor) -> None:
+    assert (model(train.roll(16, dims=3)).score > model(train).score).all()
+
+
+def test_a_batch_is_its_images(model: FAPM, test: Tensor) -> None:
+    together = model(test)
+    for index in range(len(test)):
+        alone = model(test[index : index + 1])
+        torch.testing.assert_close(alone.anomaly_map[0], together.anomaly_map[index], rtol=0, atol=1e-5)
+        torch.testing.assert_close(alone.score[0], together.score[index], rtol=0, atol=1e-5)
+
+
+def test_map_is_zero_outside_the_crop(train: Tensor, test: Tensor) -> None:
+    anomaly_map = fitted(train, crop=48, grid=2)(test).anomaly_map
+    assert anomaly_map.shape == (5, 1, SIDE, SIDE)
+    inside = F.pad(torch.ones(48, 48, dtype=torch.bool), (8, 8, 8, 8))
+    assert (anomaly_map[..., inside] > 0).all()
+    assert (anomaly_map[..., ~inside] == 0).all()
+
+
+def test_a_grid_of_one_is_one_memory_per_layer(train: Tensor) -> None:
+    model = fitted(train, grid=1, far_rule={"name": "none"})
+    assert model.far.shape == (2, 1)
+    assert bank(model, 0).count.tolist() == [10 * 256 // 10]
+
+
+def test_image_scores_by_hand() -> None:
+    nearest_last = torch.tensor([2.0, 2.2, 2.5, 3.0]).view(1, 4, 1, 1)
+    distances = torch.cat([nearest_last * 0.5, nearest_last], dim=3)  # the second position is the farthest
+    assert image_score(distances, "max").item() == 2
+    assert image_score(distances, "released").item() == pytest.approx(2 * 0.587, abs=1e-3)
+    assert image_score(distances, "patchcore").item() == pytest.approx(2 * 0.848, abs=1e-3)
+
+
+def test_released_score_is_bounded_and_not_scale_free() -> None:
+    distances = torch.rand(6, 4, 5, 5).sort(dim=1).values + 0.1
+    highest = image_score(distances, "max")
+    score = image_score(distances, "released")
+    assert (score >= 0).all()
+    assert (score <= 0.75 * highest + 1e-6).all()
+    equal = torch.full((1, 4, 2, 2), 3.0)
+    assert image_score(equal, "released").item() == pytest.approx(0.75 * 3)
+    assert not torch.allclose(image_score(5 * distances, "released"), 5 * score, rtol=0.01)
+    assert image_score(1e4 * distances, "released").isfinite().all()
+
+
+def test_score_comes_from_the_map_before_smoothing(model: FAPM, test: Tensor) -> None:
+    prediction = model(test)
+    distances = model.distances(model.features(test))
+    assert torch.equal(prediction.score, image_score(distances, "released"))
+    assert (prediction.anomaly_map.amax(dim=(1, 2, 3)) < distances[:, 0].amax(dim=(1, 2))).all()
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"crop": 65}, "crop must be at most image_size, found 65 of 64"),
+        ({"crop": 16, "blur_sigma": 5.0}, "blur_sigma 5.0 reaches beyond a map of 16 pixels"),
+        ({"neighbours": 1}, "greater than or equal to 2"),
+        ({"coreset_ratio": 0.0}, "greater than 0"),
+        ({"coreset_ratio": 1.5}, "less than or equal to 1"),
+        ({"adaptive_ratio": 0}, "greater than 0"),
+        ({"far_rule": {"name": "quantile", "value": 1.2}}, "less than 1"),
+        ({"far_rule": {"name": "mean", "value": 1.2}}, "Extra inputs"),
+        ({"far_rule": {"name": "mode"}}, "'mean', 'median', 'none', 'all', 'quantile', 'mean_std'"),
+        ({"image_score": "mean"}, "'released', 'max' or 'patchcore'"),
+        ({"coarse_layout": "rows"}, "'geometric' or 'released'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        config(**changes)
+
+
+def test_every_setting_must_be_given() -> None:
+    assert all(field.is_required() for field in FAPMConfig.model_fields.values())
+
+
+def test_settings_survive_json() -> None:
+    settings = config(far_rule={"name": "quantile", "value": 0.9})
+    assert FAPMConfig.model_validate(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"grid": 7}, "sides of the feature maps, 16 and 8 for crop 64, found 7; take one of 1, 2, 4, 8"),
+        (
+            {"crop": 60},
+            "multiple of 8, the stride of the deepest layer of test_resnet, found 60; the nearest are 56 and 64",
+        ),
+    ],
+)
+def test_grids_that_do_not_fit_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        FAPM(config(**changes))
+
+
+def test_too_few_vectors_are_refused(train: Tensor) -> None:
+    with pytest.raises(ModelError, match="3 vectors per patch in the normal images and needs 4"):
+        fitted(train[:3], grid=8)
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ModelError, match="no normal image"):
+        FAPM(config()).prepare([])

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch import Tensor
+
+from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
+
+
+@pytest.fixture
+def features() -> Tensor:
+    return torch.randn(120, 16, generator=torch.Generator().manual_seed(0)) + 5
+
+
+def brute_force(features: Tensor, size: int) -> tuple[list[int], list[float]]:
+    """Section 3.1 as it is written, in double precision."""
+    exact = features.double()
+    nearest = (exact - exact[0]).norm(dim=1)
+    indices, radii = [0], [float(nearest.max())]
+    while len(indices) < size:
+        indices.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, (exact - exact[indices[-1]]).norm(dim=1))
+        radii.append(float(nearest.max()))
+    return indices, radii
+
+
+def bank_of(*groups: Tensor) -> MemoryBank:
+    bank = MemoryBank(len(groups), groups[0].shape[1])
+    bank.fill(groups)
+    return bank
+
+
+def test_greedy_is_the_published_algorithm(features: Tensor) -> None:
+    indices, radii = greedy_coreset(features, 40)
+    expected_indices, expected_radii = brute_force(features, 40)
+    assert indices.tolist() == expected_indices
+    torch.testing.assert_close(radii, torch.tensor(expected_radii), rtol=1e-5, atol=0)
+
+
+def test_greedy_starts_at_the_first_vector_and_repeats_none(features: Tensor) -> None:
+    indices, radii = greedy_coreset(features, len(features))
+    assert indices[0] == 0
+    assert sorted(indices.tolist()) == list(range(len(features)))
+    assert (radii.diff() <= 0).all()
+    assert radii[-1] == 0 < radii[-2]
+
+
+def test_smaller_coresets_are_prefixes(features: Tensor) -> None:
+    indices, radii = greedy_coreset(features, 30)
+    shorter_indices, shorter_radii = greedy_coreset(features, 11)
+    assert torch.equal(indices[:11], shorter_indices)
+    assert torch.equal(radii[:11], shorter_radii)
+
+
+def test_centres_are_at_least_a_radius_apart(features: Tensor) -> None:
+    indices, radii = greedy_coreset(features, 25)
+    apart = torch.pdist(features[indices]).min()
+    assert apart >= radii[-2] - 1e-5
+    assert radii[-2] >= radii[-1]
+
+
+def test_duplicates_are_covered_exactly() -> None:
+    distinct = torch.randn(5, 512, generator=torch.Generator().manual_seed(1)) * 3 + 40
+    indices, radii = greedy_coreset(distinct.repeat(30, 1), 12)
+    assert len(set(indices[:5].tolist())) == 5
+    assert set((indices[:5] % 5).tolist()) == set(range(5))
+    assert indices[5:].tolist() == [0] * 7  # every distinct vector is chosen: the first is repeated
+    assert (radii[:4] > 0).all()
+    assert (radii[4:] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 7.3])
+def test_identical_vectors_need_one_centre(value: float) -> None:
+    indices, radii = greedy_coreset(torch.full((20, 64), value), 4)
+    assert indices.tolist() == [0, 0, 0, 0]
+    assert radii.tolist() == [0, 0, 0, 0]
+
+
+def test_covering_radius_is_the_largest_distance_to_the_bank(features: Tensor) -> None:
+    indices, radii = greedy_coreset(features, 20)
+    distance = bank_of(features[indices])(features[None], 1)
+    torch.testing.assert_close(distance.max(), radii[-1], rtol=1e-5, atol=0)
+
+
+def test_distances_are_those_of_cdist_within_each_group(features: Tensor) -> None:
+    groups = [features[:50], features[50:57], features[57:]]
+    queries = torch.randn(3, 9, 16) + 5
+    distance = bank_of(*groups)(queries, 4)
+    for group, query, found in zip(groups, queries, distance, strict=True):
+        expected = torch.cdist(query.double(), group.double()).sort(dim=1).values[:, :4]
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_pad_rows_are_never_the_nearest(scale: float) -> None:
+    short, long = torch.randn(4, 8) * scale, torch.randn(90, 8) * scale
+    far_away = torch.full((2, 1, 8), 1e5 * scale)
+    distance = bank_of(short, long)(far_away, 4)
+    expected = torch.cdist(far_away[0], short).sort(dim=1).values
+    torch.testing.assert_close(distance[0], expected, rtol=1e-3, atol=0)
+
+
+def test_stored_vectors_are_at_distance_zero_far_from_the_origin() -> None:
+    stored = torch.randn(60, 512, generator=torch.Generator().manual_seed(2)) + 100
+    assert bank_of(stored)(stored[None], 1).max() < 2e-3 * torch.pdist(stored).min()
+
+
+def test_distances_scale_with_the_features(features: Tensor) -> None:
+    queries = features[None, :10] + 1
+    torch.testing.assert_close(bank_of(3 * features[20:])(3 * queries, 4), 3 * bank_of(features[20:])(queries, 4))
+
+
+def test_a_larger_bank_never_raises_a_distance(features: Tensor) -> None:
+    queries = torch.randn(1, 30, 16) + 5
+    smaller, larger = bank_of(features[:40])(queries, 4), bank_of(features)(queries, 4)
+    assert (larger <= smaller + 1e-5).all()
+
+
+def test_order_of_the_stored_vectors_does_not_matter(features: Tensor) -> None:
+    queries = torch.randn(1, 30, 16) + 5
+    shuffled = features[torch.randperm(len(features))]
+    torch.testing.assert_close(bank_of(features)(queries, 4), bank_of(shuffled)(queries, 4), rtol=0, atol=1e-5)
+
+
+def test_stays_in_single_precision_under_autocast(features: Tensor) -> None:
+    bank, queries = bank_of(features), features[None, :5] + 0.1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(bank(queries, 2), bank(queries, 2).float())
+        inside = bank(queries, 2)
+    assert torch.equal(inside, bank(queries, 2))
+
+
+def test_an_empty_bank_takes_the_saved_shape(features: Tensor) -> None:
+    filled = bank_of(features[:50], features[50:57])
+    fresh = MemoryBank(2, 16)
+    fresh.load_state_dict(filled.state_dict())
+    assert fresh.count.tolist() == [50, 7]
+    assert torch.equal(fresh(features.expand(2, -1, -1), 3), filled(features.expand(2, -1, -1), 3))
+
+
+def test_a_bank_of_other_groups_does_not_load(features: Tensor) -> None:
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        MemoryBank(3, 16).load_state_dict(bank_of(features[:50], features[50:57]).state_dict())

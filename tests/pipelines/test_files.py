@@ -1,0 +1,178 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from pytest import mark, raises
+
+from pipelines.files import DiskFull, atomic_file, atomic_folder, read_json, reporting_full_disk, write_json
+
+ROOT = Path(__file__).parents[2]
+
+# A limit on the size of a file is what an ordinary user can set; it looks like a full disk to the program.
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from pipelines.files import DiskFull, atomic_file, atomic_folder, write_json
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+folder, what = Path(sys.argv[1]), sys.argv[2]
+try:
+    if what == "file":
+        with atomic_file(folder / "a.bin") as temporary:
+            temporary.write_bytes(bytes(20_000))
+    elif what == "json":
+        write_json(folder / "a.json", ["x" * 20_000])
+    else:
+        with atomic_folder(folder / "sub") as temporary:
+            write_json(temporary / "a.json", ["x" * 20_000])
+except DiskFull as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_takes_its_name_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.txt"
+    with atomic_file(target) as temporary:
+        temporary.write_text("new")
+        assert not target.exists()
+        assert temporary.suffix == ".txt"  # some writers choose the format by it
+    assert target.read_text() == "new"
+    assert names(target.parent) == ["a.txt"]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+@mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with raises(error), atomic_file(target) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    for name in ("first", "second"):
+        with atomic_folder(target) as temporary:
+            (temporary / name).write_text(name)
+    assert names(target) == ["second"]
+    assert names(target.parent) == ["out"]
+
+
+@mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_folder_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a.txt").write_text("old")
+    with raises(error), atomic_folder(target) as temporary:
+        (temporary / "a.txt").write_text("new")
+        raise error
+    assert (target / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_leftovers_of_a_killed_process_are_swept_away(tmp_path: Path) -> None:
+    for leftover in (".out.partial", ".out.old"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "half").write_text("half")
+    with atomic_folder(tmp_path / "out") as temporary:
+        assert names(temporary) == []
+        (temporary / "whole").write_text("whole")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["whole"]
+
+
+def test_the_old_folder_is_never_half_deleted(tmp_path: Path) -> None:
+    """Killed without warning at the last moment: one of old and new is whole, the other not there."""
+    code = """
+import os, sys
+from pathlib import Path
+from pipelines.files import atomic_folder
+import shutil
+original = shutil.rmtree
+def dying(path, *args, **kwargs):
+    if Path(path).exists():
+        os._exit(9)  # in the middle of deleting
+    original(path, *args, **kwargs)
+with atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "a").write_text("new")
+    (temporary / "b").write_text("new")
+    shutil.rmtree = dying
+"""
+    target = tmp_path / "out"
+    target.mkdir()
+    for name in ("a", "b"):
+        (target / name).write_text("old")
+    assert subprocess.run([sys.executable, "-c", code, target], cwd=ROOT, check=False).returncode == 9
+    assert [(target / name).read_text() for name in ("a", "b")] == ["new", "new"]
+    with atomic_folder(target) as temporary:
+        (temporary / "c").write_text("newer")
+    assert names(tmp_path) == ["out"]
+    assert names(target) == ["c"]
+
+
+@mark.parametrize(("what", "named"), [("file", "a.bin"), ("json", "a.json"), ("folder", "sub")])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, what: str, named: str) -> None:
+    for name in ("a.bin", "a.json"):
+        (tmp_path / name).write_text("old")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.json").write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path, what], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: {tmp_path / named}: File too large; nothing was kept of it: free some space and run again\n"
+    )
+    assert names(tmp_path) == ["a.bin", "a.json", "sub"]
+    assert {path.read_text() for path in tmp_path.rglob("*.*")} == {"old"}
+
+
+@mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_no_space_left_is_recognised(tmp_path: Path) -> None:
+    with raises(DiskFull, match="^somewhere: No space left on device; nothing was kept of it"):  # noqa: SIM117
+        with reporting_full_disk(Path("somewhere")), Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+
+
+def test_no_space_left_is_recognised_below_another_exception() -> None:
+    with raises(DiskFull, match="^somewhere: "), reporting_full_disk(Path("somewhere")):
+        try:
+            raise OSError(28, os.strerror(28))
+        except OSError:
+            raise RuntimeError("unexpected pos 1024 vs 918")  # noqa: B904
+
+
+def test_other_errors_pass_unchanged(tmp_path: Path) -> None:
+    with raises(PermissionError), atomic_file(tmp_path / "a"):
+        raise PermissionError(13, "Permission denied")
+    with raises(OSError, match="no number") as caught, atomic_folder(tmp_path / "b"):
+        raise OSError("no number")
+    assert type(caught.value) is OSError
+    assert names(tmp_path) == []
+
+
+def test_json_round_trip_keeps_order_and_letters(tmp_path: Path) -> None:
+    value = {"z": [1, 2.5, None, True], "a": {"naïve": "Ø 5 µm"}}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text.index('"z"') < text.index('"a"')
+    assert "Ø 5 µm" in text
+    assert text.endswith("}\n")
+
+
+@mark.parametrize("value", [float("nan"), float("inf")])
+def test_json_refuses_what_other_readers_do_not_take(tmp_path: Path, value: float) -> None:
+    write_json(tmp_path / "a.json", {"old": 1})
+    with raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"auroc": value})
+    assert read_json(tmp_path / "a.json") == {"old": 1}
+    assert names(tmp_path) == ["a.json"]

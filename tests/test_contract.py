@@ -1,0 +1,287 @@
+"""What every model promises (`anomaly_models.base`), on tiny random networks: contracts do not need accuracy."""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from anomaly_models import MODELS
+from anomaly_models.base import AnomalyModel, Batch, Prediction, Progress
+from anomaly_models.common.backbones import Backbone
+from anomaly_models.efficient_ad import EfficientAD
+
+BATCH_SIZE = 4
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The smallest settings that exercise a model, and what stands in for its pretrained weights."""
+
+    settings: dict[str, Any]
+    pretrain: Callable[[AnomalyModel], None] = lambda model: None  # a random Backbone needs nothing more
+
+
+def give_random_teacher(model: AnomalyModel) -> None:
+    assert isinstance(model, EfficientAD)
+    model.load_teacher(model.teacher.state_dict())
+
+
+TINY = {
+    "fapm": Tiny(
+        {
+            "image_size": 64,
+            "batch_size": BATCH_SIZE,
+            "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
+            "crop": 64,
+            "grid": 4,
+            "coreset_ratio": 0.1,
+            "adaptive_ratio": 2,
+            "far_rule": {"name": "mean"},
+            "neighbours": 4,
+            "coarse_layout": "geometric",
+            "image_score": "released",
+            "blur_sigma": 4.0,
+        }
+    ),
+    "efficient_ad": Tiny(
+        {
+            "image_size": 128,
+            "batch_size": BATCH_SIZE,
+            "width": "tiny",
+            "teacher": "never-read.safetensors",
+            "steps": STEPS,
+            "learning_rate": 1e-4,
+            "weight_decay": 1e-5,
+            "hard_quantile": 0.999,
+            "penalty_weight": 1.0,
+            "quantile_low": 0.9,
+            "quantile_high": 0.995,
+            "precision": "float32",
+        },
+        give_random_teacher,
+    ),
+}
+
+
+def tiny(name: str) -> Tiny:
+    if name not in TINY:
+        pytest.fail(f"{name} is in MODELS but has no entry in TINY: add its smallest settings to {Path(__file__).name}")
+    return TINY[name]
+
+
+def build(name: str) -> AnomalyModel:
+    torch.manual_seed(0)
+    model_class = MODELS[name]
+    return model_class(model_class.Config.model_validate(tiny(name).settings))
+
+
+def random_images(name: str, number: int, seed: int) -> Tensor:
+    side = tiny(name).settings["image_size"]
+    return torch.rand(number, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def normals(name: str, seed: int) -> Iterator[Batch]:
+    for index in range(2):
+        image = random_images(name, BATCH_SIZE, seed + index)
+        yield Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(BATCH_SIZE, dtype=torch.bool))
+
+
+def training_batch(name: str, step: int) -> Batch:
+    """Half of the images have an anomalous square."""
+    image = random_images(name, BATCH_SIZE, 100 + step)
+    mask, label = torch.zeros_like(image[:, :1]), torch.arange(BATCH_SIZE) % 2 == 1
+    mask[label, :, 8:24, 8:24] = 1
+    return Batch(image, mask, label, penalty=random_images(name, BATCH_SIZE, 200 + step))
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: AnomalyModel
+    optimised: frozenset[str]  # names of the parameters that the optimiser holds
+    received: frozenset[str]  # names of those that got a gradient in some step
+    before: dict[str, Tensor]  # parameters as the first step found them
+    terms: list[dict[str, Tensor]]  # detached
+
+
+@cache
+def trained(name: str) -> Trained:
+    model = build(name)
+    tiny(name).pretrain(model)
+    model.train()
+    model.prepare(normals(name, seed=0))
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    training = model.optimizer(STEPS)
+    optimised, received, terms = set(), set(), []
+    if training is not None:
+        optimizer, schedule = training
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        optimised = {key for key, value in model.named_parameters() if id(value) in held}
+        for step in range(STEPS):
+            progress = Progress(step, STEPS, torch.Generator().manual_seed(step))
+            for losses in model.losses(training_batch(name, step), progress):
+                optimizer.zero_grad()
+                torch.stack(list(losses.values())).sum().backward()
+                received |= {key for key, value in model.named_parameters() if value.grad is not None}
+                terms.append({term: value.detach() for term, value in losses.items()})
+                optimizer.step()
+            schedule.step()
+    model.eval()
+    model.calibrate(normals(name, seed=10))
+    return Trained(model, frozenset(optimised), frozenset(received), before, terms)
+
+
+@torch.no_grad()
+def predict(model: AnomalyModel, image: Tensor) -> Prediction:
+    prediction: Prediction = model(image)
+    return prediction
+
+
+def assert_same(found: Prediction, expected: Prediction, tolerance: float) -> None:
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.score, expected.score, rtol=tolerance, atol=tolerance)
+
+
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+@each_model
+def test_prediction_has_one_finite_map_and_score_per_image(name: str) -> None:
+    image = random_images(name, 3, seed=1)
+    prediction = predict(trained(name).model, image)
+    assert prediction.anomaly_map.shape == (3, 1, *image.shape[2:])
+    assert prediction.score.shape == (3,)
+    for value in prediction:
+        assert value.dtype == torch.float32
+        assert value.isfinite().all()
+    assert len(set(prediction.score.tolist())) == 3  # a constant would pass every other test
+
+
+@each_model
+def test_an_image_alone_scores_as_in_a_batch(name: str) -> None:
+    model, image = trained(name).model, random_images(name, 3, seed=2)
+    together = predict(model, image)
+    for index in range(3):
+        alone = predict(model, image[index : index + 1])
+        assert_same(alone, Prediction(*(value[index : index + 1] for value in together)), tolerance=1e-5)
+
+
+@each_model
+def test_twice_gives_the_same(name: str) -> None:
+    model, image = trained(name).model, random_images(name, 2, seed=3)
+    assert_same(predict(model, image), predict(model, image), tolerance=0)
+
+
+@each_model
+def test_state_dict_is_the_whole_model(name: str, tmp_path: Path) -> None:
+    model, image = trained(name).model, random_images(name, 2, seed=4)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    torch.manual_seed(1)  # other random weights than those that were trained
+    fresh = MODELS[name](MODELS[name].Config.model_validate(tiny(name).settings)).eval()
+    fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert_same(predict(fresh, image), predict(model, image), tolerance=0)
+
+
+class Watch:
+    """Notes the files opened and the connections made while it is on. Audit hooks cannot be taken off again."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.seen: list[str] = []
+        sys.addaudithook(self._note)
+
+    def _note(self, event: str, args: tuple[object, ...]) -> None:
+        if self.on and event in {"open", "socket.connect", "socket.getaddrinfo"}:
+            self.seen.append(f"{event} {args[0]}")
+
+
+@each_model
+def test_building_touches_neither_disk_nor_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(name)  # whatever libraries import on first use
+    monkeypatch.delattr(safetensors.torch, "safe_open")  # it opens files without Python's noticing
+    watch = Watch()
+    watch.on = True
+    build(name)
+    watch.on = False
+    assert watch.seen == []
+
+
+@each_model
+def test_every_setting_must_be_given(name: str) -> None:
+    assert all(field.is_required() for field in MODELS[name].Config.model_fields.values())
+
+
+@each_model
+def test_what_requires_a_gradient_gets_one_and_the_rest_stays(name: str) -> None:
+    result = trained(name)
+    parameters = dict(result.model.named_parameters())
+    assert {key for key, value in parameters.items() if value.requires_grad} == result.optimised == result.received
+    frozen = parameters.keys() - result.optimised
+    assert all(torch.equal(parameters[key], result.before[key]) for key in frozen)
+    assert not any(torch.equal(parameters[key], result.before[key]) for key in result.optimised)
+
+
+@each_model
+def test_loss_terms_are_finite_scalars(name: str) -> None:
+    for terms in trained(name).terms:
+        assert terms
+        assert all(value.shape == () and value.isfinite() for value in terms.values())
+
+
+@each_model
+def test_a_gradient_free_model_takes_no_steps(name: str) -> None:
+    model = build(name)
+    assert (model.optimizer(STEPS) is None) == (model.total_steps(num_normals=8) == 0)
+
+
+@each_model
+def test_train_mode_leaves_frozen_parts_alone(name: str) -> None:
+    model = copy.deepcopy(trained(name).model)
+    image = random_images(name, 2, seed=5)
+    before = predict(model, image)
+    frozen = [part for part in model.modules() if isinstance(part, Backbone)]
+    maps = [part(image) for part in frozen]
+    model.train()
+    for part, expected in zip(frozen, maps, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(part(image), expected, strict=True))
+    if not trained(name).optimised:
+        assert_same(predict(model, image), before, tolerance=0)
+    model.eval()
+    assert_same(predict(model, image), before, tolerance=0)
+
+
+def export(model: nn.Module, image: Tensor, path: Path) -> None:
+    torch.onnx.export(
+        model,
+        (image,),
+        path,
+        dynamo=True,
+        verbose=False,
+        external_data=False,
+        input_names=["image"],
+        output_names=["anomaly_map", "score"],
+        dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+    )
+
+
+@each_model
+def test_onnx_graph_gives_the_same_at_any_batch_size(name: str, tmp_path: Path) -> None:
+    model = trained(name).model
+    export(model, random_images(name, 2, seed=6), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for number in (1, 4):
+        image = random_images(name, number, seed=7)
+        expected = predict(model, image)
+        found = session.run(["anomaly_map", "score"], {"image": image.numpy()})
+        for value, reference in zip(found, expected, strict=True):
+            np.testing.assert_allclose(value, reference.numpy(), rtol=0, atol=1e-4)

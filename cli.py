@@ -59,24 +59,19 @@ def download(source: Annotated[str, typer.Argument(help="A data set of params.ya
 @app.command(rich_help_panel=PIPELINE)
 def prepare(category: Category) -> None:
     """Decode and resize a category's images into arrays with masks and an index."""
-    from rich.progress import Progress
-
     from pipelines.params import load_params
     from pipelines.prepare import prepare as run
+    from pipelines.progress import counting
+    from pipelines.sources import check_mvtec_ad
 
     project = _project()
     params = load_params(project.params, check_models=False)
     params.check_category(category)
     source = project.root / params.data.root / category
-    with Progress(console=_console()) as bar:
-        task = bar.add_task(f"prepare {category}", total=None)
-        index = run(
-            source,
-            category,
-            params.prepare,
-            project.prepared(category),
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    if source.parent.resolve() == (project.data / "mvtec_ad").resolve():
+        check_mvtec_ad(source.parent, [category])  # a published set has published counts
+    with counting(_console(), f"prepare {category}") as on_progress:
+        index = run(source, category, params.prepare, project.prepared(category), on_progress)
     for warning in index.warnings:
         typer.echo(f"warning: {warning}", err=True)
     counts = ", ".join(f"{name} {count}" for name, count in index.counts.items())
@@ -149,13 +144,11 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("predictions"),
 ) -> None:
     """Score images with an exported model: CSV, JSON and heat-map overlays."""
-    from rich.progress import Progress
-
     from pipelines.predict import predict as run
+    from pipelines.progress import counting
 
-    with Progress(console=_console()) as bar:
-        task = bar.add_task("predict", total=None)
-        found = run(model, sources, output, lambda done, total: bar.update(task, completed=done, total=total))
+    with counting(_console(), "predict") as on_progress:
+        found = run(model, sources, output, on_progress)
     failed = [result for result in found if result.error]
     defects = sum(result.decision == "defect" for result in found)
     typer.echo(f"{len(found) - len(failed)} images scored, {defects} with a defect: {output / 'predictions.csv'}")

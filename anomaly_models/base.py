@@ -92,5 +92,9 @@ class AnomalyModel(nn.Module, ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has an optimiser but no losses")
 
+    def exportable(self) -> nn.Module:
+        """A module with the same outputs to export in this one's place, if constants can be folded; else this one."""
+        return self
+
     def calibrate(self, holdout: Iterable[Batch]) -> None:
         """Fix the scale of the map on normal images that training has not seen."""

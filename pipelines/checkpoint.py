@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,15 @@ class Checkpoint:
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self._parent = folder
         self._fingerprint = fingerprint
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
         self.folder = folder / fingerprint
         self.path = self.folder / "checkpoint.pt"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run so far, what was done before a kill and checkpointed included."""
+        return self._seconds_before + time.monotonic() - self._started
 
     def save(self, step: int, model: nn.Module, training: tuple[Optimizer, LRScheduler] | None) -> None:
         """Replace the checkpoint atomically; `step` is the next one to take."""
@@ -42,6 +50,7 @@ class Checkpoint:
         state = {
             "fingerprint": self._fingerprint,
             "step": step,
+            "seconds": self.seconds,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer else None,
             "scheduler": scheduler.state_dict() if scheduler else None,
@@ -71,6 +80,7 @@ class Checkpoint:
             optimizer, scheduler = training
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
+        self._seconds_before = float(state["seconds"])
         return int(state["step"])
 
     def forget_all(self) -> None:

@@ -161,6 +161,7 @@ def _summarise(
         },
         "counts": data.index.counts,
         "metrics": as_json(metrics),
+        "pixel_bounds": as_json(pixels.error_bounds()._asdict()) if isinstance(pixels, StreamingPixelMetrics) else None,
         "threshold": as_json({**asdict(threshold), "pixel_value": pixel_threshold, "oracle": image.oracle_threshold}),
         "confusion": asdict(counts),
         "defects": as_json(_defects(results, threshold.value)),

@@ -100,14 +100,14 @@ def _evaluation(project: Project, model_name: str, category: str) -> dict[str, A
 
 
 def write_graph(model: AnomalyModel, path: Path, image_size: int, opset: int, card: ModelCard) -> None:
-    """Write the model as one ONNX file with a dynamic batch, inputs `image`, outputs `anomaly_map` and `score`."""
+    """Write the model, its constants folded, as one file: `image` (any batch) in, `anomaly_map` and `score` out."""
     example = torch.rand(_EXAMPLE_BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch", min=1)
     # The exporter prints its progress and warns of its own internals.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model,
+            model.exportable(),
             (example,),
             dynamo=True,
             opset_version=opset,

@@ -636,24 +636,7 @@ def threshold_at(scores: Tensor, false_alarm_rate: float) -> HoldoutThreshold:
     )
 
 
-# ---- over categories, and into JSON ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class MacroAverage:
-    """A mean over categories that says what it left out."""
-
-    value: float  # NaN when nothing is left to average
-    num_included: int
-    excluded: tuple[str, ...]  # the categories without a value
-
-
-def macro_average(values: Mapping[str, float | None]) -> MacroAverage:
-    """The mean over categories, each of equal weight; those that are None or NaN are left out by name."""
-    excluded = tuple(name for name, value in values.items() if value is None or math.isnan(value))
-    included = [value for value in values.values() if value is not None and not math.isnan(value)]
-    mean = math.fsum(included) / len(included) if included else _NAN
-    return MacroAverage(mean, len(included), excluded)
+# ---- into JSON -----------------------------------------------------------------------------------------------------
 
 
 def as_json(result: Any) -> Any:

@@ -226,6 +226,8 @@ def _message(detail: dict[str, Any], found: object) -> str:
     match detail["type"]:
         case "model_type" | "dict_type":
             return "Input should be a mapping"
+        case "tuple_type":
+            return "Input should be a list"
         case "union_tag_invalid":
             return f"Input should be one of {detail['ctx']['expected_tags']}"
         case "float_type" | "int_type" if isinstance(found, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", found):

@@ -120,7 +120,7 @@ def cell_run(project: Path, experiment: str, model: str, category: str, run_id: 
     that no longer exists is marked KILLED by the next call of this function.
     """
     tags = {"model": model, "category": category, "stage": os.environ.get("DVC_STAGE", "")}
-    with _run(project, experiment, f"{model}-{category}", tags, run_id) as run:
+    with open_run(project, experiment, f"{model}-{category}", tags, run_id) as run:
         yield run
 
 
@@ -130,12 +130,13 @@ def summary_run(project: Path, experiment: str, key: str) -> Iterator[OpenRun]:
     uri, experiment_id = _prepare_store(project, experiment)
     found = mlflow.MlflowClient(uri).search_runs([experiment_id], f"tags.summary_key = '{key}'", max_results=1)
     run_id = found[0].info.run_id if found else None
-    with _run(project, experiment, "summary", {"summary_key": key}, run_id) as run:
+    with open_run(project, experiment, "summary", {"summary_key": key}, run_id) as run:
         yield run
 
 
 @contextlib.contextmanager
-def _run(project: Path, experiment: str, name: str, tags: dict[str, str], run_id: str | None) -> Iterator[OpenRun]:
+def open_run(project: Path, experiment: str, name: str, tags: dict[str, str], run_id: str | None) -> Iterator[OpenRun]:
+    """Open the run `run_id`, or a new one called `name` if that is None or unknown to this store."""
     uri, experiment_id = _prepare_store(project, experiment)
     client = mlflow.MlflowClient(uri)
     reap(client, experiment_id)

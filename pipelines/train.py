@@ -1,24 +1,26 @@
 """The loop: any model, from prepared arrays to trained weights; resumable at any moment, ended by a bad loss."""
 
+import inspect
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import anomaly_models
 from anomaly_models import MODELS
 from anomaly_models import base as contract
-from anomaly_models.base import AnomalyModel
+from anomaly_models.base import AnomalyModel, Batch
 from pipelines import tracking
 from pipelines.checkpoint import Checkpoint, fingerprint, state_bytes
 from pipelines.data import PreparedData
@@ -32,6 +34,24 @@ CHECKPOINT_SECONDS = 30.0  # how much work a kill may cost; has no effect on the
 LOG_POINTS = 200  # points in a loss curve, however long training is
 
 Training = tuple[Optimizer, LRScheduler] | None
+
+
+class BatchSource(Protocol):
+    """The n-th batch, as a pure function of (seed, n)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What the loop trains: a module, the terms of its loss, and what moves its parameters."""
+
+    module: nn.Module
+    losses: Callable[[Batch, contract.Progress], Iterator[dict[str, Tensor]]]
+    training: tuple[Optimizer, LRScheduler]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +77,7 @@ class _LossLog:
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
-        if self._count == self.every:
+        if (step + 1) % self.every == 0:
             self.points += [(f"loss.{name}", value / self._count, step + 1) for name, value in self._sums.items()]
             self._sums, self._count = {}, 0
 
@@ -123,7 +143,6 @@ def _fit(
     run: tracking.OpenRun,
     console: Console,
 ) -> tuple[AnomalyModel, dict[str, Any]]:
-    started = time.monotonic()
     model = build(model_name, config, seed).to(device)
     normals = data.batches("train", config.batch_size)
     total_steps = model.total_steps(len(data.rows("train")))
@@ -131,16 +150,18 @@ def _fit(
     first_step = checkpoint.load(model, training, device)
     if first_step is None:
         load_pretrained(model)
-        model.prepare(normals)
+        with console.status(f"learning from {len(data.rows('train'))} normal images"):
+            model.prepare(normals)
         checkpoint.save(0, model, training)
         first_step = 0
     if training is not None:
         schedule = Schedule(seed, config.batch_size, first_step, total_steps)
-        run_steps(model, training, data, schedule, checkpoint, run, console)
+        learner = Learner(model, model.losses, training)
+        run_steps(learner, data, schedule, checkpoint, run, console)
     model.eval()
     model.calibrate(data.batches("holdout", config.batch_size))
     summary = {
-        "train_seconds": round(time.monotonic() - started, 3),
+        "train_seconds": round(checkpoint.seconds, 3),
         "train_steps": total_steps,
         "train_images": len(data.rows("train")),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -156,9 +177,8 @@ def build(model_name: str, config: contract.Config, seed: int) -> AnomalyModel:
 
 
 def run_steps(
-    model: AnomalyModel,
-    training: tuple[Optimizer, LRScheduler],
-    data: PreparedData,
+    learner: Learner,
+    data: BatchSource,
     schedule: Schedule,
     checkpoint: Checkpoint,
     run: tracking.OpenRun,
@@ -173,20 +193,20 @@ def run_steps(
     log = _LossLog(every=max(1, total // LOG_POINTS))
     generator = torch.Generator(device=data.device)
     saved = time.monotonic()
-    model.train()
+    learner.module.train()
     with _progress(console) as bar:
         task = bar.add_task("train", total=total, completed=first, rate="", loss="")
         rate = _Rate(first)
         for step in range(first, total):
             generator.manual_seed(_step_seed(seed, step))
             batch = data.training_batch(seed, step, schedule.batch_size)
-            for terms in model.losses(batch, contract.Progress(step, total, generator)):
-                log.add(_optimise(terms, training, step), step)
+            for terms in learner.losses(batch, contract.Progress(step, total, generator)):
+                log.add(_optimise(terms, learner.training, step), step)
             _show(bar, task, step + 1, rate, log)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == total:
                 run.metric_points(log.points)
                 log.points.clear()
-                checkpoint.save(step + 1, model, training)
+                checkpoint.save(step + 1, learner.module, learner.training)
                 saved = time.monotonic()
 
 
@@ -236,6 +256,7 @@ def _progress(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[loss]}"),
         console=console,
+        disable=not console.is_terminal,
     )
 
 
@@ -247,7 +268,8 @@ def _known_run(checkpoint: Checkpoint) -> str | None:
 def _sources(model_name: str) -> list[Path]:
     """The code whose change makes a half-finished run another run."""
     package = Path(anomaly_models.__file__).parent
-    return [package / "base.py", package / f"{model_name}.py", *(package / "common").glob("*.py"), Path(__file__)]
+    own = Path(inspect.getfile(MODELS[model_name]))
+    return [package / "base.py", own, *(package / "common").glob("*.py"), Path(__file__)]
 
 
 def _save(model: AnomalyModel, result: dict[str, Any], folder: Path) -> None:

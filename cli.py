@@ -141,7 +141,9 @@ def results() -> None:
 def predict(
     model: Annotated[Path, typer.Argument(help="The model.onnx that `export` wrote.", show_default=False)],
     sources: Annotated[list[Path], typer.Argument(help="Image files and folders.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("predictions"),
+    output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder for the results.")] = Path(
+        "predictions"
+    ),
 ) -> None:
     """Score images with an exported model: CSV, JSON and heat-map overlays."""
     from pipelines.predict import predict as run

@@ -25,7 +25,7 @@ class Config(BaseModel):
     No field has a default: a default is a parameter that DVC cannot see.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     image_size: PositiveInt  # side of the square input, pixels; one of `prepare.image_sizes`
     batch_size: PositiveInt  # images per training step, and per gradient-free pass

@@ -49,7 +49,7 @@ _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 class PrepareConfig(BaseModel):
     """Section `prepare` of `params.yaml`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     image_sizes: Annotated[list[PositiveInt], Field(min_length=1)]  # pixels; every size that a model asks for
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white

@@ -262,7 +262,8 @@ def print_results(project: Project, console: "Console") -> None:
     for average in summary["averages"]:
         for cell in [c for c in summary["cells"] if c["model"] == average["model"]]:
             table.add_row(*_row(cell, shown))
-        table.add_row(*_row(average, shown), style="bold", end_section=True)
+        if len(summary["categories"]) > 1:
+            table.add_row(*_row(average, shown), style="bold", end_section=True)
     console.print(table)
     first = summary["cells"][0]
     example = project.evaluation(first["model"], first["category"]) / "examples.png"

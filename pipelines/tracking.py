@@ -141,7 +141,9 @@ def open_run(project: Path, experiment: str, name: str, tags: dict[str, str], ru
     client = mlflow.MlflowClient(uri)
     reap(client, experiment_id)
     run_id = run_id if run_id and _is_known(client, run_id) else None
-    tags = {**tags, **_process_tags(), **git_tags(project)}
+    # The commit that a cell was trained with stays; what a later stage ran with stands beside it.
+    code = {f"latest.{name}" if run_id else name: value for name, value in git_tags(project).items()}
+    tags = {**tags, **_process_tags(), **code}
     with _sigterm_exits(), _used_by_mlflow(uri):
         # A known run is opened where it is, even if the experiment has another name by now.
         run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)

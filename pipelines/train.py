@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -275,5 +275,6 @@ def _sources(model_name: str) -> list[Path]:
 def _save(model: AnomalyModel, result: dict[str, Any], folder: Path) -> None:
     with atomic_folder(folder) as temporary:
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        save_file(state, temporary / "model.safetensors")
+        # Through Python's own file: safetensors' file writer hides a full disk behind an error of its own.
+        (temporary / "model.safetensors").write_bytes(serialize(state))
         write_json(temporary / "run.json", result)

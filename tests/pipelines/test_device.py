@@ -1,31 +1,33 @@
+import pytest
 import torch
-from pytest import MonkeyPatch, mark, raises
 
 from pipelines.device import choose_device
 from pipelines.errors import ParamsError
 
 
-def test_auto_takes_a_gpu_if_there_is_one(monkeypatch: MonkeyPatch) -> None:
+def test_auto_takes_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_device("auto") == torch.device("cuda")
 
 
-def test_a_gpu_is_counted_before_it_is_chosen(monkeypatch: MonkeyPatch) -> None:
+def test_a_gpu_is_counted_before_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda") == torch.device("cuda")
     assert choose_device("cuda:1") == torch.device("cuda:1")
-    with raises(ParamsError, match="^device 'cuda:2': this machine has 2 GPUs; use auto or cpu$"):
+    with pytest.raises(ParamsError, match=r"^device 'cuda:2': this machine has 2 GPUs; use auto or cpu$"):
         choose_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with raises(ParamsError, match="^device 'cuda': this machine has 0 GPUs; use auto or cpu$"):
+    with pytest.raises(ParamsError, match=r"^device 'cuda': this machine has 0 GPUs; use auto or cpu$"):
         choose_device("cuda")
     assert choose_device("cpu") == torch.device("cpu")
 
 
-@mark.parametrize("name", ["", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:999", "cpu:0", "mps", "meta", "cpu\n"])
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:999", "cpu:0", "mps", "meta", "cpu\n"]
+)
 def test_unknown_devices_are_refused(name: str) -> None:
-    with raises(ParamsError) as caught:
+    with pytest.raises(ParamsError) as caught:
         choose_device(name)
     assert str(caught.value) == f"device '{name}': unknown; use auto, cpu, cuda or cuda:N"

@@ -1,7 +1,7 @@
 import subprocess
 from pathlib import Path
 
-from pytest import MonkeyPatch, fixture, mark, raises
+import pytest
 
 from pipelines import presets
 from pipelines.errors import ParamsError
@@ -18,7 +18,7 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True)
 
 
-@fixture
+@pytest.fixture
 def target(tmp_path: Path) -> Path:
     """A params.yaml in a git repository without commits, in a sub-folder."""
     git(tmp_path, "init")
@@ -61,7 +61,7 @@ def test_edits_that_are_not_committed_are_refused(target: Path) -> None:
     commit(target)
     target.write_bytes(edited)
     git(target.parent, "add", target.name)  # staged is not committed
-    with raises(ParamsError) as caught:
+    with pytest.raises(ParamsError) as caught:
         put_in_place("mvtec_ad", target, force=False)
     assert str(caught.value) == (
         f"{target}: has edits that are not committed; commit them, or overwrite them with "
@@ -77,13 +77,13 @@ def test_committed_edits_are_replaced(target: Path) -> None:
     assert target.read_bytes() == content("mvtec_ad")
 
 
-@mark.parametrize("repository", [True, False])
+@pytest.mark.parametrize("repository", [True, False])
 def test_an_own_file_without_any_commit_is_refused(tmp_path: Path, repository: bool) -> None:
     if repository:
         git(tmp_path, "init")
     target = tmp_path / "params.yaml"
     target.write_text("mine: 1\n")
-    with raises(ParamsError, match="not committed"):
+    with pytest.raises(ParamsError, match="not committed"):
         put_in_place("demo", target, force=False)
     assert target.read_text() == "mine: 1\n"
 
@@ -96,30 +96,30 @@ def test_force_overwrites(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
-def test_without_git_edits_are_refused_and_presets_replaced(tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_without_git_edits_are_refused_and_presets_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     target = tmp_path / "params.yaml"
     target.write_bytes(content("demo"))
     put_in_place("folder", target, force=False)
     target.write_text("mine: 1\n")
-    with raises(ParamsError, match="not committed"):
+    with pytest.raises(ParamsError, match="not committed"):
         put_in_place("demo", target, force=False)
 
 
-@mark.parametrize("name", ["", "mvtec", "../params", "demo.yaml"])
+@pytest.mark.parametrize("name", ["", "mvtec", "../params", "demo.yaml"])
 def test_an_unknown_preset_lists_those_there_are(tmp_path: Path, name: str) -> None:
-    with raises(ParamsError) as caught:
+    with pytest.raises(ParamsError) as caught:
         put_in_place(name, tmp_path / "params.yaml", force=True)
     assert str(caught.value) == f"preset '{name}': no such preset; there are: demo, folder, mvtec_ad"
     assert not (tmp_path / "params.yaml").exists()
 
 
-def test_a_write_that_fails_leaves_the_old_file(target: Path, monkeypatch: MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(presets.shutil, "copyfile", failing)
     target.write_bytes(content("demo"))
-    with raises(RuntimeError):
+    with pytest.raises(RuntimeError):
         put_in_place("folder", target, force=False)
     assert target.read_bytes() == content("demo")

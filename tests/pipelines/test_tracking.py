@@ -1,0 +1,470 @@
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import mlflow
+import onnx
+import psutil
+import pytest
+from mlflow.entities import Run
+from onnx import TensorProto, helper
+
+from pipelines import tracking
+from pipelines.errors import StageError
+from pipelines.tracking import OpenRun, cell_run, flatten, git_tags, serve, summary_run, tracking_uri
+
+# SQLAlchemy warns of what MLflow's tables ask of it.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = "parts"
+
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from pipelines.tracking import cell_run
+from mlflow.telemetry.client import get_telemetry_client
+
+assert get_telemetry_client() is None, "telemetry is on"
+project, what = Path(sys.argv[1]), sys.argv[2]
+with cell_run(project, "parts", "fapm", what, None) as run:
+    run.params({"what": what})
+    run.metrics({"loss": 1.0})
+    (project / f"{what}.id").write_text(run.run_id)
+    if what.startswith("wait"):
+        time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test of this file may open a connection, and none is told where to track."""
+
+    def refuse(_socket: socket.socket, address: object) -> None:
+        raise AssertionError(f"connects to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "DVC_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, which take seconds to make."""
+    folder = tmp_path_factory.mktemp("store")
+    mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_store: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
+
+
+def start(project: Path, what: str) -> subprocess.Popen[bytes]:
+    # What pytest and CI put there would turn telemetry off by itself.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW", "PYTEST", "CI", "GITHUB"))}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", CHILD, project, what]
+    with (project / f"{what}.log").open("w", encoding="utf-8") as log:
+        return subprocess.Popen(command, env=environment, stderr=log)
+
+
+def log_of(project: Path, what: str) -> str:
+    return (project / f"{what}.log").read_text(encoding="utf-8")
+
+
+def wait_for_run(project: Path, what: str, child: subprocess.Popen[bytes]) -> str:
+    path = project / f"{what}.id"
+    until = time.monotonic() + 60
+    while not path.exists() or not path.read_text():
+        assert child.poll() is None, log_of(project, what)
+        assert time.monotonic() < until, "the run was not opened in a minute"
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def client_of(project: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri(project))
+
+
+def runs(project: Path, experiment: str = EXPERIMENT) -> list[Run]:
+    client = client_of(project)
+    found = client.get_experiment_by_name(experiment)
+    return [] if found is None else list(client.search_runs([found.experiment_id]))
+
+
+def status(project: Path, run_id: str) -> str:
+    return str(client_of(project).get_run(run_id).info.status)
+
+
+def open_cell(project: Path, run_id: str | None = None, experiment: str = EXPERIMENT) -> str:
+    with cell_run(project, experiment, "fapm", "bolt", run_id) as run:
+        return run.run_id
+
+
+# How a run ends
+
+
+def test_a_run_is_running_and_then_finished(project: Path) -> None:
+    with cell_run(project, EXPERIMENT, "fapm", "bolt", None) as run:
+        assert status(project, run.run_id) == "RUNNING"
+    (found,) = runs(project)
+    assert found.info.run_id == run.run_id
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "fapm-bolt"
+    assert found.data.tags["model"] == "fapm"
+    assert found.data.tags["category"] == "bolt"
+    assert found.data.tags["host"] == socket.gethostname()
+    assert found.data.tags["pid"] == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(RuntimeError, "FAILED"), (StageError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
+)
+def test_an_exception_ends_the_run_and_goes_on(project: Path, error: type[BaseException], expected: str) -> None:
+    with pytest.raises(error), cell_run(project, EXPERIMENT, "fapm", "bolt", None) as run:
+        raise error
+    assert status(project, run.run_id) == expected
+    assert mlflow.active_run() is None
+
+
+def test_sigterm_ends_the_run_and_then_has_its_old_meaning(project: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped, cell_run(project, EXPERIMENT, "fapm", "bolt", None) as run:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stopped.value.code == 143
+    assert status(project, run.run_id) == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_killed_processes(project: Path) -> None:
+    """SIGTERM marks the run at once; after SIGKILL the next run does, and leaves the runs of living processes alone."""
+    children = {what: start(project, what) for what in ("wait-term", "wait-kill")}
+    ids = {what: wait_for_run(project, what, child) for what, child in children.items()}
+    open_cell(project)
+    assert [status(project, run_id) for run_id in ids.values()] == ["RUNNING", "RUNNING"]
+
+    terminated, killed = children.values()
+    terminated.terminate()
+    assert terminated.wait(20) == 143
+    assert status(project, ids["wait-term"]) == "KILLED"
+    assert log_of(project, "wait-term") == ""
+
+    killed.kill()
+    while psutil.Process(killed.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert status(project, ids["wait-kill"]) == "RUNNING"
+    open_cell(project)  # nobody has waited for the killed process, so that its number still exists
+    assert status(project, ids["wait-kill"]) == "KILLED"
+    assert killed.wait() == -signal.SIGKILL
+
+
+def started(seconds: float = 0.0) -> str:
+    return str(psutil.Process().create_time() + seconds)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ({"host": "here", "pid": "gone", "pid_started": "0.0"}, "KILLED"),
+        ({"host": "here", "pid": "mine", "pid_started": "12345.0"}, "KILLED"),  # the number was given out again
+        ({"host": "here", "pid": "mine", "pid_started": started()}, "RUNNING"),
+        ({"host": "here", "pid": "mine", "pid_started": started(1.0)}, "RUNNING"),  # the clock was set
+        ({"host": "elsewhere", "pid": "gone", "pid_started": "0.0"}, "RUNNING"),
+        ({}, "RUNNING"),  # somebody else's
+    ],
+)
+def test_whose_runs_are_marked(project: Path, tags: dict[str, str], expected: str) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    real = {"here": socket.gethostname(), "gone": str(gone.pid), "mine": str(os.getpid())}
+    open_cell(project)
+    client = client_of(project)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    left = client.create_run(experiment.experiment_id, tags={k: real.get(v, v) for k, v in tags.items()})
+    open_cell(project)
+    assert status(project, left.info.run_id) == expected
+
+
+# Opening again
+
+
+def test_a_known_run_is_opened_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_cell(project)
+    monkeypatch.setenv("DVC_STAGE", "evaluate@fapm-bolt")
+    with cell_run(project, EXPERIMENT, "fapm", "bolt", first) as run:
+        assert run.run_id == first
+        assert status(project, first) == "RUNNING"
+    (found,) = runs(project)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "fapm-bolt"
+    assert found.data.tags["stage"] == "evaluate@fapm-bolt"
+
+
+def test_an_unknown_id_makes_a_new_run(project: Path) -> None:
+    new = open_cell(project, "0123456789abcdef0123456789abcdef")
+    assert new != "0123456789abcdef0123456789abcdef"
+    assert len(runs(project)) == 1
+
+
+def test_a_deleted_run_is_not_opened_again(project: Path) -> None:
+    first = open_cell(project)
+    client_of(project).delete_run(first)
+    assert open_cell(project, first) != first
+
+
+def test_a_run_stays_where_it_is_when_the_experiment_is_renamed(project: Path) -> None:
+    first = open_cell(project)
+    assert open_cell(project, first, experiment="renamed") == first
+    assert [run.info.run_id for run in runs(project)] == [first]
+    assert runs(project, "renamed") == []
+    assert len({first, open_cell(project, None, "renamed")}) == 2
+    assert len(runs(project, "renamed")) == 1
+
+
+def test_a_deleted_experiment_says_what_to_do(project: Path) -> None:
+    open_cell(project)
+    client = client_of(project)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(StageError) as caught:
+        open_cell(project)
+    assert str(caught.value) == (
+        f"experiment 'parts' is deleted in {tracking_uri(project)}; restore it there (`mlflow experiments restore "
+        f"--experiment-id {experiment.experiment_id}`), or change tracking.experiment in params.yaml"
+    )
+
+
+def test_the_same_key_opens_the_same_summary(project: Path) -> None:
+    def summary(key: str) -> str:
+        with summary_run(project, EXPERIMENT, key) as run:
+            run.metrics({"fapm.image_auroc": 0.9})
+            return run.run_id
+
+    ids = [summary("aaaa"), summary("bbbb"), summary("aaaa")]
+    assert ids[0] == ids[2] != ids[1]
+    assert {run.info.run_name for run in runs(project)} == {"summary"}
+    assert len(runs(project)) == 2
+
+
+# What is logged
+
+
+@pytest.fixture
+def run(project: Path) -> Iterator[OpenRun]:
+    with cell_run(project, EXPERIMENT, "fapm", "bolt", None) as opened:
+        yield opened
+
+
+def logged(run: OpenRun) -> Any:
+    return run.client.get_run(run.run_id).data
+
+
+def test_settings_are_logged_flat_and_once(run: OpenRun) -> None:
+    run.params({"models": {"fapm": {"layers": [2, 3], "rule": None}}, "seed": 0})
+    run.params({"models": {"fapm": {"layers": [1], "rule": None}}, "seed": 0, "new": "x" * 9000})
+    found = logged(run).params
+    assert found.pop("new") == "x" * 5000
+    assert found == {"models.fapm.layers": "[2, 3]", "models.fapm.rule": "None", "seed": "0"}
+
+
+def test_a_resumed_run_keeps_its_settings(project: Path) -> None:
+    with cell_run(project, EXPERIMENT, "fapm", "bolt", None) as first:
+        first.params({"seed": 0})
+    with cell_run(project, EXPERIMENT, "fapm", "bolt", first.run_id) as again:
+        again.params({"seed": 1, "more": 2})
+        assert logged(again).params == {"seed": "0", "more": "2"}
+
+
+def test_more_than_one_call_takes(run: OpenRun) -> None:
+    run.metric_points([("loss", step / 2, step) for step in range(2345)])
+    history = run.client.get_metric_history(run.run_id, "loss")
+    assert sorted((point.step, point.value) for point in history) == [(step, step / 2) for step in range(2345)]
+    run.params({f"p{number}": number for number in range(250)})
+    assert len(logged(run).params) == 250
+    run.metric_points([])
+
+
+def test_any_name_of_a_defect_is_a_metric(run: OpenRun) -> None:
+    run.metrics({"recall.crack & (dent) 50%": 0.5, "recall.Kratzer_groß": 0.25, "image_auroc": 1.0})
+    assert logged(run).metrics == {
+        "recall.crack _ _dent_ 50_": 0.5,
+        "recall.Kratzer_groß": 0.25,
+        "image_auroc": 1.0,
+    }
+
+
+def test_tags_are_flat_text(run: OpenRun) -> None:
+    run.tags({"threshold": {"value": 1.5, "attainable": False}, "long": "x" * 9000})
+    tags = logged(run).tags
+    assert (tags["threshold.value"], tags["threshold.attainable"]) == ("1.5", "False")
+    assert len(tags["long"]) == 5000
+
+
+def test_files_lie_in_the_project(run: OpenRun, project: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.md").write_text("text")
+    run.file(tmp_path / "report.md", "report")
+    (found,) = (project / "mlartifacts").rglob("report.md")
+    assert found.read_text() == "text"
+    assert found.parts[-4:] == (run.run_id, "artifacts", "report", "report.md")
+
+
+def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["anomaly_map"])],
+        "identity",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    run.onnx_model(tmp_path / "m.onnx", 8)
+    (model,) = run.client.get_run(run.run_id).outputs.model_outputs
+    stored = run.client.get_logged_model(model.model_id)
+    assert stored.source_run_id == run.run_id
+    described = mlflow.models.get_model_info(urlparse(stored.artifact_location).path).signature
+    assert described is not None
+    assert [(spec.name, spec.shape) for spec in described.inputs.inputs] == [("image", (-1, 3, 8, 8))]
+    assert [(spec.name, spec.shape) for spec in described.outputs.inputs] == [
+        ("anomaly_map", (-1, 1, 8, 8)),
+        ("score", (-1,)),
+    ]
+
+
+def test_nested_settings_become_dotted_names() -> None:
+    assert flatten({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": None, "g": {}}) == {
+        "a.b.c": 1,
+        "a.d": [1, {"e": 2}],
+        "f": None,
+    }
+
+
+# Where it is logged
+
+
+def test_four_processes_at_once_on_a_fresh_store(tmp_path: Path) -> None:
+    children = {f"cell{number}": start(tmp_path, f"cell{number}") for number in range(4)}
+    for what, child in children.items():
+        assert child.wait(100) == 0, log_of(tmp_path, what)
+    found = runs(tmp_path)
+    assert {run.data.tags["category"] for run in found} == set(children)
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert all(run.data.metrics == {"loss": 1.0} for run in found)
+
+
+def test_the_store_is_an_absolute_path_in_the_project(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(project)
+    assert tracking_uri(Path()) == f"sqlite:///{project / 'mlflow.db'}"
+    open_cell(Path())
+    monkeypatch.chdir(tmp_path)
+    assert len(runs(project)) == 1
+    experiment = client_of(project).get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    assert experiment.artifact_location == (project / "mlartifacts").as_uri()
+
+
+def test_two_projects_in_one_process_stay_apart(project: Path, tmp_path: Path, empty_store: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(empty_store, other / "mlflow.db")
+    first = open_cell(project)
+    second = open_cell(other)
+    assert [run.info.run_id for run in runs(project)] == [first]
+    assert [run.info.run_id for run in runs(other)] == [second]
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_another_store_can_be_named(
+    project: Path, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'shared.db'}"
+    shutil.copy(empty_store, tmp_path / "shared.db")
+    (project / "mlflow.db").unlink()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    run_id = open_cell(project)
+    assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
+    assert not (project / "mlflow.db").exists()
+    assert os.environ["MLFLOW_TRACKING_URI"] == uri
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [("./mlruns", "The filesystem tracking backend"), ("ftp://example.org", ".*unsupported URI 'ftp://example.org'")],
+)
+def test_a_store_that_cannot_be_used_is_one_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch, uri: str, reason: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StageError, match=rf"^tracking store {uri}: {reason}.*check MLFLOW_TRACKING_URI$") as caught:
+        open_cell(project)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_server_has_a_page_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.org")
+    with pytest.raises(StageError, match="a server with its own page"):
+        serve(project, 5000)
+
+
+def test_the_page_is_served_to_this_machine_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "true")
+    monkeypatch.setattr(os, "execv", lambda _program, arguments: called.append(arguments))
+    serve(project, 5123)
+    assert called[0][0] == sys.executable
+    assert " ".join(called[0][1:]) == (
+        f"-m mlflow ui --host 127.0.0.1 --port 5123 --workers 1 --backend-store-uri sqlite:///{project / 'mlflow.db'}"
+    )
+
+
+# Which code it was
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_the_commit_and_whether_the_code_differs_from_it(tmp_path: Path) -> None:
+    assert git_tags(tmp_path) == {}  # no repository
+    git(tmp_path, "init")
+    assert git_tags(tmp_path) == {}  # no commit
+    (tmp_path / "metrics").mkdir()
+    for name in ("params.yaml", "dvc.lock", "metrics/a.json"):
+        (tmp_path / name).write_text("1")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "first")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert git_tags(tmp_path) == {"git_commit": commit, "git_dirty": "false"}
+    (tmp_path / "untracked").touch()
+    for name in ("dvc.lock", "metrics/a.json"):
+        (tmp_path / name).write_text("2")  # rewritten by the stages before this one
+    assert git_tags(tmp_path)["git_dirty"] == "false"
+    (tmp_path / "params.yaml").write_text("2")
+    assert git_tags(tmp_path) == {"git_commit": commit, "git_dirty": "true"}
+
+
+def test_without_git_there_are_no_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_tags(ROOT) == {}
+
+
+def test_telemetry_is_off_by_its_own_name() -> None:
+    assert tracking.os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

@@ -1,0 +1,143 @@
+"""`dvc repro` from nothing to the report, in a project of its own: what is rebuilt, and what a kill leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CATEGORY, draw_category, tiny_params, write_params
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CATEGORIES = [CATEGORY, "two words"]
+
+
+def environment():
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def dvc(root, *arguments):
+    done = subprocess.run(["dvc", *arguments], cwd=root, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def ran(output):
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def runs(root):
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    return client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A project as a clone has it: the code by links, its own params and images, under git."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("anomaly_models", "pipelines"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
+    for name in ("pretrained", ".dvc"):
+        if (REPOSITORY / name).exists():
+            shutil.copytree(
+                REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("tmp", "cache", "config.local")
+            )
+    for name in ("cli.py", "dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(REPOSITORY / name, root / name)
+    values = tiny_params()
+    values["data"]["categories"] = CATEGORIES
+    write_params(root, values)
+    for category in CATEGORIES:
+        draw_category(root / "images" / category, train=8, good=3, defect=3)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        subprocess.run(["git", *identity, *command], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def reproduced(root):
+    return ran(dvc(root, "repro"))
+
+
+def test_every_stage_runs_once(root, reproduced):
+    cells = [f"fapm-{category}" for category in CATEGORIES]
+    stages = {f"{verb}@{cell}" for verb in ("train", "evaluate", "export") for cell in cells}
+    stages |= {f"prepare@{category}" for category in CATEGORIES} | {"download@demo_textures", "report"}
+    assert set(reproduced) == stages
+    summary = json.loads((root / "reports" / "summary.json").read_text(encoding="utf-8"))
+    assert [cell["category"] for cell in summary["cells"]] == CATEGORIES
+    assert all(cell["image_auroc"] == 1.0 for cell in summary["cells"])
+    assert len(list(root.glob("exported/fapm/*/model.onnx"))) == 2
+
+
+def test_one_run_per_cell_and_a_summary(root, reproduced):
+    found = {run.info.run_name: run for run in runs(root)}
+    assert set(found) == {"fapm-squares", "fapm-two words", "summary"}
+    assert all(run.info.status == "FINISHED" for run in found.values())
+    cell = found["fapm-squares"]
+    assert cell.data.metrics["image_auroc"] == 1.0
+    assert cell.data.tags["git_dirty"] == "false"
+    assert cell.data.tags["parity.decisions_changed"] == "0"
+    assert found["summary"].data.metrics["fapm.image_auroc"] == 1.0
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    logged = {item.path for item in client.list_artifacts(cell.info.run_id, "figures")}
+    assert logged == {"figures/curves.png", "figures/examples.png"}
+    (model,) = client.search_logged_models(
+        experiment_ids=[cell.info.experiment_id], filter_string=f"source_run_id = '{cell.info.run_id}'"
+    )
+    assert model.name == "model"
+
+
+def test_nothing_to_do(root, reproduced):
+    assert ran(dvc(root, "repro")) == []
+
+
+def test_metrics_and_plots_are_shown(root, reproduced):
+    shown = json.loads(dvc(root, "metrics", "show", "--json"))
+    files = shown[""]["data"]
+    assert files["metrics/fapm/squares.json"]["data"]["image_auroc"] == 1.0
+    page = dvc(root, "plots", "show", "--out", "plots").strip()
+    assert "Image AUROC" in Path(page.removeprefix("file://")).read_text(encoding="utf-8")
+
+
+def test_a_changed_parameter_rebuilds_what_depends_on_it_even_when_killed(root, reproduced):
+    """SIGKILL to dvc and `train` alike; then the same bits as without the kill, and no run left RUNNING."""
+    whole = load_file(root / "models" / "fapm" / CATEGORY / "model.safetensors")
+    values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    values["models"]["fapm"]["neighbours"] = 3  # of the image score: the memory stays what it was
+    write_params(root, values)
+    process = subprocess.Popen(
+        ["dvc", "repro"],
+        cwd=root,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(root.glob(f"work/fapm/{CATEGORY}/*/run.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert "RUNNING" in {run.info.status for run in runs(root)}
+    rebuilt = {f"{verb}@fapm-{category}" for verb in ("train", "evaluate", "export") for category in CATEGORIES}
+    assert set(ran(dvc(root, "repro"))) == rebuilt | {"report"}
+    again = load_file(root / "models" / "fapm" / CATEGORY / "model.safetensors")
+    assert all(again[name].equal(whole[name]) for name in whole)
+    assert {run.info.status for run in runs(root)} == {"FINISHED"}
+    values["evaluate"]["false_alarm_rate"] = 0.3
+    write_params(root, values)
+    assert not [stage for stage in ran(dvc(root, "repro")) if stage.startswith(("train", "prepare", "download"))]

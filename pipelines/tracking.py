@@ -6,6 +6,7 @@ anew inside every temporary copy of the project) and created once under a lock (
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -31,7 +32,7 @@ for _chatty in ("alembic", "mlflow.store.db.utils"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
 
 import mlflow  # noqa: E402
-from mlflow.entities import Metric, Param, Run, RunStatus, RunTag  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 from pipelines.errors import StageError  # noqa: E402
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # MLflow's limits for one batch
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs, not on chats
+_DIGEST_LENGTH = 32  # characters; the store takes 36
 _MAX_METRICS_PER_CALL = 1000
 _MAX_PARAMS_PER_CALL = 100
 _MAX_TEXT = 5000  # characters that every store accepts in a tag
@@ -76,6 +79,13 @@ class OpenRun:
         metrics = [Metric(re.sub(r"[^\w.\- :/]", "_", name), value, now, step) for name, value, step in points]
         for start in range(0, len(metrics), _MAX_METRICS_PER_CALL):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS_PER_CALL])
+
+    def dataset(self, name: str, digest: str, source: Path) -> None:
+        """Say which data the run learnt from, for MLflow's Dataset column."""
+        where = json.dumps({"uri": source.resolve().as_uri()})
+        dataset = Dataset(name, digest[:_DIGEST_LENGTH], "local", where)
+        tags = [InputTag("mlflow.data.context", "training")]
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
 
     def file(self, path: Path, folder: str) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
@@ -218,7 +228,7 @@ def _prepare_store(project: Path, experiment: str) -> tuple[str, str]:
             if found is None:
                 remote = uri.startswith("http")  # a server has a place of its own for artifacts
                 folder = None if remote else (project.resolve() / "mlartifacts").as_uri()
-                return uri, client.create_experiment(experiment, artifact_location=folder)
+                return uri, client.create_experiment(experiment, folder, _EXPERIMENT_TAGS)
     except MlflowException as error:
         reason = " ".join(str(error).split())
         raise StageError(f"tracking store {uri}: {reason}; mend it, or check MLFLOW_TRACKING_URI") from error

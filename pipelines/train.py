@@ -121,6 +121,7 @@ def train(
         ) as run:
             write_json(checkpoint.folder / "run.json", {"run_id": run.run_id})
             run.params(settings)
+            run.dataset(category, data.index.data_sha256, project.root / params.data.root / category)
             run.tags({"data_sha256": data.index.data_sha256, "device": device.type})
             try:
                 model, summary = _fit(model_name, config, params.train.seed, data, device, checkpoint, run, console)

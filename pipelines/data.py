@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from torch import Tensor
 
 from anomaly_models.base import Batch
 from pipelines import images
+from pipelines.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import StageError
 from pipelines.prepare import INDEX_FILE, PreparedIndex, Split, images_file, masks_file
-
-DEVICE_BYTES = 2 * 2**30  # arrays of a category up to this size live on the device; one at 256 pixels is under 100 MB
 
 
 class PreparedData:
@@ -41,11 +39,10 @@ class PreparedData:
             if not file.is_file():
                 raise StageError(f"{file}: missing; run `blemish prepare {folder.name}`")
         resident = sum(file.stat().st_size for file in files) <= DEVICE_BYTES
-        self._images = _Rows(files[0], device, resident)  # (N, S, S, 3)
-        self._masks = _Rows(files[1], device, resident) if self.index.has_masks else None  # (M, S, S)
+        self._images = Rows(files[0], device, resident)  # (N, S, S, 3)
+        self._masks = Rows(files[1], device, resident) if self.index.has_masks else None  # (M, S, S)
         self._train = self.rows("train")
         self._index_sha256 = hashlib.sha256((folder / INDEX_FILE).read_bytes()).hexdigest()
-        self._white = torch.tensor(255.0, device=device)
 
     @property
     def version(self) -> dict[str, str]:
@@ -62,9 +59,7 @@ class PreparedData:
     def batch(self, rows: Sequence[int]) -> Batch:
         """Images in the order of `rows`. Masks are zero for normal images, and for all where the category has none."""
         entries = [self.index.images[row] for row in rows]
-        pixels = rearrange(self._images.gather(rows), "b h w c -> b c h w").contiguous()
-        # Divided by a tensor: for a number, CUDA multiplies by its reciprocal, whose last bit differs from `to_input`.
-        image = pixels.float() / self._white
+        image = to_image(self._images.gather(rows))
         mask = torch.zeros((len(rows), 1, self.image_size, self.image_size), device=self.device)
         masked = [place for place, entry in enumerate(entries) if entry.mask_row is not None]
         if self._masks is not None and masked:
@@ -81,12 +76,8 @@ class PreparedData:
 
         A batch may span the end of an epoch, or several epochs where it is larger than the split.
         """
-        num_images = len(self._train)
-        first, last = step * batch_size, (step + 1) * batch_size - 1  # positions in the stream
-        epochs = range(first // num_images, last // num_images + 1)
-        order = np.concatenate([_shuffled(num_images, seed, epoch) for epoch in epochs])
-        start = first - epochs.start * num_images
-        return self.batch([self._train[position] for position in order[start : start + batch_size]])
+        positions = stream_rows(len(self._train), (seed,), step, batch_size)
+        return self.batch([self._train[position] for position in positions])
 
     def native_mask(self, row: int, source: Path) -> NDArray[np.bool_]:
         """The mask (H, W) at the size of the upright original, read from the category's folder `source`.
@@ -114,19 +105,6 @@ class SplitBatches:
         return (self._data.batch(rows) for rows in self._chunks)
 
 
-class _Rows:
-    """An array of a prepared folder, on the device or on disk."""
-
-    def __init__(self, file: Path, device: torch.device, resident: bool) -> None:
-        self._device = device
-        self._array = torch.from_numpy(np.load(file)).to(device) if resident else np.load(file, mmap_mode="r")
-
-    def gather(self, rows: Sequence[int]) -> Tensor:
-        if isinstance(self._array, Tensor):
-            return self._array[torch.tensor(rows, dtype=torch.long, device=self._device)]
-        return torch.from_numpy(np.asarray(self._array[list(rows)])).to(self._device)
-
-
 def _check_size(index: PreparedIndex, folder: Path, image_size: int) -> None:
     if image_size in index.image_sizes:
         return
@@ -135,7 +113,3 @@ def _check_size(index: PreparedIndex, folder: Path, image_size: int) -> None:
         f"{folder}: prepared at {sizes} pixels, not at {image_size}; "
         f"add {image_size} to `prepare.image_sizes` and run `blemish prepare {folder.name}`"
     )
-
-
-def _shuffled(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(num_images)

@@ -5,8 +5,10 @@ import hashlib
 import lzma
 import re
 import shutil
+import stat
 import tarfile
 import time
+import zipfile
 import zlib
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -36,6 +38,7 @@ from pipelines.sources import SOURCES, Source
 
 _CHUNK = 1 << 16  # bytes; what has come of one is lost when the connection breaks
 _TIMEOUT = (15.0, 60.0)  # seconds: to connect, and without a byte
+_ENCRYPTED = 1  # bit of a zip member's flags
 _PAUSES = (1.0, 4.0)  # seconds between the three tries
 _TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and every 5xx
 
@@ -69,6 +72,8 @@ class DownloadParams(BaseModel):
     demo_textures: demo_data.DemoTexturesConfig | None = None
     mvtec_ad: ArchiveConfig | None = None
     dtd: ArchiveConfig | None = None
+    imagenette: ArchiveConfig | None = None
+    efficientad_teachers: ArchiveConfig | None = None
 
     @model_validator(mode="after")
     def _wants_something(self) -> Self:
@@ -205,39 +210,74 @@ class _Acquisition:
         self.check_space(archive.stat().st_size)
         with atomic_folder(folder) as temporary:
             try:
-                self.unpack(archive, temporary)
+                if self.source.packing == "zip":
+                    self.unpack_zip(archive, temporary)
+                else:
+                    self.unpack_tar(archive, temporary, self.source.packing)
             except tarfile.FilterError as error:
                 raise DownloadError(f"{archive}: refused, nothing is extracted: {error}") from error
-            except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            except _DAMAGES as error:
                 raise DownloadError(f"{archive}: damaged or cut short ({error}); {self.remedy}") from error
             if self.source.top_folder is not None:
                 _move_up(temporary, self.source.top_folder)
             if strays := _links_outside(temporary):
                 raise DownloadError(f"{archive}: refused, nothing is extracted: '{strays[0]}' links outside")
-            missing = [name for name in self.source.folders if not (temporary / name).is_dir()]
+            missing = [name for name in self.source.contents if not (temporary / name).exists()]
             if missing:
-                raise DownloadError(f"{archive}: holds no folder {', '.join(missing)}; {self.remedy}")
+                raise DownloadError(f"{archive}: holds no {', '.join(missing)}; {self.remedy}")
 
-    def unpack(self, archive: Path, target: Path) -> None:
+    def unpack_tar(self, archive: Path, target: Path, packing: Literal["tar.gz", "tar.xz"]) -> None:
         task = self.progress.add_task(f"{self.name}: extracting", total=archive.stat().st_size)
         # "r|": read once from front to back; a seek would decompress everything before it anew
         with (
             archive.open("rb") as compressed,
-            _decompress(compressed, self.source.compression) as decompressed,
+            _decompress(compressed, packing) as decompressed,
             tarfile.open(fileobj=decompressed, mode="r|") as members,
         ):
             for member in members:
                 # Python's "data" filter takes an absolute name for a relative one, and `a/../b` for `b`
-                if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-                    raise DownloadError(f"{archive}: refused, nothing is extracted: unsafe path '{member.name}'")
+                _refuse_unsafe(archive, member.name)
                 members.extract(member, target, filter="data")
                 self.progress.update(task, completed=compressed.tell())
             while decompressed.read(_CHUNK):
                 pass  # to the end, where a cut shows and the checksum is compared
 
+    def unpack_zip(self, archive: Path, target: Path) -> None:
+        with zipfile.ZipFile(archive) as packed:
+            members = packed.infolist()
+            for member in members:
+                # `zipfile` drops what is unsafe in a name and goes on; a backslash separates folders elsewhere
+                _refuse_unsafe(archive, member.filename.replace("\\", "/"))
+                _refuse_special(archive, member)
+            size = sum(member.file_size for member in members)  # no member gives more than it states
+            self.check_space(size)
+            task = self.progress.add_task(f"{self.name}: extracting", total=size)
+            for member in members:
+                packed.extract(member, target)
+                self.progress.advance(task, member.file_size)
 
-def _decompress(file: IO[bytes], compression: Literal["gz", "xz"]) -> gzip.GzipFile | lzma.LZMAFile:
-    return gzip.open(file) if compression == "gz" else lzma.open(file)
+
+# What Python raises for an archive that is broken, cut short, or none.
+_DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+
+
+def _refuse_unsafe(archive: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
+        raise DownloadError(f"{archive}: refused, nothing is extracted: unsafe path '{name}'")
+
+
+def _refuse_special(archive: Path, member: zipfile.ZipInfo) -> None:
+    """Links, devices and pipes, by the mode that Unix writes in the upper half; and what needs a password."""
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise DownloadError(f"{archive}: refused, nothing is extracted: '{member.filename}' is a link or a device")
+    if member.flag_bits & _ENCRYPTED:
+        raise DownloadError(f"{archive}: refused, nothing is extracted: '{member.filename}' is encrypted")
+
+
+def _decompress(file: IO[bytes], packing: Literal["tar.gz", "tar.xz"]) -> gzip.GzipFile | lzma.LZMAFile:
+    return gzip.open(file) if packing == "tar.gz" else lzma.open(file)
 
 
 def _move_up(folder: Path, name: str) -> None:

@@ -1,6 +1,7 @@
 """Where each data set comes from, how it is recognised, and on what terms it may be used.
 
-MVTec AD: Bergmann et al., CVPR 2019 and IJCV 2021. DTD: Cimpoi et al., CVPR 2014.
+MVTec AD: Bergmann et al., CVPR 2019 and IJCV 2021. DTD: Cimpoi et al., CVPR 2014. ImageNette: ten classes of ImageNet.
+The teachers of EfficientAD are those of its public reproduction, as anomalib hands them on.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,9 +21,9 @@ class Source:
     url: str
     size: int | None  # bytes of the archive; None where the publisher states none
     sha256: str
-    compression: Literal["gz", "xz"]  # of the tar
+    packing: Literal["tar.gz", "tar.xz", "zip"]
     top_folder: str | None  # the folder of the archive that holds everything, left out when extracting
-    folders: tuple[str, ...]  # what must be there once it is extracted
+    contents: tuple[str, ...]  # files and folders that must be there once it is extracted
     licence: str
     citation: str
 
@@ -67,9 +68,9 @@ SOURCES = {
         "420938113-1629960298/mvtec_anomaly_detection.tar.xz",
         size=5_264_982_680,
         sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
-        compression="xz",
+        packing="tar.xz",
         top_folder=None,
-        folders=tuple(MVTEC_AD_COUNTS),
+        contents=tuple(MVTEC_AD_COUNTS),
         licence="CC BY-NC-SA 4.0: not for commercial use",
         citation="Bergmann, Fauser, Sattlegger, Steger: MVTec AD - A Comprehensive Real-World Dataset for "
         "Unsupervised Anomaly Detection, CVPR 2019, pp. 9584-9592; and IJCV 129(4):1038-1059, 2021",
@@ -79,11 +80,36 @@ SOURCES = {
         url="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
         size=None,
         sha256="e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
-        compression="gz",
+        packing="tar.gz",
         top_folder="dtd",
-        folders=("images",),
+        contents=("images",),
         licence="available for research purposes",
         citation="Cimpoi, Maji, Kokkinos, Mohamed, Vedaldi: Describing Textures in the Wild, CVPR 2014",
+    ),
+    "imagenette": Source(
+        title="ImageNette 2",
+        url="https://s3.amazonaws.com/fast-ai-imageclas/imagenette2.tgz",
+        size=None,
+        sha256="6cbfac238434d89fe99e651496f0812ebc7a10fa62bd42d6874042bf01de4efd",
+        packing="tar.gz",
+        top_folder="imagenette2",
+        contents=("train", "val"),
+        licence="photos of ImageNet: for non-commercial research and education",
+        citation="Howard: Imagenette, github.com/fastai/imagenette, 2019; Russakovsky et al.: ImageNet Large Scale "
+        "Visual Recognition Challenge, IJCV 115(3):211-252, 2015",
+    ),
+    "efficientad_teachers": Source(
+        title="EfficientAD teachers",
+        url="https://github.com/open-edge-platform/anomalib/releases/download/efficientad_pretrained_weights/"
+        "efficientad_pretrained_weights.zip",
+        size=None,
+        sha256="c09aeaa2b33f244b3261a5efdaeae8f8284a949470a4c5a526c61275fe62684a",
+        packing="zip",
+        top_folder="efficientad_pretrained_weights",
+        contents=("pretrained_teacher_small.pth", "pretrained_teacher_medium.pth"),
+        licence="Apache-2.0; learnt from photos of ImageNet",
+        citation="weights: nelson1425/EfficientAD and anomalib; method: Batzner, Heckler, Koenig: EfficientAD, "
+        "WACV 2024, arXiv 2303.14535",
     ),
 }
 

@@ -2,14 +2,14 @@
 
 import inspect
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors.torch import save as serialize
@@ -20,37 +20,31 @@ from torch.optim.lr_scheduler import LRScheduler
 import anomaly_models
 from anomaly_models import MODELS
 from anomaly_models import base as contract
-from anomaly_models.base import AnomalyModel, Batch
+from anomaly_models.base import AnomalyModel
 from pipelines import tracking
-from pipelines.checkpoint import Checkpoint, fingerprint, state_bytes
+from pipelines.arrays import BatchSource
+from pipelines.checkpoint import Checkpoint, state_bytes
 from pipelines.data import PreparedData
 from pipelines.errors import StageError, TrainingDiverged
-from pipelines.files import atomic_folder, read_json, write_json
+from pipelines.files import atomic_folder, write_json
 from pipelines.params import Params
 from pipelines.paths import Project
+from pipelines.resumable import Work
 from pipelines.weights import load_pretrained
 
 CHECKPOINT_SECONDS = 30.0  # how much work a kill may cost; has no effect on the result
 LOG_POINTS = 200  # points in a loss curve, however long training is
 
 Training = tuple[Optimizer, LRScheduler] | None
-
-
-class BatchSource(Protocol):
-    """The n-th batch, as a pure function of (seed, n)."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch: ...
+B = TypeVar("B")  # what a batch is to this learner
 
 
 @dataclass(frozen=True, slots=True)
-class Learner:
+class Learner(Generic[B]):
     """What the loop trains: a module, the terms of its loss, and what moves its parameters."""
 
     module: nn.Module
-    losses: Callable[[Batch, contract.Progress], Iterator[dict[str, Tensor]]]
+    losses: Callable[[B, contract.Progress], Iterator[dict[str, Tensor]]]
     training: tuple[Optimizer, LRScheduler]
 
 
@@ -105,33 +99,23 @@ def train(
         "train": params.train.model_dump(),
         "data": data.version,
     }
-    work = project.work(model_name, category)
-    work.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work.parent / f".{category}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise StageError(
-            f"{model_name} on {category}: another process is training this cell; wait for it, or stop it and run again"
-        ) from None
-    with lock:
-        checkpoint = Checkpoint(work, fingerprint({**settings, "device": device.type}, _sources(model_name)))
-        with tracking.cell_run(
-            project.root, params.tracking.experiment, model_name, category, _known_run(checkpoint)
-        ) as run:
-            write_json(checkpoint.folder / "run.json", {"run_id": run.run_id})
-            run.params(settings)
-            run.dataset(category, data.index.data_sha256, project.root / params.data.root / category)
-            run.tags({"data_sha256": data.index.data_sha256, "device": device.type})
-            try:
-                model, summary = _fit(model_name, config, params.train.seed, data, device, checkpoint, run, console)
-            except contract.ModelError as error:
-                raise StageError(f"{model_name} on {category}: {error}") from error
-            result = {"run_id": run.run_id, "model": model_name, "category": category, "settings": settings, **summary}
-            _save(model, result, project.model(model_name, category))
-            run.metrics({name: value for name, value in summary.items() if value is not None})
-            run.file(project.model(model_name, category) / "model.safetensors", "checkpoint")
-        checkpoint.forget_all()
+    tags = {"model": model_name, "category": category, "stage": os.environ.get("DVC_STAGE", "")}
+    work = Work(f"{model_name} on {category}", f"{model_name}-{category}", project.work(model_name, category), tags)
+    experiment = params.tracking.experiment
+    with (
+        work.locked(),
+        work.tracked(settings, _sources(model_name), device, project.root, experiment) as (checkpoint, run),
+    ):
+        run.dataset(category, data.index.data_sha256, project.root / params.data.root / category)
+        run.tags({"data_sha256": data.index.data_sha256})
+        try:
+            model, summary = _fit(model_name, config, params.train.seed, data, device, checkpoint, run, console)
+        except contract.ModelError as error:
+            raise StageError(f"{model_name} on {category}: {error}") from error
+        result = {"run_id": run.run_id, "model": model_name, "category": category, "settings": settings, **summary}
+        _save(model, result, project.model(model_name, category))
+        run.metrics({name: value for name, value in summary.items() if value is not None})
+        run.file(project.model(model_name, category) / "model.safetensors", "checkpoint")
 
 
 def _fit(
@@ -178,8 +162,8 @@ def build(model_name: str, config: contract.Config, seed: int) -> AnomalyModel:
 
 
 def run_steps(
-    learner: Learner,
-    data: BatchSource,
+    learner: Learner[B],
+    data: BatchSource[B],
     schedule: Schedule,
     checkpoint: Checkpoint,
     run: tracking.OpenRun,
@@ -259,11 +243,6 @@ def _progress(console: Console) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def _known_run(checkpoint: Checkpoint) -> str | None:
-    path = checkpoint.folder / "run.json"
-    return str(read_json(path)["run_id"]) if path.exists() else None
 
 
 def _sources(model_name: str) -> list[Path]:

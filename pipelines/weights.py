@@ -4,8 +4,10 @@ Building a model leaves its backbones random. `load_pretrained` fills every one 
 that has learnt nothing cannot stand in for one that has.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import requests
 import torch
@@ -14,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import anomaly_models
-from anomaly_models.common.backbones import Backbone
+from anomaly_models.base import ModelError
+from anomaly_models.common.backbones import Backbone, BackboneConfig
 from pipelines.errors import WeightsError
 
 EMBEDDED = Path(anomaly_models.__file__).parent / "weights" / "embedded_resnet18.safetensors"
@@ -33,6 +36,51 @@ def load_pretrained(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Backbone):
             _load(module)
+
+
+def pretrained_backbone(config: BackboneConfig) -> Backbone:
+    """The backbone of a configuration with its weights, outside of any model.
+
+    Raises:
+        WeightsError: as `load_pretrained`, or the network has no such layers.
+    """
+    try:
+        backbone = Backbone(config)
+    except ModelError as error:
+        raise WeightsError(str(error)) from error
+    _load(backbone)
+    return backbone
+
+
+class Taught(Protocol):
+    """A model that learns from a teacher, whose weights `load_teacher` takes or refuses with a ModelError."""
+
+    def load_teacher(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+def load_teacher_into(model: Taught, path: Path, remedy: str) -> None:
+    """Put in the teacher of the file: one that `distill` made, or a published one.
+
+    Raises:
+        WeightsError: there is no such file (the message ends in `remedy`), or it holds another network.
+    """
+    if not path.is_file():
+        raise WeightsError(f"teacher {path}: no such file; {remedy}")
+    state = _named_convolutions(read_state_dict(path))
+    try:
+        model.load_teacher(state)
+    except ModelError as error:
+        raise WeightsError(f"teacher {path}: {error}") from error
+
+
+def _named_convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """conv1.weight, conv1.bias, ..., also for a teacher saved as a plain sequence: 0.weight, 0.bias, 3.weight, ..."""
+    names = {key: re.fullmatch(r"(\d+)\.(weight|bias)", key) for key in state}
+    matches = [match for match in names.values() if match]
+    if len(matches) < len(names):
+        return dict(state)
+    order = sorted({int(match[1]) for match in matches})
+    return {f"conv{order.index(int(match[1])) + 1}.{match[2]}": state[match[0]] for match in matches}
 
 
 def _load(backbone: Backbone) -> None:

@@ -4,11 +4,13 @@ import hashlib
 import io
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +32,7 @@ from pipelines.sources import MVTEC_AD_COUNTS, SOURCES, CategoryCounts, Source, 
 NOISE = np.random.default_rng(0).bytes(300_000)  # so that the archive does not shrink to nothing
 PHOTO = "dtd/images/banded/banded_0001.jpg"
 DEMO = {"image_size": 256, "train": 40, "test_good": 20, "test_defect": 10, "seed": 0}
+KNOWN = "demo, demo_textures, mvtec_ad, dtd, imagenette, efficientad_teachers"
 TEXTURES = {"image_size": 256, "per_class": 4, "seed": 0}
 
 
@@ -192,7 +195,7 @@ def test_an_xz_archive_with_the_categories_at_its_top(tmp_path, server, monkeypa
     server.content = tar_of(("bottle/train/good/000.png", b"png"), ("cable/license.txt", b"terms"), compression="xz")
     digest = hashlib.sha256(server.content).hexdigest()
     source = replace(
-        SOURCES["mvtec_ad"], url=server.url, size=len(server.content), sha256=digest, folders=("bottle", "cable")
+        SOURCES["mvtec_ad"], url=server.url, size=len(server.content), sha256=digest, contents=("bottle", "cable")
     )
     monkeypatch.setitem(SOURCES, "mvtec_ad", source)
     params = DownloadParams.model_validate({"mvtec_ad": {"archive": "official"}})
@@ -541,16 +544,118 @@ def test_links_that_stay_inside_are_kept(tmp_path, publish):
 @pytest.mark.parametrize("content", [GOOD[:150_000], GOOD[:-4], b"not an archive at all", b"", tar_of()[:10]])
 def test_a_damaged_archive_with_the_right_hash_is_refused(tmp_path, publish, content):
     publish(content)
-    with pytest.raises(DownloadError, match=r"damaged or cut short \(|holds no folder images"):
+    with pytest.raises(DownloadError, match=r"damaged or cut short \(|holds no images"):
         fetch(tmp_path)
     assert_no_dataset(tmp_path)
 
 
 def test_an_archive_without_the_folders_it_should_hold(tmp_path, publish):
     publish(tar_of(("dtd/labels/test1.txt", b"labels")))
-    with pytest.raises(DownloadError, match=r"holds no folder images; set download.dtd.archive"):
+    with pytest.raises(DownloadError, match=r"holds no images; set download.dtd.archive"):
         fetch(tmp_path)
     assert_no_dataset(tmp_path)
+
+
+# --- zip archives
+
+TEACHER = "efficientad_pretrained_weights/pretrained_teacher_small.pth"
+TWIN = "efficientad_pretrained_weights/pretrained_teacher_medium.pth"
+
+
+def zip_of(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def special_in_zip(name: str, kind: int, flags: int = 0) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)
+    member.external_attr, member.flag_bits = (kind | 0o777) << 16, flags
+    return member
+
+
+@pytest.fixture
+def fetch_zip(tmp_path, monkeypatch) -> Callable[[bytes], Path]:
+    """Extract the bytes as if they were the published teachers; gives the folder of data."""
+
+    def extract(content: bytes) -> Path:
+        archive, data = tmp_path / "teachers.zip", tmp_path / "inner" / "data"
+        archive.write_bytes(content)
+        source = replace(SOURCES["efficientad_teachers"], sha256=hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(SOURCES, "efficientad_teachers", source)
+        params = DownloadParams.model_validate({"efficientad_teachers": {"archive": str(archive)}})
+        download("efficientad_teachers", params, data, quiet())
+        return data
+
+    return extract
+
+
+def test_a_zip_becomes_a_folder_without_its_top_folder(fetch_zip):
+    data = fetch_zip(zip_of(("efficientad_pretrained_weights/", b""), (TEACHER, NOISE), (TWIN, b"medium")))
+    folder = data / "efficientad_teachers"
+    assert (folder / "pretrained_teacher_small.pth").read_bytes() == NOISE
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "pretrained_teacher_medium.pth",
+        "pretrained_teacher_small.pth",
+    ]
+    assert [path.name for path in data.iterdir()] == ["efficientad_teachers"]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "../escaped.txt",
+        "efficientad_pretrained_weights/../../escaped.txt",
+        "efficientad_pretrained_weights/../inside.txt",
+        "/escaped.txt",
+        "..\\escaped.txt",
+        "C:\\escaped.txt",
+        special_in_zip("efficientad_pretrained_weights/link", stat.S_IFLNK),
+        special_in_zip("efficientad_pretrained_weights/pipe", stat.S_IFIFO),
+        special_in_zip("efficientad_pretrained_weights/device", stat.S_IFCHR),
+    ],
+)
+def test_unsafe_members_of_a_zip_are_refused_and_nothing_is_left(tmp_path, fetch_zip, member):
+    with pytest.raises(DownloadError, match=r"^[^\n]*teachers.zip: refused, nothing is extracted: "):
+        fetch_zip(zip_of((TEACHER, b"small"), (TWIN, b"medium"), (member, b"../../escaped.txt")))
+    assert list((tmp_path / "inner/data").iterdir()) == []
+    assert list(tmp_path.rglob("*escaped*")) == []
+
+
+def test_a_zip_with_a_password_is_refused(fetch_zip):
+    content = bytearray(zip_of((TEACHER, b"small")))
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flags of the first entry of its directory
+    with pytest.raises(DownloadError, match=r"refused, nothing is extracted: '.*small.pth' is encrypted"):
+        fetch_zip(bytes(content))
+
+
+@pytest.mark.parametrize("cut", [0, 10, 150_000, -4])
+def test_a_zip_that_is_cut_short_is_refused(tmp_path, fetch_zip, cut):
+    with pytest.raises(DownloadError, match=r"damaged or cut short \(|holds no pretrained"):
+        fetch_zip(zip_of((TEACHER, NOISE), (TWIN, b"medium"))[:cut])
+    assert list((tmp_path / "inner/data").iterdir()) == []
+
+
+def test_a_zip_with_a_spoilt_member_is_refused(tmp_path, fetch_zip):
+    content = bytearray(zip_of((TEACHER, NOISE), (TWIN, b"medium")))
+    content[100_000] ^= 0xFF
+    with pytest.raises(DownloadError, match=r"damaged or cut short \("):
+        fetch_zip(bytes(content))
+    assert list((tmp_path / "inner/data").iterdir()) == []
+
+
+def test_a_zip_that_unpacks_to_more_than_there_is_room_for(tmp_path, fetch_zip, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    with pytest.raises(DiskFull, match=r"efficientad_teachers needs 0\.0 GB"):
+        fetch_zip(zip_of((TEACHER, bytes(1_000_000)), (TWIN, b"medium")))  # a thousandth of it when packed
+    assert list((tmp_path / "inner/data").iterdir()) == []
+
+
+def test_a_zip_without_the_teachers(fetch_zip):
+    with pytest.raises(DownloadError, match=r"holds no pretrained_teacher_medium.pth; set download.efficientad_teach"):
+        fetch_zip(zip_of((TEACHER, b"small")))
 
 
 # --- room
@@ -618,7 +723,7 @@ def test_names_that_are_unknown_or_not_asked_for(tmp_path):
     params = DownloadParams.model_validate({"dtd": {"archive": "official"}, "demo": DEMO})
     with pytest.raises(ParamsError) as caught:
         download("mvtec", params, tmp_path, quiet())
-    assert str(caught.value) == "data set 'mvtec': unknown; known: demo, demo_textures, mvtec_ad, dtd"
+    assert str(caught.value) == f"data set 'mvtec': unknown; known: {KNOWN}"
     with pytest.raises(ParamsError) as caught:
         download("mvtec_ad", params, tmp_path, quiet())
     assert str(caught.value) == (
@@ -630,13 +735,16 @@ def test_every_problem_of_the_section_is_listed():
     with pytest.raises(ValidationError) as caught:
         DownloadParams.model_validate({"mvtec": {}, "imagenet": {}, "dtd": {"archive": 3, "url": "x"}})
     problems = {".".join(map(str, detail["loc"])): detail["msg"] for detail in caught.value.errors()}
-    unknown = "Value error, unknown data set; known: demo, demo_textures, mvtec_ad, dtd"
+    unknown = f"Value error, unknown data set; known: {KNOWN}"
     assert problems.keys() == {"mvtec", "imagenet", "dtd.archive", "dtd.url"}
     assert problems["mvtec"] == problems["imagenet"] == unknown
 
 
 def test_an_empty_section_is_refused():
-    with pytest.raises(ValidationError, match="names no data set; known: demo, demo_textures, mvtec_ad, dtd"):
+    with pytest.raises(
+        ValidationError,
+        match=f"names no data set; known: {KNOWN}",
+    ):
         DownloadParams.model_validate({})
 
 

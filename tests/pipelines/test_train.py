@@ -165,7 +165,7 @@ def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, param
 def test_two_processes_do_not_train_one_cell(project, params, console):
     project.work("fapm", CATEGORY).parent.mkdir(parents=True)
     lock = FileLock(project.work("fapm", CATEGORY).parent / f".{CATEGORY}.lock")
-    with lock, pytest.raises(StageError, match=r"^fapm on squares: another process is training this cell"):
+    with lock, pytest.raises(StageError, match=r"^fapm on squares: another process is training this"):
         train.train("fapm", CATEGORY, params, project, CPU, console)
 
 

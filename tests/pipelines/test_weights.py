@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig, Width, patch_description_network
 from pipelines.errors import WeightsError
-from pipelines.weights import EMBEDDED, load_pretrained, read_state_dict
+from pipelines.weights import EMBEDDED, load_pretrained, load_teacher_into, pretrained_backbone, read_state_dict
 
 HUB_FILE = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
 
@@ -139,6 +140,90 @@ def test_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
     torch.save(full_classifier("test_efficientnet"), tmp_path / "other.pth")
     with pytest.raises(WeightsError, match=r"do not fit test_resnet.* and \d+ more$"):
         load_pretrained(backbone(tmp_path / "other.pth"))
+
+
+def test_a_backbone_outside_of_any_model() -> None:
+    config = BackboneConfig(name="resnet18.tv_in1k", weights="embedded", layers=(2, 3))
+    assert_loaded(pretrained_backbone(config), load_file(EMBEDDED))
+    with pytest.raises(WeightsError, match=r"timm gives no features for layers \[2, 9\]"):
+        pretrained_backbone(BackboneConfig(name="resnet18", weights="embedded", layers=(2, 9)))
+
+
+# Teachers
+
+REMEDY = "run `blemish distill efficient_ad`"
+
+
+def student_of(width: Width) -> EfficientAD:
+    torch.manual_seed(0)
+    values = {"image_size": 256, "batch_size": 1, "width": width, "teacher": "file", "steps": 1, "learning_rate": 1e-4}
+    values |= {"weight_decay": 0.0, "hard_quantile": 0.999, "penalty_weight": 1.0, "precision": "float32"}
+    return EfficientAD(EfficientADConfig.model_validate(values | {"quantile_low": 0.9, "quantile_high": 0.995}))
+
+
+# A stand-in with the published shapes (paper, Tables 6 and 7), written down and not taken from our networks.
+PUBLISHED: dict[Width, list[tuple[int, int, int]]] = {
+    "small": [(128, 3, 4), (256, 128, 4), (256, 256, 3), (384, 256, 4)],
+    "medium": [(256, 3, 4), (512, 256, 4), (512, 512, 1), (512, 512, 3), (384, 512, 4), (384, 384, 1)],
+}
+POSITIONS = (0, 3, 6, 8, 10, 12)  # of the convolutions, where all layers are numbered
+
+
+def published(width: Width) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    state = {}
+    for number, (outputs, inputs, side) in enumerate(PUBLISHED[width], start=1):
+        state[f"conv{number}.weight"] = torch.rand(outputs, inputs, side, side, generator=generator)
+        state[f"conv{number}.bias"] = torch.rand(outputs, generator=generator)
+    return state
+
+
+@pytest.mark.parametrize("width", ["small", "medium"])
+@pytest.mark.parametrize("spelling", ["named", "numbered"])
+def test_published_teachers_are_read(tmp_path: Path, width: Width, spelling: str) -> None:
+    state = published(width)
+    numbered = {}
+    for position, number in zip(POSITIONS, range(1, len(state) // 2 + 1), strict=False):
+        numbered[f"{position}.weight"] = state[f"conv{number}.weight"]
+        numbered[f"{position}.bias"] = state[f"conv{number}.bias"]
+    torch.save(state if spelling == "named" else numbered, tmp_path / f"pretrained_teacher_{width}.pth")
+    model = student_of(width)
+    load_teacher_into(model, tmp_path / f"pretrained_teacher_{width}.pth", REMEDY)
+    own = model.teacher.state_dict()
+    assert own.keys() == state.keys()
+    assert all(torch.equal(own[name], state[name]) for name in state)
+
+
+def test_a_distilled_teacher_is_read(tmp_path: Path) -> None:
+    network = patch_description_network("tiny", padded=True)
+    save_file(network.state_dict(), tmp_path / "teacher.safetensors")
+    model = student_of("tiny")
+    load_teacher_into(model, tmp_path / "teacher.safetensors", REMEDY)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in model.teacher.state_dict().items())
+
+
+def test_a_teacher_of_another_width_is_one_line(tmp_path: Path) -> None:
+    torch.save(published("medium"), tmp_path / "teacher.pth")
+    with pytest.raises(
+        WeightsError, match=r"^teacher [^\n]*teacher\.pth: the teacher's weights do not fit width small"
+    ):
+        load_teacher_into(student_of("small"), tmp_path / "teacher.pth", REMEDY)
+    save_file({"conv1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"^teacher [^\n]*other\.safetensors: [^\n]*$"):
+        load_teacher_into(student_of("tiny"), tmp_path / "other.safetensors", REMEDY)
+
+
+def test_a_missing_teacher_names_its_remedy(tmp_path: Path) -> None:
+    with pytest.raises(
+        WeightsError, match=r"^teacher [^\n]*absent\.safetensors: no such file; run `blemish distill efficient_ad`$"
+    ):
+        load_teacher_into(student_of("tiny"), tmp_path / "absent.safetensors", REMEDY)
+
+
+def test_a_teacher_that_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "model": {}}, tmp_path / "teacher.pth")
+    with pytest.raises(WeightsError, match=r"teacher\.pth: not a state dict"):
+        load_teacher_into(student_of("tiny"), tmp_path / "teacher.pth", REMEDY)
 
 
 # The hub

@@ -1,0 +1,62 @@
+"""Images in one array file, on the device or on disk, and the order in which training takes them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from torch import Tensor
+
+DEVICE_BYTES = 2 * 2**30  # arrays up to this size live on the device; larger ones stay on disk and are read per batch
+
+B_co = TypeVar("B_co", covariant=True)
+
+
+class BatchSource(Protocol[B_co]):
+    """The n-th batch, as a pure function of (seed, n)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> B_co: ...
+
+
+class Rows:
+    """An array (N, ...) of a `.npy` file, on the device or on disk."""
+
+    def __init__(self, file: Path, device: torch.device, resident: bool) -> None:
+        self._device = device
+        self._array = torch.from_numpy(np.load(file)).to(device) if resident else np.load(file, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def gather(self, rows: Sequence[int]) -> Tensor:
+        if isinstance(self._array, Tensor):
+            return self._array[torch.tensor(rows, dtype=torch.long, device=self._device)]
+        return torch.from_numpy(np.asarray(self._array[list(rows)])).to(self._device)
+
+
+def to_image(pixels: Tensor) -> Tensor:
+    """Turn (B, H, W, 3) bytes into (B, 3, H, W) in [0, 1], with the bits of `images.to_input` on any device."""
+    # Divided by a tensor: for a number, CUDA multiplies by its reciprocal, whose last bit differs.
+    return rearrange(pixels, "b h w c -> b c h w").contiguous().float() / torch.tensor(255.0, device=pixels.device)
+
+
+def stream_rows(num_rows: int, key: Sequence[int], step: int, batch_size: int) -> list[int]:
+    """Batch number `step` (from 0) of an endless stream over all rows, shuffled anew each epoch; a function of `key`.
+
+    A batch may span the end of an epoch, or several epochs where it is larger than the array.
+    """
+    first, last = step * batch_size, (step + 1) * batch_size - 1  # positions in the stream
+    epochs = range(first // num_rows, last // num_rows + 1)
+    order = np.concatenate([_shuffled(num_rows, key, epoch) for epoch in epochs])
+    start = first - epochs.start * num_rows
+    return [int(row) for row in order[start : start + batch_size]]
+
+
+def _shuffled(num_rows: int, key: Sequence[int], epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([*key, epoch]).permutation(num_rows)

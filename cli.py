@@ -79,6 +79,37 @@ def prepare(category: Category) -> None:
 
 
 @app.command(rich_help_panel=PIPELINE)
+def distill(model: Model, device: Device = "auto") -> None:
+    """Make a model's teacher from a backbone and a folder of photos, or fetch the published one."""
+    from pipelines.device import choose_device
+    from pipelines.distill import DistillConfig, Teachers, fetch_published
+    from pipelines.distill import distill as run
+    from pipelines.params import load_params
+
+    project = _project()
+    params = load_params(project.params, check_models=True)
+    config = params.entry("distill", model, Teachers)
+    if isinstance(config, DistillConfig):
+        photos = project.root / params.photos
+        run(model, config, photos, params.tracking.experiment, project, choose_device(device), _console())
+    else:
+        fetch_published(model, config, project, _console())
+
+
+@app.command(rich_help_panel=PIPELINE)
+def penalty(model: Model) -> None:
+    """Decode the photos that a model must not take for the part."""
+    from pipelines.params import load_params
+    from pipelines.penalty import Penalties, make_penalty
+
+    project = _project()
+    params = load_params(project.params, check_models=False)
+    config = params.entry("penalty", model, Penalties)
+    number = make_penalty(config, project.root / params.photos, project.penalty(model), _console())
+    typer.echo(f"{model}: {number} penalty images")
+
+
+@app.command(rich_help_panel=PIPELINE)
 def train(model: Model, category: Category, device: Device = "auto") -> None:
     """Train one model on one category; goes on where a killed run stopped."""
     from pipelines.device import choose_device
@@ -158,6 +189,20 @@ def predict(
         typer.echo(f"error: {result.error}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=USE)
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="YAML file; benchmarks/pretrain.yaml is one.", show_default=False)],
+    output: Annotated[Path, typer.Argument(help="Safetensors file to write.", show_default=False)],
+    device: Device = "auto",
+) -> None:
+    """Make a small backbone by feature distillation from a larger one, as the embedded backbone was made."""
+    from pipelines.device import choose_device
+    from pipelines.pretrain import load_config
+    from pipelines.pretrain import pretrain as run
+
+    run(load_config(config), output, _project(), choose_device(device), _console())
 
 
 @app.command(rich_help_panel=USE)

@@ -489,7 +489,7 @@ class EfficientAD(AnomalyModel):
         normalised = 0.1 * (maps - low) / (high - low)
         return to_prediction(normalised.mean(dim=1, keepdim=True), self.config.image_size)
 
-    def folded(self) -> "FoldedEfficientAD":
+    def exportable(self) -> "FoldedEfficientAD":
         """The same function with fewer operations, for export; a copy, in eval mode."""
         return FoldedEfficientAD(self).eval()
 

@@ -13,15 +13,23 @@ from; and the pooling, which is linear, is done by one convolution per stage bef
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    RootModel,
+)
 from rich.console import Console
-from rich.progress import track
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR
@@ -43,14 +51,16 @@ from anomaly_models.efficient_ad import (
 from pipelines import train
 from pipelines.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.checkpoint import Checkpoint
+from pipelines.download import ArchiveConfig, acquire
 from pipelines.errors import WeightsError
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Project
 from pipelines.photos import PhotoArrays, decode_once
+from pipelines.progress import watched
 from pipelines.resumable import Work
 from pipelines.tracking import OpenRun
 from pipelines.train import Learner, Schedule, run_steps
-from pipelines.weights import pretrained_backbone
+from pipelines.weights import named_convolutions, pretrained_backbone, read_state_dict
 
 GREY_PROBABILITY = 0.1
 STATISTICS_PHOTOS = 10_000  # for the channels' mean and standard deviation
@@ -59,6 +69,7 @@ STRIDE = 8  # of the first stage that describes
 STAGE_NUMBERS = 1024  # that a stage's neighbourhood is pooled to, before all stages are pooled together
 MEMORY_BYTES = 4 * 2**30  # of descriptions kept; 3 MB per photo at 256 px and 384 channels
 TEACHER_FILE = "teacher.safetensors"
+_PUBLISHED = "efficientad_teachers"  # in SOURCES
 
 _GREY_STREAM = 2  # which photos are grey is apart from their order, drawn by the same seed
 
@@ -71,15 +82,32 @@ class DistillConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    source: Literal["distilled"]
     width: Width
     backbone: BackboneConfig
-    photos: Annotated[str, Field(min_length=1)]  # folder, searched to the bottom; relative to the project
     image_size: Annotated[int, Field(ge=64, multiple_of=32)]  # of the network's images
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat
     seed: NonNegativeInt
+
+
+class PublishedTeacherConfig(BaseModel):
+    """The other kind of entry: the authors' method on ImageNet, as others have published the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    source: Literal["published"]
+    width: Literal["small", "medium"]
+    archive: Annotated[str, Field(min_length=1)]  # "official", a mirror's URL, or a local file; verified in any case
+
+
+TeacherConfig = Annotated[DistillConfig | PublishedTeacherConfig, Field(discriminator="source")]
+
+
+class Teachers(RootModel[dict[str, TeacherConfig]]):
+    """The section `distill`, by the model that the teacher is for."""
 
 
 # --- descriptions ----------------------------------------------------------------------------------------------------
@@ -204,7 +232,7 @@ class Distillation(nn.Module):
         number = min(STATISTICS_PHOTOS, len(photos))
         rows = [place * len(photos) // number for place in range(number)]
         statistics = ChannelStatistics()
-        for start in track(range(0, number, batch_size), "describing photos", console=console):
+        for start in watched(range(0, number, batch_size), console, "describing photos"):
             statistics.update(photos.descriptions(rows[start : start + batch_size]))
         self.mean.copy_(rearrange(statistics.mean, "c -> 1 c 1 1"))
         self.std.copy_(rearrange(statistics.std.clamp(min=MIN_STD), "c -> 1 c 1 1"))
@@ -214,15 +242,16 @@ class Distillation(nn.Module):
         yield {"distillation": F.mse_loss(self.network(self.normalise(batch.image)), target)}
 
 
-def teacher_folder(root: Path, model_name: str) -> Path:
-    """What `distill` makes for a model of the project in `root`."""
-    return root / "pretrained" / model_name / "teacher"
-
-
 def distill(
-    model_name: str, config: DistillConfig, experiment: str, project: Project, device: torch.device, console: Console
+    model_name: str,
+    config: DistillConfig,
+    folder: Path,
+    experiment: str,
+    project: Project,
+    device: torch.device,
+    console: Console,
 ) -> None:
-    """Make the teacher of `model_name`: its weights, settings and the MLflow run's id.
+    """Make the teacher of `model_name` from the photos in `folder`: its weights, settings and the MLflow run's id.
 
     A run that was killed goes on from its last checkpoint and, on the CPU, ends with the same bits.
 
@@ -233,24 +262,43 @@ def distill(
         TrainingDiverged: the loss is not finite.
     """
     tags = {"model": model_name, "stage": "distill"}
-    folder = project.work("distill", model_name)
-    work = Work(f"teacher of {model_name}", f"distill-{model_name}", folder, tags)
+    work = Work(f"teacher of {model_name}", f"distill-{model_name}", project.work("distill", model_name), tags)
     with work.locked():
         sizes = (config.image_size, MAGNIFICATION * config.image_size)
-        photos = decode_once([project.root / config.photos], sizes, work.folder / "photos", console, "decoding photos")
+        photos = decode_once([folder], sizes, work.folder / "photos", console, "decoding photos")
         settings = {
             "distill": {model_name: config.model_dump()},
             "data": {"photos": photos.num_photos, "sha256": photos.sha256},
         }
         with work.tracked(settings, _SOURCES, device, project.root, experiment) as (checkpoint, run):
             module = _fit(config, photos, device, checkpoint, run, console)
-            with atomic_folder(teacher_folder(project.root, model_name)) as output:
+            with atomic_folder(project.teacher(model_name)) as output:
                 state = {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}
                 (output / TEACHER_FILE).write_bytes(serialize(state))
                 result: dict[str, Any] = {"run_id": run.run_id, "model": model_name, "settings": settings}
                 write_json(output / "run.json", result | {"seconds": round(checkpoint.seconds, 3)})
             run.metrics({"train_seconds": checkpoint.seconds})
-            run.file(teacher_folder(project.root, model_name) / TEACHER_FILE, "teacher")
+            run.file(project.teacher(model_name) / TEACHER_FILE, "teacher")
+
+
+def fetch_published(model_name: str, config: PublishedTeacherConfig, project: Project, console: Console) -> None:
+    """Make the teacher of `model_name` from the published archive; its convolutions get our names.
+
+    Raises:
+        DownloadError: the archive cannot be had or is not the published one.
+        WeightsError: what it holds is no network of this width.
+    """
+    acquire(_PUBLISHED, ArchiveConfig(archive=config.archive), project.data, console)
+    file = project.data / _PUBLISHED / f"pretrained_teacher_{config.width}.pth"
+    state = named_convolutions(read_state_dict(file))
+    network = patch_description_network(config.width)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"teacher {file}: {' '.join(str(error).split())}") from error
+    with atomic_folder(project.teacher(model_name)) as output:
+        (output / TEACHER_FILE).write_bytes(serialize({name: value.contiguous() for name, value in state.items()}))
+        write_json(output / "run.json", {"model": model_name, "settings": {"distill": config.model_dump()}})
 
 
 def _fit(

@@ -19,14 +19,10 @@ import requests
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from rich.console import Console
 from rich.progress import (
-    BarColumn,
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     TaskID,
-    TextColumn,
-    TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from urllib3.exceptions import HTTPError, MaxRetryError
@@ -34,6 +30,7 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 from pipelines import demo_data
 from pipelines.errors import DownloadError, ParamsError
 from pipelines.files import DiskFull, atomic_folder, read_json, reporting_full_disk, write_json
+from pipelines.progress import counting, progress_bar
 from pipelines.sources import SOURCES, Source
 
 _CHUNK = 1 << 16  # bytes; what has come of one is lost when the connection breaks
@@ -73,7 +70,6 @@ class DownloadParams(BaseModel):
     mvtec_ad: ArchiveConfig | None = None
     dtd: ArchiveConfig | None = None
     imagenette: ArchiveConfig | None = None
-    efficientad_teachers: ArchiveConfig | None = None
 
     @model_validator(mode="after")
     def _wants_something(self) -> Self:
@@ -104,34 +100,28 @@ def download(name: str, params: DownloadParams, data_dir: Path, console: Console
         listed = ", ".join(params.wanted())
         raise ParamsError(f"data set '{name}': not in the section 'download' of params.yaml, which lists: {listed}")
     if isinstance(config, ArchiveConfig):
-        source = SOURCES[name]
-        console.print(
-            f"{source.title}: {source.licence}. Cite: {source.citation}", markup=False, highlight=False, soft_wrap=True
-        )
-        with _progress(console, DownloadColumn(binary_units=False), TransferSpeedColumn()) as progress:
-            _Acquisition(name, source, data_dir, progress).make(config)
+        acquire(name, config, data_dir, console)
     else:
         _draw(name, config, data_dir / name, console)
 
 
+def acquire(name: str, config: ArchiveConfig, data_dir: Path, console: Console) -> None:
+    """Make `data_dir/<name>` from the archive of SOURCES[name], as `download` does, errors included."""
+    source = SOURCES[name]
+    console.print(
+        f"{source.title}: {source.licence}. Cite: {source.citation}", markup=False, highlight=False, soft_wrap=True
+    )
+    with progress_bar(console, DownloadColumn(binary_units=False), TransferSpeedColumn()) as progress:
+        _Acquisition(name, source, data_dir, progress).make(config)
+
+
 def _draw(name: str, config: BaseModel, folder: Path, console: Console) -> None:
-    with _progress(console, MofNCompleteColumn()) as progress, atomic_folder(folder) as temporary:
-        task = progress.add_task(f"{name}: drawing", total=None)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with counting(console, f"{name}: drawing", MofNCompleteColumn()) as show, atomic_folder(folder) as temporary:
         if isinstance(config, demo_data.DemoConfig):
             demo_data.draw_demo(temporary, config, show)
         else:
             assert isinstance(config, demo_data.DemoTexturesConfig)
             demo_data.draw_textures(temporary, config, show)
-
-
-def _progress(console: Console, *amounts: ProgressColumn) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(), *amounts, TimeRemainingColumn(), console=console
-    )
 
 
 @dataclass(frozen=True, slots=True)

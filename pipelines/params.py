@@ -2,18 +2,21 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, RootModel, ValidationError
 
+from pipelines.download import DownloadParams
 from pipelines.errors import ParamsError
 from pipelines.prepare import PrepareConfig
 
 if TYPE_CHECKING:
     from anomaly_models.base import Config
 
+T = TypeVar("T")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_. ]*$"  # '-' and '/' would be ambiguous in DVC's cell names
 
 
@@ -59,11 +62,14 @@ class TrackingConfig(_Section):
 
 
 class Params(_Section):
-    """The whole file. `models` holds each model's own `Config`, or plain mappings where they were not asked for."""
+    """The whole file. `models`, `distill` and `penalty` are plain mappings where their check was not asked for."""
 
     download: dict[str, Any]  # checked as pipelines.download.DownloadParams
     data: DataConfig
     prepare: PrepareConfig
+    photos: Annotated[str, Field(min_length=1)]  # folder of everyday pictures, for teachers and penalty images
+    distill: dict[str, Any]  # by the model that the teacher is for; checked as pipelines.distill.TeacherConfig
+    penalty: dict[str, Any]  # by the model that the images are for; checked as pipelines.penalty.PenaltyConfig
     models: Annotated[dict[str, Any], Field(min_length=1)]
     train: TrainConfig
     evaluate: EvaluateConfig
@@ -89,6 +95,22 @@ class Params(_Section):
         if category not in self.data.categories:
             listed = ", ".join(self.data.categories)
             raise ParamsError(f"category '{category}' is not in params.yaml, whose data.categories lists: {listed}")
+
+    def entry(self, section: Literal["distill", "penalty"], model: str, schema: type[RootModel[dict[str, T]]]) -> T:
+        """What `section` says for `model`, validated.
+
+        Raises:
+            ParamsError: nothing, or something wrong.
+        """
+        found = getattr(self, section)
+        if model not in found:
+            raise ParamsError(
+                f"{section}.{model}: not in params.yaml; its {section} section serves: {', '.join(found)}"
+            )
+        problems = _section_problems({section: found}, section, schema)
+        if problems:
+            raise ParamsError("\n  ".join(["params.yaml:", *problems]))
+        return schema.model_validate(found).root[model]
 
     def cells(self) -> list[tuple[str, str]]:
         """Every (model, category), in the file's order."""
@@ -150,16 +172,10 @@ def load_params(path: Path, *, check_models: bool) -> Params:
         params = Params.model_validate(raw)
     except ValidationError as error:
         problems += _problems(error, "", Params, raw)
-    problems += _download_problems(raw.get("download"))
+    problems += _section_problems(raw, "download", DownloadParams)
     if check_models:
         configs, model_problems = _model_configs(raw.get("models"))
-        problems += model_problems
-        sizes = raw["prepare"].get("image_sizes") if isinstance(raw.get("prepare"), dict) else None
-        problems += [
-            f"models.{name}.image_size = {config.image_size}: not one of prepare.image_sizes {sizes}"
-            for name, config in configs.items()
-            if isinstance(sizes, list) and config.image_size not in sizes
-        ]
+        problems += model_problems + _input_problems(raw, configs)
         if params is not None:
             params = params.model_copy(update={"models": configs})
     if problems:
@@ -169,16 +185,44 @@ def load_params(path: Path, *, check_models: bool) -> Params:
     return params
 
 
-def _download_problems(section: object) -> list[str]:
-    from pipelines.download import DownloadParams
-
+def _section_problems(raw: dict[str, Any], name: str, schema: type[BaseModel]) -> list[str]:
+    section = raw.get(name)
     if not isinstance(section, dict):
         return []  # already reported
     try:
-        DownloadParams.model_validate(section)
+        schema.model_validate(section)
     except ValidationError as error:
-        return _problems(error, "download", DownloadParams, section)
+        return _problems(error, name, schema, section)
     return []
+
+
+def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> list[str]:
+    """What the models read must be made, and at their size."""
+    from pipelines.distill import Teachers
+    from pipelines.penalty import Penalties
+
+    problems = _section_problems(raw, "distill", Teachers) + _section_problems(raw, "penalty", Penalties)
+    sizes = _at(raw, "prepare", "image_sizes")
+    problems += [
+        f"models.{name}.image_size = {config.image_size}: not one of prepare.image_sizes {sizes}"
+        for name, config in configs.items()
+        if isinstance(sizes, list) and config.image_size not in sizes
+    ]
+    for section, key in (("distill", "width"), ("penalty", "image_size")):
+        for name in raw.get(section) or {}:
+            if name not in (raw.get("models") or {}):
+                problems.append(f"{section}.{name}: for a model that is not in models")
+            elif name in configs and (found := _at(raw, section, name, key)) != getattr(configs[name], key, found):
+                wanted = getattr(configs[name], key)
+                problems.append(f"{section}.{name}.{key} = {found!r}: models.{name}.{key} is {wanted!r}")
+    return problems
+
+
+def _at(raw: Any, *keys: str) -> Any:
+    """The value under nested keys, None where something on the way is missing or no mapping."""
+    for key in keys:
+        raw = raw.get(key) if isinstance(raw, dict) else None
+    return raw
 
 
 def _model_configs(section: object) -> tuple[dict[str, "Config"], list[str]]:

@@ -38,6 +38,14 @@ class Project:
     def export(self, model: str, category: str) -> Path:
         return self.root / "exported" / model / category
 
+    def teacher(self, model: str) -> Path:
+        """What `distill` makes for a model."""
+        return self.root / "pretrained" / model / "teacher"
+
+    def penalty(self, model: str) -> Path:
+        """What `penalty` makes for a model."""
+        return self.root / "pretrained" / model / "penalty"
+
     @property
     def reports(self) -> Path:
         return self.root / "reports"

@@ -8,12 +8,12 @@ part is seen. The photos keep their colour here; the model makes three in ten gr
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt, RootModel
 from rich.console import Console
 from torch import Tensor
 
@@ -29,28 +29,26 @@ _STREAM = 1  # apart from the part's images, which are drawn by the same seed
 
 
 class PenaltyConfig(BaseModel):
-    """An entry of the section `penalty`: the model that it is for is its name."""
+    """An entry of the section `penalty`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    photos: Annotated[str, Field(min_length=1)]  # folder, searched to the bottom; relative to the project
     image_size: PositiveInt  # that of the model
     limit: PositiveInt  # photos taken at most, evenly from the sorted list
 
 
-def penalty_folder(root: Path, model_name: str) -> Path:
-    """What `penalty` makes for a model of the project in `root`."""
-    return root / "pretrained" / model_name / "penalty"
+class Penalties(RootModel[dict[str, PenaltyConfig]]):
+    """The section `penalty`, by the model that the images are for."""
 
 
-def make_penalty(config: PenaltyConfig, root: Path, destination: Path, console: Console) -> int:
-    """Decode the photos of `config` into `destination`; gives their number. The same files give the same bytes.
+def make_penalty(config: PenaltyConfig, photos: Path, destination: Path, console: Console) -> int:
+    """Decode `photos`, searched to the bottom, into `destination`; gives their number. Same files, same bytes.
 
     Raises:
         DatasetError: the folder is missing or holds no photo.
         ImageError: photos that cannot be read; the message lists them.
     """
-    paths = _evenly(find_photos([root / config.photos]), config.limit)
+    paths = _evenly(find_photos([photos]), config.limit)
     size = config.image_size
     with atomic_folder(destination) as folder:
         sha256 = write_arrays(paths, lambda photo: {size: _centre(photo, size)}, [size], folder, console, "penalty")
@@ -58,7 +56,7 @@ def make_penalty(config: PenaltyConfig, root: Path, destination: Path, console: 
             "format": FORMAT,
             "image_size": size,
             "sha256": sha256,
-            "photos": [path.relative_to(root / config.photos).as_posix() for path in paths],
+            "photos": [path.relative_to(photos).as_posix() for path in paths],
         }
         write_json(folder / INDEX_FILE, index)
     return len(paths)

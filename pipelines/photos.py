@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 
 from pipelines import images
 from pipelines.errors import DatasetError, ImageError
 from pipelines.files import atomic_folder, read_json, write_json
+from pipelines.progress import progress_bar
 
 FORMAT = 1  # of a folder of arrays; raised when what is written changes
 INDEX_FILE = "index.json"
@@ -114,7 +115,7 @@ def write_arrays(
     digest = hashlib.sha256()
     problems: list[str] = []
     workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, _progress(console) as bar:
+    with ThreadPoolExecutor(workers) as pool, progress_bar(console, MofNCompleteColumn()) as bar:
         task = bar.add_task(label, total=len(paths))
         for start in range(0, len(paths), _CHUNK):
             chunk = paths[start : start + _CHUNK]
@@ -150,13 +151,3 @@ def _raise_problems(problems: list[str]) -> None:
     if len(problems) > _PROBLEMS_SHOWN:
         lines.append(f"  and {len(problems) - _PROBLEMS_SHOWN} more")
     raise ImageError("\n".join(lines))
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )

@@ -30,7 +30,6 @@ from pydantic import (
     model_validator,
 )
 from rich.console import Console
-from rich.progress import track
 from safetensors.torch import save as serialize
 from timm.models import FeatureInfo
 from torch import Tensor, nn
@@ -55,6 +54,7 @@ from pipelines.files import atomic_file
 from pipelines.params import read_yaml
 from pipelines.paths import Project
 from pipelines.photos import PhotoArrays, decode_once
+from pipelines.progress import watched
 from pipelines.resumable import Work
 from pipelines.tracking import OpenRun
 from pipelines.train import Learner, Schedule, run_steps
@@ -251,7 +251,7 @@ def _fit(
     crops = Crops(photos, config, device)
     first_step = checkpoint.load(module, training, device)
     if first_step is None:
-        steps = track(range(STATISTICS_BATCHES), "learning the teacher's scales", console=console)
+        steps = watched(range(STATISTICS_BATCHES), console, "learning the teacher's scales")
         seed = config.seed + _STATISTICS_SEED
         module.learn_statistics(teacher, (crops.training_batch(seed, step, config.batch_size) for step in steps))
         checkpoint.save(0, module, training)

@@ -247,6 +247,7 @@ def print_results(project: Project, console: "Console") -> None:
     Raises:
         StageError: there is no report yet.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     path = project.reports / "summary.json"
@@ -254,11 +255,11 @@ def print_results(project: Project, console: "Console") -> None:
         raise StageError(f"{path}: no report yet; run `make demo` or `dvc repro`")
     summary = read_json(path)
     shown = [c for c in COLUMNS if c.key not in ("image_ap", "pixel_ap", "aupro_05", "image_f1_max", "pixel_f1_max")]
-    table = Table(title=f"Report on {', '.join(summary['categories'])} (percent)")
+    table = Table(title="Percent; averages weigh categories alike", box=SIMPLE_HEAD)
     for title in ("Model", "Category"):
-        table.add_column(title)
+        table.add_column(title, no_wrap=True)
     for column in shown:
-        table.add_column(column.title, justify="right")
+        table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True)
     for average in summary["averages"]:
         for cell in [c for c in summary["cells"] if c["model"] == average["model"]]:
             table.add_row(*_row(cell, shown))

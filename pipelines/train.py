@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,10 +27,11 @@ from pipelines.checkpoint import Checkpoint, state_bytes
 from pipelines.data import PreparedData
 from pipelines.errors import StageError, TrainingDiverged
 from pipelines.files import atomic_folder, write_json
+from pipelines.inputs import Inputs, find_inputs
 from pipelines.params import Params
 from pipelines.paths import Project
+from pipelines.progress import progress_bar
 from pipelines.resumable import Work
-from pipelines.weights import load_pretrained
 
 CHECKPOINT_SECONDS = 30.0  # how much work a kill may cost; has no effect on the result
 LOG_POINTS = 200  # points in a loss curve, however long training is
@@ -93,8 +94,10 @@ def train(
     params.check_category(category)
     config = params.model_config_of(model_name)
     data = PreparedData(project.prepared(category), config.image_size, device)
+    inputs = find_inputs(model_name, config, project, device)
     settings = {
         "models": {model_name: config.model_dump()},
+        "inputs": inputs.version,
         "prepare": params.prepare.model_dump(),
         "train": params.train.model_dump(),
         "data": data.version,
@@ -109,7 +112,7 @@ def train(
         run.dataset(category, data.index.data_sha256, project.root / params.data.root / category)
         run.tags({"data_sha256": data.index.data_sha256})
         try:
-            model, summary = _fit(model_name, config, params.train.seed, data, device, checkpoint, run, console)
+            model, summary = _fit(inputs, config, params.train.seed, data, device, checkpoint, run, console)
         except contract.ModelError as error:
             raise StageError(f"{model_name} on {category}: {error}") from error
         result = {"run_id": run.run_id, "model": model_name, "category": category, "settings": settings, **summary}
@@ -119,7 +122,7 @@ def train(
 
 
 def _fit(
-    model_name: str,
+    inputs: Inputs,
     config: contract.Config,
     seed: int,
     data: PreparedData,
@@ -128,13 +131,13 @@ def _fit(
     run: tracking.OpenRun,
     console: Console,
 ) -> tuple[AnomalyModel, dict[str, Any]]:
-    model = build(model_name, config, seed).to(device)
+    model = build(inputs.model_name, config, seed).to(device)
     normals = data.batches("train", config.batch_size)
     total_steps = model.total_steps(len(data.rows("train")))
     training = model.optimizer(total_steps)
     first_step = checkpoint.load(model, training, device)
     if first_step is None:
-        load_pretrained(model)
+        inputs.load_into(model)
         with console.status(f"learning from {len(data.rows('train'))} normal images"):
             model.prepare(normals)
         checkpoint.save(0, model, training)
@@ -142,7 +145,7 @@ def _fit(
     if training is not None:
         schedule = Schedule(seed, config.batch_size, first_step, total_steps)
         learner = Learner(model, model.losses, training)
-        run_steps(learner, data, schedule, checkpoint, run, console)
+        run_steps(learner, inputs.added_to(data), schedule, checkpoint, run, console)
     model.eval()
     model.calibrate(data.batches("holdout", config.batch_size))
     summary = {
@@ -179,7 +182,8 @@ def run_steps(
     generator = torch.Generator(device=data.device)
     saved = time.monotonic()
     learner.module.train()
-    with _progress(console) as bar:
+    columns = MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[loss]}")
+    with progress_bar(console, *columns) as bar:
         task = bar.add_task("train", total=total, completed=first, rate="", loss="")
         rate = _Rate(first)
         for step in range(first, total):
@@ -230,19 +234,6 @@ class _Rate:
 def _show(bar: Progress, task: TaskID, step: int, rate: _Rate, log: _LossLog) -> None:
     loss = f"{log.points[-1][0].removeprefix('loss.')} {log.points[-1][1]:.4g}" if log.points else ""
     bar.update(task, completed=step, rate=f"{rate.at(step):.1f} steps/s", loss=loss)
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-        console=console,
-        disable=not console.is_terminal,
-    )
 
 
 def _sources(model_name: str) -> list[Path]:

@@ -66,14 +66,14 @@ def load_teacher_into(model: Taught, path: Path, remedy: str) -> None:
     """
     if not path.is_file():
         raise WeightsError(f"teacher {path}: no such file; {remedy}")
-    state = _named_convolutions(read_state_dict(path))
+    state = named_convolutions(read_state_dict(path))
     try:
         model.load_teacher(state)
     except ModelError as error:
         raise WeightsError(f"teacher {path}: {error}") from error
 
 
-def _named_convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named_convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """conv1.weight, conv1.bias, ..., also for a teacher saved as a plain sequence: 0.weight, 0.bias, 3.weight, ..."""
     names = {key: re.fullmatch(r"(\d+)\.(weight|bias)", key) for key in state}
     matches = [match for match in names.values() if match]

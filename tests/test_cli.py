@@ -164,7 +164,7 @@ def test_hub_unreachable(root, blemish, monkeypatch):
     def unreachable(model):
         raise WeightsError("weights of resnet18.tv_in1k: hub unreachable")
 
-    monkeypatch.setattr("pipelines.train.load_pretrained", unreachable)
+    monkeypatch.setattr("pipelines.inputs.load_pretrained", unreachable)
     assert blemish("prepare", CATEGORY).code == 0
     assert one_line(blemish("train", "fapm", CATEGORY)) == "weights of resnet18.tv_in1k: hub unreachable"
 

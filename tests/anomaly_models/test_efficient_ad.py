@@ -236,7 +236,7 @@ def test_hard_features_are_mined_per_image() -> None:
 
 @torch.no_grad()
 def test_student_with_the_teachers_weights_has_nothing_to_learn(prepared: EfficientAD) -> None:
-    teacher = prepared.folded().teacher
+    teacher = prepared.exportable().teacher
     prepared.student.trunk.load_state_dict(teacher[:-1].state_dict())
     prepared.student.teacher_head.load_state_dict(teacher[-1].state_dict())
     image = textures(1, seed=6)
@@ -497,7 +497,7 @@ def test_state_is_the_whole_model(calibrated: EfficientAD) -> None:
 def test_folded_is_the_same_function(calibrated: EfficientAD) -> None:
     before = copy.deepcopy(calibrated.state_dict())
     image = textures(2, seed=8)
-    expected, found = calibrated(image), calibrated.folded()(image)
+    expected, found = calibrated(image), calibrated.exportable()(image)
     scale = expected.anomaly_map.abs().max().item()
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-5 * scale)
     torch.testing.assert_close(found.score, expected.score, rtol=1e-5, atol=0)
@@ -521,7 +521,7 @@ def exported(model: nn.Module, path: Path) -> onnxruntime.InferenceSession:
 
 @torch.no_grad()
 def test_onnx_of_the_folded_model(calibrated: EfficientAD, tmp_path: Path) -> None:
-    session = exported(calibrated.folded(), tmp_path / "model.onnx")
+    session = exported(calibrated.exportable(), tmp_path / "model.onnx")
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) == 4 + 4 + 14
     for batch_size in (1, 4):

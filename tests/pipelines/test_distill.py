@@ -25,7 +25,6 @@ from pipelines.distill import (
     PatchDescriptions,
     distill,
     pooling_kernels,
-    teacher_folder,
 )
 from pipelines.errors import DatasetError, StageError, WeightsError
 from pipelines.files import read_json
@@ -38,9 +37,9 @@ CPU = torch.device("cpu")
 SIZE = 64
 CONFIG = DistillConfig.model_validate(
     {
+        "source": "distilled",
         "width": "tiny",
         "backbone": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [2, 3]},
-        "photos": "photos",
         "image_size": SIZE,
         "steps": 8,
         "batch_size": 3,
@@ -152,7 +151,7 @@ def test_a_photo_is_grey_for_both_networks_or_for_none(arrays, descriptions, mon
 
 
 def teacher_of(project: Project, name: str) -> dict[str, Tensor]:
-    return load_file(teacher_folder(project.root, name) / "teacher.safetensors")
+    return load_file(project.teacher(name) / "teacher.safetensors")
 
 
 def losses_of(project: Project, run_id: str, name: str) -> list[float]:
@@ -162,8 +161,8 @@ def losses_of(project: Project, run_id: str, name: str) -> list[float]:
 
 def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
     config = CONFIG.model_copy(update={"steps": 30})
-    distill("efficient_ad", config, "test", project, CPU, quiet())
-    folder = teacher_folder(project.root, "efficient_ad")
+    distill("efficient_ad", config, project.root / "photos", "test", project, CPU, quiet())
+    folder = project.teacher("efficient_ad")
     assert sorted(path.name for path in folder.iterdir()) == ["run.json", "teacher.safetensors"]
     patch_description_network("tiny").load_state_dict(teacher_of(project, "efficient_ad"))
     result = read_json(folder / "run.json")
@@ -180,7 +179,7 @@ def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monkeypatch) -> None:
-    distill("whole", CONFIG, "test", project, CPU, quiet())
+    distill("whole", CONFIG, project.root / "photos", "test", project, CPU, quiet())
     monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # after every step
     with monkeypatch.context() as patch:
         original = DescribedPhotos.training_batch
@@ -192,15 +191,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monk
 
         patch.setattr(DescribedPhotos, "training_batch", killed_at_5)
         with pytest.raises(KeyboardInterrupt):
-            distill("killed", CONFIG, "test", project, CPU, quiet())
-    assert not teacher_folder(project.root, "killed").exists()
+            distill("killed", CONFIG, project.root / "photos", "test", project, CPU, quiet())
+    assert not project.teacher("killed").exists()
     (run_file,) = project.work("distill", "killed").glob("*/run.json")
     run_id = read_json(run_file)["run_id"]
 
     with monkeypatch.context() as patch:
         patch.setattr(module.Distillation, "learn_statistics", None)  # would fail: they are in the checkpoint
-        distill("killed", CONFIG, "test", project, CPU, quiet())
-    assert read_json(teacher_folder(project.root, "killed") / "run.json")["run_id"] == run_id
+        distill("killed", CONFIG, project.root / "photos", "test", project, CPU, quiet())
+    assert read_json(project.teacher("killed") / "run.json")["run_id"] == run_id
     assert len(losses_of(project, run_id, "distillation")) == CONFIG.steps
     whole, resumed = teacher_of(project, "whole"), teacher_of(project, "killed")
     assert whole.keys() == resumed.keys()
@@ -212,10 +211,10 @@ def test_other_settings_start_afresh(project: Project, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "atomic_folder", None)  # fails when the last step is taken
         with pytest.raises(TypeError):
-            distill("changed", CONFIG, "test", project, CPU, quiet())
+            distill("changed", CONFIG, project.root / "photos", "test", project, CPU, quiet())
     config = CONFIG.model_copy(update={"steps": 1, "seed": 1})
-    distill("changed", config, "test", project, CPU, quiet())
-    distill("fresh", config, "test", project, CPU, quiet())
+    distill("changed", config, project.root / "photos", "test", project, CPU, quiet())
+    distill("fresh", config, project.root / "photos", "test", project, CPU, quiet())
     changed, fresh = teacher_of(project, "changed"), teacher_of(project, "fresh")
     assert all(torch.equal(changed[name], fresh[name]) for name in fresh)
 
@@ -224,9 +223,8 @@ def test_other_settings_start_afresh(project: Project, monkeypatch) -> None:
 
 
 def test_an_empty_folder_of_photos_is_one_line(project: Project, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"photos": str(tmp_path)})
     with pytest.raises(DatasetError, match=r"^[^\n]*: holds no photos, at any depth; [^\n]*$"):
-        distill("empty", config, "test", project, CPU, quiet())
+        distill("empty", CONFIG, tmp_path, "test", project, CPU, quiet())
 
 
 def test_a_second_process_is_kept_out(project: Project) -> None:
@@ -236,13 +234,21 @@ def test_a_second_process_is_kept_out(project: Project) -> None:
         FileLock(work.parent / ".busy.lock"),
         pytest.raises(StageError, match="teacher of busy: another process is training this"),
     ):
-        distill("busy", CONFIG, "test", project, CPU, quiet())
+        distill("busy", CONFIG, project.root / "photos", "test", project, CPU, quiet())
 
 
 def test_a_missing_backbone_is_one_line(project: Project) -> None:
     backbone = CONFIG.backbone.model_copy(update={"weights": "absent.pth"})
     with pytest.raises(WeightsError, match=r"^[^\n]*absent\.pth: no such file[^\n]*$"):
-        distill("unweighted", CONFIG.model_copy(update={"backbone": backbone}), "test", project, CPU, quiet())
+        distill(
+            "unweighted",
+            CONFIG.model_copy(update={"backbone": backbone}),
+            project.root / "photos",
+            "test",
+            project,
+            CPU,
+            quiet(),
+        )
 
 
 def test_settings_have_no_defaults_and_no_strangers() -> None:

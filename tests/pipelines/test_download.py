@@ -24,7 +24,7 @@ from rich.console import Console
 
 from pipelines import demo_data
 from pipelines import download as download_module
-from pipelines.download import DownloadParams, download
+from pipelines.download import ArchiveConfig, DownloadParams, acquire, download
 from pipelines.errors import DatasetError, DownloadError, ParamsError
 from pipelines.files import DiskFull
 from pipelines.sources import MVTEC_AD_COUNTS, SOURCES, CategoryCounts, Source, check_mvtec_ad
@@ -32,7 +32,7 @@ from pipelines.sources import MVTEC_AD_COUNTS, SOURCES, CategoryCounts, Source, 
 NOISE = np.random.default_rng(0).bytes(300_000)  # so that the archive does not shrink to nothing
 PHOTO = "dtd/images/banded/banded_0001.jpg"
 DEMO = {"image_size": 256, "train": 40, "test_good": 20, "test_defect": 10, "seed": 0}
-KNOWN = "demo, demo_textures, mvtec_ad, dtd, imagenette, efficientad_teachers"
+KNOWN = "demo, demo_textures, mvtec_ad, dtd, imagenette"
 TEXTURES = {"image_size": 256, "per_class": 4, "seed": 0}
 
 
@@ -585,8 +585,7 @@ def fetch_zip(tmp_path, monkeypatch) -> Callable[[bytes], Path]:
         archive.write_bytes(content)
         source = replace(SOURCES["efficientad_teachers"], sha256=hashlib.sha256(content).hexdigest())
         monkeypatch.setitem(SOURCES, "efficientad_teachers", source)
-        params = DownloadParams.model_validate({"efficientad_teachers": {"archive": str(archive)}})
-        download("efficientad_teachers", params, data, quiet())
+        acquire("efficientad_teachers", ArchiveConfig(archive=str(archive)), data, quiet())
         return data
 
     return extract

@@ -15,7 +15,7 @@ DEMO = Path(__file__).parents[2] / "presets" / "demo.yaml"
 Problems = Callable[..., list[str]]
 MISSING = object()
 
-SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette, efficientad_teachers"
+SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette"
 
 
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   export.opset = 9: Input should be greater than or equal to 18
   export.tolerance = '1e-4': Input should be a valid number; YAML takes it for text: write 1.0e-4, not 1e-4
   tracking: missing
-  download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette, efficientad_teachers
+  download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette
   models.fapm.backbone.weights: missing
   models.fapm.backbone.weight = 'embedded': unknown key (did you mean 'weights'?)
   models.fapm.grid: missing

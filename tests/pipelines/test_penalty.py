@@ -12,11 +12,12 @@ from rich.console import Console
 from anomaly_models.base import Batch
 from pipelines.errors import DatasetError, StageError
 from pipelines.files import read_json
-from pipelines.penalty import PenaltyConfig, PenaltyImages, WithPenalty, make_penalty, penalty_folder
+from pipelines.paths import Project
+from pipelines.penalty import PenaltyConfig, PenaltyImages, WithPenalty, make_penalty
 
 SIZE = 16
 CPU = torch.device("cpu")
-CONFIG = PenaltyConfig(photos="photos", image_size=SIZE, limit=100)
+CONFIG = PenaltyConfig(image_size=SIZE, limit=100)
 
 
 def quiet() -> Console:
@@ -36,8 +37,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(root):
-    folder = penalty_folder(root, "efficient_ad")
-    assert make_penalty(CONFIG, root, folder, quiet()) == 10
+    folder = Project(root).penalty("efficient_ad")
+    assert make_penalty(CONFIG, root / "photos", folder, quiet()) == 10
     return folder
 
 
@@ -53,23 +54,23 @@ def test_an_image_is_the_centre_of_the_photo_at_twice_the_size(root, made):
 
 
 def test_the_same_photos_give_the_same_bytes(root, made, tmp_path):
-    make_penalty(CONFIG, root, tmp_path / "again", quiet())
+    make_penalty(CONFIG, root / "photos", tmp_path / "again", quiet())
     for name in ("index.json", f"images_{SIZE}.npy"):
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
 
 
 def test_a_limit_takes_from_all_classes(root, tmp_path):
-    config = PenaltyConfig(photos="photos", image_size=SIZE, limit=4)
-    assert make_penalty(config, root, tmp_path / "few", quiet()) == 4
+    config = PenaltyConfig(image_size=SIZE, limit=4)
+    assert make_penalty(config, root / "photos", tmp_path / "few", quiet()) == 4
     names = read_json(tmp_path / "few/index.json")["photos"]
     assert names == ["class0/0.png", "class0/2.png", "class1/5.png", "class1/7.png"]
 
 
 def test_an_empty_folder_is_one_line_and_the_old_images_stay(root, made, tmp_path):
     (tmp_path / "empty").mkdir()
-    config = PenaltyConfig(photos=str(tmp_path / "empty"), image_size=SIZE, limit=4)
+    config = PenaltyConfig(image_size=SIZE, limit=4)
     with pytest.raises(DatasetError, match=r"^[^\n]*empty: holds no photos[^\n]*$"):
-        make_penalty(config, root, made, quiet())
+        make_penalty(config, tmp_path / "empty", made, quiet())
     assert len(PenaltyImages(made, SIZE, CPU)) == 10
 
 
@@ -105,14 +106,14 @@ def test_batches_get_as_many_penalty_images_as_they_have_images(made):
 
 def test_missing_and_outdated_images_name_the_verb(made, tmp_path):
     with pytest.raises(StageError, match=r"^[^\n]*no penalty images; run `blemish penalty efficient_ad`$"):
-        PenaltyImages(penalty_folder(tmp_path, "efficient_ad"), SIZE, CPU)
+        PenaltyImages(Project(tmp_path).penalty("efficient_ad"), SIZE, CPU)
     with pytest.raises(StageError, match=r"of 16 pixels, but the model's image_size is 32; set penalty.efficient_ad"):
         PenaltyImages(made, 32, CPU)
 
 
 def test_settings_have_no_defaults_and_no_strangers():
-    for change in ({"limit": 0}, {"image_size": "16"}, {"photos": ""}, {"grey": 0.3}):
+    for change in ({"limit": 0}, {"image_size": "16"}, {"grey": 0.3}):
         with pytest.raises(ValidationError):
             PenaltyConfig.model_validate(CONFIG.model_dump() | change)
     with pytest.raises(ValidationError, match="limit"):
-        PenaltyConfig.model_validate({"photos": "x", "image_size": 16})
+        PenaltyConfig.model_validate({"image_size": 16})

@@ -54,7 +54,7 @@ COLUMNS = (
     Column("pixel_f1_max", "Pixel F1-max (oracle)", _percent),
     Column("aupro_30", "AUPRO 0.3", _percent),
     Column("aupro_05", "AUPRO 0.05", _percent),
-    Column("train_seconds", "Training, s", _seconds, is_metric=False),
+    Column("train_seconds", "Train, s", _seconds, is_metric=False),
     Column("onnx_megabytes", "ONNX, MB", _megabytes, is_metric=False),
 )
 
@@ -255,7 +255,7 @@ def print_results(project: Project, console: "Console") -> None:
         raise StageError(f"{path}: no report yet; run `make demo` or `dvc repro`")
     summary = read_json(path)
     shown = [c for c in COLUMNS if c.key not in ("image_ap", "pixel_ap", "aupro_05", "image_f1_max", "pixel_f1_max")]
-    table = Table(title="Percent; averages weigh categories alike", box=SIMPLE_HEAD)
+    table = Table(title="Percent; averages weigh categories alike", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in ("Model", "Category"):
         table.add_column(title, no_wrap=True)
     for column in shown:

@@ -130,7 +130,7 @@ def test_the_leaderboard(project: Project) -> None:
     assert (
         leaderboard_table(summarise(BOTH, project))
         == """\
-| Model | Category | Image AUROC | Defects found | False alarms | Pixel AUROC | Training, s |
+| Model | Category | Image AUROC | Defects found | False alarms | Pixel AUROC | Train, s |
 | --- | --- | ---: | ---: | ---: | ---: | ---: |
 | a | nut | 80.0 | 50.0 | 10.0 | 90.0 | 12 |
 | a | my bolt | 90.0 | 50.0 | 10.0 | 70.0 | 12 |

@@ -193,7 +193,9 @@ def predict(
 
 @app.command(rich_help_panel=USE)
 def pretrain(
-    config: Annotated[Path, typer.Argument(help="YAML file; benchmarks/pretrain.yaml is one.", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file; anomaly_models/weights/pretrain.yaml is one.", show_default=False)
+    ],
     output: Annotated[Path, typer.Argument(help="Safetensors file to write.", show_default=False)],
     device: Device = "auto",
 ) -> None:

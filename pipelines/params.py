@@ -171,7 +171,7 @@ def load_params(path: Path, *, check_models: bool) -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        problems += _problems(error, "", Params, raw)
+        problems += problems_in(error, "", Params, raw)
     problems += _section_problems(raw, "download", DownloadParams)
     if check_models:
         configs, model_problems = _model_configs(raw.get("models"))
@@ -179,8 +179,7 @@ def load_params(path: Path, *, check_models: bool) -> Params:
         if params is not None:
             params = params.model_copy(update={"models": configs})
     if problems:
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        raise ParamsError("\n  ".join([f"{path}: {count}", *problems]))
+        raise refusal(path, problems)
     assert params is not None
     return params
 
@@ -192,7 +191,7 @@ def _section_problems(raw: dict[str, Any], name: str, schema: type[BaseModel]) -
     try:
         schema.model_validate(section)
     except ValidationError as error:
-        return _problems(error, name, schema, section)
+        return problems_in(error, name, schema, section)
     return []
 
 
@@ -239,11 +238,18 @@ def _model_configs(section: object) -> tuple[dict[str, "Config"], list[str]]:
         try:
             configs[name] = MODELS[name].Config.model_validate(values)
         except ValidationError as error:
-            problems += _problems(error, f"models.{name}", MODELS[name].Config, values)
+            problems += problems_in(error, f"models.{name}", MODELS[name].Config, values)
     return configs, problems
 
 
-def _problems(error: ValidationError, prefix: str, schema: type[BaseModel], value: object) -> list[str]:
+def refusal(path: Path, problems: list[str]) -> ParamsError:
+    """One message with every problem of a file."""
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    return ParamsError("\n  ".join([f"{path}: {count}", *problems]))
+
+
+def problems_in(error: ValidationError, prefix: str, schema: type[BaseModel], value: object) -> list[str]:
+    """Each problem that validation found, as `dotted.path = value: what is wrong`."""
     return [_problem(dict(detail), prefix, schema, value) for detail in error.errors(include_url=False)]
 
 
@@ -256,7 +262,7 @@ def _problem(detail: dict[str, Any], prefix: str, schema: type[BaseModel], value
     if kind in ("union_tag_invalid", "union_tag_not_found"):  # the key that chooses between several schemas
         parts.append(context["discriminator"].strip("'"))
         found = context.get("tag")
-    path = ".".join([prefix, *parts] if prefix else parts)
+    path = ".".join([prefix, *parts] if prefix else parts) or "settings"
     if kind in ("missing", "union_tag_not_found"):
         return f"{path}: missing"
     what = path if isinstance(found, dict) else f"{path} = {found!r}"

@@ -49,9 +49,9 @@ from anomaly_models.efficient_ad import (
 from pipelines import train
 from pipelines.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.checkpoint import Checkpoint
-from pipelines.errors import ParamsError, WeightsError
+from pipelines.errors import WeightsError
 from pipelines.files import atomic_file
-from pipelines.params import read_yaml
+from pipelines.params import problems_in, read_yaml, refusal
 from pipelines.paths import Project
 from pipelines.photos import PhotoArrays, decode_once
 from pipelines.progress import watched
@@ -108,13 +108,7 @@ def load_config(path: Path) -> PretrainConfig:
     try:
         return PretrainConfig.model_validate(raw)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, detail['loc'])) or 'settings'}: {detail['msg'].removeprefix('Value error, ')}"
-            + (f", found {detail['input']!r}" if detail["loc"] and detail["type"] != "missing" else "")
-            for detail in error.errors(include_url=False)
-        ]
-        count = f"{len(problems)} problem" + "s" * (len(problems) > 1)
-        raise ParamsError("\n  ".join([f"{path}: {count}", *problems])) from None
+        raise refusal(path, problems_in(error, "", PretrainConfig, raw)) from None
 
 
 # --- crops -----------------------------------------------------------------------------------------------------------

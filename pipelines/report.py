@@ -255,7 +255,9 @@ def print_results(project: Project, console: "Console") -> None:
         raise StageError(f"{path}: no report yet; run `make demo` or `dvc repro`")
     summary = read_json(path)
     shown = [c for c in COLUMNS if c.key not in ("image_ap", "pixel_ap", "aupro_05", "image_f1_max", "pixel_f1_max")]
-    table = Table(title="Percent; averages weigh categories alike", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(
+        title="Percent; averages weigh categories alike", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for title in ("Model", "Category"):
         table.add_column(title, no_wrap=True)
     for column in shown:

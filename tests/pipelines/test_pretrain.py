@@ -195,6 +195,10 @@ def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
     assert load_config(path) == CONFIG
 
 
+def test_the_recipe_beside_the_embedded_weights_is_valid() -> None:
+    assert load_config(EMBEDDED.parent / "pretrain.yaml").steps == 5880
+
+
 def test_every_problem_of_the_file_is_listed(tmp_path: Path) -> None:
     path = tmp_path / "pretrain.yaml"
     values = {**VALUES, "steps": 0, "photos": [], "crops": 3}
@@ -204,7 +208,7 @@ def test_every_problem_of_the_file_is_listed(tmp_path: Path) -> None:
         load_config(path)
     lines = str(caught.value).splitlines()
     assert lines[0] == f"{path}: 4 problems"
-    assert sorted(line.split(":")[0].strip() for line in lines[1:]) == ["crops", "photos", "seed", "steps"]
+    assert sorted(line.split()[0].rstrip(":") for line in lines[1:]) == ["crops", "photos", "seed", "steps"]
     for change, message in (
         ({"min_crop": 50}, "min_crop 50 is larger than image_size 48"),
         ({"warmup_steps": 6}, "warmup_steps 6 leave nothing of 6 steps"),

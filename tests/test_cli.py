@@ -43,6 +43,26 @@ def test_every_verb_on_a_small_project(root, blemish):
     assert (root / "predictions" / "overlays" / "square" / "000.png").exists()
 
 
+def test_good_parts_alone_make_a_detector(root, blemish, images):
+    """The plain folder of someone who has no defect yet: no accuracy, but a threshold and a file that decides."""
+    good = sorted((images / "train" / "good").iterdir()) + sorted((images / "test" / "good").iterdir())
+    (root / "mine" / CATEGORY / "normal").mkdir(parents=True)
+    for number, path in enumerate(good):
+        shutil.copy(path, root / "mine" / CATEGORY / "normal" / f"{number}.png")
+    values = tiny_params()
+    values["data"]["root"] = "mine"
+    write_params(root, values)
+    for verb in (["prepare", CATEGORY], ["train", "fapm", CATEGORY], ["evaluate", "fapm", CATEGORY]):
+        outcome = blemish(*verb)
+        assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("Image AUROC -, Defects found -, False alarms ")
+    assert blemish("export", "fapm", CATEGORY).code == 0
+    assert blemish("report").code == 0
+    assert "squares" in blemish("results").out
+    outcome = blemish("predict", "exported/fapm/squares/model.onnx", f"images/{CATEGORY}/test/square")
+    assert outcome.out.startswith("4 images scored, 4 with a defect")
+
+
 def test_a_bad_image_among_good_ones(root, blemish, images):
     for verb in (["prepare", CATEGORY], ["train", "fapm", CATEGORY], ["evaluate", "fapm", CATEGORY]):
         assert blemish(*verb).code == 0

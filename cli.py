@@ -248,9 +248,13 @@ def publish(
 @app.command(rich_help_panel=USE)
 def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> None:
     """Serve the MLflow page on this machine."""
-    from pipelines.tracking import serve
+    from pipelines.params import load_params
+    from pipelines.tracking import page_of, serve
 
-    serve(_project().root, port)
+    project = _project()
+    experiment = load_params(project.params, check_models=False).tracking.experiment
+    typer.echo(f"The runs of '{experiment}': {page_of(project.root, experiment, port)}")
+    serve(project.root, port)
 
 
 def main() -> None:

@@ -141,9 +141,9 @@ def _write_leaderboard(path: Path, cells: Sequence[Cell]) -> None:
         writer.writerows({**cell, "cell": f"{cell['model']}-{cell['category']}"} for cell in cells)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """First two columns to the left, numbers to the right."""
-    rule = ["---" if i < 2 else "---:" for i in range(len(header))]
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
+    """The first `num_names` columns to the left, numbers to the right."""
+    rule = ["---" if i < num_names else "---:" for i in range(len(header))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
 
 
@@ -212,7 +212,7 @@ def defect_table(summary: Summary) -> str:
         for cell in summary["cells"]
         for defect, found in cell["defects"].items()
     ]
-    return markdown_table(["Model", "Category", "Defect", "Images", "Found", "Image AUROC"], rows)
+    return markdown_table(["Model", "Category", "Defect", "Images", "Found", "Image AUROC"], rows, num_names=3)
 
 
 def _markdown(summary: Summary, project: Project) -> str:

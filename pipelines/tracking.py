@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # MLflow's limits for one batch
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs, not on chats
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
 _DIGEST_LENGTH = 32  # characters; the store takes 36
 _MAX_METRICS_PER_CALL = 1000
 _MAX_PARAMS_PER_CALL = 100
@@ -283,6 +283,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def page_of(project: Path, experiment: str, port: int) -> str:
+    """The address of the experiment's runs on the page that `serve` shows, in MLflow's mode for models.
+
+    The experiment is made if it is not there yet, and runs of dead processes are marked.
+
+    Raises:
+        StageError: the store cannot be used.
+    """
+    uri, experiment_id = _prepare_store(project, experiment)
+    reap(mlflow.MlflowClient(uri), experiment_id)
+    return f"http://127.0.0.1:{port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
 def serve(project: Path, port: int) -> None:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from pipelines import tracking
 from pipelines.errors import StageError
-from pipelines.tracking import OpenRun, cell_run, flatten, git_tags, serve, summary_run, tracking_uri
+from pipelines.tracking import OpenRun, cell_run, flatten, git_tags, page_of, serve, summary_run, tracking_uri
 
 # SQLAlchemy warns of what MLflow's tables ask of it.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
@@ -420,6 +420,13 @@ def test_a_server_has_a_page_of_its_own(project: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.org")
     with pytest.raises(StageError, match="a server with its own page"):
         serve(project, 5000)
+
+
+def test_the_address_leads_to_the_runs(project: Path) -> None:
+    with cell_run(project, "tests", "fapm", "nut", None) as run:
+        experiment_id = run.client.get_run(run.run_id).info.experiment_id
+    address = page_of(project, "tests", 5123)
+    assert address == f"http://127.0.0.1:5123/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
 
 
 def test_the_page_is_served_to_this_machine_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

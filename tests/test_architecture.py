@@ -202,3 +202,10 @@ def test_what_a_stage_makes_is_not_committed() -> None:
             path = re.sub(r"\$\{.*?\}", "x", next(iter(out)) if isinstance(out, dict) else out)
             found = subprocess.run(["git", "check-ignore", "-q", f"{path}/file"], cwd=ROOT, check=False)
             assert found.returncode == 0, f"{name}: {path}"
+
+
+def test_every_model_has_its_folder_of_inputs() -> None:
+    """A dependency of `train`; without it DVC refuses the cell."""
+    from anomaly_models import MODELS
+
+    assert {path.name for path in (ROOT / "pretrained").iterdir()} == set(MODELS)

@@ -40,9 +40,7 @@ def efficient_ad(root):
         }
     }
     values["penalty"] = {"efficient_ad": {"image_size": 128, "limit": 5}}
-    values["export"]["tolerance"] = (
-        1e-2  # after three steps a square scores 700, where float32 rounds at 1e-4
-    )
+    values["export"]["tolerance"] = 1e-2  # after three steps a square scores 700, where float32 rounds at 1e-4
     values["models"] = {
         "efficient_ad": {
             "image_size": 128,

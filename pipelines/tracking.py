@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 from filelock import FileLock
@@ -36,9 +36,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 from pipelines.errors import StageError  # noqa: E402
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # MLflow's limits for one batch
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
@@ -90,9 +87,6 @@ class OpenRun:
     def file(self, path: Path, folder: str) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def figure(self, figure: "Figure", name: str) -> None:
-        self.client.log_figure(self.run_id, figure, name)
-
     def onnx_model(self, path: Path, image_size: int) -> None:
         """Log the exported model with its signature, replacing none that an earlier export logged."""
         import mlflow.onnx
@@ -122,6 +116,16 @@ class OpenRun:
             )
 
 
+def cell_name(model: str, category: str) -> str:
+    """What the run of a cell is called."""
+    return f"{model}-{category}"
+
+
+def cell_tags(model: str, category: str) -> dict[str, str]:
+    """What the run of a cell is found by, and the DVC stage that wrote to it last."""
+    return {"model": model, "category": category, "stage": os.environ.get("DVC_STAGE", "")}
+
+
 @contextlib.contextmanager
 def cell_run(project: Path, experiment: str, model: str, category: str, run_id: str | None) -> Iterator[OpenRun]:
     """Open the run of a cell, or a new one if `run_id` is None or unknown to this store; close it whatever happens.
@@ -129,8 +133,7 @@ def cell_run(project: Path, experiment: str, model: str, category: str, run_id: 
     An exception marks the run FAILED, an interruption or SIGTERM marks it KILLED, and a run left RUNNING by a process
     that no longer exists is marked KILLED by the next call of this function.
     """
-    tags = {"model": model, "category": category, "stage": os.environ.get("DVC_STAGE", "")}
-    with open_run(project, experiment, f"{model}-{category}", tags, run_id) as run:
+    with open_run(project, experiment, cell_name(model, category), cell_tags(model, category), run_id) as run:
         yield run
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -102,8 +101,12 @@ def train(
         "train": params.train.model_dump(),
         "data": data.version,
     }
-    tags = {"model": model_name, "category": category, "stage": os.environ.get("DVC_STAGE", "")}
-    work = Work(f"{model_name} on {category}", f"{model_name}-{category}", project.work(model_name, category), tags)
+    work = Work(
+        title=f"{model_name} on {category}",
+        run_name=tracking.cell_name(model_name, category),
+        folder=project.work(model_name, category),
+        tags=tracking.cell_tags(model_name, category),
+    )
     experiment = params.tracking.experiment
     with (
         work.locked(),

@@ -39,6 +39,9 @@ class Batch:
     mask: Tensor  # (B, 1, H, W) float32, 1 where anomalous, real or synthesised alike
     label: Tensor  # (B,) bool, True where anomalous
     penalty: Tensor | None = None  # (B, 3, H, W) out-of-domain images (EfficientAD)
+    texture: Tensor | None = None  # (B, 3, H, W) in [0, 1], other surfaces to fill synthetic defects with
+    foreground: Tensor | None = None  # (B, 1, H, W) float32, 1 on the part; None: the part fills the image
+    row: Tensor | None = None  # (B,) int64 on the CPU, which image of its data set; for what is computed once per image
 
 
 class Prediction(NamedTuple):

@@ -12,6 +12,8 @@ import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 from timm.models import FeatureInfo, get_pretrained_cfg
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from anomaly_models.base import ModelError
@@ -113,4 +115,11 @@ def _build_pyramid(config: BackboneConfig) -> nn.Module:
         ) from error
     if str(getattr(pyramid, "output_fmt", "NCHW")).endswith("NHWC"):
         raise ModelError(f"backbone {config.name}: its maps are channels-last; take a convolutional network")
+    _drop_later_stages(pyramid)
     return pyramid
+
+
+def _drop_later_stages(pyramid: nn.Module) -> None:
+    """Keep no stage beyond the last that is asked for: timm drops them itself, except in the EfficientNet family."""
+    if isinstance(pyramid, EfficientNetFeatures | MobileNetV3Features):
+        pyramid.blocks = pyramid.blocks[: max(pyramid.feature_info.get("stage"))]

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import resize_map
 
 Width = Literal["tiny", "small", "medium"]
@@ -231,12 +232,9 @@ def randomly_grey(image: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(chosen, grey(image), image)
 
 
-def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
-    """The generator itself, or one on `device` that is a function of it: masks are drawn where they are used."""
-    if generator.device.type == device.type:
-        return generator
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    return torch.Generator(device).manual_seed(seed)
+def convolutions_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """Within it, convolutions are in that precision; their weights, and whatever is made float again, stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 # --- losses, statistics and maps -------------------------------------------------------------------------------------
@@ -444,7 +442,7 @@ class EfficientAD(AnomalyModel):
         }
 
     def _autocast(self, image: Tensor) -> torch.autocast:
-        return torch.autocast(image.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return convolutions_in(self.config.precision, image.device)
 
     @torch.no_grad()
     def _describe(self, normalised: Tensor) -> Tensor:

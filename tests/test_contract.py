@@ -14,14 +14,17 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Prediction, Progress
 from anomaly_models.common.backbones import Backbone
 from anomaly_models.efficient_ad import EfficientAD
 
+Training = tuple[Optimizer, LRScheduler]
 BATCH_SIZE = 4
-STEPS = 2
+STEPS = 3  # DiffusionAD's layers that start as zero hold the gradient back, for two steps from those furthest in
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,89 @@ def give_random_teacher(model: AnomalyModel) -> None:
 
 
 TINY = {
+    "adfa": Tiny(
+        {
+            "image_size": 64,
+            "batch_size": BATCH_SIZE,
+            "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
+            "gamma_d": 2,
+            "objective": {
+                "name": "soft_topk",
+                "k": 3,
+                "eps": 0.05,
+                "normalize": "row",
+                "candidates": 16,
+                "sqrt": True,
+            },
+            "kl_weight": True,
+            "blur_sigma": 4.0,
+            "image_score": "max",
+            "epochs": 1,
+            "learning_rate": 1e-3,
+            "weight_decay": 5e-4,
+        }
+    ),
+    "bgad": Tiny(
+        {
+            "image_size": 64,
+            "batch_size": BATCH_SIZE,
+            "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
+            "features": "whitened",
+            "anomalies_per_batch": 2,
+            "pastes_per_batch": 2,
+            "feathered": 0.5,
+            "masks": {"name": "area", "abnormal": 0.5},
+            "epochs": 3,
+            "normal_epochs": 1,
+            "warm_up_epochs": 1,
+            "learning_rate": 1e-3,
+            "vectors_per_step": 128,
+            "steps_per_batch": [2, 1],
+            "boundary": {"name": "ema", "momentum": 0.9},
+            "beta": 0.05,
+            "tau": 0.1,
+            "normaliser": 10.0,
+            "focal": "clipped",
+            "push_pull_weight": 1.0,
+            "ceiling_quantile": 1.0,
+        }
+    ),
+    "diffusion_ad": Tiny(
+        {
+            "image_size": 64,
+            "batch_size": BATCH_SIZE,
+            "unet": {
+                "image_size": 64,
+                "width": 8,
+                "multipliers": [1, 2],
+                "blocks": 1,
+                "attention_sizes": [32],
+                "heads": 4,
+                "recomputed_levels": 1,
+            },
+            "segmentation_width": 4,
+            "synthesis": {
+                "probability": 0.5,
+                "self_augmentation": 0.5,
+                "blend_low": 0.2,
+                "blend_high": 0.8,
+                "perlin_threshold": 0.5,
+                "perlin_max_exponent": 5,
+            },
+            "steps": STEPS,
+            "learning_rate": 1e-3,
+            "segmentation_learning_rate": 1e-3,
+            "schedule": "cosine",
+            "big_steps_end": 600,
+            "reconstruction_weight": 0.1,
+            "gradient_clip": 1.0,
+            "ema_decay": 0.9,
+            "precision": "float32",
+            "small_step": 200,
+            "big_step": 400,
+            "top_pixels": 50,
+        }
+    ),
     "fapm": Tiny(
         {
             "image_size": 64,
@@ -102,7 +188,28 @@ def training_batch(name: str, step: int) -> Batch:
     image = random_images(name, BATCH_SIZE, 100 + step)
     mask, label = torch.zeros_like(image[:, :1]), torch.arange(BATCH_SIZE) % 2 == 1
     mask[label, :, 8:24, 8:24] = 1
-    return Batch(image, mask, label, penalty=random_images(name, BATCH_SIZE, 200 + step))
+    return Batch(
+        image,
+        mask,
+        label,
+        penalty=random_images(name, BATCH_SIZE, 200 + step),
+        texture=random_images(name, BATCH_SIZE, 300 + step),
+        row=torch.arange(BATCH_SIZE) + BATCH_SIZE * step,
+    )
+
+
+def take_steps(model: AnomalyModel, training: Training, name: str, steps: range) -> Iterator[dict[str, Tensor]]:
+    """The loop of `pipelines.train`, without what surrounds it; gives the terms of each optimiser step."""
+    optimizer, schedule = training
+    model.train()
+    for step in steps:
+        progress = Progress(step, STEPS, torch.Generator().manual_seed(step))
+        for losses in model.losses(training_batch(name, step), progress):
+            optimizer.zero_grad()
+            torch.stack([term for term in losses.values() if term.requires_grad]).sum().backward()
+            optimizer.step()
+            schedule.step()
+            yield losses
 
 
 @dataclass(frozen=True)
@@ -124,18 +231,12 @@ def trained(name: str) -> Trained:
     training = model.optimizer(STEPS)
     optimised, received, terms = set(), set(), []
     if training is not None:
-        optimizer, schedule = training
+        optimizer, _ = training
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         optimised = {key for key, value in model.named_parameters() if id(value) in held}
-        for step in range(STEPS):
-            progress = Progress(step, STEPS, torch.Generator().manual_seed(step))
-            for losses in model.losses(training_batch(name, step), progress):
-                optimizer.zero_grad()
-                torch.stack(list(losses.values())).sum().backward()
-                received |= {key for key, value in model.named_parameters() if value.grad is not None}
-                terms.append({term: value.detach() for term, value in losses.items()})
-                optimizer.step()
-            schedule.step()
+        for losses in take_steps(model, training, name, range(STEPS)):
+            received |= {key for key, value in model.named_parameters() if value.grad is not None}
+            terms.append({term: value.detach() for term, value in losses.items()})
     model.eval()
     model.calibrate(normals(name, seed=10))
     return Trained(model, frozenset(optimised), frozenset(received), before, terms)
@@ -174,6 +275,28 @@ def test_an_image_alone_scores_as_in_a_batch(name: str) -> None:
     for index in range(3):
         alone = predict(model, image[index : index + 1])
         assert_same(alone, Prediction(*(value[index : index + 1] for value in together)), tolerance=1e-5)
+
+
+@each_model
+def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    killed = build(name)
+    tiny(name).pretrain(killed)
+    killed.prepare(normals(name, seed=0))
+    training = killed.optimizer(STEPS)
+    if training is None:
+        return  # gradient-free: there is no step to resume at
+    list(take_steps(killed, training, name, range(1)))
+    torch.save([part.state_dict() for part in (killed, *training)], tmp_path / "checkpoint.pt")
+    torch.manual_seed(1)  # other random parts than those that were saved
+    resumed = MODELS[name](MODELS[name].Config.model_validate(tiny(name).settings))
+    training = resumed.optimizer(STEPS)
+    for part, state in zip((resumed, *training), torch.load(tmp_path / "checkpoint.pt"), strict=True):
+        part.load_state_dict(state)
+    list(take_steps(resumed, training, name, range(1, STEPS)))
+    resumed.eval()
+    resumed.calibrate(normals(name, seed=10))
+    expected = trained(name).model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.state_dict().items())
 
 
 @each_model

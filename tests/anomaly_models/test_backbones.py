@@ -57,6 +57,21 @@ def test_keeps_no_stage_that_is_not_needed() -> None:
     assert "layer3" not in names
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("layers", [(1, 2), (0, 3)])
+def test_efficientnets_are_cut_without_a_change(name: str, layers: tuple[int, ...]) -> None:
+    backbone = Backbone(config(name, layers=layers))
+    whole = timm.create_model(name, features_only=True, out_indices=layers).eval()
+    state = whole.state_dict()
+    own = backbone.pyramid.state_dict()
+    assert len(own) < len(state)
+    backbone.pyramid.load_state_dict({key: state[key] for key in own})
+    image = torch.rand(1, 3, 64, 64)
+    expected = whole((image - backbone.mean) / backbone.std)
+    assert all(torch.equal(a, b) for a, b in zip(backbone(image), expected, strict=True))
+
+
 def test_takes_the_list_that_yaml_gives() -> None:
     assert config(layers=[1, 2]).layers == (1, 2)
     assert BackboneConfig.model_validate(config().model_dump(mode="json")) == config()

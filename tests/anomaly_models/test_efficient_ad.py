@@ -26,7 +26,6 @@ from anomaly_models.efficient_ad import (
     Student,
     Width,
     dropout_mask,
-    generator_on,
     hard_feature_loss,
     jitter,
     num_hard,
@@ -380,11 +379,6 @@ def test_dropout_keeps_the_mean() -> None:
     mask = dropout_mask(torch.zeros(1000, 100), seeded(0))
     assert mask.unique().tolist() == pytest.approx([0, 1.25])
     assert mask.mean().item() == pytest.approx(1, abs=0.01)
-
-
-def test_generator_stays_where_it_is() -> None:
-    generator = seeded(0)
-    assert generator_on(torch.device("cpu"), generator) is generator
 
 
 # --- statistics

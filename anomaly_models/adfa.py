@@ -1,0 +1,511 @@
+"""ADFA: patch descriptors learn to lie near the centres of normal ones, as a differentiable top-k measures it.
+
+Y. Huang, G. Liu, Y. Luo, G. Yang, "ADFA: Attention-augmented Differentiable top-k Feature Adaptation for Unsupervised
+Medical Anomaly Detection", ICIP 2023, arXiv 2308.15280, and the authors' code. The operator: Y. Xie et al.,
+"Differentiable Top-k with Optimal Transport", NeurIPS 2020. The hypersphere objective: S. Lee, S. Lee, B. C. Song,
+"CFA: Coupled-hypersphere-based Feature Adaptation for Target-Oriented Anomaly Localization", IEEE Access 2022.
+
+The maps of a frozen backbone, averaged 3 x 3 and joined, pass a trained descriptor: a 1 x 1 convolution that also sees
+its coordinates, then a gate per channel. Each position has one centre, the mean of the untrained descriptor over the
+normal images. A position is compared with the centres of all positions, of which the k nearest count, softly. Training
+and scoring use the same quantity, scaled per image by kappa: how far its descriptors lie from their own centres. Parts
+are assumed to be registered, so images are only resized: a crop or a flip would part positions from their centres.
+
+Different from the published code, deliberately:
+- The transport problem has two anchors, so its solution is a sigmoid with one unknown per row. That is solved to full
+  precision, where 200 Sinkhorn iterations may not converge.
+- `normalize: row` measures the softness on the range of a row's distances. The published `batch_max` measures it on the
+  largest distance of the batch, which makes the weights nearly equal and scores a function of the batch. It is offered
+  for fidelity, with each image measured on its own largest distance after training.
+- `candidates` restricts the operator to so many nearest centres and to their range. That is another operator, so it is
+  the one of training, use and export alike.
+- Centres weight all images alike; there, all batches. The descriptor has no dead parameters.
+- Training stops when the descriptor collapses, which lowers the loss and which nothing else prevents.
+- The radius of the hypersphere objective can be trained, as CFA does. Fixed near 0 its repulsion is always 0.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+import torch
+from einops import rearrange, repeat
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler
+
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.feature_cache import FeatureCache
+from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
+
+GATE_KERNEL = 9  # channels that the gate sees at once; fixed, not the adaptive size of the ECA paper
+GATE_WEIGHT = 0.1  # of the gated descriptor, which is added to the descriptor
+MIN_VARIANCE = 0.1  # of the descriptor over positions, relative to the untrained one's; below it training stops
+MIN_SQUARED_SCORE = 1e-12  # under a root
+TOP_PIXELS = 100  # of the image score "top100_mean"
+
+NEWTON_STEPS = 5  # from 1/2 away: errors of at most 0.2, 0.03, 4e-4, 6e-8, 2e-15
+MIN_SLOPE = 1e-30  # of a row whose weights are all 0 or 1
+MIN_SCALE = 1e-30  # the range of a row and the kappa of an image can be 0
+
+# Distances held at once. On a CPU they should stay in the cache, where each pass over them takes half the time.
+CPU_CHUNK = 2**20
+GPU_CHUNK = 2**26
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SoftTopKSettings(_Settings):
+    """The paper's objective: the sum of the k smallest distances, softened by optimal transport."""
+
+    name: Literal["soft_topk"]
+    k: PositiveInt
+    eps: PositiveFloat  # towards 0 the k nearest count alone, towards infinity all alike
+    normalize: Literal["row", "batch_max"]  # what eps is measured on
+    candidates: PositiveInt | None  # how many nearest centres a position is compared with; null: all
+    sqrt: bool  # of the map's values, as published
+
+    @model_validator(mode="after")
+    def _candidates_fit(self) -> Self:
+        if self.candidates is not None and self.candidates <= self.k:
+            raise ValueError(f"candidates must be more than k = {self.k}, or null; found {self.candidates}")
+        if self.candidates is not None and self.normalize == "batch_max":
+            raise ValueError("candidates go with normalize: row; with batch_max they must be null")
+        return self
+
+
+class HypersphereSettings(_Settings):
+    """CFA's objective: the nearest centres are drawn inside a radius, the next ones pushed out of it."""
+
+    name: Literal["hypersphere"]
+    attracted: PositiveInt  # K
+    repelled: PositiveInt  # J
+    radius: PositiveFloat  # at first, or always
+    train_radius: bool
+    alpha: NonNegativeFloat  # how much farther than the squared radius repulsion begins to cease
+    nu: PositiveFloat  # divides both terms
+
+
+class ADFAConfig(Config):
+    backbone: BackboneConfig
+    gamma_d: PositiveInt  # how many times fewer channels a descriptor has than the backbone's maps together
+    objective: Annotated[SoftTopKSettings | HypersphereSettings, Field(discriminator="name")]
+    kl_weight: bool  # scale the squared distances of each image by its kappa
+    blur_sigma: NonNegativeFloat  # pixels; 0: none
+    image_score: Literal["max", "top100_mean"]  # of the pixels of the map
+    epochs: PositiveInt
+    learning_rate: PositiveFloat
+    weight_decay: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _blur_fits(self) -> Self:
+        if self.blur_sigma and blur_radius(self.blur_sigma) > self.image_size:
+            raise ValueError(f"blur_sigma {self.blur_sigma} reaches beyond a map of {self.image_size} pixels; lower it")
+        return self
+
+
+# --- the differentiable top-k ----------------------------------------------------------------------------------------
+
+
+def top_k_weights(distance: Tensor, k: int, temperature: Tensor, reach: float) -> Tensor:
+    """How much each of the distances (R, n) belongs to the k smallest of its row: in [0, 1], summing to k.
+
+    Optimal transport of n equal masses to the anchors "selected" (0) and "not selected" (1), which take k / n and
+    1 - k / n of them. With two anchors the solution is A_i = sigmoid((tau - s_i) / temperature), where tau makes the
+    row sum to k.
+
+    Args:
+        distance: the rows.
+        k: less than n.
+        temperature: (R, 1), positive. Costs (s - y)² divided by c, with entropy of weight eps, make it eps c / 2.
+        reach: no row's range exceeds so many temperatures. Known beforehand, it fixes the number of steps, and with it
+            the exported graph.
+    """
+    scaled = (distance - distance.amin(1, keepdim=True)) / temperature
+    low = scaled.new_full((1, 1), math.log(k / (distance.shape[1] - k)))  # tau, if all were as small as the smallest
+    high = low + scaled.amax(1, keepdim=True)
+    for _ in range(max(0, math.ceil(math.log2(reach)))):
+        middle = (low + high) / 2
+        too_few = torch.sigmoid(middle - scaled).sum(1, keepdim=True) < k
+        low, high = torch.where(too_few, middle, low), torch.where(too_few, high, middle)
+    # Now tau is at most 1/2 away, from where Newton's method cannot but converge, since |f''| <= f'.
+    tau = (low + high) / 2
+    for _ in range(NEWTON_STEPS):
+        weights = torch.sigmoid(tau - scaled)
+        total = weights.sum(1, keepdim=True)
+        slope = (total - weights.square().sum(1, keepdim=True)).clamp_min(MIN_SLOPE)
+        tau = tau + ((k - total) / slope).clamp(-1, 1)
+    return torch.sigmoid(tau - scaled)
+
+
+class SoftTopK(torch.autograd.Function):
+    """`top_k_weights` with its implicit gradient: no step of the solver is recorded.
+
+    With a_i = A_i (1 - A_i) and an upstream gradient G, dL/ds_j = -a_j (G_j - sum G a / sum a) / temperature.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, distance: Tensor, k: int, temperature: Tensor, reach: float) -> Tensor:
+        weights = top_k_weights(distance, k, temperature, reach)
+        ctx.save_for_backward(weights, temperature)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        weights, temperature = ctx.saved_tensors
+        slope = weights * (1 - weights)
+        total = slope.sum(1, keepdim=True).clamp_min(MIN_SLOPE)
+        mean = (gradient * slope).sum(1, keepdim=True) / total
+        return slope * (mean - gradient) / temperature, None, None, None
+
+
+def soft_topk(distance: Tensor, k: int, temperature: Tensor, reach: float) -> Tensor:
+    """`top_k_weights`, differentiable by the distances; the temperature counts as a constant."""
+    weights: Tensor = SoftTopK.apply(distance, k, temperature, reach)
+    return weights
+
+
+# --- descriptors and distances ---------------------------------------------------------------------------------------
+
+
+class Descriptor(nn.Module):
+    """A 1 x 1 convolution that sees where it is (CoordConv), and a gate per channel (ECA, on mean and maximum).
+
+    The gate looks at the whole image and scales each channel by a factor between 1 and 1.1.
+    """
+
+    coordinates: Tensor  # (1, 2, h, w): row and column, each from -1 to 1
+
+    def __init__(self, in_channels: int, channels: int, side: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels + 2, channels, kernel_size=1)
+        self.gate = nn.Conv1d(1, 1, GATE_KERNEL, padding=GATE_KERNEL // 2, bias=False)
+        axis = torch.linspace(-1, 1, side)
+        coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).unsqueeze(0)
+        self.register_buffer("coordinates", coordinates, persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, D, h, w)."""
+        coordinates = self.coordinates.expand(features.shape[0], -1, -1, -1)
+        described = self.convolution(torch.cat([features, coordinates], dim=1))
+        logit = self._gate(described.mean(dim=(2, 3))) + self._gate(described.amax(dim=(2, 3)))
+        return described * (1 + GATE_WEIGHT * rearrange(torch.sigmoid(logit), "b d -> b d 1 1"))
+
+    def _gate(self, values: Tensor) -> Tensor:
+        """Convolve (B, D) along the channels."""
+        return self.gate(values.unsqueeze(1)).squeeze(1)
+
+
+class Centres:
+    """Vectors (T, D) to measure squared distances from.
+
+    The expansion |p|² + |c|² - 2 p·c makes them matrix products but cancels for vectors far from the origin, so all are
+    taken relative to the mean centre.
+    """
+
+    def __init__(self, centres: Tensor) -> None:
+        self.origin = centres.mean(0)
+        self.centred = centres - self.origin
+        self.squared_norm = self.centred.square().sum(1)
+
+    def __len__(self) -> int:
+        return len(self.centred)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Squared distances (R, T) of rows (R, D)."""
+        centred = rows - self.origin
+        expanded = torch.addmm(self.squared_norm, centred, self.centred.T, alpha=-2)
+        return (expanded + centred.square().sum(1, keepdim=True)).clamp_min(0)
+
+    def chunks(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Cut tensors (R, ...) alike into so many rows that their distances are few enough to hold.
+
+        All at once in an exported graph, which has no loops.
+        """
+        if torch.compiler.is_exporting():
+            return iter([rows])
+        elements = CPU_CHUNK if self.centred.device.type == "cpu" else GPU_CHUNK
+        size = max(1, elements // len(self))
+        return zip(*(torch.split(tensor, size) for tensor in rows), strict=True)
+
+
+PerRow: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # rows (R, D) and a number for each (R, 1) -> values (R,)
+
+
+class RowByRow(torch.autograd.Function):
+    """A function of rows (R, D), each by itself, with the derivative of each row's value taken in the same pass.
+
+    A chunk's distances are needed for its derivative, D numbers a row, and then forgotten: what waits for the backward
+    pass is as large as the rows, and not as their distances to all centres.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, numbers: Tensor, function: PerRow, centres: Centres) -> Tensor:
+        values, slopes = [], []
+        for chunk, its_numbers in centres.chunks(rows, numbers):
+            with torch.enable_grad():
+                leaf = chunk.detach().requires_grad_()
+                value = function(leaf, its_numbers)
+                slopes.append(torch.autograd.grad(value.sum(), leaf)[0])
+            values.append(value.detach())
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return gradient.unsqueeze(1) * slopes, None, None, None
+
+
+@torch.no_grad()
+def kl_factor(described: Tensor, centres: Tensor) -> Tensor:
+    """Kappa (B,), how far the descriptors (B, T, D) of an image lie from their own centres (T, D); no gradient.
+
+    The sum over positions of KL(softmax(C_t) || softmax(phi_t)), softmax over channels.
+    """
+    expected = centres.log_softmax(dim=1).expand_as(described)
+    found = described.log_softmax(dim=2)
+    return F.kl_div(found, expected, reduction="none", log_target=True).sum(dim=(1, 2)).clamp_min(0)
+
+
+# --- objectives ------------------------------------------------------------------------------------------------------
+
+
+def soft_distance(settings: SoftTopKSettings, centres: Centres) -> PerRow:
+    """The function of rows (R, D) and their softness (R, 1): the softly weighted sum of squared distances.
+
+    Softness is the temperature of the top-k; with `normalize: row` it counts in ranges of the row's distances.
+    """
+    reach = (1 if settings.normalize == "row" else 4) / settings.eps
+
+    def function(rows: Tensor, softness: Tensor) -> Tensor:
+        distance = centres(rows)
+        if settings.candidates is not None:
+            distance = distance.topk(settings.candidates, dim=1, largest=False, sorted=False).values
+        temperature = softness
+        if settings.normalize == "row":
+            span = (distance.amax(1, keepdim=True) - distance.amin(1, keepdim=True)).detach()
+            temperature = softness * span.clamp_min(MIN_SCALE)
+        return (soft_topk(distance, settings.k, temperature, reach) * distance).sum(1)
+
+    return function
+
+
+@torch.no_grad()
+def published_softness(eps: float, rows: Tensor, centres: Centres, kappa: Tensor, *, together: bool) -> Tensor:
+    """`batch_max`: the temperature of each image, (B,), in units of distances that kappa (B,) has not scaled.
+
+    eps / 2 times the largest cost (s - y)² of distances s to the anchors y, 0 and 1, of all images `together` or of
+    each by itself. No range of distances exceeds 4 / eps of it.
+    """
+    ends = [(distance.amin(1), distance.amax(1)) for distance in (centres(chunk) for (chunk,) in centres.chunks(rows))]
+    smallest, largest = (torch.cat(end) for end in zip(*ends, strict=True))
+    smallest = kappa * rearrange(smallest, "(b t) -> b t", t=len(centres)).amin(1)
+    largest = kappa * rearrange(largest, "(b t) -> b t", t=len(centres)).amax(1)
+    if together:
+        smallest, largest = smallest.min(), largest.max()
+    return eps / 2 * torch.maximum(largest, 1 - smallest).square() / kappa.clamp_min(MIN_SCALE)
+
+
+def hypersphere_terms(nearest: Tensor, radius: Tensor, settings: HypersphereSettings) -> dict[str, Tensor]:
+    """CFA's attraction and repulsion, of squared distances (..., K + J) in ascending order."""
+    attracted, repelled = torch.split(nearest, [settings.attracted, settings.repelled], dim=-1)
+    squared_radius = radius.square()
+    return {
+        "attraction": (attracted - squared_radius).clamp_min(0).mean() / settings.nu,
+        "repulsion": (squared_radius - repelled - settings.alpha).clamp_min(0).mean() / settings.nu,
+    }
+
+
+def soft_minimum(nearest: Tensor) -> Tensor:
+    """CFA's score (...,) of squared distances (..., K), ascending: the smallest root, times its share in a softmin."""
+    root = nearest.clamp_min(MIN_SQUARED_SCORE).sqrt()
+    return F.softmin(root, dim=-1)[..., 0] * root[..., 0]
+
+
+def image_score(anomaly_map: Tensor, kind: Literal["max", "top100_mean"]) -> Tensor:
+    """The largest pixel of each map (B, 1, H, W), or the mean of its 100 largest: (B,)."""
+    pixels = rearrange(anomaly_map, "b 1 h w -> b (h w)")
+    return pixels.amax(1) if kind == "max" else pixels.topk(TOP_PIXELS, dim=1, sorted=False).values.mean(1)
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+class ADFA(AnomalyModel):
+    """Backbone, descriptor, and one centre per position, which `prepare` sets and nothing changes afterwards."""
+
+    Config = ADFAConfig
+
+    centres: Tensor  # (T, D), row by row of the grid
+    untrained_variance: Tensor  # (), of the descriptor over positions, when the centres were set
+    radius: Tensor  # (), of the hypersphere objective only
+
+    def __init__(self, config: ADFAConfig) -> None:
+        """Raises ModelError if image_size, gamma_d or the objective do not fit the backbone's maps."""
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.side = _grid_side(config, self.backbone.reductions)
+        _check_neighbours(config.objective, self.side**2)
+        in_channels = sum(self.backbone.channels)
+        channels = in_channels // config.gamma_d
+        if channels == 0:
+            raise ModelError(f"gamma_d must be at most {in_channels}, the backbone's channels; found {config.gamma_d}")
+        self.descriptor = Descriptor(in_channels, channels, self.side)
+        self.register_buffer("centres", torch.zeros(self.side**2, channels))
+        self.register_buffer("untrained_variance", torch.ones(()))
+        if isinstance(config.objective, HypersphereSettings):
+            self._add_radius(config.objective)
+        self.blur = GaussianBlur(config.blur_sigma) if config.blur_sigma else nn.Identity()
+        self._cache = FeatureCache()
+
+    def _add_radius(self, settings: HypersphereSettings) -> None:
+        radius = torch.tensor(settings.radius)
+        if settings.train_radius:
+            self.radius = nn.Parameter(radius)
+        else:
+            self.register_buffer("radius", radius)
+
+    @torch.no_grad()
+    def prepare(self, normals: Iterable[Batch]) -> None:
+        """Set the centres: the means of the untrained descriptor at each position, over all images alike."""
+        self._cache.clear()
+        total = torch.zeros_like(self.centres, dtype=torch.float64)
+        variance = total.new_zeros(())
+        num_images = 0
+        for batch in normals:
+            described = self.describe(self._training_maps(batch)).double()
+            total += described.sum(0)
+            variance += described.var(dim=1).mean(dim=1).sum()
+            num_images += len(described)
+        if num_images == 0:
+            raise ModelError("ADFA has no normal image to learn from")
+        self.centres.copy_(total / num_images)
+        self.untrained_variance.copy_(variance / num_images)
+
+    def total_steps(self, num_normals: int) -> int:
+        return math.ceil(self.config.epochs * num_normals / self.config.batch_size)
+
+    def optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        """AdamW with AMSGrad over the descriptor, and the radius if it is trained, at a constant rate."""
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        rate, decay = self.config.learning_rate, self.config.weight_decay
+        optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=decay, amsgrad=True)
+        return optimizer, ConstantLR(optimizer, factor=1, total_iters=total_steps)
+
+    def losses(self, batch: Batch, progress: Progress) -> Iterator[dict[str, Tensor]]:
+        """One step. Monitored only: the mean kappa, and the variance of the descriptor over positions.
+
+        Kappa is in the loss and not in the gradient, so a loss can rise that is being minimised. Raises ModelError when
+        the variance has fallen by more than 90 % of the untrained descriptor's.
+        """
+        described = self.describe(self._training_maps(batch))
+        variance = described.detach().var(dim=1).mean() / self.untrained_variance
+        if variance < MIN_VARIANCE:
+            raise ModelError(
+                f"step {progress.step}: the descriptor has collapsed, its variance over positions is {variance:.2g} of "
+                "the untrained one's; lower learning_rate or epochs"
+            )
+        kappa = self.kappa(described)
+        monitored = {"kappa": kappa.mean(), "variance": variance}
+        match self.config.objective:
+            case SoftTopKSettings() as settings:
+                squared_score = self.soft_distances(settings, described, kappa, together=True)
+                yield {"soft_topk": squared_score.mean(), **monitored}
+            case HypersphereSettings() as settings:
+                nearest = self.nearest(described, kappa, settings.attracted + settings.repelled)
+                yield {**hypersphere_terms(nearest, self.radius, settings), **monitored}
+
+    def calibrate(self, holdout: Iterable[Batch]) -> None:  # noqa: ARG002
+        """Nothing has a scale to fix. Training is over, so its maps are forgotten."""
+        self._cache.clear()
+
+    def forward(self, image: Tensor) -> Prediction:
+        described = self.describe(self.backbone(image))
+        kappa = self.kappa(described)
+        match self.config.objective:
+            case SoftTopKSettings() as settings:
+                cells = self.soft_distances(settings, described, kappa, together=False)
+                cells = cells.clamp_min(MIN_SQUARED_SCORE).sqrt() if settings.sqrt else cells
+            case HypersphereSettings() as settings:
+                cells = soft_minimum(self.nearest(described, kappa, settings.attracted))
+        grid = rearrange(cells, "b (h w) -> b 1 h w", h=self.side)
+        anomaly_map = self.blur(resize_map(grid, self.config.image_size))
+        return Prediction(anomaly_map, image_score(anomaly_map, self.config.image_score))
+
+    def _training_maps(self, batch: Batch) -> list[Tensor]:
+        """The backbone's maps, computed once per training image: nothing is augmented."""
+        return self._cache(self.backbone, batch.image, batch.row)
+
+    def describe(self, maps: list[Tensor]) -> Tensor:
+        """The descriptors, phi (B, T, D), of the backbone's maps."""
+        return rearrange(self.descriptor(self.features(maps)), "b d h w -> b (h w) d")
+
+    def features(self, maps: list[Tensor]) -> Tensor:
+        """Maps with each position averaged with its neighbours, joined at the finest resolution: (B, C, h, w)."""
+        averaged = [F.avg_pool2d(features, kernel_size=3, stride=1, padding=1) for features in maps]
+        return torch.cat([averaged[0], *(resize_map(features, self.side) for features in averaged[1:])], dim=1)
+
+    def kappa(self, described: Tensor) -> Tensor:
+        """What scales the squared distances of each image, (B,): `kl_factor`, or 1."""
+        return kl_factor(described, self.centres) if self.config.kl_weight else described.new_ones(described.shape[0])
+
+    def soft_distances(self, settings: SoftTopKSettings, described: Tensor, kappa: Tensor, *, together: bool) -> Tensor:
+        """The squared scores (B, T): kappa times the softly weighted sum of squared distances to the centres.
+
+        `together`, as in training, the images share one temperature (`batch_max`), and gradients are taken row by row;
+        else each image is by itself.
+        """
+        centres = Centres(self.centres)
+        rows = rearrange(described, "b t d -> (b t) d")
+        softness = torch.full_like(kappa, settings.eps)
+        if settings.normalize == "batch_max":
+            softness = published_softness(settings.eps, rows, centres, kappa, together=together)
+        per_row = repeat(softness, "b -> (b t) 1", t=len(centres))
+        function = soft_distance(settings, centres)
+        if together:
+            distance = RowByRow.apply(rows, per_row, function, centres)
+        else:
+            distance = torch.cat([function(*chunk) for chunk in centres.chunks(rows, per_row)])
+        return rearrange(kappa, "b -> b 1") * rearrange(distance, "(b t) -> b t", t=len(centres))
+
+    def nearest(self, described: Tensor, kappa: Tensor, number: int) -> Tensor:
+        """Kappa times the squared distances (B, T, number) to the nearest centres, ascending."""
+        centres = Centres(self.centres)
+        rows = rearrange(described, "b t d -> (b t) d")
+        with torch.no_grad():
+            found = [centres(chunk).topk(number, dim=1, largest=False).indices for (chunk,) in centres.chunks(rows)]
+        index = rearrange(torch.cat(found), "(b t) n -> b t n", t=len(centres))
+        difference = rearrange(described, "b t d -> b t 1 d") - self.centres[index]
+        return rearrange(kappa, "b -> b 1 1") * difference.square().sum(3)
+
+
+def _grid_side(config: ADFAConfig, reductions: tuple[int, ...]) -> int:
+    """Positions per side of the finest map; ModelError unless the deepest has a whole number of them."""
+    deepest = reductions[-1]
+    if config.image_size % deepest:
+        below = config.image_size // deepest * deepest
+        raise ModelError(
+            f"image_size must be a multiple of {deepest}, the stride of the deepest layer of {config.backbone.name}, "
+            f"found {config.image_size}; the nearest are {below} and {below + deepest}"
+        )
+    return config.image_size // reductions[0]
+
+
+def _check_neighbours(objective: SoftTopKSettings | HypersphereSettings, num_centres: int) -> None:
+    """ModelError if a position is to be compared with more centres than there are."""
+    match objective:
+        case SoftTopKSettings(candidates=None):
+            name, number = "k", objective.k + 1  # the operator needs something not to select
+        case SoftTopKSettings():
+            name, number = "candidates", objective.candidates or 0
+        case HypersphereSettings():
+            name, number = "attracted + repelled", objective.attracted + objective.repelled
+    if number > num_centres:
+        raise ModelError(f"{name} ask for {number} centres, and there are {num_centres}, one per position; lower it")

@@ -1,0 +1,768 @@
+"""BGAD: normalising flows learn how likely normal features are; a few real anomalies make the boundary explicit.
+
+X. Yao, R. Li, J. Zhang, J. Sun, C. Zhang, "Explicit Boundary Guided Semi-Push-Pull Contrastive Learning for Supervised
+Anomaly Detection", CVPR 2023, arXiv 2207.01463.
+
+The feature vectors of a frozen backbone, one conditional flow per level. Phase 1 maximises the likelihood of normal
+vectors. In phase 2 the `beta` quantile of normal log-likelihoods is the boundary: normals below it are pulled up to it,
+abnormals pushed to `tau` below it; whatever lies on its own side already is left alone. The abnormal vectors come from
+real defects and from copies of them, varied and pasted onto normal images (`common.copy_paste`).
+
+A batch without usable anomalies (none in the category, or none with a mask) trains the published variant for normals
+only: likelihood, and the pull towards the boundary. An anomaly with an empty mask is left out: where it is abnormal is
+not known.
+
+Choices of the published code that a parameter gives back, and what is the better default:
+- `features`: as the backbone gives them, or whitened by the mean and covariance of each level's normal vectors. That is
+  a first layer of the flow in closed form: training starts from a Gaussian model, at a scale that no longer depends on
+  the backbone, and log-likelihoods are those of whitened vectors.
+- `boundary`: the quantile of each mini-batch, or a moving average of it per level.
+- `masks`: the nearest pixel at the resolution of the features, or the covered share, with what is neither clearly
+  abnormal nor clearly normal left out, and a ring of one cell around it.
+- `focal`: weights without bounds (the abnormal one has a pole at 0), or clipped to 1 to 20.
+- `steps_per_batch`: as many mini-batches as a level has whole ones, which is none at the coarse levels of small
+  batches, or a number per level.
+- `feathered`: 0, as published, leaves a hard seam around every paste.
+- `ceiling_quantile`: 1, as published, scales each level by its single most likely vector.
+
+Different from the published code, deliberately:
+- The scale of the map comes from held-out normals, not from the test images. The published maps are the same up to a
+  constant if their maxima are given.
+- Warm-up and cosine count optimiser steps. The published warm-up starts again in every pass, and overshoots.
+- Mini-batches get equal shares of the abnormal vectors. Where a level has more vectors than its mini-batches take,
+  normal ones are left out.
+- Terms without a member are 0. There they are undefined, and hidden from the log.
+- Image features are computed once. The position code's share of the first layer is computed per row and per column of
+  the grid, not per vector.
+- Defects are varied and pasted at `image_size`, not at the size of the original.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.copy_paste import paste_defects
+
+NUM_BLOCKS = 8  # per flow
+AXIS_CODE = 64  # numbers that say which column, and as many for the row
+MAX_WAVELENGTH = 10_000.0  # of the position code
+CLAMP = 1.9  # bound of a log-scale; published after 2023 the flow library divides its argument by it, too
+WIDENING = 2  # hidden over input width of a coupling's network
+DAMPING = 0.1  # of a coupling's network, and of the learnt scales
+INITIAL_THETA = 2 * math.log(math.exp(5) - 1)  # makes a scale of 1
+FINAL_RATE = 1e-3  # of the learning rate, at the end
+WARM_UP_START = 0.1  # of the learning rate, at the start
+EASY_NORMAL, EASY_ABNORMAL = -0.2, -1.0  # normalised log-likelihoods from which, or up to which, a weight is 1
+MAX_WEIGHT = 20.0
+POLE = -1e-3  # normalised log-likelihoods above it are taken for it, in clipped abnormal weights
+MIN_VARIANCE = 1e-9  # of a level's features relative to their squared mean; below it they are constant
+WHITENING_FLOOR = 1e-3  # of a level's mean variance, added to the variance in every direction
+CACHE_BYTES = 2**30  # of features kept; beyond it they are computed anew
+
+
+class _Choice(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class BatchBoundary(_Choice):
+    """The boundary is the quantile of the mini-batch at hand, as published."""
+
+    name: Literal["batch"]
+
+
+class AverageBoundary(_Choice):
+    """The boundary is a moving average of the mini-batches' quantiles."""
+
+    name: Literal["ema"]
+    momentum: Annotated[float, Field(ge=0, lt=1)]  # share of the old value
+
+
+class NearestMasks(_Choice):
+    """A cell is what its top left pixel is, as published."""
+
+    name: Literal["nearest"]
+
+
+class AreaMasks(_Choice):
+    """A cell is abnormal if enough of it is; others that the defect touches, or that touch these, are left out."""
+
+    name: Literal["area"]
+    abnormal: Annotated[float, Field(gt=0, le=1)]  # share that is enough
+
+
+class BGADConfig(Config):
+    """Published: see `presets/mvtec_ad.yaml`."""
+
+    backbone: BackboneConfig
+    features: Literal["raw", "whitened"]
+    anomalies_per_batch: NonNegativeInt  # real ones, in addition to `batch_size` normal images
+    pastes_per_batch: NonNegativeInt  # copies of these on normal images of the batch
+    feathered: Annotated[float, Field(ge=0, le=1)]  # share of the pastes whose borders fade in
+    masks: Annotated[NearestMasks | AreaMasks, Field(discriminator="name")]
+    epochs: PositiveInt  # passes over the normal images
+    normal_epochs: NonNegativeInt  # phase 1: the first of them
+    warm_up_epochs: NonNegativeInt  # the rate grows in the first of them
+    learning_rate: PositiveFloat
+    vectors_per_step: PositiveInt  # in a mini-batch of one level
+    steps_per_batch: Literal["published"] | Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # or per level
+    boundary: Annotated[BatchBoundary | AverageBoundary, Field(discriminator="name")]
+    beta: Annotated[float, Field(ge=0, lt=1)]  # share of normal vectors below the boundary
+    tau: PositiveFloat  # between the boundaries of normals and abnormals, after normalisation
+    normaliser: PositiveFloat  # nats per channel that make a normalised log-likelihood of 1
+    focal: Literal["clipped", "published", "none"]
+    push_pull_weight: NonNegativeFloat  # lambda
+    ceiling_quantile: Annotated[float, Field(gt=0, le=1)]  # of held-out log-likelihoods: a level's anomaly is 0 there
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if max(self.normal_epochs, self.warm_up_epochs) > self.epochs:
+            raise ValueError(
+                f"normal_epochs ({self.normal_epochs}) and warm_up_epochs ({self.warm_up_epochs}) are the first of "
+                f"epochs ({self.epochs}) and cannot exceed it"
+            )
+        levels = len(self.backbone.layers)
+        if self.steps_per_batch != "published" and len(self.steps_per_batch) != levels:
+            raise ValueError(
+                f"steps_per_batch needs a number for each of the {levels} layers of the backbone, or published; "
+                f"found {list(self.steps_per_batch)}"
+            )
+        if self.pastes_per_batch and not self.anomalies_per_batch:
+            raise ValueError(
+                f"pastes_per_batch is {self.pastes_per_batch}, but there is nothing to copy: "
+                "anomalies_per_batch is 0; raise it, or set both to 0"
+            )
+        return self
+
+
+# --- flow ------------------------------------------------------------------------------------------------------------
+
+
+def axis_code(side: int) -> Tensor:
+    """Sines and cosines, in turn, of each index of an axis times 32 frequencies, (side, 64)."""
+    frequency = MAX_WAVELENGTH ** (-torch.arange(0, AXIS_CODE, 2, dtype=torch.float64) / AXIS_CODE)
+    angle = torch.arange(side, dtype=torch.float64).unsqueeze(1) * frequency
+    return rearrange([angle.sin(), angle.cos()], "wave index j -> index (j wave)").float()
+
+
+def random_rotation(channels: int) -> Tensor:
+    """A rotation (C, C) drawn uniformly from SO(C)."""
+    orthogonal, triangular = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64))
+    orthogonal = orthogonal * triangular.diagonal().sign()  # makes the draw uniform
+    turned = orthogonal[:, :1] * torch.linalg.det(orthogonal).sign()
+    return torch.cat([turned, orthogonal[:, 1:]], dim=1).float()
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in the grid of a level each of N vectors lies, and the code of either axis."""
+
+    row: Tensor  # (N,)
+    column: Tensor  # (N,)
+    code: Tensor  # (side, 64)
+
+
+class CouplingBlock(nn.Module):
+    """One half of the channels moves as the other half and the position say; then scale, offset, a fixed rotation."""
+
+    rotation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inputs = channels // 2 + 2 * AXIS_CODE
+        self.expand = nn.Linear(inputs, WIDENING * inputs)
+        self.contract = nn.Linear(WIDENING * inputs, channels)
+        self.theta = nn.Parameter(torch.full((channels,), INITIAL_THETA))
+        self.offset = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("rotation", random_rotation(channels))
+
+    @property
+    def scale(self) -> Tensor:
+        return DAMPING * F.softplus(self.theta, beta=0.5)
+
+    def expand_by_input(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The first layer's weights for the kept half, for the column's code and for the row's."""
+        of_row, before_row = self.expand.weight[:, -AXIS_CODE:], self.expand.weight[:, :-AXIS_CODE]
+        return before_row[:, :-AXIS_CODE], before_row[:, -AXIS_CODE:], of_row
+
+    def forward(self, x: Tensor, position: Position) -> tuple[Tensor, Tensor]:
+        """Vectors (N, C) and the logarithm of the determinant, (N,)."""
+        kept, moved = x.chunk(2, dim=1)
+        of_kept, of_column, of_row = self.expand_by_input()
+        hidden = F.linear(kept, of_kept)
+        hidden = hidden + F.embedding(position.column, F.linear(position.code, of_column, self.expand.bias))
+        hidden = hidden + F.embedding(position.row, F.linear(position.code, of_row))
+        log_scale, shift = (DAMPING * self.contract(F.relu(hidden, inplace=True))).chunk(2, dim=1)
+        log_scale = CLAMP * log_scale.tanh()
+        scale = self.scale
+        u = torch.cat([kept, moved * log_scale.exp() + shift], dim=1)
+        return F.linear(scale * u + self.offset, self.rotation), log_scale.sum(dim=1) + scale.log().sum()
+
+
+class ConditionalFlow(nn.Module):
+    """Maps the feature vectors of one level to a standard normal distribution, each by itself and by its position."""
+
+    code: Tensor
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.channels, self.side = channels, side
+        self.blocks = nn.ModuleList(CouplingBlock(channels) for _ in range(NUM_BLOCKS))
+        self.register_buffer("code", axis_code(side), persistent=False)
+
+    def forward(self, x: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent vectors (N, C) and log-determinants (N,) of features (N, C), at cells (N,) counted row by row."""
+        position = Position(cell // self.side, cell % self.side, self.code)
+        log_determinant = x.new_zeros(x.shape[0])
+        for block in self.blocks:
+            x, change = block(x, position)
+            log_determinant = log_determinant + change
+        return x, log_determinant
+
+    def log_likelihood(self, x: Tensor, cell: Tensor) -> Tensor:
+        """Per vector and channel, (N,), of features (N, C) at `cell` (N,)."""
+        z, log_determinant = self(x, cell)
+        return log_density(z.square().sum(dim=1), log_determinant, self.channels)
+
+    def map_of(self, features: Tensor) -> Tensor:
+        """Log-likelihoods (B, side, side) of feature maps (B, C, side, side)."""
+        cell = torch.arange(self.side**2, device=features.device).expand(features.shape[0], -1)
+        flat = self.log_likelihood(rearrange(features, "b c h w -> (b h w) c"), cell.flatten())
+        return rearrange(flat, "(b h w) -> b h w", h=self.side, w=self.side)
+
+
+def log_density(squared_norm: Tensor, log_determinant: Tensor, channels: int) -> Tensor:
+    """The log-likelihood per channel of a vector whose latent has this squared norm."""
+    return (log_determinant - squared_norm / 2) / channels - math.log(2 * math.pi) / 2
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def likelihood_cost(log_likelihood: Tensor) -> Tensor:
+    """-ln sigmoid of log-likelihoods per channel: their negative far below 0, nothing far above."""
+    return F.softplus(-log_likelihood)
+
+
+def normal_weight(likelihood: Tensor) -> Tensor:
+    """The focal weight of normals, given normalised log-likelihoods: 1 above -0.2, growing below."""
+    hard = 11.7 * (1 - likelihood.clamp(max=0).exp()).sqrt() * likelihood.abs()
+    return torch.where(likelihood > EASY_NORMAL, 1.0, hard)
+
+
+def abnormal_weight(likelihood: Tensor) -> Tensor:
+    """The focal weight of abnormals: 1 up to -1, growing above, without bound about 0."""
+    hard = 0.53 * (1 + likelihood.exp()).square() / likelihood.abs()
+    return torch.where(likelihood <= EASY_ABNORMAL, 1.0, hard)
+
+
+def clipped_normal_weight(likelihood: Tensor) -> Tensor:
+    return normal_weight(likelihood).clamp(1, MAX_WEIGHT)
+
+
+def clipped_abnormal_weight(likelihood: Tensor) -> Tensor:
+    return abnormal_weight(likelihood.clamp(max=POLE)).clamp(1, MAX_WEIGHT)
+
+
+Weight = Callable[[Tensor], Tensor]
+FOCAL: dict[str, tuple[Weight, Weight]] = {  # of normals and of abnormals
+    "clipped": (clipped_normal_weight, clipped_abnormal_weight),
+    "published": (normal_weight, abnormal_weight),
+    "none": (torch.ones_like, torch.ones_like),
+}
+
+
+def normal_boundary(likelihood: Tensor, beta: float) -> Tensor:
+    """b_n: of N normal values (N,), N > 0, the one that floor(beta N) others lie below or level with; detached."""
+    below = min(int(beta * len(likelihood)), len(likelihood) - 1)
+    return likelihood.detach().kthvalue(below + 1).values
+
+
+def mean_over(values: Tensor, members: Tensor) -> Tensor:
+    """The mean of the members' values, 0 if there are none."""
+    return torch.where(members, values, 0).sum() / members.sum().clamp(min=1)
+
+
+def pull_loss(likelihood: Tensor, normal: Tensor, weight: Tensor, boundary: Tensor) -> Tensor:
+    """L_n: how far the normals that are not above the boundary lie below it. `normal` is bool, all are (N,)."""
+    return mean_over(weight * (boundary - likelihood), normal & (likelihood <= boundary))
+
+
+def push_loss(likelihood: Tensor, abnormal: Tensor, weight: Tensor, boundary: Tensor) -> Tensor:
+    """L_a: how far the abnormals that are not below the boundary (b_a) lie above it."""
+    return mean_over(weight * (likelihood - boundary), abnormal & (likelihood >= boundary))
+
+
+NORMAL, ABNORMAL, LEFT_OUT = 0, 1, 2  # what a cell is
+
+
+def cells_of(mask: Tensor, side: int, masks: NearestMasks | AreaMasks) -> Tensor:
+    """NORMAL, ABNORMAL or LEFT_OUT for each cell, (B, side * side), of masks (B, 1, H, H), 0 or 1."""
+    if isinstance(masks, NearestMasks):
+        kinds = (F.interpolate(mask, size=side, mode="nearest") > 0.5).long()
+        return rearrange(kinds, "b 1 h w -> b (h w)")
+    covered = F.adaptive_avg_pool2d(mask, side)
+    abnormal = covered >= masks.abnormal
+    near = F.max_pool2d((covered > 0).float(), 3, stride=1, padding=1) > 0
+    kinds = torch.where(abnormal, ABNORMAL, torch.where(near, LEFT_OUT, NORMAL))
+    return rearrange(kinds, "b 1 h w -> b (h w)")
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Feature vectors of one level, of all images of a batch."""
+
+    features: Tensor  # (N, C)
+    cell: Tensor  # (N,), counted row by row
+    abnormal: Tensor  # (N,) bool
+
+    def take(self, chosen: Tensor) -> "Vectors":
+        return Vectors(self.features[chosen], self.cell[chosen], self.abnormal[chosen])
+
+
+def mini_batches(abnormal: Tensor, number: int, size: int, generator: torch.Generator) -> list[Tensor]:
+    """Share out vectors at random among `number` mini-batches of `size` or fewer; each gets its part of the abnormal.
+
+    Gives indices into `abnormal` (N,), bool. What does not fit into the mini-batches is normal, if it can be.
+    """
+    order = torch.randperm(len(abnormal), generator=generator, device=generator.device).to(abnormal.device)
+    chosen = torch.cat([order[abnormal[order]], order[~abnormal[order]]])[: number * size]
+    return [chosen[first::number] for first in range(number)]
+
+
+def usable_anomalies(batch: Batch) -> Tensor:
+    """Which images (B,) are anomalous and say where."""
+    return batch.label & batch.mask.flatten(1).any(dim=1)
+
+
+class Moments:
+    """Sums over the vectors of a level, in float64."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        self.count = 0
+        self.total = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+
+    def update(self, features: Tensor) -> None:
+        """Take in (B, C, h, w)."""
+        rows = rearrange(features.double(), "b c h w -> (b h w) c")
+        self.count += len(rows)
+        self.total += rows.sum(dim=0)
+        self.products += rows.T @ rows
+
+
+class Whitening(nn.Module):
+    """Makes the mean of normal vectors 0 and their covariance 1; the identity until it has learnt."""
+
+    mean: Tensor
+    matrix: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("matrix", torch.eye(channels))
+
+    def learn(self, moments: Moments) -> None:
+        """Raises ModelError if there are no vectors, or if they are all alike."""
+        if moments.count == 0:
+            raise ModelError("BGAD found no normal images to learn from")
+        mean = moments.total / moments.count
+        variance, direction = torch.linalg.eigh(moments.products / moments.count - torch.outer(mean, mean))
+        if not variance.mean() > MIN_VARIANCE * mean.square().mean():
+            raise ModelError("the normal images are constant: all of their features are alike")
+        floor = WHITENING_FLOOR * variance.mean()
+        self.mean.copy_(mean)
+        self.matrix.copy_((direction * (variance.clamp(min=0) + floor).rsqrt()) @ direction.T)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w)."""
+        return F.conv2d(features, *self.as_convolution())
+
+    def as_convolution(self) -> tuple[Tensor, Tensor]:
+        return rearrange(self.matrix, "out channel -> out channel 1 1"), -self.matrix @ self.mean
+
+
+class FeatureCache:
+    """Features of unaugmented images, by row of their data set. No state: what is missing is computed again.
+
+    One image at a time, so that the bits do not depend on what a run, or a resumed one, has met before.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, list[Tensor]] = {}
+        self._bytes = 0
+
+    def clear(self) -> None:
+        self._known.clear()
+        self._bytes = 0
+
+    def get(self, row: int, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+        if row not in self._known:
+            features = compute()
+            size = sum(level.numel() * level.element_size() for level in features)
+            if self._bytes + size > CACHE_BYTES:
+                return features
+            self._known[row] = features
+            self._bytes += size
+        return self._known[row]
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+class BGAD(AnomalyModel):
+    """The map lies between 0 and the number of levels; the score is its maximum."""
+
+    Config = BGADConfig
+
+    boundary: Tensor  # (L,), moving average of b_n
+    boundary_known: Tensor  # (L,) bool
+    ceiling: Tensor  # (L,), m_l: log-likelihoods from which on a vector is as normal as can be
+
+    def __init__(self, config: BGADConfig) -> None:
+        """Raises ModelError if image size or backbone do not fit."""
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone)
+        self.sides = _map_sides(config, self.backbone)
+        whitening = Whitening if config.features == "whitened" else nn.Identity
+        self.whitenings = nn.ModuleList(map(whitening, self.backbone.channels))
+        self.flows = nn.ModuleList(map(ConditionalFlow, self.backbone.channels, self.sides))
+        levels = len(self.sides)
+        self.register_buffer("boundary", torch.zeros(levels))
+        self.register_buffer("boundary_known", torch.zeros(levels, dtype=torch.bool))
+        self.register_buffer("ceiling", torch.zeros(levels))
+        self._cache = FeatureCache()
+        if not any(self.steps_per_batch(phase=1)):
+            raise ModelError(
+                f"BGAD's vectors_per_step is {config.vectors_per_step}, more than any level has in a batch "
+                f"({max(self.sides) ** 2 * config.batch_size} at most); lower it, or name steps_per_batch per level"
+            )
+
+    @torch.no_grad()
+    def prepare(self, normals: Iterable[Batch]) -> None:
+        """Learn the whitening, if there is one. Raises ModelError without images, or if they are all constant."""
+        self._cache.clear()
+        if self.config.features == "raw":
+            return
+        device = self.ceiling.device
+        sums = [Moments(channels, device) for channels in self.backbone.channels]
+        for batch in normals:
+            for moments, features in zip(sums, self.backbone(batch.image), strict=True):
+                moments.update(features)
+        for whitening, moments in zip(self.whitenings, sums, strict=True):
+            assert isinstance(whitening, Whitening)
+            whitening.learn(moments)
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """Per level (B, C, side, side), of images (B, 3, H, W) in [0, 1]."""
+        return [whiten(level) for whiten, level in zip(self.whitenings, self.backbone(image), strict=True)]
+
+    # The schedule: the loop counts batches, optimiser and schedule count mini-batches.
+
+    def total_steps(self, num_normals: int) -> int:
+        return max(1, math.ceil(self.config.epochs * num_normals / self.config.batch_size))
+
+    def normal_steps(self, total_steps: int) -> int:
+        """How many batches phase 1 takes of so many."""
+        return round(total_steps * self.config.normal_epochs / self.config.epochs)
+
+    def steps_per_batch(self, *, phase: Literal[1, 2]) -> tuple[int, ...]:
+        """Optimiser steps that each level takes on a batch.
+
+        Published are the whole mini-batches of a full batch, at the coarse levels of small batches none.
+        """
+        if self.config.steps_per_batch != "published":
+            return self.config.steps_per_batch
+        images = self.config.batch_size
+        if phase == 2:
+            images += self.config.anomalies_per_batch + self.config.pastes_per_batch
+        return tuple(images * side**2 // self.config.vectors_per_step for side in self.sides)
+
+    def optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        """Adam over all flows: one whose level is idle has no gradients, and keeps its state as if by itself."""
+        per_batch = sum(self.steps_per_batch(phase=1)), sum(self.steps_per_batch(phase=2))
+        normal = self.normal_steps(total_steps)
+
+        def optimiser_steps(batches: float) -> int:
+            """How many the first so many batches make."""
+            return round(per_batch[0] * min(batches, normal) + per_batch[1] * max(batches - normal, 0))
+
+        warm_up = optimiser_steps(total_steps * self.config.warm_up_epochs / self.config.epochs)
+        total = optimiser_steps(total_steps)
+        optimizer = torch.optim.Adam(self.flows.parameters(), lr=self.config.learning_rate, fused=True)
+        return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, warm_up, total))
+
+    # Training
+
+    def losses(self, batch: Batch, progress: Progress) -> Iterator[dict[str, Tensor]]:
+        """Yield the steps of one level after another: mini-batches of its vectors, in random order."""
+        phase: Literal[1, 2] = 1 if progress.step < self.normal_steps(progress.total_steps) else 2
+        with torch.no_grad():
+            supervised = phase == 2 and bool(usable_anomalies(batch).any())
+            levels = self._vectors(batch, progress.generator) if supervised else self._normal_vectors(batch)
+        for level, (vectors, steps) in enumerate(zip(levels, self.steps_per_batch(phase=phase), strict=True)):
+            for part in mini_batches(vectors.abnormal, steps, self.config.vectors_per_step, progress.generator):
+                yield self._terms(level, vectors.take(part), phase, supervised=supervised)
+
+    def _terms(self, level: int, vectors: Vectors, phase: Literal[1, 2], *, supervised: bool) -> dict[str, Tensor]:
+        flow = self.flows[level]
+        assert isinstance(flow, ConditionalFlow)
+        log_likelihood = flow.log_likelihood(vectors.features, vectors.cell)
+        cost = likelihood_cost(log_likelihood)
+        normal = ~vectors.abnormal
+        if phase == 1:
+            return {"likelihood": cost.mean()}
+        likelihood = log_likelihood / self.config.normaliser
+        weigh_normals, weigh_abnormals = FOCAL[self.config.focal]
+        weight = weigh_normals(likelihood.detach())
+        terms = {"likelihood": mean_over(weight * cost, normal)}
+        if not normal.any() or (supervised and not vectors.abnormal.any()):
+            return terms
+        normals = likelihood.detach()[normal]
+        boundary = self._boundary(level, normals)
+        # Monitored: where it is large, the margin is small beside what normals differ by.
+        terms["spread"] = (normals.median() - boundary) / self.config.tau
+        terms["pull"] = self.config.push_pull_weight * pull_loss(likelihood, normal, weight, boundary)
+        if supervised:
+            weight = weigh_abnormals(likelihood.detach())
+            push = push_loss(likelihood, vectors.abnormal, weight, boundary - self.config.tau)
+            terms["push"] = self.config.push_pull_weight * push
+        return terms
+
+    def _boundary(self, level: int, likelihood: Tensor) -> Tensor:
+        """b_n, given the normalised log-likelihoods of a mini-batch's normals."""
+        settings = self.config.boundary
+        found = normal_boundary(likelihood, self.config.beta)
+        if isinstance(settings, BatchBoundary):
+            return found
+        averaged = torch.lerp(found, self.boundary[level], settings.momentum)
+        self.boundary[level] = torch.where(self.boundary_known[level], averaged, found)
+        self.boundary_known[level] = True
+        return self.boundary[level].clone()
+
+    def _normal_vectors(self, batch: Batch) -> list[Vectors]:
+        levels = self._unaugmented_features(batch, ~batch.label)
+        return [flatten(level, level.new_full(level.shape[:2], NORMAL, dtype=torch.long)) for level in levels]
+
+    def _vectors(self, batch: Batch, generator: torch.Generator) -> list[Vectors]:
+        """Of the batch's normals and usable anomalies, and of pastes of these onto those."""
+        shown = ~batch.label | usable_anomalies(batch)
+        features, mask = self._unaugmented_features(batch, shown), batch.mask[shown]
+        if self.config.pastes_per_batch:
+            image, pasted_mask = self._pastes(batch, generator)
+            features = [torch.cat(pair) for pair in zip(features, self._cell_features(image), strict=True)]
+            mask = torch.cat([mask, pasted_mask])
+        kinds = [cells_of(mask, side, self.config.masks) for side in self.sides]
+        return [flatten(level, kind) for level, kind in zip(features, kinds, strict=True)]
+
+    def _pastes(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (n, 3, H, H) and masks of real defects on random normals; n is at most `pastes_per_batch`."""
+        donor = self._draw(usable_anomalies(batch), generator)
+        host = self._draw(~batch.label, generator)
+        foreground = None if batch.foreground is None else batch.foreground[host]
+        pasted = paste_defects(
+            batch.image[donor], batch.mask[donor], batch.image[host], foreground, self.config.feathered, generator
+        )
+        return pasted.image, pasted.mask
+
+    def _draw(self, eligible: Tensor, generator: torch.Generator) -> Tensor:
+        """Places in the batch of `pastes_per_batch` eligible images, with replacement."""
+        places = eligible.nonzero().flatten()
+        shape = (self.config.pastes_per_batch,)
+        return places[torch.randint(len(places), shape, generator=generator, device=generator.device).to(places.device)]
+
+    def _unaugmented_features(self, batch: Batch, chosen: Tensor) -> list[Tensor]:
+        """Per level (n, cells, C), of the `chosen` images."""
+        images = []
+        for place in chosen.nonzero().flatten().tolist():
+            compute = partial(self._cell_features, batch.image[place : place + 1])
+            images.append(compute() if batch.row is None else self._cache.get(int(batch.row[place]), compute))
+        return [torch.cat(level) for level in zip(*images, strict=True)]
+
+    def _cell_features(self, image: Tensor) -> list[Tensor]:
+        """Per level (B, cells, C), of images (B, 3, H, W)."""
+        return [rearrange(level, "b c h w -> b (h w) c").contiguous() for level in self.features(image)]
+
+    # Use
+
+    @torch.no_grad()
+    def calibrate(self, holdout: Iterable[Batch]) -> None:
+        """Find the most likely vectors of the held-out normals, per level. Raises ModelError without any."""
+        self._cache.clear()
+        maps = [[level.flatten().cpu() for level in self.log_likelihoods(batch.image)] for batch in holdout]
+        if not maps:
+            raise ModelError("BGAD needs held-out normal images to find the scale of its map; found none")
+        for level, values in enumerate(zip(*maps, strict=True)):
+            cells = torch.cat(values)
+            self.ceiling[level] = cells.kthvalue(math.ceil(self.config.ceiling_quantile * len(cells))).values
+
+    def log_likelihoods(self, image: Tensor) -> list[Tensor]:
+        """Per level (B, side, side), of images (B, 3, H, W) in [0, 1]."""
+        maps = []
+        for flow, features in zip(self.flows, self.features(image), strict=True):
+            assert isinstance(flow, ConditionalFlow)
+            maps.append(flow.map_of(features))
+        return maps
+
+    def forward(self, image: Tensor) -> Prediction:
+        return to_prediction(self.log_likelihoods(image), self.ceiling, self.config.image_size)
+
+    def exportable(self) -> "FoldedBGAD":
+        """The same function with fewer operations, for export; a copy, in eval mode."""
+        return FoldedBGAD(self).eval()
+
+
+def _map_sides(config: BGADConfig, backbone: Backbone) -> tuple[int, ...]:
+    """The sides of the backbone's maps; ModelError unless its strides divide the image and its channels are even."""
+    if config.image_size % backbone.reductions[-1]:
+        below = config.image_size // backbone.reductions[-1] * backbone.reductions[-1]
+        raise ModelError(
+            f"BGAD's image_size must be a multiple of {backbone.reductions[-1]}, the stride of the deepest layer of "
+            f"{backbone.name}, found {config.image_size}; the nearest are {below} and {below + backbone.reductions[-1]}"
+        )
+    if any(channels % 2 for channels in backbone.channels):
+        raise ModelError(
+            f"BGAD splits channels in halves, but layers {list(backbone.layers)} of {backbone.name} have "
+            f"{', '.join(map(str, backbone.channels))}; take others"
+        )
+    return tuple(config.image_size // reduction for reduction in backbone.reductions)
+
+
+def rate_factor(step: int, warm_up: int, total: int) -> float:
+    """What the learning rate is multiplied by at an optimiser step: linear up to a cosine, then along it."""
+
+    def cosine(at: int) -> float:
+        return FINAL_RATE + (1 - FINAL_RATE) * (1 + math.cos(math.pi * min(at / max(total, 1), 1))) / 2
+
+    if step >= warm_up:
+        return cosine(step)
+    return WARM_UP_START + (cosine(warm_up) - WARM_UP_START) * step / warm_up
+
+
+def flatten(features: Tensor, kinds: Tensor) -> Vectors:
+    """The vectors of one level, given as (B, cells, C) with what each cell is (B, cells), but those left out."""
+    kept = kinds != LEFT_OUT
+    cell = torch.arange(kinds.shape[1], device=kinds.device).expand_as(kinds)
+    return Vectors(features[kept], cell[kept], kinds[kept] == ABNORMAL)
+
+
+def to_prediction(log_likelihoods: list[Tensor], ceiling: Tensor, size: int) -> Prediction:
+    """How far the levels' relative likelihoods (B, side, side), at most 1 each, fall short of their number in sum."""
+    total: Tensor | float = 0.0
+    for level, log_likelihood in enumerate(log_likelihoods):
+        relative = (log_likelihood - ceiling[level]).clamp(max=0).exp().unsqueeze(1)
+        total = total + F.interpolate(relative, size=(size, size), mode="bilinear", align_corners=True)
+    anomaly_map = len(log_likelihoods) - total
+    assert isinstance(anomaly_map, Tensor)
+    return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+class FoldedBlock(nn.Module):
+    """A `CouplingBlock` on maps (B, C, side, side): what the position adds is a number per row and one per column."""
+
+    rotation: Tensor
+    expand: Tensor
+    of_column: Tensor
+    of_row: Tensor
+    contract: Tensor
+    contract_bias: Tensor
+    offset: Tensor
+
+    def __init__(self, block: CouplingBlock, code: Tensor) -> None:
+        super().__init__()
+        kept, column, row = block.expand_by_input()
+        folded = {
+            "expand": rearrange(kept, "hidden half -> hidden half 1 1"),
+            "of_column": rearrange(F.linear(code, column, block.expand.bias), "x hidden -> 1 hidden 1 x"),
+            "of_row": rearrange(F.linear(code, row), "y hidden -> 1 hidden y 1"),
+            "contract": rearrange(DAMPING * block.contract.weight, "channel hidden -> channel hidden 1 1"),
+            "contract_bias": DAMPING * block.contract.bias,
+            "rotation": rearrange(block.rotation * block.scale, "out channel -> out channel 1 1"),
+            "offset": block.rotation @ block.offset,
+        }
+        for name, value in folded.items():
+            self.register_buffer(name, value.detach().clone())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, C, side, side), and the sum of the log-scales without the constant of `scale`, (B, side, side)."""
+        kept, moved = x.chunk(2, dim=1)
+        hidden = F.relu(F.conv2d(kept, self.expand) + self.of_column + self.of_row)
+        log_scale, shift = F.conv2d(hidden, self.contract, self.contract_bias).chunk(2, dim=1)
+        log_scale = CLAMP * log_scale.tanh()
+        u = torch.cat([kept, moved * log_scale.exp() + shift], dim=1)
+        return F.conv2d(u, self.rotation, self.offset), log_scale.sum(dim=1)
+
+
+class FoldedFlow(nn.Module):
+    """A `ConditionalFlow` as convolutions of 1 x 1."""
+
+    log_determinant: Tensor
+
+    def __init__(self, flow: ConditionalFlow) -> None:
+        super().__init__()
+        blocks = [block for block in flow.blocks if isinstance(block, CouplingBlock)]
+        self.channels = flow.channels
+        self.blocks = nn.ModuleList(FoldedBlock(block, flow.code) for block in blocks)
+        constant = torch.stack([block.scale.log().sum() for block in blocks]).sum()
+        self.register_buffer("log_determinant", constant.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log-likelihoods (B, side, side) of feature maps (B, C, side, side)."""
+        log_determinant = self.log_determinant
+        for block in self.blocks:
+            x, change = block(x)
+            log_determinant = log_determinant + change
+        return log_density(x.square().sum(dim=1), log_determinant, self.channels)
+
+
+class FoldedBGAD(nn.Module):
+    """A trained BGAD whose position codes, scales, offsets and rotations are folded into weights."""
+
+    ceiling: Tensor
+
+    def __init__(self, model: BGAD) -> None:
+        super().__init__()
+        self.image_size = model.config.image_size
+        self.backbone = copy.deepcopy(model.backbone)
+        self.whitenings = nn.ModuleList(map(_folded_whitening, model.whitenings))
+        self.flows = nn.ModuleList(FoldedFlow(flow) for flow in model.flows if isinstance(flow, ConditionalFlow))
+        self.register_buffer("ceiling", model.ceiling.clone())
+
+    def forward(self, image: Tensor) -> Prediction:
+        levels = zip(self.flows, self.whitenings, self.backbone(image), strict=True)
+        log_likelihoods = [flow(whiten(features)) for flow, whiten, features in levels]
+        return to_prediction(log_likelihoods, self.ceiling, self.image_size)
+
+
+def _folded_whitening(whitening: nn.Module) -> nn.Module:
+    if not isinstance(whitening, Whitening):
+        return nn.Identity()
+    weight, bias = whitening.as_convolution()
+    convolution = nn.Conv2d(weight.shape[1], weight.shape[0], kernel_size=1).to(weight)
+    convolution.load_state_dict({"weight": weight, "bias": bias})
+    return convolution

@@ -1,0 +1,731 @@
+"""The acceptance facts of the method: the operator against optimal transport, the rest on a tiny random network."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from einops import rearrange
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anomaly_models import adfa
+from anomaly_models.adfa import (
+    ADFA,
+    ADFAConfig,
+    Centres,
+    Descriptor,
+    HypersphereSettings,
+    SoftTopKSettings,
+    hypersphere_terms,
+    image_score,
+    kl_factor,
+    published_softness,
+    soft_minimum,
+    soft_topk,
+    top_k_weights,
+)
+from anomaly_models.base import Batch, ModelError, Progress
+
+SIDE = 64  # maps of 16 x 16 and 8 x 8
+GRID = 16
+SOFT: dict[str, Any] = {
+    "name": "soft_topk",
+    "k": 3,
+    "eps": 0.05,
+    "normalize": "row",
+    "candidates": None,
+    "sqrt": True,
+}
+PUBLISHED = SOFT | {"eps": 0.1, "normalize": "batch_max"}
+HYPERSPHERE: dict[str, Any] = {
+    "name": "hypersphere",
+    "attracted": 3,
+    "repelled": 3,
+    "radius": 1e-5,
+    "train_radius": True,
+    "alpha": 0.1,
+    "nu": 1e-3,
+}
+TINY: dict[str, Any] = {
+    "image_size": SIDE,
+    "batch_size": 4,
+    "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
+    "gamma_d": 2,
+    "objective": SOFT,
+    "kl_weight": True,
+    "blur_sigma": 2.0,
+    "image_score": "max",
+    "epochs": 2,
+    "learning_rate": 1e-3,
+    "weight_decay": 5e-4,
+}
+WIDE_RESNET = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [1, 2, 3]}
+
+
+def config(**changes: Any) -> ADFAConfig:
+    return ADFAConfig.model_validate(TINY | changes)
+
+
+def soft(**changes: Any) -> SoftTopKSettings:
+    return SoftTopKSettings.model_validate(SOFT | changes)
+
+
+def hypersphere(**changes: Any) -> HypersphereSettings:
+    return HypersphereSettings.model_validate(HYPERSPHERE | changes)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.rand(*shape, generator=seeded(seed), dtype=dtype)
+
+
+def images(number: int, seed: int) -> Tensor:
+    """One smooth pattern with fresh grain on every image."""
+    pattern = F.interpolate(uniform(1, 3, 8, 8, seed=9, dtype=torch.float32), size=SIDE, mode="bicubic")
+    return (pattern + 0.1 * torch.randn(number, 3, SIDE, SIDE, generator=seeded(seed))).clamp(0, 1)
+
+
+def batch_of(image: Tensor) -> Batch:
+    return Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(len(image), dtype=torch.bool))
+
+
+def batches(image: Tensor, size: int = 4) -> Iterator[Batch]:
+    return map(batch_of, torch.split(image, size))
+
+
+def fitted(train: Tensor, **changes: Any) -> ADFA:
+    torch.manual_seed(0)
+    model = ADFA(config(**changes))
+    model.prepare(batches(train))
+    return model.eval()
+
+
+def terms_of(model: ADFA, image: Tensor, step: int = 0) -> dict[str, Tensor]:
+    (terms,) = model.losses(batch_of(image), Progress(step, 10, seeded(step)))
+    return terms
+
+
+def described_by(model: ADFA, image: Tensor) -> Tensor:
+    return model.describe(model.backbone(image))
+
+
+def train_steps(model: ADFA, image: Tensor, steps: int) -> list[dict[str, float]]:
+    optimizer, schedule = model.optimizer(steps)
+    history = []
+    for step in range(steps):
+        first = 4 * step % len(image)
+        terms = terms_of(model, image[first : first + 4], step)
+        optimizer.zero_grad()
+        torch.stack([term for term in terms.values() if term.requires_grad]).sum().backward()
+        optimizer.step()
+        schedule.step()
+        history.append({name: term.item() for name, term in terms.items()})
+    return history
+
+
+@pytest.fixture(scope="module")
+def train() -> Tensor:
+    return images(10, seed=1)
+
+
+@pytest.fixture(scope="module")
+def test() -> Tensor:
+    return images(5, seed=2)
+
+
+@pytest.fixture(scope="module")
+def model(train: Tensor) -> ADFA:
+    return fitted(train)
+
+
+# The operator
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("temperature", [1e-4, 1e-3, 0.05, 1.0, 10.0])
+@pytest.mark.parametrize("number", [64, 3136])
+def test_rows_sum_to_k(number: int, temperature: float, dtype: torch.dtype, tolerance: float) -> None:
+    distance = uniform(8, number).to(dtype)
+    weights = top_k_weights(distance, 3, torch.tensor(temperature, dtype=dtype), reach=1 / temperature)
+    assert (weights.sum(1) - 3).abs().max() < tolerance
+    assert ((weights >= 0) & (weights <= 1)).all()
+
+
+def test_a_smaller_distance_weighs_more_and_an_equal_one_the_same() -> None:
+    distance = uniform(4, 50)
+    distance[:, 10] = distance[:, 20]
+    weights = top_k_weights(distance, 3, torch.tensor(0.05), reach=20)
+    order = distance.argsort(1)
+    assert (weights.gather(1, order).diff(dim=1) <= 0).all()
+    assert torch.equal(weights[:, 10], weights[:, 20])
+    shuffled = torch.randperm(50, generator=seeded(0))
+    torch.testing.assert_close(top_k_weights(distance[:, shuffled], 3, torch.tensor(0.05), 20), weights[:, shuffled])
+
+
+def test_rows_of_equal_distances_share_alike() -> None:
+    weights = top_k_weights(torch.full((2, 50), 1e4), 3, torch.tensor(1e-30), reach=1e3)
+    torch.testing.assert_close(weights, torch.full((2, 50), 3 / 50))
+
+
+def test_shifting_a_row_or_scaling_it_with_the_temperature_changes_nothing() -> None:
+    distance = uniform(4, 50)
+    weights = top_k_weights(distance, 3, torch.tensor(0.05), reach=20)
+    torch.testing.assert_close(top_k_weights(distance + 7, 3, torch.tensor(0.05), reach=20), weights)
+    torch.testing.assert_close(top_k_weights(distance * 1e3, 3, torch.tensor(50.0), reach=20), weights)
+
+
+def test_limits_of_the_temperature() -> None:
+    distance = uniform(4, 50)
+    cold = top_k_weights(distance, 3, torch.tensor(1e-7, dtype=torch.float64), reach=1e7)
+    nearest = torch.zeros_like(distance).scatter(1, distance.topk(3, largest=False).indices, 1.0)
+    torch.testing.assert_close(cold, nearest, rtol=0, atol=1e-10)
+    hot = top_k_weights(distance, 3, torch.tensor(1e7), reach=1)
+    torch.testing.assert_close(hot, torch.full_like(distance, 3 / 50), rtol=1e-6, atol=0)
+
+
+def sinkhorn(distance: Tensor, k: int, eps: float) -> Tensor:
+    """n times the plan's column of the anchor 0, iterated in the log domain until it no longer changes; (n,)."""
+    number = len(distance)
+    cost = torch.stack([distance.square(), (distance - 1).square()], dim=1)
+    kernel = -cost / cost.max() / eps
+    log_mu = torch.full((number,), -math.log(number), dtype=torch.float64)
+    log_nu = torch.tensor([k / number, 1 - k / number], dtype=torch.float64).log()
+    column = torch.zeros(2, dtype=torch.float64)
+    for _ in range(20_000):
+        row = log_mu - (kernel + column).logsumexp(1)
+        before, column = column, log_nu - (kernel + row.unsqueeze(1)).logsumexp(0)
+        if (column - before).abs().max() < 1e-15:
+            break
+    return number * (kernel[:, 0] + column[0] + row).exp()
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("scale", [0.2, 1.0, 30.0])
+def test_equals_converged_sinkhorn(scale: float, eps: float) -> None:
+    distance = scale * uniform(50, seed=3)
+    temperature = eps / 2 * max(distance.max() ** 2, (distance - 1).abs().max() ** 2)
+    weights = top_k_weights(distance.unsqueeze(0), 3, temperature.view(1, 1), reach=4 / eps)
+    torch.testing.assert_close(weights[0], sinkhorn(distance, 3, eps), rtol=0, atol=1e-10)
+
+
+def test_gradient_is_that_of_central_differences() -> None:
+    distance = uniform(3, 20, seed=4).requires_grad_()
+    temperature = torch.tensor([[0.05], [0.2], [1.0]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: soft_topk(s, 3, temperature, 20), distance, atol=1e-7)
+    upstream = uniform(3, 20, seed=5)
+    (gradient,) = torch.autograd.grad((soft_topk(distance, 3, temperature, 20) * upstream).sum(), distance)
+    assert (gradient != 0).all()
+    assert gradient.sum(1).abs().max() < 1e-12
+
+
+def test_the_loss_attracts_the_near_and_repels_the_far() -> None:
+    distance = uniform(1, 60).sort(dim=1).values.requires_grad_()
+    (soft_topk(distance, 3, torch.tensor(0.05), 20) * distance).sum().backward()
+    assert distance.grad is not None
+    assert distance.grad.sum().item() == pytest.approx(3)
+    assert distance.grad[0, 0] > 0
+    assert (distance.grad[0, 5:] < 0).all()  # 55 of 60, from the 6th nearest on
+
+
+@pytest.mark.parametrize(
+    ("spread", "largest", "nearest_three"), [(1, 0.0189, 0.056), (10, 0.0022, 0.0066), (100, 0.00106, 0.0032)]
+)
+def test_published_normalisation_is_nearly_a_mean(spread: float, largest: float, nearest_three: float) -> None:
+    distance = torch.linspace(0, spread, 3136, dtype=torch.float64)
+    centres = Centres(distance.sqrt().unsqueeze(1))  # their squared distances from 0
+    softness = published_softness(0.1, torch.zeros(3136, 1).double(), centres, torch.ones(1), together=True)
+    weights = top_k_weights(distance.unsqueeze(0), 3, softness.view(1, 1), reach=40)[0]
+    assert weights.max().item() == pytest.approx(largest, rel=0.02)
+    assert weights[:3].sum().item() == pytest.approx(nearest_three, rel=0.02)
+
+
+@pytest.mark.parametrize(("temperature", "left_out"), [(0.05, 2.0), (0.01, 0.4), (0.003, 0.005)])
+def test_candidates_are_another_operator(temperature: float, left_out: float) -> None:
+    distance = torch.linspace(0, 1, 3136, dtype=torch.float64).unsqueeze(0)
+    weights = top_k_weights(distance, 3, torch.tensor(temperature), reach=1 / temperature)
+    assert weights[0, 64:].sum().item() == pytest.approx(left_out, rel=0.05, abs=0.002)
+
+
+# Descriptor
+
+
+@pytest.mark.parametrize(("gamma_d", "channels", "parameters"), [(4, 448, 804_169), (1, 1792, 3_216_649)])
+def test_descriptor_of_the_paper(gamma_d: int, channels: int, parameters: int) -> None:
+    with torch.device("meta"):
+        model = ADFA(config(image_size=224, backbone=WIDE_RESNET, gamma_d=gamma_d))
+        features = model.features(model.backbone(torch.zeros(2, 3, 224, 224, device="meta")))
+        described = model.descriptor(features)
+    assert features.shape == (2, 1792, 56, 56)
+    assert described.shape == (2, channels, 56, 56)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sum(parameter.numel() for parameter in trainable) == parameters
+
+
+def test_features_are_averaged_then_enlarged_then_joined(model: ADFA, test: Tensor) -> None:
+    fine, coarse = model.backbone(test)
+    features = model.features([fine, coarse])
+    assert features.shape == (5, fine.shape[1] + coarse.shape[1], GRID, GRID)
+    torch.testing.assert_close(features[:, : fine.shape[1], 0, 0], fine[..., :2, :2].sum((2, 3)) / 9)
+    torch.testing.assert_close(features[:, : fine.shape[1], 5, 7], fine[..., 4:7, 6:9].mean((2, 3)))
+    averaged = [coarse[..., row - 1 : row + 2, 1:4].mean((2, 3)) for row in (2, 3)]
+    # Row 5 of the fine grid lies a quarter of a coarse row below row 2, column 4 a quarter of one left of column 2.
+    left = [coarse[..., row - 1 : row + 2, 0:3].mean((2, 3)) for row in (2, 3)]
+    rows = [0.75 * a + 0.25 * b for a, b in zip(averaged, left, strict=True)]
+    torch.testing.assert_close(features[:, fine.shape[1] :, 5, 4], 0.75 * rows[0] + 0.25 * rows[1])
+
+
+def test_coordinates_run_from_minus_one_to_one_along_rows_and_columns() -> None:
+    descriptor = Descriptor(1, 2, side=5)
+    with torch.no_grad():
+        descriptor.convolution.weight.copy_(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).view(2, 3, 1, 1))
+        descriptor.convolution.bias.zero_()
+        descriptor.gate.weight.zero_()
+        row, column = descriptor(torch.rand(1, 1, 5, 5))[0] / 1.05
+    axis = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
+    torch.testing.assert_close(row, axis.view(5, 1).expand(5, 5))
+    torch.testing.assert_close(column, axis.expand(5, 5))
+
+
+def test_a_gate_of_zeros_adds_a_twentieth() -> None:
+    descriptor = Descriptor(6, 4, side=5)
+    descriptor.gate.weight.data.zero_()
+    features = uniform(2, 6, 5, 5, dtype=torch.float32)
+    plain = descriptor.convolution(torch.cat([features, descriptor.coordinates.expand(2, -1, -1, -1)], dim=1))
+    torch.testing.assert_close(descriptor(features), 1.05 * plain)
+
+
+@torch.no_grad()
+def test_the_gate_by_hand() -> None:
+    descriptor = Descriptor(6, 12, side=5)
+    features = uniform(2, 6, 5, 5, dtype=torch.float32)
+    plain = descriptor.convolution(torch.cat([features, descriptor.coordinates.expand(2, -1, -1, -1)], dim=1))
+    kernel = descriptor.gate.weight.flatten().tolist()
+    for image in plain:
+        mean, maximum = image.flatten(1).mean(1).tolist(), image.flatten(1).amax(1).tolist()
+        for channel in range(12):
+            seen = [other for other in range(channel - 4, channel + 5) if 0 <= other < 12]
+            logit = sum(kernel[other - channel + 4] * (mean[other] + maximum[other]) for other in seen)
+            factor = 1 + 0.1 / (1 + math.exp(-logit))
+            image[channel] *= factor
+    torch.testing.assert_close(descriptor(features), plain)
+
+
+# Centres
+
+
+@pytest.mark.parametrize(("size", "positions"), [(224, 3136), (256, 4096)])
+def test_as_many_centres_as_positions(size: int, positions: int) -> None:
+    with torch.device("meta"):
+        model = ADFA(config(image_size=size, backbone=WIDE_RESNET, gamma_d=4))
+    assert model.centres.shape == (positions, 448)
+
+
+def test_centres_weight_all_images_alike(train: Tensor) -> None:
+    model = fitted(train)  # batches of 4, 4 and 2
+    expected = torch.stack([described_by(model, image.unsqueeze(0))[0] for image in train]).mean(0)
+    torch.testing.assert_close(model.centres, expected)
+    assert model.centres.shape == fitted(train[:3]).centres.shape
+
+
+def test_training_moves_neither_centres_nor_backbone(train: Tensor) -> None:
+    model = fitted(train)
+    centres = model.centres.clone()
+    backbone = {name: value.clone() for name, value in model.backbone.state_dict().items()}
+    descriptor = [parameter.detach().clone() for parameter in model.descriptor.parameters()]
+    train_steps(model.train(), train, steps=3)
+    assert torch.equal(model.centres, centres)
+    assert all(torch.equal(value, backbone[name]) for name, value in model.backbone.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+    moved = zip(descriptor, model.descriptor.parameters(), strict=True)
+    assert not any(torch.equal(before, after) for before, after in moved)
+
+
+def test_one_image_is_its_own_memory(train: Tensor) -> None:
+    model = fitted(train[:1])
+    described = described_by(model, train[:1])
+    torch.testing.assert_close(model.centres, described[0])
+    own = Centres(model.centres)(described[0]).diagonal()
+    assert own.max() < 1e-5
+    assert model.kappa(described).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_squared_distances_far_from_the_origin() -> None:
+    rows, centres = uniform(20, 6, dtype=torch.float32) + 100, uniform(30, 6, seed=1, dtype=torch.float32) + 100
+    expected = torch.cdist(rows.double(), centres.double()).square()
+    torch.testing.assert_close(Centres(centres)(rows).double(), expected, rtol=0, atol=1e-4)
+    assert (Centres(rows)(rows) >= 0).all()
+
+
+# Kappa
+
+
+def test_kappa_by_its_definition() -> None:
+    described, centres = (
+        torch.randn(2, 5, 7, generator=seeded(0)).double(),
+        torch.randn(5, 7, generator=seeded(1)).double(),
+    )
+    for image, kappa in zip(described, kl_factor(described, centres), strict=True):
+        expected = 0.0
+        for found, wanted in zip(image, centres, strict=True):
+            p, q = wanted.exp() / wanted.exp().sum(), found.exp() / found.exp().sum()
+            expected += (p * (p / q).log()).sum().item()
+        assert kappa.item() == pytest.approx(expected)
+        assert kappa > 0
+
+
+def gradients(model: ADFA, image: Tensor) -> list[Tensor]:
+    terms = terms_of(model, image)
+    return list(torch.autograd.grad(terms["soft_topk"], list(model.descriptor.parameters())))
+
+
+def test_kappa_scales_loss_and_gradient_and_has_none_itself(train: Tensor, test: Tensor) -> None:
+    weighted, plain = fitted(train), fitted(train, kl_weight=False)
+    image = test[:1]
+    kappa = weighted.kappa(described_by(weighted, image))
+    assert not kappa.requires_grad
+    torch.testing.assert_close(terms_of(weighted, image)["soft_topk"], kappa[0] * terms_of(plain, image)["soft_topk"])
+    for found, expected in zip(gradients(weighted, image), gradients(plain, image), strict=True):
+        torch.testing.assert_close(found, kappa * expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(weighted(image).score, kappa.sqrt() * plain(image).score)
+
+
+# Loss and scores
+
+
+@pytest.mark.parametrize("candidates", [None, 20])
+def test_loss_and_gradient_are_those_of_the_whole_matrix(
+    train: Tensor, test: Tensor, candidates: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken in chunks of 5 rows, against all distances at once and a solver that autograd sees through."""
+    monkeypatch.setattr(adfa, "CPU_CHUNK", 5 * GRID**2)
+    model = fitted(train, objective=SOFT | {"candidates": candidates}).double()
+    image = test[:2].double()
+    described = described_by(model, image)
+    distance = torch.cdist(described, model.centres.expand(2, -1, -1)).square()
+    distance = distance.sort(dim=2).values[..., :candidates]
+    low, high = distance[..., :1].detach(), distance[..., -1:].detach()
+    weights = differentiable_weights((distance - low) / (high - low), 3, 0.05)
+    expected = (model.kappa(described).view(2, 1) * (weights * distance).sum(2)).mean()
+    loss = terms_of(model, image)["soft_topk"]
+    torch.testing.assert_close(loss, expected)
+    parameters = list(model.descriptor.parameters())
+    found = torch.autograd.grad(loss, parameters)
+    for gradient, wanted in zip(found, torch.autograd.grad(expected, parameters), strict=True):
+        torch.testing.assert_close(gradient, wanted)
+
+
+def differentiable_weights(distance: Tensor, k: int, temperature: float) -> Tensor:
+    """sigmoid((tau - s) / temperature), with one Newton step from the solution to give tau its derivative."""
+    low, high = torch.full_like(distance[..., :1], -10), torch.full_like(distance[..., :1], 10)
+    for _ in range(80):
+        middle = (low + high) / 2
+        few = torch.sigmoid((middle - distance) / temperature).sum(-1, keepdim=True) < k
+        low, high = torch.where(few, middle, low), torch.where(few, high, middle)
+    tau = low.detach()
+    weights = torch.sigmoid((tau - distance) / temperature)
+    slope = (weights * (1 - weights)).sum(-1, keepdim=True).detach() / temperature
+    return torch.sigmoid((tau + (k - weights.sum(-1, keepdim=True)) / slope - distance) / temperature)
+
+
+def test_all_candidates_are_no_restriction(train: Tensor, test: Tensor) -> None:
+    everything = fitted(train, objective=SOFT | {"candidates": GRID**2})
+    torch.testing.assert_close(everything(test).score, fitted(train)(test).score)
+
+
+def test_sharp_scores_are_the_root_of_the_three_smallest(train: Tensor, test: Tensor) -> None:
+    model = fitted(train, objective=SOFT | {"eps": 1e-6}, blur_sigma=0.0, image_size=SIDE)
+    described = described_by(model, test)
+    smallest = torch.cdist(described, model.centres.expand(5, -1, -1)).square().topk(3, largest=False).values.sum(2)
+    expected = (model.kappa(described).view(5, 1) * smallest).sqrt()
+    cells = rearrange(expected, "b (h w) -> b 1 h w", h=GRID)
+    enlarged = F.interpolate(cells, size=SIDE, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(model(test).anomaly_map, enlarged, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(model(test).score, enlarged.amax((1, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_without_the_root_maps_are_squared(train: Tensor, test: Tensor) -> None:
+    """At the corners, where nothing is interpolated."""
+    rooted = fitted(train, blur_sigma=0.0)
+    squared = fitted(train, blur_sigma=0.0, objective=SOFT | {"sqrt": False})
+    corner = rooted(test).anomaly_map[..., 0, 0]
+    torch.testing.assert_close(squared(test).anomaly_map[..., 0, 0], corner.square())
+
+
+def test_image_scores_by_hand() -> None:
+    anomaly_map = torch.arange(400.0).view(1, 1, 20, 20)
+    assert image_score(anomaly_map, "max").tolist() == [399]
+    assert image_score(anomaly_map, "top100_mean").tolist() == [349.5]
+
+
+@pytest.mark.parametrize("objective", [SOFT, SOFT | {"candidates": 16}, PUBLISHED, HYPERSPHERE])
+def test_an_image_scores_by_itself(train: Tensor, test: Tensor, objective: dict[str, Any]) -> None:
+    model = fitted(train, objective=objective)
+    with_others = torch.cat([test[:1], test[1:].clamp(0.3, 0.5), torch.rand(3, 3, SIDE, SIDE, generator=seeded(0))])
+    alone, together = model(test[:1]), model(with_others)
+    torch.testing.assert_close(alone.anomaly_map[0], together.anomaly_map[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(alone.score[0], together.score[0], rtol=1e-5, atol=1e-5)
+
+
+def test_in_training_only_row_normalisation_is_independent_of_the_batch(train: Tensor, test: Tensor) -> None:
+    for objective, independent in ((SOFT, True), (PUBLISHED, False)):
+        model = fitted(train, objective=objective)
+        settings = model.config.objective
+        assert isinstance(settings, SoftTopKSettings)
+        described = described_by(model, test)
+        described[4] *= 5
+        kappa = model.kappa(described)
+        alone = model.soft_distances(settings, described[:1], kappa[:1], together=True)[0]
+        together = model.soft_distances(settings, described, kappa, together=True)[0]
+        assert torch.allclose(alone, together, rtol=1e-5) == independent
+        by_itself = model.soft_distances(settings, described, kappa, together=False)[0]
+        torch.testing.assert_close(by_itself, alone)
+
+
+def test_batch_max_is_the_published_operator(train: Tensor, test: Tensor) -> None:
+    model = fitted(train, objective=PUBLISHED)
+    settings = model.config.objective
+    assert isinstance(settings, SoftTopKSettings)
+    described = described_by(model, test[:2])
+    kappa = model.kappa(described)
+    distance = kappa.view(2, 1, 1) * torch.cdist(described, model.centres.expand(2, -1, -1)).square()
+    cost = torch.maximum(distance.square(), (distance - 1).square()).max()
+    weights = top_k_weights(distance.flatten(0, 1), 3, 0.05 * cost, reach=40).view_as(distance)
+    found = model.soft_distances(settings, described, kappa, together=True)
+    torch.testing.assert_close(found, (weights * distance).sum(2), rtol=1e-4, atol=1e-6)
+
+
+# Hypersphere
+
+
+def test_a_tiny_radius_never_repels() -> None:
+    nearest = uniform(100, 6).sort(dim=1).values * torch.logspace(-8, 3, 100).view(-1, 1)
+    terms = hypersphere_terms(nearest, torch.tensor(1e-5), hypersphere())
+    assert terms["repulsion"] == 0
+    assert terms["attraction"] > 0
+
+
+def test_hypersphere_terms_by_hand() -> None:
+    nearest = torch.tensor([[0.1, 0.3, 0.5, 0.6], [0.2, 0.2, 0.25, 9.0]])
+    radius = torch.tensor(0.9, requires_grad=True)  # squared: 0.81
+    terms = hypersphere_terms(nearest, radius, hypersphere(attracted=1, repelled=3, nu=0.5))
+    assert terms["attraction"] == 0
+    # 0.81 - 0.1 less 0.3, 0.5, 0.6, 0.2, 0.25: 0.41, 0.21, 0.11, 0.51, 0.46
+    assert terms["repulsion"].item() == pytest.approx(2 * 1.7 / 6)
+    terms["repulsion"].backward()
+    assert radius.grad is not None
+    assert radius.grad.item() == pytest.approx(2 * 5 * 2 * 0.9 / 6)
+    attraction = hypersphere_terms(nearest, torch.tensor(0.5), hypersphere(attracted=3, repelled=1))["attraction"]
+    assert attraction.item() == pytest.approx(1000 * (0.05 + 0.25) / 6)
+
+
+def test_soft_minimum_by_hand() -> None:
+    # Roots 1, 2, 3: the first one's share is e^-1 / (e^-1 + e^-2 + e^-3) = 0.6652.
+    assert soft_minimum(torch.tensor([[1.0, 4.0, 9.0]])).item() == pytest.approx(0.6652, abs=1e-4)
+
+
+def test_nearest_distances_against_brute_force(train: Tensor, test: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adfa, "CPU_CHUNK", 7 * GRID**2)
+    model = fitted(train, objective=HYPERSPHERE, kl_weight=False)
+    described = described_by(model, test)
+    expected = torch.cdist(described, model.centres.expand(5, -1, -1)).square().sort(dim=2).values[..., :6]
+    found = model.nearest(described, torch.ones(5), 6)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    found.sum().backward()
+    assert model.descriptor.gate.weight.grad is not None
+
+
+def test_a_trained_radius_grows_until_it_repels(train: Tensor) -> None:
+    model = fitted(train, objective=HYPERSPHERE | {"alpha": 0.0}, learning_rate=0.03)
+    history = train_steps(model.train(), train, steps=25)
+    assert model.radius > 0.1
+    assert history[0]["repulsion"] == 0
+    assert history[-1]["repulsion"] > 0
+
+
+def test_a_fixed_radius_is_no_parameter(train: Tensor) -> None:
+    model = fitted(train, objective=HYPERSPHERE | {"train_radius": False})
+    history = train_steps(model.train(), train, steps=3)
+    assert model.radius.item() == pytest.approx(1e-5)
+    assert all(terms["repulsion"] == 0 for terms in history)
+    assert "radius" in model.state_dict()
+    assert "radius" not in dict(model.named_parameters())
+
+
+# Learning
+
+
+@pytest.mark.parametrize("objective", [SOFT, SOFT | {"candidates": 16}, PUBLISHED, HYPERSPHERE])
+def test_loss_falls_and_the_descriptor_does_not_collapse(train: Tensor, objective: dict[str, Any]) -> None:
+    """Without kappa, which the loss contains and the gradient does not."""
+    model = fitted(train, objective=objective, kl_weight=False)
+    history = train_steps(model.train(), train, steps=50)
+    losses = [terms["attraction" if objective is HYPERSPHERE else "soft_topk"] for terms in history]
+    assert sum(losses[-10:]) < 0.97 * sum(losses[:10])
+    assert min(terms["variance"] for terms in history) > 0.7
+
+
+def test_what_is_monitored_takes_no_part_in_the_loss(train: Tensor) -> None:
+    terms = terms_of(fitted(train), train)
+    assert terms["variance"].item() == pytest.approx(1)
+    assert {name for name, term in terms.items() if not term.requires_grad} == {"kappa", "variance"}
+
+
+def test_a_collapsed_descriptor_stops_training(train: Tensor) -> None:
+    model = fitted(train)
+    model.descriptor.convolution.weight.data *= 0.4
+    assert terms_of(model, train)["variance"].item() == pytest.approx(0.16, abs=0.01)
+    model.descriptor.convolution.weight.data *= 0.5
+    with pytest.raises(ModelError, match=r"step 7: the descriptor has collapsed, its variance .* is 0.04 of"):
+        terms_of(model, train, step=7)
+
+
+def test_the_published_operator_can_collapse(train: Tensor) -> None:
+    model = fitted(train, objective=PUBLISHED)
+    with pytest.raises(ModelError, match="the descriptor has collapsed"):
+        train_steps(model.train(), train, steps=200)
+
+
+def test_a_trained_model_finds_what_is_not_in_the_pattern(train: Tensor, test: Tensor) -> None:
+    model = fitted(train)
+    train_steps(model.train(), train, steps=10)
+    defective = test[:1].clone()
+    defective[..., 20:32, 36:48] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    prediction, clean = model.eval()(defective), model(test[1:])
+    assert prediction.score > clean.score.max()
+    row, column = divmod(int(prediction.anomaly_map.argmax()), SIDE)
+    assert 16 <= row < 36
+    assert 32 <= column < 52
+
+
+# Schedule and export
+
+
+def test_an_epoch_is_a_pass_and_the_rate_stays(train: Tensor) -> None:
+    model = fitted(train, epochs=7)
+    assert model.total_steps(10) == 18  # 70 images, 4 a step
+    optimizer, schedule = model.optimizer(18)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    (group,) = optimizer.param_groups
+    assert group["amsgrad"]
+    for _ in range(18):
+        assert group["lr"] == 1e-3
+        optimizer.step()
+        schedule.step()
+
+
+def test_resumed_training_ends_with_the_same_bits(train: Tensor) -> None:
+    """Resumed in a fresh model, whose cache is empty, from what a checkpoint holds."""
+    rows = torch.arange(10)
+
+    def learn(model: ADFA, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            places = torch.arange(4 * step, 4 * step + 4) % 10
+            batch = dataclasses.replace(batch_of(train[places]), row=rows[places])
+            (terms,) = model.losses(batch, Progress(step, 6, seeded(step)))
+            optimizer.zero_grad()
+            terms["soft_topk"].backward()
+            optimizer.step()
+
+    whole = fitted(train)
+    optimizer, _ = whole.optimizer(6)
+    learn(whole, optimizer, range(3))
+    state, optimizer_state = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
+    learn(whole, optimizer, range(3, 6))
+    resumed = ADFA(config())
+    resumed.load_state_dict(state)
+    optimizer, _ = resumed.optimizer(6)
+    optimizer.load_state_dict(optimizer_state)
+    learn(resumed, optimizer, range(3, 6))
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+def exported(model: nn.Module, path: Path) -> onnxruntime.InferenceSession:
+    torch.onnx.export(
+        model,
+        (torch.rand(2, 3, SIDE, SIDE),),
+        path,
+        input_names=["image"],
+        output_names=["anomaly_map", "score"],
+        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("objective", [SOFT, PUBLISHED, HYPERSPHERE], ids=["all_centres", "published", "hypersphere"])
+def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], tmp_path: Path) -> None:
+    """The contract suite covers candidates."""
+    model = fitted(train, objective=objective)
+    session = exported(model, tmp_path / "model.onnx")
+    expected = model(test)
+    for number in (1, 4):
+        anomaly_map, score = session.run(None, {"image": test[:number].numpy()})
+        np.testing.assert_allclose(anomaly_map, expected.anomaly_map[:number].numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(score, expected.score[:number].numpy(), rtol=0, atol=1e-4)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objective": SOFT | {"candidates": 3}}, "candidates must be more than k = 3, or null; found 3"),
+        ({"objective": PUBLISHED | {"candidates": 16}}, "candidates go with normalize: row"),
+        ({"objective": SOFT | {"eps": 0.0}}, "greater than 0"),
+        ({"objective": SOFT | {"normalize": "image"}}, "'row' or 'batch_max'"),
+        ({"objective": SOFT | {"nu": 1.0}}, "Extra inputs"),
+        ({"objective": HYPERSPHERE | {"attracted": 0}}, "greater than 0"),
+        ({"objective": {"name": "ball"}}, "'soft_topk', 'hypersphere'"),
+        ({"blur_sigma": 20.0}, "blur_sigma 20.0 reaches beyond a map of 64 pixels"),
+        ({"blur_sigma": -1.0}, "greater than or equal to 0"),
+        ({"image_score": "mean"}, "'max' or 'top100_mean'"),
+        ({"gamma_d": 0}, "greater than 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        config(**changes)
+
+
+def test_settings_survive_json() -> None:
+    for objective in (SOFT, HYPERSPHERE):
+        settings = config(objective=objective)
+        assert ADFAConfig.model_validate(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"image_size": 60},
+            "multiple of 8, the stride of the deepest layer of test_resnet, found 60; the nearest are 56",
+        ),
+        ({"gamma_d": 10_000}, "gamma_d must be at most [0-9]+, the backbone's channels; found 10000"),
+        ({"objective": SOFT | {"candidates": 257}}, "candidates ask for 257 centres, and there are 256"),
+        ({"objective": SOFT | {"k": 256}}, "k ask for 257 centres, and there are 256"),
+        ({"objective": HYPERSPHERE | {"repelled": 254}}, "attracted . repelled ask for 257 centres"),
+    ],
+)
+def test_settings_that_do_not_fit_the_backbone_are_refused(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        ADFA(config(**changes))
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(ModelError, match="no normal image"):
+        ADFA(config()).prepare([])

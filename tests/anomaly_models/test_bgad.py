@@ -1,0 +1,1038 @@
+"""BGAD against the equations and numbers of its specification, worked out independently."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from anomaly_models import bgad
+from anomaly_models.base import Batch, ModelError, Progress
+from anomaly_models.bgad import (
+    BGAD,
+    AreaMasks,
+    BGADConfig,
+    ConditionalFlow,
+    CouplingBlock,
+    FoldedFlow,
+    NearestMasks,
+    abnormal_weight,
+    axis_code,
+    cells_of,
+    clipped_abnormal_weight,
+    clipped_normal_weight,
+    likelihood_cost,
+    normal_boundary,
+    normal_weight,
+    pull_loss,
+    push_loss,
+    random_rotation,
+    rate_factor,
+    to_prediction,
+)
+from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.copy_paste import Pasted
+from pipelines.metrics import ExactPixelMetrics
+
+SIZE = 64
+B6 = {"name": "tf_efficientnet_b6.aa_in1k", "weights": "timm", "layers": [1, 2, 3]}
+SETTINGS = {
+    "image_size": SIZE,
+    "batch_size": 4,
+    "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
+    "features": "raw",
+    "anomalies_per_batch": 2,
+    "pastes_per_batch": 2,
+    "feathered": 0.5,
+    "masks": {"name": "area", "abnormal": 0.5},
+    "epochs": 4,
+    "normal_epochs": 1,
+    "warm_up_epochs": 1,
+    "learning_rate": 2e-4,
+    "vectors_per_step": 128,
+    "steps_per_batch": [2, 1],
+    "boundary": {"name": "ema", "momentum": 0.9},
+    "beta": 0.05,
+    "tau": 0.1,
+    "normaliser": 10.0,
+    "focal": "clipped",
+    "push_pull_weight": 1.0,
+    "ceiling_quantile": 1.0,
+}
+
+
+def settings(**changes: object) -> BGADConfig:
+    return BGADConfig.model_validate({**SETTINGS, **changes})
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def model_of(**changes: object) -> BGAD:
+    torch.manual_seed(0)
+    return BGAD(settings(**changes))
+
+
+def images(number: int, seed: int) -> Tensor:
+    noise = torch.rand(number, 3, SIZE // 8, SIZE // 8, generator=seeded(seed))
+    return F.interpolate(noise, size=SIZE, mode="bicubic").clamp(0, 1)
+
+
+def normals(number: int, seed: int, first_row: int = 0) -> Batch:
+    image = images(number, seed)
+    row = torch.arange(first_row, first_row + number)
+    return Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(number, dtype=torch.bool), row=row)
+
+
+def with_defects(batch: Batch, number: int = 2) -> Batch:
+    """The batch, followed by images of a bright square of 24 pixels."""
+    image = images(number, seed=77)
+    mask = torch.zeros_like(image[:, :1])
+    mask[:, :, 16:40, 24:48] = 1
+    image = torch.where(mask > 0, 1.0, image)
+    assert batch.row is not None
+    return Batch(
+        torch.cat([batch.image, image]),
+        torch.cat([batch.mask, mask]),
+        torch.cat([batch.label, torch.ones(number, dtype=torch.bool)]),
+        row=torch.cat([batch.row, torch.arange(100, 100 + number)]),
+    )
+
+
+def progress_at(step: int, total: int = 8) -> Progress:
+    return Progress(step, total, seeded(step))
+
+
+PHASE_1, PHASE_2 = 0, 7  # steps of 8
+
+
+def perturbed(module: nn.Module, seed: int = 0, size: float = 0.3) -> nn.Module:
+    """Move every parameter at random, so that nothing is the identity any more."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return module
+
+
+def flow_of(channels: int, side: int, *, double: bool = True) -> ConditionalFlow:
+    torch.manual_seed(0)
+    flow = ConditionalFlow(channels, side)
+    perturbed(flow, size=0.1)
+    return flow.double() if double else flow
+
+
+def vectors(number: int, channels: int, side: int, *, double: bool = True) -> tuple[Tensor, Tensor]:
+    x = torch.randn(number, channels, generator=seeded(1), dtype=torch.float64)
+    cell = torch.randint(side**2, (number,), generator=seeded(2))
+    return x if double else x.float(), cell
+
+
+# --- features and position (facts 1 and 2)
+
+
+@torch.no_grad()
+def test_truncated_backbone_is_that_of_the_paper() -> None:
+    torch.manual_seed(0)
+    backbone = Backbone(BackboneConfig.model_validate(B6))
+    assert backbone.channels == (40, 72, 200)
+    assert backbone.reductions == (4, 8, 16)
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == 7_880_452
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    whole = timm.create_model(backbone.name, pretrained=False, features_only=True, out_indices=(1, 2, 3)).eval()
+    assert sum(parameter.numel() for parameter in whole.parameters()) > 39_000_000
+    state = whole.state_dict()
+    backbone.pyramid.load_state_dict({name: state[name] for name in backbone.pyramid.state_dict()})
+    image = torch.rand(1, 3, 64, 64)
+    expected = whole((image - backbone.mean) / backbone.std)
+    assert all(torch.equal(a, b) for a, b in zip(backbone(image), expected, strict=True))
+    assert backbone.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def code_of(side: int) -> Tensor:
+    """The position code (128, side, side), from its definition."""
+    code = torch.empty(128, side, side, dtype=torch.float64)
+    for y in range(side):
+        for x in range(side):
+            for j in range(32):
+                w = 10_000 ** (-2 * j / 64)
+                code[2 * j, y, x], code[2 * j + 1, y, x] = math.sin(x * w), math.cos(x * w)
+                code[64 + 2 * j, y, x], code[64 + 2 * j + 1, y, x] = math.sin(y * w), math.cos(y * w)
+    return code
+
+
+def test_position_code() -> None:
+    code, expected = axis_code(7).double(), code_of(7)
+    torch.testing.assert_close(expected[:64, 3], code.T, rtol=0, atol=1e-6)  # channels 0 to 63: the column
+    torch.testing.assert_close(expected[64:, :, 3], code.T, rtol=0, atol=1e-6)  # the others: the row
+    torch.testing.assert_close(code.square().sum(dim=1), torch.full((7,), 32.0, dtype=torch.float64))
+    assert code[0].tolist() == [0, 1] * 32
+    torch.testing.assert_close(code[:, 0], torch.arange(7.0, dtype=torch.float64).sin(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(code[:, 1], torch.arange(7.0, dtype=torch.float64).cos(), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_whitened_features_have_mean_0_and_covariance_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgad, "WHITENING_FLOOR", 0.0)
+    model = model_of(features="whitened", backbone={**SETTINGS["backbone"], "layers": [1]}, steps_per_batch=[1])  # type: ignore[dict-item]
+    batches = [normals(4, seed=0), normals(3, seed=1)]
+    model.prepare(iter(batches))
+    columns = torch.cat([rearrange(model.features(batch.image)[0], "b c h w -> (b h w) c") for batch in batches])
+    torch.testing.assert_close(columns.mean(dim=0), torch.zeros(columns.shape[1]), rtol=0, atol=1e-3)
+    covariance = columns.T.cov(correction=0)
+    torch.testing.assert_close(covariance, torch.eye(len(covariance)), rtol=0, atol=1e-2)
+    raw = rearrange(model.backbone(batches[0].image)[0], "b c h w -> (b h w) c")
+    matrix = model.whitenings[0].matrix
+    torch.testing.assert_close(matrix, matrix.T, rtol=1e-4, atol=1e-4)  # no turn beyond what whitening needs
+    found = (raw - model.whitenings[0].mean) @ matrix.T
+    torch.testing.assert_close(found, columns[: len(found)], rtol=1e-3, atol=1e-3)
+
+
+def test_whitening_floor() -> None:
+    """Variances 3 and 0, so a floor of a thousandth of 1.5; in the direction without variance it is all there is."""
+    moments = bgad.Moments(2, torch.device("cpu"))
+    side = math.sqrt(3)
+    moments.update(torch.tensor([[side, -side, side, -side], [5.0, 5.0, 5.0, 5.0]]).view(1, 2, 2, 2))
+    whitening = bgad.Whitening(2)
+    whitening.learn(moments)
+    expected = torch.tensor([[1 / math.sqrt(3.0015), 0], [0, 1 / math.sqrt(0.0015)]])
+    torch.testing.assert_close(whitening.matrix, expected, rtol=1e-4, atol=1e-4)
+    assert whitening.mean.tolist() == pytest.approx([0, 5])
+
+
+def test_raw_features_are_those_of_the_backbone() -> None:
+    model = model_of()
+    model.prepare([normals(4, seed=0)])
+    image = images(2, seed=3)
+    assert all(torch.equal(a, b) for a, b in zip(model.features(image), model.backbone(image), strict=True))
+
+
+# --- flow (facts 3 to 9)
+
+
+@pytest.mark.parametrize(("channels", "side", "count"), [(40, 64, 448_512), (72, 32, 623_616), (200, 16, 1_569_792)])
+def test_flow_has_the_parameters_of_the_paper(channels: int, side: int, count: int) -> None:
+    with torch.device("meta"):
+        flow = ConditionalFlow(channels, side)
+    assert sum(parameter.numel() for parameter in flow.parameters()) == count
+    assert sum(block.rotation.numel() for block in flow.blocks) == 8 * channels**2
+    assert set(flow.state_dict()) == {
+        f"blocks.{block}.{name}"
+        for block in range(8)
+        for name in (
+            *("theta", "offset", "rotation"),
+            *(f"{layer}.{part}" for layer in ("expand", "contract") for part in ("weight", "bias")),
+        )
+    }
+
+
+def equations(flow: ConditionalFlow, x: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """Section 4 of the specification, line by line."""
+    code = code_of(flow.side)
+    c = torch.stack([code[:, int(i) // flow.side, int(i) % flow.side] for i in cell])
+    log_determinant = torch.zeros(len(x), dtype=x.dtype)
+    half = x.shape[1] // 2
+    for block in flow.blocks:
+        x1, x2 = x[:, :half], x[:, half:]
+        hidden = torch.relu(torch.cat([x1, c], dim=1) @ block.expand.weight.T + block.expand.bias)
+        a = 0.1 * (hidden @ block.contract.weight.T + block.contract.bias)
+        a_s, a_t = a[:, :half], a[:, half:]
+        ls = 1.9 * torch.tanh(a_s)
+        u = torch.cat([x1, x2 * torch.exp(ls) + a_t], dim=1)
+        s = 0.2 * torch.log(1 + torch.exp(block.theta / 2))
+        x = (s * u + block.offset) @ block.rotation.T
+        log_determinant = log_determinant + ls.sum(dim=1) + torch.log(s).sum()
+    return x, log_determinant
+
+
+@torch.no_grad()
+def test_flow_is_its_equations() -> None:
+    flow = flow_of(10, 5)
+    flow.code = axis_code(5).double()
+    x, cell = vectors(50, 10, 5)
+    found, expected = flow(x, cell), equations(flow, x, cell)
+    # The code is kept in float32, hence not 1e-14.
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-6)
+    z, log_determinant = expected
+    ell = (-5 * math.log(2 * math.pi) - 0.5 * z.square().sum(dim=1) + log_determinant) / 10
+    torch.testing.assert_close(flow.log_likelihood(x, cell), ell, rtol=0, atol=1e-6)
+
+
+def inverse(flow: ConditionalFlow, z: Tensor, cell: Tensor) -> Tensor:
+    code = axis_code(flow.side).to(z)
+    c = torch.cat([code[cell % flow.side], code[cell // flow.side]], dim=1)
+    for block in reversed(flow.blocks):
+        u = (z @ block.rotation - block.offset) / block.scale
+        x1, moved = u.chunk(2, dim=1)
+        a_s, a_t = (0.1 * block.contract(torch.relu(block.expand(torch.cat([x1, c], dim=1))))).chunk(2, dim=1)
+        z = torch.cat([x1, (moved - a_t) / torch.exp(1.9 * torch.tanh(a_s))], dim=1)
+    return z
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-6), (False, 1e-4)])
+def test_flow_can_be_inverted(double: bool, tolerance: float) -> None:
+    torch.manual_seed(0)
+    flow = ConditionalFlow(40, 8)
+    flow = flow.double() if double else flow
+    x, cell = vectors(100, 40, 8, double=double)
+    z, _ = flow(x, cell)
+    assert (z - x).abs().max() > 0.1
+    assert (inverse(flow, z, cell) - x).abs().max() < tolerance
+
+
+def test_log_determinant_is_that_of_the_jacobian() -> None:
+    flow = flow_of(12, 4)
+    x, cell = vectors(5, 12, 4)
+    _, log_determinant = flow(x, cell)
+    for i in range(5):
+        jacobian = torch.autograd.functional.jacobian(lambda v, i=i: flow(v[None], cell[i : i + 1])[0][0], x[i])
+        expected = torch.linalg.slogdet(jacobian).logabsdet
+        assert abs(log_determinant[i].item() - expected.item()) < 1e-6
+
+
+@pytest.mark.parametrize("channels", [2, 40, 72])
+def test_rotations_are_rotations(channels: int) -> None:
+    torch.manual_seed(3)
+    for _ in range(4):
+        rotation = random_rotation(channels)
+        torch.testing.assert_close(rotation @ rotation.T, torch.eye(channels), rtol=0, atol=1e-5)
+        assert torch.linalg.det(rotation.double()).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_rotations_of_the_plane_are_uniform() -> None:
+    torch.manual_seed(0)
+    angle = torch.stack([torch.atan2(rotation[1, 0], rotation[0, 0]) for rotation in map(random_rotation, [2] * 2000)])
+    share = torch.histc(angle, bins=8, min=-math.pi, max=math.pi) / 2000
+    assert (share - 1 / 8).abs().max() < 4 * math.sqrt(1 / 8 * 7 / 8 / 2000)
+
+
+@torch.no_grad()
+def test_without_the_network_a_flow_is_a_rotation() -> None:
+    torch.manual_seed(0)
+    flow = ConditionalFlow(16, 4).double()
+    for block in flow.blocks:
+        block.contract.weight.zero_()
+        block.contract.bias.zero_()
+    x, cell = vectors(20, 16, 4)
+    z, log_determinant = flow(x, cell)
+    torch.testing.assert_close(z.norm(dim=1), x.norm(dim=1), rtol=1e-5, atol=0)
+    assert log_determinant.abs().max() < 1e-4  # 16 channels, 8 scales of 1 in float32
+
+
+@torch.no_grad()
+def test_log_scales_are_bounded() -> None:
+    torch.manual_seed(0)
+    block = CouplingBlock(8)
+    torch.testing.assert_close(block.scale, torch.ones(8), rtol=0, atol=1e-6)
+    perturbed(block.contract, size=1000.0)
+    x = torch.randn(500, 8, generator=seeded(0))
+    zero = torch.zeros(500, dtype=torch.long)
+    _, log_determinant = block(x, bgad.Position(zero, zero, axis_code(1)))
+    assert log_determinant.abs().max() <= 1.9 * 4 + 1e-4
+    assert log_determinant.abs().max() > 1.9 * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "side"), [(40, 64), (72, 32), (200, 16)])
+def test_likelihood_of_standard_normal_vectors_at_the_start(channels: int, side: int) -> None:
+    torch.manual_seed(0)
+    flow = ConditionalFlow(channels, side)
+    x, cell = vectors(2000, channels, side, double=False)
+    assert flow.log_likelihood(x, cell).mean().item() == pytest.approx(-1.419, abs=0.03)
+    assert (flow(x, cell)[1] / channels).abs().mean() < 0.02
+
+
+@torch.no_grad()
+def test_a_vector_does_not_depend_on_the_others() -> None:
+    flow = flow_of(10, 6)
+    x, cell = vectors(60, 10, 6)
+    ell = flow.log_likelihood(x, cell)
+    order = torch.randperm(60, generator=seeded(3))
+    torch.testing.assert_close(flow.log_likelihood(x[order], cell[order]), ell[order], rtol=0, atol=1e-12)
+    for i in range(0, 60, 7):
+        torch.testing.assert_close(flow.log_likelihood(x[i : i + 1], cell[i : i + 1])[0], ell[i], rtol=0, atol=1e-12)
+    moved = flow.log_likelihood(x, (cell + 1) % 36)
+    assert (moved - ell).abs().min() > 1e-9  # but on its position
+
+
+# --- losses (facts 10 to 13)
+
+
+def test_likelihood_cost() -> None:
+    found = likelihood_cost(torch.tensor([-20.0, -1.0, 0.0, 5.0]))
+    torch.testing.assert_close(found, torch.tensor([20.0, 1.3133, 0.6931, 0.0067]), rtol=0, atol=5e-5)
+
+
+WEIGHTS = {  # likelihood: normal, abnormal
+    -3.0: (34.22, 1),
+    -2.0: (21.76, 1),
+    -1.0: (9.30, 1),
+    -0.8: (6.95, 1.39),
+    -0.5: (3.67, 2.74),
+    -0.3: (1.79, 5.35),
+    -0.2: (1.00, 8.77),
+    -0.1: (1, 19.23),
+    -0.01: (1, 209.9),
+    0.05: (1, 44.6),
+}
+
+
+@pytest.mark.parametrize("likelihood", WEIGHTS)
+def test_focal_weights_of_the_table(likelihood: float) -> None:
+    normal, abnormal = WEIGHTS[likelihood]
+    value = torch.tensor(likelihood)
+    assert normal_weight(value).item() == pytest.approx(normal, abs=6e-3)
+    assert abnormal_weight(value).item() == pytest.approx(abnormal, rel=1e-3, abs=6e-3)
+    assert clipped_normal_weight(value).item() == pytest.approx(min(normal, 20), abs=6e-3)
+    expected = 20 if likelihood > 0 else min(abnormal, 20)
+    assert clipped_abnormal_weight(value).item() == pytest.approx(expected, rel=1e-3, abs=6e-3)
+
+
+def test_focal_weights_grow_with_hardness() -> None:
+    hard_normals = torch.linspace(-0.2001, -6, 100)
+    assert (normal_weight(hard_normals).diff() > 0).all()
+    hard_abnormals = torch.linspace(-0.999, -1e-4, 100)
+    assert (abnormal_weight(hard_abnormals).diff() > 0).all()
+    everything = torch.linspace(-8, 3, 1111)
+    for weight in (normal_weight, abnormal_weight, clipped_normal_weight, clipped_abnormal_weight):
+        assert (weight(everything) >= 0).all()
+        assert weight(everything).isfinite().all()
+    assert clipped_abnormal_weight(torch.tensor([0.0, 1e-30, 2.0])).tolist() == [20, 20, 20]
+
+
+def hand_case() -> tuple[Tensor, Tensor]:
+    """Normalised log-likelihoods with a gradient, and which are normal."""
+    ell = torch.cat([torch.linspace(-5, -1, 1000, dtype=torch.float64), torch.tensor([-9, -6, -5.5, -3])])
+    return (ell / 10).requires_grad_(), torch.arange(1004) < 1000
+
+
+def test_hand_case() -> None:
+    likelihood, normal = hand_case()
+    boundary = normal_boundary(likelihood[normal], 0.01)
+    assert boundary.item() == pytest.approx(-0.495996, abs=5e-7)
+    assert not boundary.requires_grad
+    one = torch.ones_like(likelihood)
+    pull = pull_loss(likelihood, normal, one, boundary)
+    push = push_loss(likelihood, ~normal, one, boundary - 0.1)
+    assert pull.item() == pytest.approx(0.0020020, abs=5e-8)
+    assert push.item() == pytest.approx(0.1709960, abs=5e-7)
+    (gradient,) = torch.autograd.grad(pull + push, likelihood)
+    assert (gradient[normal] != 0).sum() == 11
+    torch.testing.assert_close(gradient[:11] / 10, torch.full((11,), -1 / 110, dtype=torch.float64))  # in terms of ell
+    torch.testing.assert_close(gradient[~normal] / 10, torch.tensor([0, 0, 0.05, 0.05], dtype=torch.float64))
+
+
+def test_a_constant_changes_no_loss() -> None:
+    likelihood, normal = hand_case()
+    one = torch.ones_like(likelihood)
+    for moved in (likelihood, likelihood + 0.37):
+        boundary = normal_boundary(moved[normal], 0.01)
+        assert pull_loss(moved, normal, one, boundary).item() == pytest.approx(0.0020020, abs=5e-8)
+        assert push_loss(moved, ~normal, one, boundary - 0.1).item() == pytest.approx(0.1709960, abs=5e-7)
+
+
+def test_losses_vanish_on_the_right_side_only() -> None:
+    boundary, one = torch.tensor(-0.5), torch.ones(4)
+    everyone, nobody = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    above = torch.tensor([-0.5, -0.4, 0.0, 1.0])
+    assert pull_loss(above, everyone, one, boundary) == 0
+    assert pull_loss(above - 0.01, everyone, one, boundary) > 0
+    below = torch.tensor([-0.6, -0.7, -1.0, -9.0])
+    assert push_loss(below, everyone, one, boundary - 0.1) == pytest.approx(0, abs=1e-7)
+    assert push_loss(below + 0.01, everyone, one, boundary - 0.1) > 0
+    for loss in (pull_loss, push_loss):
+        assert loss(above, nobody, one, boundary) == 0  # nobody: finite, and not NaN
+        assert loss(above, nobody, one, boundary).isfinite()
+
+
+def test_beta_of_zero_pulls_nobody() -> None:
+    likelihood = torch.randn(100, generator=seeded(0))
+    everyone, one = torch.ones(100, dtype=torch.bool), torch.ones(100)
+    boundary = normal_boundary(likelihood, 0.0)
+    assert boundary == likelihood.min()
+    assert pull_loss(likelihood, everyone, one, boundary) == 0
+    assert normal_boundary(likelihood, 0.999999).item() == likelihood.max().item()
+
+
+# --- which vectors
+
+
+def test_mini_batches_share_out_vectors_and_keep_the_abnormal() -> None:
+    abnormal = torch.zeros(1000, dtype=torch.bool)
+    abnormal[::50] = True  # 20
+    parts = bgad.mini_batches(abnormal, 4, 60, seeded(0))
+    together = torch.cat(parts)
+    assert [len(part) for part in parts] == [60] * 4
+    assert len(set(together.tolist())) == 240
+    assert [int(abnormal[part].sum()) for part in parts] == [5] * 4
+    again, other = bgad.mini_batches(abnormal, 4, 60, seeded(0)), bgad.mini_batches(abnormal, 4, 60, seeded(1))
+    assert all(torch.equal(a, b) for a, b in zip(parts, again, strict=True))
+    assert not torch.equal(parts[0], other[0])
+    everything = bgad.mini_batches(abnormal, 3, 4096, seeded(0))
+    assert sorted(torch.cat(everything).tolist()) == list(range(1000))
+    assert [len(part) for part in everything] == [334, 333, 333]
+    assert bgad.mini_batches(abnormal, 0, 4096, seeded(0)) == []
+
+
+# --- masks at the resolution of the features
+
+
+def test_area_masks_leave_out_what_is_unclear() -> None:
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[:, :, 8:16, 8:14] = 1  # in cells of 4 pixels: all of two, and half of the two to their right
+    n, a, o = bgad.NORMAL, bgad.ABNORMAL, bgad.LEFT_OUT
+    expected = torch.tensor(
+        [
+            [n, n, n, n, n, n, n, n],
+            [n, o, o, o, o, n, n, n],
+            [n, o, a, a, o, n, n, n],
+            [n, o, a, a, o, n, n, n],
+            [n, o, o, o, o, n, n, n],
+            [n, n, n, n, n, n, n, n],
+            [n, n, n, n, n, n, n, n],
+            [n, n, n, n, n, n, n, n],
+        ]
+    )
+    found = cells_of(mask, 8, AreaMasks(name="area", abnormal=0.5))
+    assert torch.equal(found.view(8, 8), expected)
+    mask[:, :, :, 13] = 0
+    expected[2:4, 3], expected[1:5, 4] = o, o  # now a quarter: left out, as is the ring around it
+    assert torch.equal(cells_of(mask, 8, AreaMasks(name="area", abnormal=0.5)).view(8, 8), expected)
+    expected[2:4, 3] = a
+    assert torch.equal(cells_of(mask, 8, AreaMasks(name="area", abnormal=0.25)).view(8, 8), expected)
+
+
+def test_nearest_masks_take_the_top_left_pixel() -> None:
+    mask = (torch.rand(2, 1, 32, 32, generator=seeded(0)) > 0.5).float()
+    found = cells_of(mask, 8, NearestMasks(name="nearest"))
+    assert torch.equal(found.view(2, 8, 8), mask[:, 0, ::4, ::4].long())
+
+
+# --- scoring (facts 14 and 15)
+
+
+def some_maps(number: int, seed: int) -> list[Tensor]:
+    return [-2 + torch.randn(number, side, side, generator=seeded(seed)).double() for side in (16, 8, 4)]
+
+
+def region_overlap(anomaly_map: Tensor, truth: Tensor) -> float:
+    metrics = ExactPixelMetrics()
+    metrics.update(anomaly_map[:, 0], truth[:, 0])
+    return metrics.compute().aupro_30
+
+
+def test_published_map_is_the_same_up_to_a_constant() -> None:
+    maps = some_maps(6, seed=0)
+    maxima = torch.stack([level.max() for level in maps])
+    total = sum(
+        F.interpolate((level - most).exp().unsqueeze(1), size=32, mode="bilinear", align_corners=True)
+        for level, most in zip(maps, maxima, strict=True)
+    )
+    assert isinstance(total, Tensor)
+    published = total.max() - total
+    found = to_prediction(maps, maxima, 32)
+    difference = found.anomaly_map - published
+    assert difference.max() - difference.min() < 1e-5
+    truth = F.interpolate(torch.rand(6, 1, 8, 8, generator=seeded(1)), scale_factor=4) > 0.8
+    maps = [found.anomaly_map, published]
+    areas = [roc_auc_score(truth.flatten(), anomaly_map.flatten()) for anomaly_map in maps]
+    assert areas[0] == pytest.approx(areas[1], abs=1e-9)
+    overlaps = [region_overlap(anomaly_map, truth) for anomaly_map in maps]
+    assert overlaps[0] == pytest.approx(overlaps[1], abs=1e-5)  # measured in float32
+    torch.testing.assert_close(found.score, found.anomaly_map.amax(dim=(1, 2, 3)))
+
+
+def test_map_is_bounded_and_monotonic() -> None:
+    maps, ceiling = some_maps(3, seed=0), torch.tensor([-2.0, -2.5, -1.0])
+    before = to_prediction(maps, ceiling, 32).anomaly_map
+    assert before.min() >= 0
+    assert before.max() <= 3
+    assert to_prediction([level + 100 for level in maps], ceiling, 32).anomaly_map.abs().max() < 1e-6
+    assert (3 - to_prediction([level - 100 for level in maps], ceiling, 32).anomaly_map).abs().max() < 1e-6
+    for level in range(3):
+        lowered = [value.clone() for value in maps]
+        lowered[level][1, 2, 3] -= 1
+        after = to_prediction(lowered, ceiling, 32).anomaly_map
+        assert (after >= before).all()
+        assert (after[1] > before[1]).any()
+        assert torch.equal(after[[0, 2]], before[[0, 2]])
+
+
+def trained(model: BGAD, steps: int = 4) -> BGAD:
+    model.prepare([normals(4, seed=0), normals(4, seed=1)])
+    optimizer, schedule = model.optimizer(steps)
+    for step in range(steps):
+        for terms in model.losses(
+            with_defects(normals(4, seed=step % 2, first_row=4 * (step % 2))), progress_at(step, steps)
+        ):
+            optimise(terms, optimizer)
+            schedule.step()
+    return model
+
+
+def optimise(terms: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """As the training loop does."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack([term for term in terms.values() if term.requires_grad]).sum().backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("quantile", [1.0, 0.9])
+def test_calibration_finds_the_ceiling_of_each_level(quantile: float) -> None:
+    model = model_of(ceiling_quantile=quantile).eval()
+    holdout = [normals(3, seed=20), normals(2, seed=21)]
+    model.calibrate(iter(holdout))
+    for level, ceiling in enumerate(model.ceiling):
+        cells = np.concatenate([model.log_likelihoods(batch.image)[level].flatten().numpy() for batch in holdout])
+        expected = np.quantile(cells, quantile, method="inverted_cdf")
+        assert ceiling.item() == pytest.approx(expected, abs=1e-6)
+    prediction = model(holdout[0].image)
+    assert prediction.anomaly_map.shape == (3, 1, SIZE, SIZE)
+    assert prediction.anomaly_map.min() >= 0
+    assert prediction.anomaly_map.max() <= 2
+
+
+# --- training
+
+
+def all_terms(model: BGAD, batch: Batch, step: int = PHASE_2) -> list[dict[str, float]]:
+    """What a batch yields, without a step taken."""
+    return [{name: term.item() for name, term in terms.items()} for terms in model.losses(batch, progress_at(step))]
+
+
+def test_phase_1_learns_from_normals_only() -> None:
+    model = model_of(vectors_per_step=100_000, steps_per_batch=[1, 1])
+    alone = all_terms(model, normals(4, seed=1), PHASE_1)
+    assert all_terms(model, with_defects(normals(4, seed=1)), PHASE_1) == alone
+    expected = [likelihood_cost(level).mean().item() for level in model.log_likelihoods(normals(4, seed=1).image)]
+    assert alone == [{"likelihood": pytest.approx(value, rel=1e-5)} for value in expected]
+
+
+def test_phase_2_pulls_and_pushes() -> None:
+    terms = all_terms(model_of(vectors_per_step=100_000), with_defects(normals(4, seed=1)))
+    assert len(terms) == 3
+    assert all(set(level) == {"likelihood", "spread", "pull", "push"} for level in terms)
+
+
+def test_terms_of_a_mini_batch_by_hand() -> None:
+    """One level, all vectors at once, weights as published; the vectors are found again independently."""
+    model = model_of(
+        backbone={**SETTINGS["backbone"], "layers": [2]},  # type: ignore[dict-item]
+        steps_per_batch=[1],
+        vectors_per_step=100_000,
+        pastes_per_batch=0,
+        boundary={"name": "batch"},
+        masks={"name": "nearest"},
+        focal="published",
+        beta=0.1,
+        push_pull_weight=0.5,
+        normaliser=4.0,
+    )
+    batch = with_defects(normals(4, seed=1))
+    (found,) = all_terms(model, batch)
+    with torch.no_grad():
+        ell = model.log_likelihoods(batch.image)[0].flatten().double()
+    stride = SIZE // model.sides[0]
+    abnormal = batch.mask[:, 0, ::stride, ::stride].flatten() > 0
+    values = ell / 4
+    ordered = sorted(values[~abnormal].tolist())
+    boundary = ordered[int(0.1 * len(ordered))]
+    weight = [1 if v > -0.2 else 11.7 * math.sqrt(1 - math.exp(v)) * abs(v) for v in values[~abnormal].tolist()]
+    costs = [w * math.log(1 + math.exp(-e)) for w, e in zip(weight, ell[~abnormal].tolist(), strict=True)]
+    pulls = [w * (boundary - v) for w, v in zip(weight, values[~abnormal].tolist(), strict=True) if v <= boundary]
+    pushes = [
+        (1 if v <= -1 else 0.53 * (1 + math.exp(v)) ** 2 / abs(v)) * (v - boundary + 0.1)
+        for v in values[abnormal].tolist()
+        if v >= boundary - 0.1
+    ]
+    assert found["likelihood"] == pytest.approx(sum(costs) / len(costs), rel=1e-4)
+    assert found["pull"] == pytest.approx(0.5 * sum(pulls) / len(pulls), rel=1e-3)
+    assert found["push"] == pytest.approx(0.5 * sum(pushes) / len(pushes), rel=1e-3)
+    assert found["spread"] == pytest.approx((ordered[(len(ordered) - 1) // 2] - boundary) / 0.1, rel=1e-3)
+
+
+def test_without_anomalies_the_variant_for_normals_is_trained() -> None:
+    model = model_of()
+    terms = all_terms(model, normals(4, seed=1))
+    assert all(set(level) == {"likelihood", "spread", "pull"} for level in terms)
+    assert model.boundary_known.all()
+
+
+def test_an_anomaly_with_an_empty_mask_is_left_out() -> None:
+    batch = with_defects(normals(4, seed=1))
+    unmasked = Batch(batch.image, torch.zeros_like(batch.mask), batch.label, row=batch.row)
+    assert all_terms(model_of(), unmasked) == all_terms(model_of(), normals(4, seed=1))
+
+
+def test_a_mini_batch_that_shows_no_defect_is_not_pulled() -> None:
+    batch = with_defects(normals(4, seed=1))
+    batch.mask[:, :, :, :] = 0
+    batch.mask[4:, :, 20, 20] = 1  # never half of a cell
+    terms = all_terms(model_of(pastes_per_batch=0), batch)
+    assert all(set(level) == {"likelihood"} for level in terms)
+
+
+def test_pastes_become_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of()
+    seen: list[Tensor] = []
+    monkeypatch.setattr(model.backbone, "forward", recorded(model.backbone.forward, seen))
+    batch = with_defects(normals(4, seed=1))
+    foreground = torch.zeros_like(batch.mask)
+    foreground[:, :, :, :40] = 1
+    all_terms(model, Batch(batch.image, batch.mask, batch.label, row=batch.row, foreground=foreground))
+    pasted = seen[-1]
+    assert [len(image) for image in seen] == [1] * 6 + [2]
+    for image in pasted:
+        share = [(image == host).all(dim=0).float().mean().item() for host in batch.image]
+        assert 0.5 < max(share[:4]) < 1
+        assert max(share[4:]) < 0.4
+
+
+def test_a_batch_whose_pastes_all_end_empty_is_trained_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = Pasted(torch.zeros(0, 3, SIZE, SIZE), torch.zeros(0, 1, SIZE, SIZE))
+    batch = with_defects(normals(4, seed=1))
+    monkeypatch.setattr(bgad, "paste_defects", lambda *_arguments: nothing)
+    found = all_terms(model_of(vectors_per_step=100_000, steps_per_batch=[1, 1]), batch)
+    expected = all_terms(model_of(vectors_per_step=100_000, steps_per_batch=[1, 1], pastes_per_batch=0), batch)
+    assert found == [{name: pytest.approx(value, rel=1e-5) for name, value in terms.items()} for terms in expected]
+
+
+def recorded(function: Callable[[Tensor], list[Tensor]], seen: list[Tensor]) -> Callable[[Tensor], list[Tensor]]:
+    def record(image: Tensor) -> list[Tensor]:
+        seen.append(image)
+        return function(image)
+
+    return record
+
+
+def test_boundary_is_a_moving_average() -> None:
+    model = model_of(boundary={"name": "ema", "momentum": 0.75})
+    assert model._boundary(1, torch.tensor([3.0, 1.0, 2.0])) == 1  # the first value is taken as it is
+    assert model._boundary(1, torch.tensor([5.0, 9.0])) == pytest.approx(0.75 * 1 + 0.25 * 5)
+    assert model._boundary(1, torch.tensor([-2.0])) == pytest.approx(0.75 * 2 - 0.25 * 2)
+    assert model.boundary.tolist() == [0, pytest.approx(1.0)]
+    assert model.boundary_known.tolist() == [False, True]
+    published = model_of(boundary={"name": "batch"})
+    assert [published._boundary(0, torch.tensor([value])).item() for value in (1.0, 5.0)] == [1, 5]
+    assert not published.boundary_known.any()
+
+
+def test_features_of_unaugmented_images_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(pastes_per_batch=0, boundary={"name": "batch"})
+    seen: list[Tensor] = []
+    monkeypatch.setattr(model.backbone, "forward", recorded(model.backbone.forward, seen))
+    batch = with_defects(normals(4, seed=1))
+    first = all_terms(model, batch)
+    assert [len(image) for image in seen] == [1] * 6
+    assert all_terms(model, batch) == first
+    assert len(seen) == 6
+    model.prepare([])  # other data may follow
+    assert all_terms(model, batch) == first
+    assert len(seen) == 12
+    without_rows = Batch(batch.image, batch.mask, batch.label)
+    assert all_terms(model, without_rows) == all_terms(model, without_rows) == first
+    assert len(seen) == 24
+
+
+def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bgad, "CACHE_BYTES", 1000)
+    cache, calls = bgad.FeatureCache(), []
+
+    def compute() -> list[Tensor]:
+        calls.append(1)
+        return [torch.zeros(50), torch.zeros(25)]  # 300 bytes
+
+    for row in (0, 1, 2, 3, 0, 1, 2, 3, 3):
+        assert [len(level) for level in cache.get(row, compute)] == [50, 25]
+    assert len(calls) == 6  # rows 0 to 2 are kept, row 3 is not
+    cache.clear()
+    cache.get(3, compute)
+    cache.get(3, compute)
+    assert len(calls) == 7
+
+
+def same_state(left: nn.Module, right: nn.Module) -> bool:
+    return all(torch.equal(value, right.state_dict()[name]) for name, value in left.state_dict().items())
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_run_ends_with_the_same_bits(stop: int) -> None:
+    def steps(model: BGAD, optimizer: torch.optim.Optimizer, schedule: object, numbers: range) -> None:
+        for step in numbers:
+            batch = with_defects(normals(4, seed=step % 2, first_row=4 * (step % 2)))
+            for terms in model.losses(batch, progress_at(step, 6)):
+                optimise(terms, optimizer)
+                schedule.step()  # type: ignore[attr-defined]
+
+    whole = model_of(features="whitened")
+    whole.prepare([normals(4, seed=0), normals(4, seed=1)])
+    steps(whole, *whole.optimizer(6), range(6))
+
+    first = model_of(features="whitened")
+    first.prepare([normals(4, seed=0), normals(4, seed=1)])
+    optimizer, schedule = first.optimizer(6)
+    steps(first, optimizer, schedule, range(stop))
+    saved = copy.deepcopy([first.state_dict(), optimizer.state_dict(), schedule.state_dict()])
+
+    torch.manual_seed(99)
+    second = BGAD(settings(features="whitened"))
+    optimizer, schedule = second.optimizer(6)
+    second.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    schedule.load_state_dict(saved[2])
+    steps(second, optimizer, schedule, range(stop, 6))
+    assert same_state(whole, second)
+
+
+def test_idle_levels_keep_their_state_as_with_optimisers_of_their_own() -> None:
+    together = model_of()
+    apart = copy.deepcopy(together)
+    one, _ = together.optimizer(8)
+    several = [torch.optim.Adam(flow.parameters(), lr=2e-4, fused=True) for flow in apart.flows]
+    for step in range(2, 6):
+        batch = with_defects(normals(4, seed=step))
+        for terms in together.losses(batch, progress_at(step)):
+            optimise(terms, _at_full_rate(one))
+        levels = (0, 0, 1)
+        for level, terms in zip(levels, apart.losses(batch, progress_at(step)), strict=True):
+            optimise(terms, several[level])
+    assert same_state(together, apart)
+
+
+def _at_full_rate(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-4
+    return optimizer
+
+
+# --- schedule (fact 18)
+
+
+def steps_of(batch_size: int, steps: object) -> tuple[int, ...]:
+    """Optimiser steps per level of a phase 2 batch of 256 px, published features."""
+    with torch.device("meta"):
+        model = BGAD(
+            settings(
+                image_size=256,
+                backbone=B6,
+                batch_size=batch_size - 2,
+                anomalies_per_batch=1,
+                pastes_per_batch=1,
+                vectors_per_step=4096,
+                steps_per_batch=steps,
+            )
+        )
+    return model.steps_per_batch(phase=2)
+
+
+def test_published_steps_starve_coarse_levels_and_fixed_ones_do_not() -> None:
+    assert steps_of(32, "published") == (32, 8, 2)
+    assert steps_of(8, "published") == (8, 2, 0)
+    assert steps_of(8, [8, 2, 1]) == (8, 2, 1)
+
+
+@pytest.mark.parametrize("steps", ["published", [3, 2]])
+@pytest.mark.parametrize("normal_epochs", [0, 1, 3])
+def test_schedule_ends_with_the_last_optimiser_step(steps: object, normal_epochs: int) -> None:
+    model = model_of(steps_per_batch=steps, normal_epochs=normal_epochs, epochs=3, pastes_per_batch=0)
+    total = model.total_steps(num_normals=6)
+    assert total == 5  # 3 epochs of 6 images, 4 at a time
+    optimizer, schedule = model.optimizer(total)
+    taken, rates = 0, []
+    for step in range(total):
+        for terms in model.losses(with_defects(normals(4, seed=step)), progress_at(step, total)):
+            rates.append(schedule.get_last_lr()[0])
+            optimise(terms, optimizer)
+            schedule.step()
+            taken += 1
+    expected = sum(
+        sum(model.steps_per_batch(phase=1 if step < round(total * normal_epochs / 3) else 2)) for step in range(total)
+    )
+    assert taken == expected
+    assert rates[0] == pytest.approx(0.1 * 2e-4)
+    assert schedule.get_last_lr()[0] == pytest.approx(1e-3 * 2e-4)
+    assert max(rates) < 2e-4
+
+
+def test_rate_warms_up_to_the_cosine_it_then_follows() -> None:
+    factors = [rate_factor(step, 20, 250) for step in range(251)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[250] == pytest.approx(1e-3)
+    assert factors[20] == pytest.approx(1e-3 + 0.999 * (1 + math.cos(math.pi * 20 / 250)) / 2)
+    assert factors[20] == pytest.approx(1.969 / 2, abs=1e-3)
+    assert np.allclose(np.diff(factors[:21]), (factors[20] - 0.1) / 20)
+    assert (np.diff(factors[20:]) < 0).all()
+    assert factors[120] == pytest.approx(1.06 / 2, abs=2e-2)  # meta-epoch 12 of 25
+    assert [rate_factor(step, 0, 10) for step in (0, 10, 99)] == pytest.approx([1, 1e-3, 1e-3])
+
+
+def test_training_leaves_the_backbone_alone() -> None:
+    model = model_of().train()
+    before = copy.deepcopy(model.backbone.state_dict())
+    trained(model)
+    assert all(torch.equal(before[name], value) for name, value in model.backbone.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.backbone.parameters())
+
+
+# --- export
+
+
+@torch.no_grad()
+def test_folded_flow_is_the_same_function() -> None:
+    flow = flow_of(40, 8)
+    features = torch.randn(3, 40, 8, 8, generator=seeded(0), dtype=torch.float64)
+    torch.testing.assert_close(FoldedFlow(flow)(features), flow.map_of(features), rtol=0, atol=1e-5)
+    assert (FoldedFlow(flow)(features) - flow.map_of(features)).abs().max() < 1e-9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("features", ["raw", "whitened"])
+def test_folded_model_is_the_same_function(features: str) -> None:
+    with torch.enable_grad():
+        model = trained(model_of(features=features))
+    perturbed(model.flows, size=0.02)
+    model.eval().calibrate([normals(4, seed=30)])
+    before = copy.deepcopy(model.state_dict())
+    image = images(3, seed=31)
+    expected, found = model(image), model.exportable()(image)
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.score, expected.score, rtol=0, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_onnx_of_the_folded_model(tmp_path: Path) -> None:
+    with torch.enable_grad():
+        model = trained(model_of(features="whitened"))
+    model.eval().calibrate([normals(4, seed=30)])
+    torch.onnx.export(
+        model.exportable(),
+        (images(2, seed=1),),
+        tmp_path / "model.onnx",
+        input_names=["image"],
+        output_names=["anomaly_map", "score"],
+        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for number in (1, 4):
+        image = images(number, seed=32)
+        expected = model(image)
+        for value, reference in zip(session.run(None, {"image": image.numpy()}), expected, strict=True):
+            np.testing.assert_allclose(value, reference.numpy(), rtol=0, atol=1e-4)
+
+
+# --- what users can get wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"epochs": 4, "normal_epochs": 5},
+            r"normal_epochs \(5\) and warm_up_epochs \(1\) are the first of epochs \(4\)",
+        ),
+        (
+            {"steps_per_batch": [1, 2, 3]},
+            r"a number for each of the 2 layers of the backbone, or published; found \[1,",
+        ),
+        ({"anomalies_per_batch": 0}, "pastes_per_batch is 2, but there is nothing to copy"),
+        ({"beta": 1.0}, "less than 1"),
+        ({"focal": "sometimes"}, "clipped"),
+    ],
+)
+def test_settings_that_do_not_fit(changes: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        settings(**changes)
+
+
+def test_image_size_must_fit_the_backbone() -> None:
+    with pytest.raises(
+        ModelError, match=r"multiple of 16, the stride .* of resnet18, found 72; the nearest are 64 and 80"
+    ):
+        model_of(image_size=72, backbone={"name": "resnet18", "weights": "embedded", "layers": [2, 3]})
+
+
+def test_channels_must_be_even() -> None:
+    with torch.device("meta"), pytest.raises(ModelError, match=r"layers \[1, 2\] of rexnet_100 have 38, 61; take"):
+        BGAD(settings(backbone={"name": "rexnet_100", "weights": "embedded", "layers": [1, 2]}))
+
+
+def test_published_steps_need_a_whole_mini_batch() -> None:
+    with pytest.raises(ModelError, match=r"vectors_per_step is 100000, more than any level has"):
+        model_of(vectors_per_step=100_000, steps_per_batch="published")
+
+
+def test_whitening_needs_images_that_differ() -> None:
+    model = model_of(features="whitened")
+    with pytest.raises(ModelError, match="BGAD found no normal images"):
+        model.prepare([])
+    moments = bgad.Moments(4, torch.device("cpu"))
+    moments.update(torch.full((2, 4, 3, 3), 0.7))
+    with pytest.raises(ModelError, match="the normal images are constant"):
+        bgad.Whitening(4).learn(moments)
+
+
+def test_calibration_needs_images() -> None:
+    with pytest.raises(ModelError, match="BGAD needs held-out normal images"):
+        model_of().calibrate([])
+
+
+# --- learning
+
+
+def parts(number: int, seed: int) -> Iterator[Tensor]:
+    """One smooth pattern with fresh grain on every image."""
+    pattern = images(1, seed=0)[0]
+    generator = seeded(seed)
+    for _ in range(number):
+        yield (0.3 + 0.4 * pattern + 0.05 * torch.randn(3, SIZE, SIZE, generator=generator)).clamp(0, 1)
+
+
+def stained(image: Tensor, top: int, left: int) -> tuple[Tensor, Tensor]:
+    mask = torch.zeros(1, SIZE, SIZE)
+    mask[:, top : top + 20, left : left + 20] = 1
+    return torch.where(mask > 0, image * 0.6, image), mask
+
+
+def test_a_defect_that_was_never_seen_where_it_is_stands_out() -> None:
+    model = model_of(features="whitened", epochs=10, learning_rate=1e-3, steps_per_batch=[2, 2], batch_size=8)
+    model.prepare([Batch(torch.stack(list(parts(16, seed=1))), torch.zeros(16, 1, SIZE, SIZE), torch.zeros(16) > 0)])
+    normal = torch.stack(list(parts(16, seed=1)))
+    defective, masks = zip(*(stained(image, 8, 30) for image in parts(2, seed=2)), strict=True)
+    image = torch.cat([normal, torch.stack(defective)])
+    mask = torch.cat([torch.zeros(16, 1, SIZE, SIZE), torch.stack(masks)])
+    total = model.total_steps(16)
+    optimizer, schedule = model.optimizer(total)
+    for step in range(total):
+        chosen = torch.cat([torch.arange(8) + 8 * (step % 2), torch.tensor([16, 17])])
+        batch = Batch(image[chosen], mask[chosen], chosen >= 16, row=chosen)
+        for terms in model.losses(batch, progress_at(step, total)):
+            optimise(terms, optimizer)
+            schedule.step()
+    model.eval().calibrate(
+        [Batch(torch.stack(list(parts(4, seed=3))), torch.zeros(4, 1, SIZE, SIZE), torch.zeros(4) > 0)]
+    )
+    with torch.no_grad():
+        found = model(stained(next(parts(1, seed=4)), 36, 8)[0][None])
+        clean = model(torch.stack(list(parts(6, seed=5))))
+    assert found.score.item() > clean.score.max().item()
+    row, column = divmod(int(found.anomaly_map.argmax()), SIZE)
+    assert 32 <= row < 60
+    assert 4 <= column < 32

@@ -1,0 +1,994 @@
+"""DiffusionAD against the numbers of its paper and code, and against formulas worked by hand."""
+
+import copy
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from anomaly_models.base import Batch, Progress
+from anomaly_models.common.synthesis import Synthesised
+from anomaly_models.diffusion_ad import (
+    Attention,
+    DiffusionAD,
+    DiffusionADConfig,
+    GroupNorm,
+    Networks,
+    ResidualBlock,
+    Scale,
+    SegmentationNet,
+    TimeEmbedding,
+    UNet,
+    UNetConfig,
+    average,
+    denoise,
+    focal_loss,
+    guided,
+    noise_loss,
+    reconstruction_loss,
+    reduced,
+    signal_shares,
+    swinging,
+    top_mean,
+    warm_up_and_fall,
+)
+
+SIZE = 64
+STEPS = 20
+PAPER_UNET = {
+    "image_size": 256,
+    "width": 128,
+    "multipliers": [1, 1, 2, 2, 4, 4],
+    "blocks": 2,
+    "attention_sizes": [32, 16, 8],
+    "heads": 4,
+    "recomputed_levels": 0,
+}
+SMALL_UNET = {**PAPER_UNET, "image_size": SIZE, "width": 8, "multipliers": [1, 2], "blocks": 1, "attention_sizes": [32]}
+SYNTHESIS = {
+    "probability": 0.5,
+    "self_augmentation": 0.5,
+    "blend_low": 0.2,
+    "blend_high": 0.8,
+    "perlin_threshold": 0.5,
+    "perlin_max_exponent": 5,
+}
+SETTINGS = {
+    "image_size": SIZE,
+    "batch_size": 4,
+    "unet": SMALL_UNET,
+    "segmentation_width": 4,
+    "synthesis": SYNTHESIS,
+    "steps": STEPS,
+    "learning_rate": 1e-3,
+    "segmentation_learning_rate": 1e-3,
+    "schedule": "cosine",
+    "big_steps_end": 600,
+    "reconstruction_weight": 0.0,
+    "gradient_clip": None,
+    "ema_decay": 0.0,
+    "precision": "float32",
+    "small_step": 200,
+    "big_step": 400,
+    "top_pixels": 50,
+}
+
+
+def settings(**changes: object) -> DiffusionADConfig:
+    return DiffusionADConfig.model_validate({**SETTINGS, **changes})
+
+
+def small_unet(**changes: object) -> dict[str, object]:
+    return {**SMALL_UNET, **changes}
+
+
+def paper_settings(**changes: object) -> DiffusionADConfig:
+    paper = {"image_size": 256, "batch_size": 16, "unet": PAPER_UNET, "segmentation_width": 64}
+    return settings(**{**paper, **changes})
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def smooth_images(number: int, seed: int, size: int = SIZE) -> Tensor:
+    noise = torch.rand(number, 3, size // 8, size // 8, generator=seeded(seed))
+    return F.interpolate(noise, size=size, mode="bicubic").clamp(0, 1)
+
+
+def batch_of(number: int, seed: int) -> Batch:
+    image = smooth_images(number, seed)
+    mask, label = torch.zeros(number, 1, SIZE, SIZE), torch.zeros(number, dtype=torch.bool)
+    return Batch(image, mask, label, texture=smooth_images(number, 1000 + seed), foreground=torch.ones_like(mask))
+
+
+def random_scale(step: Tensor, seed: int, size: int = SIZE) -> Scale:
+    share = torch.tensor(signal_shares(), dtype=torch.float64)[step].view(-1, 1, 1, 1)
+    noise = torch.randn(len(step), 3, size, size, generator=seeded(seed))
+    return Scale(step, share.sqrt().float(), (1 - share).sqrt().float(), noise)
+
+
+def sample_of(number: int, seed: int, corrupted: list[bool]) -> Synthesised:
+    """Images with a soft-edged square where they are corrupted."""
+    image, label = smooth_images(number, seed), torch.tensor(corrupted)
+    mask = torch.zeros(number, 1, SIZE, SIZE)
+    mask[label, :, 20:40, 20:40] = 0.5
+    mask[label, :, 22:38, 22:38] = 1
+    return Synthesised(torch.lerp(image, 1 - image, mask), mask, label)
+
+
+def randomised(module: nn.Module, seed: int, scale: float = 0.05) -> nn.Module:
+    """Move every parameter off its initial value, zero-initialised ones included."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def build(**changes: object) -> DiffusionAD:
+    torch.manual_seed(0)
+    return DiffusionAD(settings(**changes))
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def train(model: DiffusionAD, first: int = 0, end: int = STEPS, state: dict[str, object] | None = None) -> dict:
+    """As the pipeline does, from step `first` up to `end`; gives the state of optimiser and schedule."""
+    model.train()
+    optimizer, schedule = model.optimizer(STEPS)
+    if state is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    for step in range(first, end):
+        for terms in model.losses(batch_of(4, seed=step), Progress(step, STEPS, seeded(step))):
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            schedule.step()
+    return copy.deepcopy({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()})
+
+
+# --- networks
+
+
+def test_parameters_as_in_the_paper() -> None:
+    with torch.device("meta"):
+        model = DiffusionAD(paper_settings())
+    unet, segmentation = model.networks.unet, model.networks.segmentation
+    assert num_parameters(unet) == 131_654_403
+    assert num_parameters(unet.input) == 3_584
+    assert num_parameters(unet.time) == 328_704
+    assert num_parameters(unet.middle) == 11_020_288
+    assert num_parameters(unet.output) == 3_715
+    assert 1 + len(unet.down) == 18
+    assert len(unet.up) == 18
+    assert num_parameters(segmentation) == 28_373_569
+    assert sum(buffer.numel() for buffer in segmentation.buffers()) == 14_107
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("width", "side", "segmentation_width", "millions", "gigaflop"),
+    [
+        (128, 256, 64, (131.7, 28.4), 2 * 563.2 + 76.0),
+        (64, 256, 32, (33.0, 7.1), 304),
+        (128, 128, 64, (127.7, 28.4), 371),
+        (64, 128, 32, (32.0, 7.1), 96),
+    ],
+)
+def test_cost_as_documented(
+    width: int, side: int, segmentation_width: int, millions: tuple[float, float], gigaflop: float
+) -> None:
+    unet = {**PAPER_UNET, "width": width, "image_size": side}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model = DiffusionAD(paper_settings(unet=unet, segmentation_width=segmentation_width)).eval()
+        model(torch.rand(1, 3, 256, 256))
+    parts = (model.networks.unet, model.networks.segmentation)
+    assert [num_parameters(part) / 1e6 for part in parts] == pytest.approx(millions, abs=0.05)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gigaflop, abs=0.5)
+
+
+@pytest.mark.parametrize(("channels", "number"), [(128, 361_344), (256, 1_312_512)])
+def test_parameters_of_a_residual_block(channels: int, number: int) -> None:
+    with torch.device("meta"):
+        assert num_parameters(ResidualBlock(channels, channels, embedding=512)) == number
+
+
+def test_parameters_of_an_attention() -> None:
+    with torch.device("meta"):
+        assert num_parameters(Attention(256, heads=4)) == 263_680
+
+
+def test_skips_of_the_unet_as_in_the_paper() -> None:
+    with torch.device("meta"):
+        unet = UNet(UNetConfig.model_validate(PAPER_UNET))
+    sizes = []
+    for stage in [unet.input, *unet.down]:
+        stage.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape[1:3])))
+    unet(torch.empty(1, 3, 256, 256, device="meta"), torch.zeros(1, dtype=torch.long, device="meta"))
+    expected = "128@256 128@256 128@256 128@128 128@128 128@128 128@64 256@64 256@64 256@32 256@32 256@32 256@16 "
+    expected += "512@16 512@16 512@8 512@8 512@8"
+    assert sizes == [tuple(map(int, entry.split("@"))) for entry in expected.split()]
+
+
+@torch.no_grad()
+def test_the_unet_is_zero_until_it_is_trained() -> None:
+    unet = build().networks.unet
+    assert (unet(torch.rand(2, 3, SIZE, SIZE), torch.tensor([0, 999])) == 0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_one_unet_takes_any_size(size: int) -> None:
+    unet = randomised(build().networks.unet, seed=1)
+    image = torch.rand(2, 3, size, size, generator=seeded(2))
+    step = torch.tensor([10, 700])
+    output = unet(image, step)
+    assert output.shape == image.shape
+    assert not torch.equal(output, unet(image, step.flip(0)))  # the step matters
+    torch.testing.assert_close(unet(image.flip(0), step.flip(0)), output.flip(0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [32, 96])
+def test_segmentation_gives_a_logit_per_pixel(size: int) -> None:
+    network = SegmentationNet(width=4)
+    image = torch.rand(2, 3, size, size, generator=seeded(1))
+    assert network(image, image).shape == (2, 1, size, size)
+
+
+@torch.no_grad()
+def test_a_residual_block_is_its_skip_until_it_is_trained() -> None:
+    image = torch.rand(2, 8, 6, 6, generator=seeded(1))
+    embedding = torch.rand(2, 32, generator=seeded(2))
+    assert torch.equal(ResidualBlock(8, 8, embedding=32)(image, embedding), image)
+    widening = ResidualBlock(8, 12, embedding=32)
+    assert torch.equal(widening(image, embedding), widening.skip(image))
+
+
+@torch.no_grad()
+def test_a_residual_block_by_hand() -> None:
+    block = randomised(ResidualBlock(8, 12, embedding=32), seed=1)
+    x, embedding = torch.randn(2, 8, 6, 6, generator=seeded(2)), torch.randn(2, 32, generator=seeded(3))
+    h = F.group_norm(x, 2, block.norm1.weight, block.norm1.bias, eps=1e-5)
+    h = F.conv2d(h * torch.sigmoid(h), block.conv1.weight, block.conv1.bias, padding=1)
+    h = h + (embedding @ block.shift.weight.T + block.shift.bias)[:, :, None, None]
+    h = F.group_norm(h, 1, block.norm2.weight, block.norm2.bias, eps=1e-5)
+    h = F.conv2d(h * torch.sigmoid(h), block.conv2.weight, block.conv2.bias, padding=1)
+    skip = torch.einsum("oi,nihw->nohw", block.skip.weight[:, :, 0, 0], x) + block.skip.bias[:, None, None]
+    torch.testing.assert_close(block(x, embedding), h + skip)
+
+
+@torch.no_grad()
+def test_both_branches_of_a_block_are_resampled() -> None:
+    unet = build().networks.unet
+    halving, doubling = unet.down[1].block, unet.up[1].upsampling
+    image = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 8, 4, 4)
+    embedding = torch.zeros(1, 32)
+    averages = torch.tensor([[2.5, 4.5], [10.5, 12.5]])
+    assert torch.equal(halving(image, embedding)[0, 0], averages)
+    repeated = image[0, 0].repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(doubling(image.repeat(1, 2, 1, 1), embedding)[0, 0], repeated)
+    for block, size in ((halving, 2), (doubling, 8)):
+        randomised(block, seed=1)
+        channels = block.conv1.in_channels
+        assert block(torch.rand(1, channels, 4, 4), embedding).shape == (1, channels, size, size)
+
+
+@torch.no_grad()
+def test_attention_position_by_position() -> None:
+    attention = randomised(Attention(8, heads=2), seed=1, scale=0.5)
+    image = torch.randn(1, 8, 2, 3, generator=seeded(2))
+    columns = attention.qkv(attention.norm(image))[0].flatten(1)  # (24, 6)
+    attended = torch.empty(8, 6)
+    for head in range(2):
+        query, key, value = columns[12 * head : 12 * (head + 1)].split(4)  # 12 channels per head, in this order
+        for position in range(6):
+            weights = torch.softmax(torch.stack([query[:, position] @ key[:, k] / 2 for k in range(6)]), 0)
+            attended[4 * head : 4 * (head + 1), position] = value @ weights
+    torch.testing.assert_close(attention(image), image + attention.output(attended.view(1, 8, 2, 3)))
+
+
+@torch.no_grad()
+def test_attention_is_the_identity_until_it_is_trained() -> None:
+    image = torch.randn(1, 8, 4, 4)
+    assert torch.equal(Attention(8, heads=2)(image), image)
+
+
+@torch.no_grad()
+def test_time_embedding_is_made_of_sines_and_cosines() -> None:
+    module = TimeEmbedding(width=8)
+    seen = []
+    module.layers.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    module(torch.tensor([0, 437]))
+    angles = [437 / 10_000 ** (k / 4) for k in range(4)]
+    expected = [[0.0] * 4 + [1.0] * 4, [*map(math.sin, angles), *map(math.cos, angles)]]
+    torch.testing.assert_close(seen[0], torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (512, 32), (1024, 32), (64, 16), (16, 4), (24, 2), (8, 2)])
+def test_groups_have_four_channels_or_more(channels: int, groups: int) -> None:
+    assert GroupNorm(channels).num_groups == groups
+
+
+def test_group_normalisation_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("torch.nn.functional.group_norm", lambda x, *_others: seen.append(x.dtype) or x)
+    assert GroupNorm(8)(torch.rand(1, 8, 4, 4).bfloat16()).dtype == torch.bfloat16
+    assert seen == [torch.float32]
+
+
+def test_recomputing_levels_changes_no_gradient() -> None:
+    plain = build(unet=small_unet(multipliers=[1, 1, 2]))
+    thrifty = build(unet=small_unet(multipliers=[1, 1, 2], recomputed_levels=2))
+    recomputed = [stage.recomputed for stage in [*thrifty.networks.unet.down, *thrifty.networks.unet.up]]
+    assert recomputed == [True] * 4 + [False] * 3 + [True] * 4
+    for model in (plain, thrifty):
+        randomised(model, seed=1)
+        step = Progress(0, STEPS, seeded(0))
+        sum(next(model.losses(batch_of(4, seed=1), step)).values()).backward()
+    for (name, expected), found in zip(plain.named_parameters(), thrifty.parameters(), strict=True):
+        assert torch.equal(found.grad, expected.grad), name
+    for expected, found in zip(plain.buffers(), thrifty.buffers(), strict=True):
+        assert torch.equal(found, expected)  # batch statistics are taken once
+
+
+# --- diffusion
+
+
+def test_signal_shares_as_in_the_paper() -> None:
+    table = {
+        0: 0.99990000,
+        100: 0.89514159,
+        200: 0.65634701,
+        299: 0.39641976,
+        300: 0.39401112,
+        400: 0.19357201,
+        500: 0.07779666,
+        600: 0.02556749,
+        999: 0.00004036,
+    }
+    shares = np.array(signal_shares())
+    assert shares.shape == (1000,)
+    assert 0 < shares.min() < shares.max() < 1
+    assert (np.diff(shares) < 0).all()
+    assert {step: shares[step] for step in table} == pytest.approx(table, abs=1e-8)
+    betas = 1 - shares / np.array([1, *shares[:-1]])
+    assert betas.sum() == pytest.approx(10.05)
+    assert shares[999] == pytest.approx(4.036e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize(("step", "tolerance"), [(0, 1e-6), (200, 1e-6), (400, 1e-6), (999, 1e-4)])
+def test_one_step_with_the_exact_noise_recovers_the_image(step: int, tolerance: float) -> None:
+    image = smooth_images(2, seed=1)
+    scale = random_scale(torch.tensor([step, step]), seed=2)
+    noisy = scale.noised(image)
+    share = signal_shares()[step]
+    expected = math.sqrt(share) * image + math.sqrt(1 - share) * scale.noise
+    torch.testing.assert_close(noisy, expected, atol=1e-6, rtol=0)
+    assert (scale.denoised(noisy, scale.noise) - image).abs().max() < tolerance
+
+
+@pytest.mark.parametrize(("small_step", "big_step"), [(0, 300), (200, 400), (299, 999), (120, 599)])
+def test_the_blend_is_norm_guided_denoising(small_step: int, big_step: int) -> None:
+    """The authors' four lines: guide, guide noised with the predicted noise, guided noise, one step."""
+    image = smooth_images(3, seed=1)
+    small = random_scale(torch.tensor([small_step] * 3), seed=2)
+    big = random_scale(torch.tensor([big_step] * 3), seed=3)
+    small_noise, big_noise = (
+        scale.noise + 0.3 * torch.randn(image.shape, generator=seeded(4 + index))
+        for index, scale in enumerate((small, big))
+    )
+    noisy_small, noisy_big = small.noised(image), big.noised(image)
+    guide = big.denoised(noisy_big, big_noise).clamp(-1, 1)
+    noised_guide = small.signal * guide + small.sigma * small_noise
+    guided_noise = small_noise - small.sigma * (noised_guide - noisy_small)
+    expected = small.denoised(noisy_small, guided_noise).clamp(-1, 1)
+    found = guided(small.denoised(noisy_small, small_noise), big.denoised(noisy_big, big_noise), small.sigma)
+    assert (found - expected).abs().max() < 1e-6
+
+
+def test_the_blend_at_the_steps_of_inference() -> None:
+    sigma = math.sqrt(1 - signal_shares()[200])
+    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    assert float(guided(one, zero, sigma)) == pytest.approx(0.6563, abs=1e-4)
+    assert float(guided(zero, one, sigma)) == pytest.approx(0.3437, abs=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3, 0.78, 1.0])
+def test_the_blend_lies_between_the_reconstructions(sigma: float) -> None:
+    small = 2 * torch.randn(2, 3, 8, 8, generator=seeded(1))
+    big = 2 * torch.randn(2, 3, 8, 8, generator=seeded(2))
+    blend = guided(small, big, sigma)
+    ends = torch.stack([small.clamp(-1, 1), big.clamp(-1, 1)])
+    assert (blend >= ends.amin(0) - 1e-6).all()
+    assert (blend <= ends.amax(0) + 1e-6).all()
+    if sigma == 0:
+        assert torch.equal(blend, ends[0])
+    if sigma == 1:
+        assert torch.equal(blend, ends[1])
+
+
+class Oracle(nn.Module):
+    """Predicts what it is told, and notes what it sees."""
+
+    def __init__(self, noise: Tensor) -> None:
+        super().__init__()
+        self.noise = noise
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, noisy: Tensor, step: Tensor) -> Tensor:
+        self.calls.append((noisy, step))
+        return self.noise
+
+
+def test_the_exact_noise_gives_the_image_back_in_one_call() -> None:
+    image = smooth_images(2, seed=1)
+    small = random_scale(torch.tensor([5, 250]), seed=2)
+    big = random_scale(torch.tensor([300, 550]), seed=3)
+    oracle = Oracle(torch.cat([small.noise, big.noise]))
+    denoised = denoise(oracle, image, small, big)
+    torch.testing.assert_close(denoised.image, image, atol=1e-5, rtol=0)
+    assert torch.equal(denoised.small_noise, small.noise)
+    assert torch.equal(denoised.big_noise, big.noise)
+    ((noisy, step),) = oracle.calls
+    assert torch.equal(noisy, torch.cat([small.noised(image), big.noised(image)]))
+    assert step.tolist() == [5, 250, 300, 550]
+
+
+def test_gradients_of_the_reconstruction() -> None:
+    image = smooth_images(1, seed=1)
+    small, big = random_scale(torch.tensor([200]), seed=2), random_scale(torch.tensor([400]), seed=3)
+    noise = torch.cat([small.noise, big.noise]) + 0.4 * torch.randn(2, 3, SIZE, SIZE, generator=seeded(4))
+    noise.requires_grad_()
+    reconstruction = denoise(Oracle(noise), image, small, big).image
+    reconstruction.sum().backward()
+    share_small, share_big = signal_shares()[200], signal_shares()[400]
+    alive = reconstruction.detach().abs() < 1
+    unclamped_guide = big.denoised(big.noised(image), noise.detach()[1:]).abs() < 1
+    assert 0.5 < alive.float().mean() < 1
+    assert 0.3 < unclamped_guide.float().mean() < 1
+    by_small = -share_small * math.sqrt(1 / share_small - 1)
+    by_big = -(1 - share_small) * math.sqrt(1 / share_big - 1)
+    torch.testing.assert_close(noise.grad[:1], by_small * alive.float())
+    torch.testing.assert_close(noise.grad[1:], by_big * (alive & unclamped_guide).float())
+
+
+# --- losses
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_focal_loss_at_one_half(target: float) -> None:
+    logits = torch.zeros(2, 1, 4, 4)
+    assert float(focal_loss(logits, torch.full_like(logits, target))) == pytest.approx(0.021661, abs=1e-6)
+
+
+def test_focal_loss_pixel_by_pixel() -> None:
+    logits = torch.tensor([[-2.0, 0.3], [1.5, -0.1]]).view(1, 1, 2, 2)
+    target = torch.tensor([[0.0, 1.0], [0.25, 1.0]]).view(1, 1, 2, 2)
+    total = 0.0
+    for logit, y in zip(logits.flatten().tolist(), target.flatten().tolist(), strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        entropy = -(y * math.log(p) + (1 - y) * math.log(1 - p))
+        total += 0.5 * (1 - math.exp(-entropy)) ** 4 * entropy
+    assert float(focal_loss(logits, target)) == pytest.approx(total / 4)
+
+
+def test_focal_loss_vanishes_only_where_the_target_is_met() -> None:
+    certain = torch.tensor([-200.0, 200.0]).view(1, 1, 1, 2)
+    assert float(focal_loss(certain, certain.sigmoid())) == 0
+    assert float(focal_loss(certain, 1 - certain.sigmoid())) == pytest.approx(100)
+    soft = torch.full((1, 1, 1, 2), 0.3)
+    best = torch.logit(soft)
+    assert float(focal_loss(best, soft)) > 0  # the entropy of a soft target remains
+
+
+def test_noise_loss_counts_normal_images_only() -> None:
+    noise = torch.zeros(3, 3, 2, 2)
+    predicted = torch.tensor([1.0, 10.0, 2.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
+    assert float(noise_loss(noise, predicted, torch.tensor([False, True, False]))) == pytest.approx((1 + 4) / 2)
+    assert float(noise_loss(noise, predicted, torch.tensor([True, True, True]))) == 0
+
+
+def test_reconstruction_loss_counts_corrupted_images_only() -> None:
+    image = torch.zeros(3, 3, 2, 2)
+    reconstruction = torch.tensor([1.0, -0.5, 0.1]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
+    assert float(reconstruction_loss(reconstruction, image, torch.tensor([False, True, True]))) == pytest.approx(0.3)
+    assert float(reconstruction_loss(reconstruction, image, torch.tensor([False] * 3))) == 0
+
+
+def test_losses_before_the_first_step() -> None:
+    """As the authors' networks start: 1 for the noise of each scale, and a segmentation that says one half."""
+    model = build(batch_size=8, segmentation_width=16)
+    terms = model.terms(
+        smooth_images(8, seed=1),
+        sample_of(8, seed=1, corrupted=[True, False] * 4),
+        random_scale(torch.arange(8) * 30, seed=2),
+        random_scale(300 + torch.arange(8) * 30, seed=3),
+    )
+    assert set(terms) == {"noise", "focal", "smooth_l1"}
+    values = {name: float(value.detach()) for name, value in terms.items()}
+    assert values["noise"] == pytest.approx(2.005, abs=0.03)
+    assert values["focal"] == pytest.approx(0.108, abs=0.05)
+    assert values["smooth_l1"] == pytest.approx(0.125, abs=0.04)
+
+
+def test_terms_are_the_paper_s() -> None:
+    """Smooth L1 of differences up to 1 is half their square, and the sum is noise + 5 focal + smooth L1."""
+    model = build()
+    randomised(model.networks, seed=1)
+    sample = sample_of(4, seed=1, corrupted=[True, False, True, False])
+    small, big = random_scale(torch.tensor([0, 9, 100, 299]), seed=2), random_scale(torch.tensor([300] * 4), seed=3)
+    found = model.terms(sample.image, sample, small, big)
+    model = copy.deepcopy(model)
+    denoised = denoise(model.networks.unet, sample.image, small, big)
+    logits = model.networks.segmentation(sample.image, denoised.image)
+    normal = [1, 3]
+    noise = sum(
+        (predicted - scale.noise)[normal].square().mean()
+        for predicted, scale in ((denoised.small_noise, small), (denoised.big_noise, big))
+    )
+    torch.testing.assert_close(found["noise"], noise)
+    torch.testing.assert_close(found["focal"], 5 * focal_loss(logits, sample.mask))
+    torch.testing.assert_close(found["smooth_l1"], ((logits.sigmoid() - sample.mask) ** 2 / 2).mean())
+
+
+def test_a_batch_of_defects_trains_the_unet_through_the_segmentation() -> None:
+    model = build()
+    randomised(model.networks, seed=1)
+    sample = sample_of(4, seed=1, corrupted=[True] * 4)
+    small, big = random_scale(torch.tensor([10, 100, 200, 299]), 2), random_scale(torch.tensor([300, 400, 500, 599]), 3)
+    terms = model.terms(sample.image, sample, small, big)
+    assert float(terms["noise"].detach()) == 0
+    torch.stack(list(terms.values())).sum().backward()
+    gradients = [parameter.grad for parameter in model.networks.unet.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert all(gradient.any() for gradient in gradients)
+
+
+def test_the_order_of_a_batch_does_not_matter() -> None:
+    model = build(reconstruction_weight=1.0)
+    randomised(model.networks, seed=1)
+    normal, sample = smooth_images(4, seed=1), sample_of(4, seed=1, corrupted=[True, False, True, False])
+    small, big = random_scale(torch.tensor([0, 9, 100, 299]), 2), random_scale(torch.tensor([300, 400, 500, 599]), 3)
+    order = torch.tensor([2, 0, 3, 1])
+    expected = model.terms(normal, sample, small, big)
+    shuffled = Synthesised(sample.image[order], sample.mask[order], sample.label[order])
+    found = model.terms(normal[order], shuffled, *(Scale(*(part[order] for part in scale)) for scale in (small, big)))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_the_reconstruction_term_asks_for_the_image_before_the_defect() -> None:
+    model = build(reconstruction_weight=0.5)
+    model.networks.unet = Oracle(torch.zeros(()))
+    normal, sample = smooth_images(4, seed=1), sample_of(4, seed=1, corrupted=[True, False, True, False])
+    small, big = random_scale(torch.tensor([0] * 4), 2), random_scale(torch.tensor([300] * 4), 3)
+    model.networks.unet.noise = torch.cat([small.noise, big.noise])  # gives back the image with its defect
+    terms = model.terms(normal, sample, small, big)
+    expected = 0.5 * (sample.image - normal)[sample.label].abs().mean()
+    torch.testing.assert_close(terms["reconstruction"], expected, atol=1e-5, rtol=1e-4)
+
+
+def draws(
+    model: DiffusionAD, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> Iterator[tuple[Synthesised, Scale, Scale]]:
+    """What `losses` draws in each step, without the networks' work."""
+    seen: list[tuple[Synthesised, Scale, Scale]] = []
+    zero = {"noise": torch.zeros((), requires_grad=True)}
+    monkeypatch.setattr(model, "terms", lambda _normal, *drawn: seen.append(drawn) or zero)
+    for step in range(steps):
+        next(model.losses(batch_of(4, seed=step), Progress(step, steps, seeded(step))))
+    yield from seen
+
+
+@pytest.mark.parametrize("end", [310, 1000])
+def test_scales_are_drawn_below_and_above_the_boundary(end: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = list(draws(build(big_steps_end=end), monkeypatch, steps=100))
+    small, big = (torch.cat([scales[index].step for scales in drawn]) for index in (1, 2))
+    assert 0 <= small.min() < 15
+    assert 285 < small.max() < 300
+    assert 300 <= big.min() < 300 + 0.05 * (end - 300) + 1
+    assert end - 0.05 * (end - 300) - 1 <= big.max() < end
+    assert all(len(set(scale.step.tolist())) > 1 for _, scale, _ in drawn)  # of each image its own
+    shares = torch.tensor(signal_shares(), dtype=torch.float64)
+    for _, *scales in drawn:
+        for scale in scales:
+            torch.testing.assert_close(scale.signal.flatten() ** 2, shares[scale.step].float())
+            torch.testing.assert_close(scale.signal**2 + scale.sigma**2, torch.ones(4, 1, 1, 1))
+    noise = torch.stack([scale.noise for _, *scales in drawn for scale in scales])
+    assert float(noise.mean()) == pytest.approx(0, abs=0.01)
+    assert float(noise.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_a_step_draws_the_same_whatever_was_drawn_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    first = list(draws(model, monkeypatch, steps=3))
+    torch.rand(7)
+    again = list(draws(model, monkeypatch, steps=3))
+    for (sample, *scales), (other, *other_scales) in zip(first, again, strict=True):
+        assert torch.equal(sample.image, other.image)
+        for scale, other_scale in zip(scales, other_scales, strict=True):
+            assert torch.equal(scale.step, other_scale.step)
+            assert torch.equal(scale.noise, other_scale.noise)
+    assert not torch.equal(first[0][1].noise, first[1][1].noise)
+
+
+def test_textures_and_foreground_reach_the_synthesis(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def note(image: Tensor, texture: Tensor, foreground: Tensor, config: object, generator: object) -> Synthesised:
+        seen.update(image=image, texture=texture, foreground=foreground, config=config, generator=generator)
+        return sample_of(4, seed=0, corrupted=[True, False, True, False])
+
+    monkeypatch.setattr("anomaly_models.diffusion_ad.synthesise", note)
+    model, batch, generator = build(), batch_of(4, seed=1), seeded(0)
+    next(model.losses(batch, Progress(0, STEPS, generator)))
+    assert seen["image"] is batch.image
+    assert seen["texture"] is batch.texture
+    assert seen["foreground"] is batch.foreground
+    assert seen["config"] is model.config.synthesis
+    assert seen["generator"] is generator
+
+
+def test_bf16_is_close_to_float32() -> None:
+    sample = sample_of(4, seed=1, corrupted=[True, False, True, False])
+    small, big = random_scale(torch.tensor([0, 9, 100, 299]), 2), random_scale(torch.tensor([300, 400, 500, 599]), 3)
+    terms = {}
+    for precision in ("float32", "bf16"):
+        model = build(precision=precision)
+        randomised(model.networks, seed=1)
+        terms[precision] = model.terms(sample.image, sample, small, big)
+        assert all(value.dtype == torch.float32 for value in terms[precision].values())
+    for name, value in terms["float32"].items():
+        assert value != terms["bf16"][name]
+        torch.testing.assert_close(terms["bf16"][name], value, rtol=0.05, atol=0)
+
+
+# --- optimisation
+
+
+def test_the_paper_s_schedule_swings_the_segmentation_rate_every_20_steps() -> None:
+    assert [swinging(step) for step in (0, 5, 10, 15, 20, 40)] == pytest.approx([1, 0.5, 0, 0.5, 1, 1])
+    assert sum(swinging(step) for step in range(20)) / 20 == pytest.approx(0.5)
+    parameter = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.Adam([parameter], lr=1e-5)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    expected = []
+    for _ in range(30):
+        optimizer.step()
+        expected.append(optimizer.param_groups[0]["lr"])
+        reference.step()
+    assert [1e-5 * swinging(step) for step in range(30)] == pytest.approx(expected, abs=1e-12)
+
+
+def rates_of(model: DiffusionAD) -> list[list[float]]:
+    optimizer, schedule = model.optimizer(STEPS)
+    rates = []
+    for _ in range(STEPS):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+def test_each_network_has_its_own_rate() -> None:
+    paper = rates_of(build(schedule="paper", learning_rate=1e-4, segmentation_learning_rate=1e-5))
+    assert [unet for unet, _ in paper] == [1e-4] * STEPS
+    assert [segmentation for _, segmentation in paper] == pytest.approx([1e-5 * swinging(n) for n in range(STEPS)])
+    cosine = rates_of(build(schedule="cosine", learning_rate=1e-4, segmentation_learning_rate=1e-5))
+    rate = warm_up_and_fall(STEPS)
+    assert cosine == [pytest.approx([1e-4 * rate(n), 1e-5 * rate(n)]) for n in range(STEPS)]
+
+
+def test_the_default_schedule_rises_and_falls() -> None:
+    rate = warm_up_and_fall(1000)
+    assert [rate(0), rate(24), rate(49)] == pytest.approx([1 / 50, 0.5, 1], rel=0.01)
+    assert rate(500) == pytest.approx(0.5)
+    assert rate(999) == pytest.approx(0, abs=1e-5)
+    assert rate(999) > 0
+    assert warm_up_and_fall(1)(0) == 1
+
+
+def test_the_optimiser_holds_all_that_is_trained() -> None:
+    model = build(ema_decay=0.9)
+    optimizer, _ = model.optimizer(STEPS)
+    unet, segmentation = optimizer.param_groups
+    assert unet["params"] == list(model.networks.unet.parameters())
+    assert segmentation["params"] == list(model.networks.segmentation.parameters())
+    assert num_parameters(model) == num_parameters(model.networks)
+    assert optimizer.defaults["weight_decay"] == 0
+    assert optimizer.defaults["betas"] == (0.9, 0.999)
+
+
+def test_gradients_are_clipped_network_by_network() -> None:
+    model = build(gradient_clip=2.0)
+    optimizer, _ = model.optimizer(STEPS)
+    for network, size in ((model.networks.unet, 100.0), (model.networks.segmentation, 1e-4)):
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, size)
+    optimizer.step()
+    long = torch.cat([parameter.grad.flatten() for parameter in model.networks.unet.parameters()])
+    assert float(long.norm()) == pytest.approx(2, rel=1e-4)
+    assert all((parameter.grad == 1e-4).all() for parameter in model.networks.segmentation.parameters())
+
+
+def test_gradients_are_left_alone_without_a_limit() -> None:
+    model = build(gradient_clip=None)
+    optimizer, _ = model.optimizer(STEPS)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 100)
+    optimizer.step()
+    assert all((parameter.grad == 100).all() for parameter in model.parameters())
+
+
+def test_training_goes_on_from_a_checkpoint_with_the_same_bits() -> None:
+    changes = {"ema_decay": 0.9, "gradient_clip": 1.0}
+    whole, half = build(**changes), build(**changes)
+    train(whole, end=4)
+    state = train(half, end=2)
+    torch.manual_seed(123)
+    resumed = DiffusionAD(settings(**changes))
+    resumed.load_state_dict(half.state_dict())
+    train(resumed, first=2, end=4, state=state)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+# --- average
+
+
+def test_the_average_moves_by_its_decay_statistics_included() -> None:
+    networks, averaged = Networks(settings()), build(ema_decay=0.9).averaged
+    assert averaged is not None
+    before = copy.deepcopy(averaged.state_dict())
+    networks.segmentation.encoder[0][1].running_mean.fill_(3)
+    networks.segmentation.encoder[0][1].num_batches_tracked.fill_(7)
+    average(averaged, networks, decay=0.75)
+    for name, value in networks.state_dict().items():
+        expected = 0.75 * before[name] + 0.25 * value if value.is_floating_point() else value
+        torch.testing.assert_close(averaged.state_dict()[name], expected, msg=name)
+
+
+def test_the_average_of_a_constant_is_the_constant() -> None:
+    model = build(ema_decay=0.999)
+    assert model.averaged is not None
+    assert model.averaged.state_dict().keys() == model.networks.state_dict().keys()
+    for name, value in model.networks.state_dict().items():
+        assert torch.equal(model.averaged.state_dict()[name], value), name
+
+
+def test_the_average_follows_each_step_and_warms_up() -> None:
+    model = build(ema_decay=0.5)
+    expected = model.networks.unet.output[2].bias.detach().clone()
+    optimizer, _ = model.optimizer(STEPS)
+    for step, decay in enumerate([1 / 10, 2 / 11, 3 / 12]):
+        for terms in model.losses(batch_of(4, seed=step), Progress(step, STEPS, seeded(step))):
+            optimizer.zero_grad()
+            sum(terms.values()).backward()
+            optimizer.step()
+        expected = decay * expected + (1 - decay) * model.networks.unet.output[2].bias.detach()
+        torch.testing.assert_close(model.averaged.unet.output[2].bias, expected)
+    for _ in model.losses(batch_of(4, seed=9), Progress(1000, STEPS, seeded(9))):
+        pass
+    expected = 0.5 * expected + 0.5 * model.networks.unet.output[2].bias.detach()
+    torch.testing.assert_close(model.averaged.unet.output[2].bias, expected)
+
+
+@torch.no_grad()
+def test_the_average_is_what_scores_images() -> None:
+    image = smooth_images(2, seed=1)
+    plain, averaging = build(ema_decay=0.0).eval(), build(ema_decay=0.9).eval()
+    assert plain.averaged is None
+    before = averaging(image).anomaly_map
+    randomised(averaging.networks, seed=1)
+    assert torch.equal(averaging(image).anomaly_map, before)
+    average(averaging.averaged, averaging.networks, decay=0.0)
+    randomised(plain.networks, seed=1)
+    assert torch.equal(averaging(image).anomaly_map, plain(image).anomaly_map)
+    assert not torch.equal(averaging(image).anomaly_map, before)
+
+
+# --- inference
+
+
+def trained_randomly(**changes: object) -> DiffusionAD:
+    model = build(**changes).eval()
+    randomised(model.networks, seed=1)
+    randomised(model.networks.segmentation.output, seed=2, scale=2)
+    for part in model.networks.segmentation.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.add_(0.1)
+            part.running_var.mul_(0.3)
+    if model.averaged is not None:
+        average(model.averaged, model.networks, decay=0.0)
+    return model
+
+
+@torch.no_grad()
+def test_inference_by_hand() -> None:
+    """Constants of the paper's setting, t = 200 and 400, as worked out from the table."""
+    model, image = trained_randomly(), smooth_images(2, seed=1)
+    noisy_small = 0.8101525 * image + 0.5862192 * model.noise[0]
+    noisy_big = 0.4399682 * image + 0.8980134 * model.noise[1]
+    unet = model.networks.unet
+    small = 1.234336 * noisy_small - 0.723591 * unet(noisy_small, torch.tensor([200, 200]))
+    big = 2.272892 * noisy_big - 2.041087 * unet(noisy_big, torch.tensor([400, 400]))
+    reconstruction = (0.656347 * small + 0.343653 * big.clamp(-1, 1)).clamp(-1, 1)
+    expected = torch.sigmoid(model.networks.segmentation(image, reconstruction))
+    found = model(image)
+    torch.testing.assert_close(found.anomaly_map, expected, atol=1e-5, rtol=0)
+    best = expected.flatten(1).sort(dim=1, descending=True).values[:, :50]
+    torch.testing.assert_close(found.score, best.mean(dim=1), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_stored_noise_is_always_the_same() -> None:
+    torch.manual_seed(1)
+    first = DiffusionAD(settings()).noise
+    torch.manual_seed(2)
+    second = DiffusionAD(settings()).noise
+    assert torch.equal(first, second)
+    assert first.shape == (2, 1, 3, SIZE, SIZE)
+    assert not torch.equal(first[0], first[1])
+    assert float(first.mean()) == pytest.approx(0, abs=0.03)
+    assert float(first.std()) == pytest.approx(1, abs=0.03)
+    assert "noise" in build().state_dict()
+
+
+@torch.no_grad()
+def test_building_draws_the_same_weights_with_and_without_an_average() -> None:
+    plain, averaging = build(ema_decay=0.0).networks, build(ema_decay=0.9).networks
+    for expected, found in zip(plain.parameters(), averaging.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_score_is_the_mean_of_the_highest_pixels() -> None:
+    anomaly_map = torch.tensor([[0.1, 0.9], [0.5, 0.7]]).view(1, 1, 2, 2)
+    assert float(top_mean(anomaly_map, 1)) == pytest.approx(0.9)
+    assert float(top_mean(anomaly_map, 3)) == pytest.approx(0.7)
+    assert float(top_mean(anomaly_map, 4)) == pytest.approx(0.55)
+
+
+def test_properties_of_the_score() -> None:
+    anomaly_map = torch.rand(3, 1, 16, 16, generator=seeded(1))
+    score = top_mean(anomaly_map, 50)
+    assert torch.equal(top_mean(torch.full((2, 1, 16, 16), 0.25), 50), torch.full((2,), 0.25))
+    order = torch.randperm(256, generator=seeded(2))
+    torch.testing.assert_close(top_mean(anomaly_map.flatten(2)[..., order].view_as(anomaly_map), 50), score)
+    assert (top_mean(anomaly_map + 0.1 * torch.rand(3, 1, 16, 16, generator=seeded(3)), 50) > score).all()
+    tied = anomaly_map.clone()
+    tied.flatten(1)[:, 10:60] = 2  # a view
+    assert torch.equal(top_mean(tied, 50), torch.full((3,), 2.0))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("unet_size", [64, 32, 16])
+def test_the_unet_may_see_a_smaller_picture(unet_size: int) -> None:
+    model = build(unet=small_unet(image_size=unet_size, attention_sizes=[unet_size // 2])).eval()
+    seen = []
+    model.networks.unet.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
+    assert model(smooth_images(3, seed=1)).anomaly_map.shape == (3, 1, SIZE, SIZE)
+    assert seen == [(6, 3, unet_size, unet_size)]
+    terms = next(model.losses(batch_of(4, seed=1), Progress(0, STEPS, seeded(0))))
+    assert all(value.isfinite() for value in terms.values())
+
+
+def test_a_smaller_picture_is_made_of_averages() -> None:
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    assert torch.equal(reduced(image, 4), image)
+    assert torch.equal(reduced(image, 2), torch.tensor([[2.5, 4.5], [10.5, 12.5]]).view(1, 1, 2, 2))
+
+
+# --- export
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_folding_changes_nothing_but_rounding(ema_decay: float) -> None:
+    model, image = trained_randomly(ema_decay=ema_decay), smooth_images(3, seed=2)
+    before = copy.deepcopy(model.state_dict())
+    expected, found = model(image), model.exportable()(image)
+    assert expected.anomaly_map.std() > 0.01
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.score, expected.score, atol=1e-5, rtol=0)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_folding_leaves_no_step_and_no_batch_normalisation() -> None:
+    folded = trained_randomly().exportable()
+    parts = [type(part).__name__ for part in folded.modules()]
+    assert parts.count("StoredShift") == sum(isinstance(part, ResidualBlock) for part in folded.modules()) > 0
+    assert not {"Linear", "TimeEmbedding", "BatchNorm2d"} & set(parts)
+
+
+@torch.no_grad()
+def test_exported_graph_agrees_and_holds_no_embedding(tmp_path: Path) -> None:
+    model = trained_randomly(unet=small_unet(image_size=32, attention_sizes=[16]))
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(
+        model.exportable(),
+        (smooth_images(2, seed=1),),
+        path,
+        dynamo=True,
+        opset_version=18,
+        verbose=False,
+        external_data=False,
+        input_names=["image"],
+        output_names=["anomaly_map", "score"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+    )
+    operations = {node.op_type for node in onnx.load(path).graph.node}
+    assert not {"Sin", "Cos", "Gemm", "BatchNormalization", "RandomNormal"} & operations
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for number in (1, 4):
+        image = smooth_images(number, seed=3)
+        expected = model(image)
+        for found, reference in zip(session.run(None, {"image": image.numpy()}), expected, strict=True):
+            np.testing.assert_allclose(found, reference.numpy(), rtol=0, atol=1e-5)
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 80}, "image_size must be a multiple of 32 for DiffusionAD; found 80"),
+        (
+            {"unet": small_unet(image_size=48, attention_sizes=[])},
+            "unet.image_size must be image_size 64, or it halved some times; found 48",
+        ),
+        ({"unet": small_unet(image_size=128, attention_sizes=[])}, "unet.image_size must be image_size 64"),
+        ({"top_pixels": 64 * 64 + 1}, "top_pixels must be at most the 4096 pixels; found 4097"),
+        ({"unet": small_unet(multipliers=[1] * 8, attention_sizes=[])}, "must be a multiple of 128, found 64"),
+        ({"unet": small_unet(attention_sizes=[16])}, r"sides of levels, \[64, 32\]; found \[16\]"),
+        ({"unet": small_unet(heads=3)}, "heads must divide the 16 channels of a level; found 3"),
+        ({"unet": small_unet(width=6)}, "multiple of 4"),
+        ({"small_step": 300}, "less than 300"),
+        ({"big_step": 299}, "greater than or equal to 300"),
+        ({"big_steps_end": 300}, "greater than 300"),
+        ({"big_steps_end": 1001}, "less than or equal to 1000"),
+        ({"schedule": "cyclic"}, "'cosine' or 'paper'"),
+        ({"ema_decay": 1.0}, "less than 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        settings(**changes)
+
+
+@pytest.mark.slow
+def test_squares_score_above_normal_images_after_a_short_fit() -> None:
+    model = build(segmentation_width=8, batch_size=8, steps=200, ema_decay=0.99)
+    model.train()
+    optimizer, schedule = model.optimizer(200)
+    for step in range(200):
+        for terms in model.losses(batch_of(8, seed=step), Progress(step, 200, seeded(step))):
+            optimizer.zero_grad(set_to_none=True)
+            sum(terms.values()).backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    normal = smooth_images(8, seed=10_000)
+    faulty = normal.clone()
+    faulty[:, :, 20:36, 24:40] = torch.rand(8, 3, 16, 16, generator=seeded(1))
+    with torch.no_grad():
+        prediction = model(faulty)
+        assert (prediction.score.median() > model(normal).score).float().mean() > 0.8
+    inside = prediction.anomaly_map[:, :, 20:36, 24:40].mean()
+    assert inside > 3 * prediction.anomaly_map.mean()

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import Tensor
+
+from anomaly_models.common import feature_cache
+from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.feature_cache import FeatureCache
+
+
+class Counting(Backbone):
+    """Notes how many images it has seen."""
+
+    seen = 0
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.seen += len(image)
+        return super().forward(image)
+
+
+@pytest.fixture
+def backbone() -> Counting:
+    torch.manual_seed(0)
+    return Counting(BackboneConfig(name="test_resnet", weights="embedded", layers=(1, 2)))
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_maps_are_the_backbones_and_do_not_depend_on_what_is_known(backbone: Counting, image: Tensor) -> None:
+    cache, rows = FeatureCache(), torch.tensor([7, 2, 5, 0])
+    first = cache(backbone, image, rows)
+    for layer, expected in zip(first, backbone(image), strict=True):
+        torch.testing.assert_close(layer, expected)
+        assert not layer.requires_grad
+    for found in (cache(backbone, image, rows), cache(backbone, image, None), FeatureCache()(backbone, image, rows)):
+        assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True))
+    one = cache(backbone, image[2:3], rows[2:3])
+    assert all(torch.equal(a, b[2:3]) for a, b in zip(one, first, strict=True))
+
+
+def test_a_row_is_computed_once_and_an_unknown_image_each_time(backbone: Counting, image: Tensor) -> None:
+    cache = FeatureCache()
+    cache(backbone, image, torch.tensor([3, 1, 3, 2]))
+    assert backbone.seen == 3
+    cache(backbone, image[:2], torch.tensor([2, 9]))
+    assert backbone.seen == 4
+    cache(backbone, image, None)
+    assert backbone.seen == 8
+    cache.clear()
+    cache(backbone, image[:1], torch.tensor([3]))
+    assert backbone.seen == 9
+
+
+def test_what_does_not_fit_is_computed_anew(backbone: Counting, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(layer[:1].numel() * 4 for layer in backbone(image))
+    monkeypatch.setattr(feature_cache, "CACHE_BYTES", 2 * size)
+    cache, backbone.seen = FeatureCache(), 0
+    for expected in (4, 6):  # rows 0 and 1 fit
+        cache(backbone, image, torch.arange(4))
+        assert backbone.seen == expected

@@ -65,7 +65,8 @@ class PreparedData:
         if self._masks is not None and masked:
             mask_rows = [entry.mask_row for entry in entries if entry.mask_row is not None]
             mask[masked] = rearrange(self._masks.gather(mask_rows), "b h w -> b 1 h w").float()
-        return Batch(image=image, mask=mask, label=torch.tensor([entry.label for entry in entries], device=self.device))
+        label = torch.tensor([entry.label for entry in entries], device=self.device)
+        return Batch(image=image, mask=mask, label=label, row=torch.tensor(rows, dtype=torch.long))
 
     def batches(self, split: Split, batch_size: int) -> "SplitBatches":
         """The whole split in the order of the index; the last batch may be smaller."""

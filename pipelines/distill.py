@@ -44,7 +44,9 @@ from anomaly_models.efficient_ad import (
     MIN_STD,
     ChannelStatistics,
     ImageNetNormalisation,
+    Precision,
     Width,
+    convolutions_in,
     grey,
     patch_description_network,
 )
@@ -77,7 +79,7 @@ _GREY_STREAM = 2  # which photos are grey is apart from their order, drawn by th
 class DistillConfig(BaseModel):
     """An entry of the section `distill`: the model that the teacher is for is its name.
 
-    The paper: 256 px, 60,000 steps of 16, 1e-4, 1e-5, layers 2 and 3 of wide_resnet101_2.tv_in1k, ImageNet.
+    The paper: 256 px, 60,000 steps of 16, 1e-4, 1e-5, float32, layers 2 and 3 of wide_resnet101_2.tv_in1k, ImageNet.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -90,6 +92,7 @@ class DistillConfig(BaseModel):
     batch_size: PositiveInt
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat
+    precision: Precision  # of the network's convolutions while it learns; the backbone always runs in float32
     seed: NonNegativeInt
 
 
@@ -220,8 +223,9 @@ class Distillation(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, width: Width) -> None:
+    def __init__(self, width: Width, precision: Precision) -> None:
         super().__init__()
+        self.precision: Precision = precision
         self.normalise = ImageNetNormalisation()
         self.network = patch_description_network(width, padded=True)
         self.register_buffer("mean", torch.zeros(1, CHANNELS[width], 1, 1))
@@ -239,7 +243,9 @@ class Distillation(nn.Module):
 
     def losses(self, batch: Described, progress: Progress) -> Iterator[dict[str, Tensor]]:  # noqa: ARG002
         target = (batch.description - self.mean) / self.std
-        yield {"distillation": F.mse_loss(self.network(self.normalise(batch.image)), target)}
+        with convolutions_in(self.precision, batch.image.device):
+            description = self.network(self.normalise(batch.image))
+        yield {"distillation": F.mse_loss(description.float(), target)}
 
 
 def distill(
@@ -310,7 +316,7 @@ def _fit(
     console: Console,
 ) -> Distillation:
     torch.manual_seed(config.seed)
-    module = Distillation(config.width).to(device)
+    module = Distillation(config.width, config.precision).to(device)
     optimizer = torch.optim.Adam(
         module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )

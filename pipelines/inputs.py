@@ -1,4 +1,8 @@
-"""What the training of some models reads besides a category: EfficientAD's teacher and penalty images."""
+"""What the training of some models reads besides normal images of a category.
+
+EfficientAD: a teacher and penalty images. DiffusionAD: textures and where the part is. BGAD: real anomalies and where
+the part is.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -7,11 +11,18 @@ from pathlib import Path
 import torch
 
 from anomaly_models.base import AnomalyModel, Batch, Config
+from anomaly_models.bgad import BGADConfig
+from anomaly_models.diffusion_ad import DiffusionADConfig
 from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig
+from pipelines.anomalies import WithAnomalies, anomalies_warning
 from pipelines.arrays import BatchSource
+from pipelines.data import PreparedData
 from pipelines.errors import WeightsError
+from pipelines.foregrounds import WithForeground
 from pipelines.paths import Project
-from pipelines.penalty import PenaltyImages, WithPenalty
+from pipelines.penalty import WithPenalty
+from pipelines.photo_sets import PhotoSet
+from pipelines.textures import WithTextures
 from pipelines.weights import load_pretrained, load_teacher_into
 
 
@@ -20,8 +31,10 @@ class Inputs:
     """Where they are, and a hash of each: another teacher makes another model."""
 
     model_name: str
+    config: Config
     teacher: Path | None
-    penalty: PenaltyImages | None
+    penalty: PhotoSet | None
+    textures: PhotoSet | None
     version: dict[str, str]
 
     def load_into(self, model: AnomalyModel) -> None:
@@ -35,9 +48,22 @@ class Inputs:
             assert isinstance(model, EfficientAD)
             load_teacher_into(model, self.teacher, _remedy(self.model_name))
 
-    def added_to(self, batches: BatchSource[Batch]) -> BatchSource[Batch]:
-        """The training batches, with penalty images where the model wants them."""
-        return batches if self.penalty is None else WithPenalty(batches, self.penalty)
+    def added_to(self, data: PreparedData) -> BatchSource[Batch]:
+        """The training batches of `data`, with all that the model wants in them."""
+        batches: BatchSource[Batch] = data
+        if isinstance(self.config, BGADConfig):
+            batches = WithAnomalies(data, self.config.anomalies_per_batch)
+        if isinstance(self.config, BGADConfig | DiffusionADConfig) and not data.index.surface:
+            batches = WithForeground(batches)
+        if self.penalty is not None:
+            batches = WithPenalty(batches, self.penalty)
+        if self.textures is not None:
+            batches = WithTextures(batches, self.textures)
+        return batches
+
+    def warning(self, data: PreparedData) -> str | None:
+        """What the model would like to have and `data` does not hold; it learns without."""
+        return anomalies_warning(data) if isinstance(self.config, BGADConfig) else None
 
 
 def find_inputs(model_name: str, config: Config, project: Project, device: torch.device) -> Inputs:
@@ -45,19 +71,22 @@ def find_inputs(model_name: str, config: Config, project: Project, device: torch
 
     Raises:
         WeightsError: the teacher's file is not there.
-        StageError: the penalty images are not there, or of another size.
+        StageError: the penalty images or textures are not there, or of another size.
     """
-    if not isinstance(config, EfficientADConfig):
-        return Inputs(model_name, None, None, {})
-    teacher = project.root / config.teacher
-    if not teacher.is_file():
-        raise WeightsError(f"teacher {teacher}: no such file; {_remedy(model_name)}")
-    version = {"teacher_sha256": hashlib.sha256(teacher.read_bytes()).hexdigest()}
-    penalty = None
-    if config.penalty_weight > 0:
-        penalty = PenaltyImages(project.penalty(model_name), config.image_size, device)
-        version["penalty_sha256"] = penalty.sha256
-    return Inputs(model_name, teacher, penalty, version)
+    teacher = penalty = textures = None
+    version = {}
+    if isinstance(config, EfficientADConfig):
+        teacher = project.root / config.teacher
+        if not teacher.is_file():
+            raise WeightsError(f"teacher {teacher}: no such file; {_remedy(model_name)}")
+        version["teacher_sha256"] = hashlib.sha256(teacher.read_bytes()).hexdigest()
+        if config.penalty_weight > 0:
+            penalty = PhotoSet(project.penalty(model_name), config.image_size, device, "penalty")
+            version["penalty_sha256"] = penalty.sha256
+    if isinstance(config, DiffusionADConfig):
+        textures = PhotoSet(project.textures(model_name), config.image_size, device, "textures")
+        version["textures_sha256"] = textures.sha256
+    return Inputs(model_name, config, teacher, penalty, textures, version)
 
 
 def _remedy(model_name: str) -> str:

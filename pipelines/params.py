@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, RootModel, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    RootModel,
+    ValidationError,
+)
 
 from pipelines.download import DownloadParams
 from pipelines.errors import ParamsError
@@ -41,6 +50,11 @@ class DataConfig(_Section):
         list[Annotated[str, Field(pattern=_NAME)]], Field(min_length=1), AfterValidator(_distinct_names)
     ]
 
+    @property
+    def name(self) -> str:
+        """What the data set is called: its folder."""
+        return Path(self.root).resolve().name
+
 
 class TrainConfig(_Section):
     seed: NonNegativeInt
@@ -50,11 +64,18 @@ class EvaluateConfig(_Section):
     resolution: Literal["prepared", "native"]  # where pixels are compared: mask down, or map up
     pixel_metrics: Literal["exact", "streaming"]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of good parts; the threshold is set for it
+    bootstrap: Annotated[int, Field(ge=50)]  # drawn test sets, for intervals and comparisons
 
 
 class ExportConfig(_Section):
     opset: Annotated[int, Field(ge=18)]
-    tolerance: Annotated[float, Field(gt=0)]  # largest difference of a map or score to the original
+    tolerance: Annotated[float, Field(gt=0)]  # largest difference of a map or score, absolute up to 1, relative above
+
+
+class LatencyConfig(_Section):
+    threads: PositiveInt  # of ONNX Runtime
+    seconds: Annotated[float, Field(gt=0)]  # of measuring images one by one, and as long again in batches
+    batch_size: PositiveInt  # images at once, for the throughput
 
 
 class TrackingConfig(_Section):
@@ -62,18 +83,24 @@ class TrackingConfig(_Section):
 
 
 class Params(_Section):
-    """The whole file. `models`, `distill` and `penalty` are plain mappings where their check was not asked for."""
+    """The whole file.
+
+    `models`, `distill`, `penalty` and `textures` are plain mappings where their check was not asked for.
+    """
 
     download: dict[str, Any]  # checked as pipelines.download.DownloadParams
     data: DataConfig
     prepare: PrepareConfig
     photos: Annotated[str, Field(min_length=1)]  # folder of everyday pictures, for teachers and penalty images
+    texture_photos: Annotated[str, Field(min_length=1)]  # folder of pictures of surfaces, for synthetic defects
     distill: dict[str, Any]  # by the model that the teacher is for; checked as pipelines.distill.TeacherConfig
-    penalty: dict[str, Any]  # by the model that the images are for; checked as pipelines.penalty.PenaltyConfig
+    penalty: dict[str, Any]  # by the model that the images are for; checked as pipelines.penalty.Penalties
+    textures: dict[str, Any]  # by the model that they are for; checked as pipelines.textures.TextureSets
     models: Annotated[dict[str, Any], Field(min_length=1)]
     train: TrainConfig
     evaluate: EvaluateConfig
     export: ExportConfig
+    latency: LatencyConfig
     tracking: TrackingConfig
 
     def model_config_of(self, model: str) -> "Config":
@@ -96,7 +123,9 @@ class Params(_Section):
             listed = ", ".join(self.data.categories)
             raise ParamsError(f"category '{category}' is not in params.yaml, whose data.categories lists: {listed}")
 
-    def entry(self, section: Literal["distill", "penalty"], model: str, schema: type[RootModel[dict[str, T]]]) -> T:
+    def entry(
+        self, section: Literal["distill", "penalty", "textures"], model: str, schema: type[RootModel[dict[str, T]]]
+    ) -> T:
         """What `section` says for `model`, validated.
 
         Raises:
@@ -170,6 +199,7 @@ def load_params(path: Path, *, check_models: bool) -> Params:
     params: Params | None = None
     try:
         params = Params.model_validate(raw)
+        problems += _surface_problems(params)
     except ValidationError as error:
         problems += problems_in(error, "", Params, raw)
     problems += _section_problems(raw, "download", DownloadParams)
@@ -182,6 +212,14 @@ def load_params(path: Path, *, check_models: bool) -> Params:
         raise refusal(path, problems)
     assert params is not None
     return params
+
+
+def _surface_problems(params: Params) -> list[str]:
+    return [
+        f"prepare.surfaces: '{name}' is not among data.categories{_hint(name, params.data.categories)}"
+        for name in params.prepare.surfaces
+        if name not in params.data.categories
+    ]
 
 
 def _section_problems(raw: dict[str, Any], name: str, schema: type[BaseModel]) -> list[str]:
@@ -199,15 +237,17 @@ def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> lis
     """What the models read must be made, and at their size."""
     from pipelines.distill import Teachers
     from pipelines.penalty import Penalties
+    from pipelines.textures import TextureSets
 
-    problems = _section_problems(raw, "distill", Teachers) + _section_problems(raw, "penalty", Penalties)
+    schemas: dict[str, type[BaseModel]] = {"distill": Teachers, "penalty": Penalties, "textures": TextureSets}
+    problems = [problem for name, schema in schemas.items() for problem in _section_problems(raw, name, schema)]
     sizes = _at(raw, "prepare", "image_sizes")
     problems += [
         f"models.{name}.image_size = {config.image_size}: not one of prepare.image_sizes {sizes}"
         for name, config in configs.items()
         if isinstance(sizes, list) and config.image_size not in sizes
     ]
-    for section, key in (("distill", "width"), ("penalty", "image_size")):
+    for section, key in (("distill", "width"), ("penalty", "image_size"), ("textures", "image_size")):
         for name in raw.get(section) or {}:
             if name not in (raw.get("models") or {}):
                 problems.append(f"{section}.{name}: for a model that is not in models")

@@ -38,6 +38,10 @@ class Project:
     def export(self, model: str, category: str) -> Path:
         return self.root / "exported" / model / category
 
+    def latency(self, model: str, category: str) -> Path:
+        """How fast the exported file answers, on the machine that measured it."""
+        return self.root / "latency" / model / f"{category}.json"
+
     def teacher(self, model: str) -> Path:
         """What `distill` makes for a model."""
         return self.root / "pretrained" / model / "teacher"
@@ -45,6 +49,10 @@ class Project:
     def penalty(self, model: str) -> Path:
         """What `penalty` makes for a model."""
         return self.root / "pretrained" / model / "penalty"
+
+    def textures(self, model: str) -> Path:
+        """What `textures` makes for a model."""
+        return self.root / "pretrained" / model / "textures"
 
     @property
     def reports(self) -> Path:

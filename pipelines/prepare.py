@@ -31,7 +31,7 @@ from pipelines import images
 from pipelines.errors import DatasetError, ImageError, StageError
 from pipelines.files import atomic_folder, read_json, write_json
 
-FORMAT = 1  # of a prepared folder; raised when what is written changes
+FORMAT = 2  # of a prepared folder; raised when what is written changes
 
 Layout = Literal["mvtec", "folder"]
 Split = Literal["train", "holdout", "anomalous_train", "test"]
@@ -43,7 +43,23 @@ INDEX_FILE = "index.json"
 _SILENTLY_IGNORED = frozenset({"license.txt", "readme.txt", "thumbs.db", "desktop.ini"})
 _PROBLEMS_SHOWN = 10
 _CHUNK = 64  # images decoded before the next are started: bounds memory, whatever the size of the category
+_ANOMALY_STREAM = 1  # apart from the draws of normal images, which the same seed orders
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+
+
+class AnomalousTrainConfig(BaseModel):
+    """Section `prepare.anomalous_train`: the real anomalies that supervised methods may learn from.
+
+    They leave the test split for every model, so that all rows of a report are on the same test. `spread` is the
+    published protocol of BGAD (Yao et al., CVPR 2023): count // T of each of the T types, the rest at random; at least
+    half of each type stays. `one_type` is the open-set protocol: all from one type, drawn by the seed, and nothing else
+    of that type is tested on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    count: NonNegativeInt  # per category, at the most
+    protocol: Literal["spread", "one_type"]
 
 
 class PrepareConfig(BaseModel):
@@ -55,6 +71,8 @@ class PrepareConfig(BaseModel):
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
     test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only
+    anomalous_train: AnomalousTrainConfig
+    surfaces: list[str]  # categories that fill the image: no part stands out from a background
     seed: NonNegativeInt
 
     @field_validator("image_sizes")
@@ -88,7 +106,8 @@ class PreparedIndex:
     image_sizes: tuple[int, ...]
     white_level: int
     has_masks: bool
-    counts: Mapping[str, int]  # train, holdout, test_normal, test_anomalous
+    surface: bool  # the category fills the image
+    counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous
     data_sha256: str  # of every image and mask used, with its path
     warnings: tuple[str, ...]  # one line each, for the user
     images: tuple[IndexedImage, ...]
@@ -335,8 +354,8 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def _count(number: int, noun: str) -> str:
-    return f"1 {noun}" if number == 1 else f"{number} {noun}s"
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"1 {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- masks
@@ -444,14 +463,92 @@ def _split(
         holdout = _flatten(drawn)
     train = _flatten(groups)
     _warn_test(train + holdout, test_normal, listing, digests, findings)
+    taught, tested = _draw_anomalies(source, listing.anomalous, digests, config, findings)
     return [
         *(_Item(path, "train", GOOD, None) for path in sorted(train)),
         *(_Item(path, "holdout", GOOD, None) for path in sorted(holdout)),
+        *(_Item(path, "anomalous_train", listing.anomalous[path], masks.get(path)) for path in sorted(taught)),
         *(
             _Item(path, "test", listing.anomalous.get(path, GOOD), masks.get(path))
-            for path in sorted([*test_normal, *listing.anomalous])
+            for path in sorted([*test_normal, *tested])
         ),
     ]
+
+
+def _draw_anomalies(
+    source: Path,
+    anomalous: Mapping[str, str],
+    digests: Mapping[str, str],
+    config: PrepareConfig,
+    findings: _Findings,
+) -> tuple[list[str], list[str]]:
+    """Share the anomalies out: (those to learn from, those to test on). Files of the same bytes stay together."""
+    by_type: defaultdict[str, list[str]] = defaultdict(list)
+    for path in sorted(anomalous):
+        by_type[anomalous[path]].append(path)
+    count = config.anomalous_train.count
+    if count == 0 or not by_type:
+        return [], list(anomalous)
+    # A stream of its own: the normal images' splits are the same whatever is asked for here.
+    rng = np.random.default_rng([config.seed, _ANOMALY_STREAM])
+    types = {name: _shuffled(_same_content(paths, digests), rng) for name, paths in sorted(by_type.items())}
+    if config.anomalous_train.protocol == "one_type":
+        return _draw_one_type(source, types, count, rng, findings)
+    taken = _spread(types, count, rng)
+    if len(taken) < count:
+        findings.warnings.append(
+            f"{len(taken)} of {_count(len(anomalous), 'anomaly', 'anomalies')} to learn from, where "
+            f"prepare.anomalous_train.count asks for {count}: at least half of each type is kept for the test"
+        )
+    return taken, [path for path in anomalous if path not in taken]
+
+
+def _spread(types: Mapping[str, list[list[str]]], count: int, rng: np.random.Generator) -> list[str]:
+    """`count` // T images of each of the T types and the rest from all that is left, at most half of each type."""
+    room = {name: sum(map(len, groups)) // 2 for name, groups in types.items()}
+    taken: list[str] = []
+    left: list[tuple[str, list[str]]] = []
+    for name, groups in types.items():
+        share = min(count // len(types), room[name])
+        for group in groups:
+            if len(group) <= share:
+                taken += group
+                share -= len(group)
+                room[name] -= len(group)
+            else:
+                left.append((name, group))
+    for index in rng.permutation(len(left)):
+        name, group = left[index]
+        if len(group) <= min(room[name], count - len(taken)):
+            taken += group
+            room[name] -= len(group)
+    return taken
+
+
+def _draw_one_type(
+    source: Path, types: Mapping[str, list[list[str]]], count: int, rng: np.random.Generator, findings: _Findings
+) -> tuple[list[str], list[str]]:
+    if len(types) < 2:
+        findings.problem(
+            f"{source}: one type of defect ({_some(types)}), but prepare.anomalous_train.protocol is one_type, which "
+            "tests on the other types; take spread"
+        )
+        return [], []
+    chosen = list(types)[rng.integers(len(types))]
+    taken: list[str] = []
+    for group in types[chosen]:
+        if len(taken) + len(group) <= count:
+            taken += group
+    unused = sum(map(len, types[chosen])) - len(taken)
+    findings.warnings.append(
+        f"{_count(len(taken), 'anomaly', 'anomalies')} of type {chosen} to learn from, {unused} more of it in no "
+        "split: one_type tests on the other types"
+    )
+    return taken, [path for name, groups in types.items() if name != chosen for path in _flatten(groups)]
+
+
+def _shuffled(groups: list[list[str]], rng: np.random.Generator) -> list[list[str]]:
+    return [groups[index] for index in rng.permutation(len(groups))]
 
 
 def _same_content(paths: list[str], digests: Mapping[str, str]) -> list[list[str]]:
@@ -651,9 +748,11 @@ def _index(
         image_sizes=tuple(config.image_sizes),
         white_level=config.white_level,
         has_masks=bool(mask_rows),
+        surface=category in config.surfaces,
         counts={
             "train": sum(entry.split == "train" for entry in entries),
             "holdout": sum(entry.split == "holdout" for entry in entries),
+            "anomalous_train": sum(entry.split == "anomalous_train" for entry in entries),
             "test_normal": sum(entry.split == "test" and not entry.label for entry in entries),
             "test_anomalous": sum(entry.split == "test" and entry.label for entry in entries),
         },

@@ -29,6 +29,7 @@ from pipelines.files import atomic_folder, write_json
 from pipelines.inputs import Inputs, find_inputs
 from pipelines.params import Params
 from pipelines.paths import Project
+from pipelines.prepare import INDEX_FILE
 from pipelines.progress import progress_bar
 from pipelines.resumable import Work
 
@@ -60,9 +61,13 @@ class Schedule:
 
 @dataclass(slots=True)
 class _LossLog:
-    """Loss terms averaged between the points of the curve, held back until the checkpoint that covers them."""
+    """Loss terms averaged between the points of the curve, held back until the checkpoint that covers them.
+
+    `progress_percent` goes with them: an axis on which runs of different length lie over one another.
+    """
 
     every: int
+    total: int
     points: list[tuple[str, float, int]] = field(default_factory=list)
     _sums: dict[str, float] = field(default_factory=dict)
     _count: int = 0
@@ -72,6 +77,7 @@ class _LossLog:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         if (step + 1) % self.every == 0:
+            self.points.append(("progress_percent", 100 * (step + 1) / self.total, step + 1))
             self.points += [(f"loss.{name}", value / self._count, step + 1) for name, value in self._sums.items()]
             self._sums, self._count = {}, 0
 
@@ -103,7 +109,7 @@ def train(
     }
     work = Work(
         title=f"{model_name} on {category}",
-        run_name=tracking.cell_name(model_name, category),
+        run_name=tracking.cell_name(model_name, category, params.train.seed),
         folder=project.work(model_name, category),
         tags=tracking.cell_tags(model_name, category),
     )
@@ -112,8 +118,13 @@ def train(
         work.locked(),
         work.tracked(settings, _sources(model_name), device, project.root, experiment) as (checkpoint, run),
     ):
-        run.dataset(category, data.index.data_sha256, project.root / params.data.root / category)
-        run.tags({"data_sha256": data.index.data_sha256})
+        source = project.root / params.data.root / category
+        run.dataset(f"{params.data.name}/{category}", data.index.data_sha256, source)
+        run.tags({"data_set": params.data.name, "data_sha256": data.index.data_sha256, "seed": params.train.seed})
+        run.file(project.prepared(category) / INDEX_FILE, "data")  # which image is in which split
+        if warning := inputs.warning(data):
+            console.print(f"warning: {warning}", markup=False, highlight=False)
+            run.tags({"warning": warning})
         try:
             model, summary = _fit(inputs, config, params.train.seed, data, device, checkpoint, run, console)
         except contract.ModelError as error:
@@ -181,7 +192,7 @@ def run_steps(
         TrainingDiverged: a term is not finite; the parameters are those before the step.
     """
     seed, first, total = schedule.seed, schedule.first, schedule.total
-    log = _LossLog(every=max(1, total // LOG_POINTS))
+    log = _LossLog(every=max(1, total // LOG_POINTS), total=total)
     generator = torch.Generator(device=data.device)
     saved = time.monotonic()
     learner.module.train()
@@ -190,7 +201,7 @@ def run_steps(
         task = bar.add_task("train", total=total, completed=first, rate="", loss="")
         rate = _Rate(first)
         for step in range(first, total):
-            generator.manual_seed(_step_seed(seed, step))
+            generator.manual_seed(step_seed(seed, step))
             batch = data.training_batch(seed, step, schedule.batch_size)
             for terms in learner.losses(batch, contract.Progress(step, total, generator)):
                 log.add(_optimise(terms, learner.training, step), step)
@@ -219,7 +230,7 @@ def _optimise(terms: dict[str, Tensor], training: tuple[Optimizer, LRScheduler],
     return values
 
 
-def _step_seed(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int) -> int:
     """A seed for one step's generator; consecutive integers would give related streams in some generators."""
     return (seed * 1_000_003 + step * 7_919 + 0x9E3779B97F4A7C15) % 2**63
 

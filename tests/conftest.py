@@ -43,14 +43,18 @@ def tiny_params() -> dict[str, Any]:
     return {
         "download": {"demo_textures": {"image_size": 64, "per_class": 1, "seed": 0}},
         "data": {"root": "images", "categories": [CATEGORY]},
-        "prepare": {"image_sizes": [64], "white_level": 65535, "holdout": 0.25, "test_normal": 0.25, "seed": 0},
+        "prepare": {"image_sizes": [64], "white_level": 65535, "holdout": 0.25, "test_normal": 0.25, "seed": 0}
+        | {"anomalous_train": {"count": 0, "protocol": "spread"}, "surfaces": []},
         "photos": "data/demo_textures",
+        "texture_photos": "data/demo_textures",
         "distill": {},
         "penalty": {},
+        "textures": {},
         "models": {"fapm": copy.deepcopy(FAPM)},
         "train": {"seed": 0},
-        "evaluate": {"resolution": "prepared", "pixel_metrics": "exact", "false_alarm_rate": 0.2},
+        "evaluate": {"resolution": "prepared", "pixel_metrics": "exact", "false_alarm_rate": 0.2, "bootstrap": 50},
         "export": {"opset": 18, "tolerance": 1.0e-4},
+        "latency": {"threads": 1, "seconds": 0.05, "batch_size": 2},
         "tracking": {"experiment": "tests"},
     }
 
@@ -170,6 +174,7 @@ class MeanColour(AnomalyModel):
         distance = (batch.image.mean((2, 3)) + noise - self.centre).square().mean()
         yield {"distance": distance, "monitor": distance.detach() * 0}
 
+    @torch.no_grad()
     def calibrate(self, holdout: Any) -> None:
         self.scale = torch.cat([self._distance(batch.image).flatten() for batch in holdout]).max()
 

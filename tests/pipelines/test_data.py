@@ -12,10 +12,18 @@ from pipelines import data, images
 from pipelines.arrays import to_image
 from pipelines.data import PreparedData
 from pipelines.errors import StageError
-from pipelines.prepare import PrepareConfig, prepare
+from pipelines.prepare import AnomalousTrainConfig, PrepareConfig, prepare
 
 SIZE = 8
-CONFIG = PrepareConfig(image_sizes=[SIZE, 4], white_level=65535, holdout=0.3, test_normal=0.2, seed=0)
+CONFIG = PrepareConfig(
+    image_sizes=[SIZE, 4],
+    white_level=65535,
+    holdout=0.3,
+    test_normal=0.2,
+    anomalous_train=AnomalousTrainConfig(count=0, protocol="spread"),
+    surfaces=[],
+    seed=0,
+)
 CPU = torch.device("cpu")
 
 

@@ -16,11 +16,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from anomaly_models.base import Progress
 from anomaly_models.efficient_ad import grey, patch_description_network
 from pipelines import distill as module
 from pipelines import train
 from pipelines.distill import (
     DescribedPhotos,
+    Distillation,
     DistillConfig,
     PatchDescriptions,
     distill,
@@ -45,6 +47,7 @@ CONFIG = DistillConfig.model_validate(
         "batch_size": 3,
         "learning_rate": 1e-3,
         "weight_decay": 1e-5,
+        "precision": "float32",
         "seed": 0,
     }
 )
@@ -145,6 +148,26 @@ def test_a_photo_is_grey_for_both_networks_or_for_none(arrays, descriptions, mon
         seen = colour[row : row + 1]
         seen = grey(seen).expand_as(seen) if is_grey[place] else seen
         torch.testing.assert_close(batch.description[place], descriptions(seen)[0], rtol=1e-3, atol=2e-3)
+
+
+# --- learning
+
+
+def test_bf16_is_close_and_leaves_the_loss_in_float32(arrays, descriptions) -> None:
+    batch = DescribedPhotos(arrays, SIZE, descriptions, seed=0).training_batch(0, 0, 4)
+    progress = Progress(0, 1, torch.Generator())
+    losses, gradients = [], []
+    for precision in ("float32", "bf16"):
+        torch.manual_seed(0)
+        distillation = Distillation("tiny", precision)
+        (loss,) = next(distillation.losses(batch, progress)).values()
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(distillation.network[0].weight.grad)
+    assert losses[1].dtype == gradients[1].dtype == torch.float32
+    assert losses[1] != losses[0]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=0)
+    assert F.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), dim=0) > 0.99
 
 
 # --- the run
@@ -253,7 +276,14 @@ def test_a_missing_backbone_is_one_line(project: Project) -> None:
 
 def test_settings_have_no_defaults_and_no_strangers() -> None:
     values = CONFIG.model_dump()
-    for change in ({"image_size": 100}, {"image_size": 32}, {"steps": 0}, {"width": "large"}, {"grey": 0.1}):
+    for change in (
+        {"image_size": 100},
+        {"image_size": 32},
+        {"steps": 0},
+        {"width": "large"},
+        {"precision": "fp16"},
+        {"grey": 0.1},
+    ):
         with pytest.raises(ValidationError):
             DistillConfig.model_validate(values | change)
     for name in values:

@@ -88,9 +88,14 @@ def test_a_flipped_decision_is_refused_whatever_the_tolerance(project, monkeypat
 
 
 def test_nan_is_never_within_the_tolerance():
-    assert module._difference(np.array([np.nan], np.float32), torch.zeros(1)) == float("inf")
+    assert module._difference(np.array([np.nan], np.float32), np.zeros(1, np.float32)) == float("inf")
     with pytest.raises(ExportError):
         Parity(8, 1e-4, float("inf"), 0.0, 0.0, 0, "1.0").check("fapm", CATEGORY)
+
+
+def test_differences_are_absolute_up_to_one_and_relative_above():
+    assert module._difference(np.array([0.5, 700.7]), np.array([0.4, 700.0])) == pytest.approx(0.1)
+    assert module._difference(np.array([0.5, -707.0]), np.array([0.5, -700.0])) == pytest.approx(0.01)
 
 
 @pytest.mark.usefixtures("evaluated")

@@ -13,11 +13,12 @@ from anomaly_models.base import Batch
 from pipelines.errors import DatasetError, StageError
 from pipelines.files import read_json
 from pipelines.paths import Project
-from pipelines.penalty import PenaltyConfig, PenaltyImages, WithPenalty, make_penalty
+from pipelines.penalty import WithPenalty, make_penalty
+from pipelines.photo_sets import PhotoSet, PhotoSetConfig
 
 SIZE = 16
 CPU = torch.device("cpu")
-CONFIG = PenaltyConfig(image_size=SIZE, limit=100)
+CONFIG = PhotoSetConfig(image_size=SIZE, limit=100)
 
 
 def quiet() -> Console:
@@ -60,7 +61,7 @@ def test_the_same_photos_give_the_same_bytes(root, made, tmp_path):
 
 
 def test_a_limit_takes_from_all_classes(root, tmp_path):
-    config = PenaltyConfig(image_size=SIZE, limit=4)
+    config = PhotoSetConfig(image_size=SIZE, limit=4)
     assert make_penalty(config, root / "photos", tmp_path / "few", quiet()) == 4
     names = read_json(tmp_path / "few/index.json")["photos"]
     assert names == ["class0/0.png", "class0/2.png", "class1/5.png", "class1/7.png"]
@@ -68,19 +69,19 @@ def test_a_limit_takes_from_all_classes(root, tmp_path):
 
 def test_an_empty_folder_is_one_line_and_the_old_images_stay(root, made, tmp_path):
     (tmp_path / "empty").mkdir()
-    config = PenaltyConfig(image_size=SIZE, limit=4)
+    config = PhotoSetConfig(image_size=SIZE, limit=4)
     with pytest.raises(DatasetError, match=r"^[^\n]*empty: holds no photos[^\n]*$"):
         make_penalty(config, tmp_path / "empty", made, quiet())
-    assert len(PenaltyImages(made, SIZE, CPU)) == 10
+    assert len(PhotoSet(made, SIZE, CPU, "penalty")) == 10
 
 
 def test_a_stream_is_a_function_of_seed_and_step(made):
-    penalty = PenaltyImages(made, SIZE, CPU)
+    penalty = PhotoSet(made, SIZE, CPU, "penalty")
     images = penalty.images(0, 3, 4)
     assert images.shape == (4, 3, SIZE, SIZE)
     assert images.dtype == torch.float32
     assert 0 <= float(images.min()) < float(images.max()) <= 1
-    assert torch.equal(images, PenaltyImages(made, SIZE, CPU).images(0, 3, 4))
+    assert torch.equal(images, PhotoSet(made, SIZE, CPU, "penalty").images(0, 3, 4))
     assert not torch.equal(images, penalty.images(0, 4, 4))
     assert not torch.equal(images, penalty.images(1, 3, 4))
     epoch = penalty.images(0, 0, 10).flatten(1)
@@ -95,7 +96,7 @@ def test_batches_get_as_many_penalty_images_as_they_have_images(made):
             image = torch.full((batch_size, 3, SIZE, SIZE), seed + step / 10)
             return Batch(image, torch.zeros(batch_size, 1, SIZE, SIZE), torch.zeros(batch_size, dtype=torch.bool))
 
-    penalty = PenaltyImages(made, SIZE, CPU)
+    penalty = PhotoSet(made, SIZE, CPU, "penalty")
     source = WithPenalty(Parts(), penalty)
     batch = source.training_batch(2, 5, 3)
     assert source.device == CPU
@@ -106,14 +107,14 @@ def test_batches_get_as_many_penalty_images_as_they_have_images(made):
 
 def test_missing_and_outdated_images_name_the_verb(made, tmp_path):
     with pytest.raises(StageError, match=r"^[^\n]*no penalty images; run `blemish penalty efficient_ad`$"):
-        PenaltyImages(Project(tmp_path).penalty("efficient_ad"), SIZE, CPU)
+        PhotoSet(Project(tmp_path).penalty("efficient_ad"), SIZE, CPU, "penalty")
     with pytest.raises(StageError, match=r"of 16 pixels, but the model's image_size is 32; set penalty.efficient_ad"):
-        PenaltyImages(made, 32, CPU)
+        PhotoSet(made, 32, CPU, "penalty")
 
 
 def test_settings_have_no_defaults_and_no_strangers():
     for change in ({"limit": 0}, {"image_size": "16"}, {"grey": 0.3}):
         with pytest.raises(ValidationError):
-            PenaltyConfig.model_validate(CONFIG.model_dump() | change)
+            PhotoSetConfig.model_validate(CONFIG.model_dump() | change)
     with pytest.raises(ValidationError, match="limit"):
-        PenaltyConfig.model_validate({"image_size": 16})
+        PhotoSetConfig.model_validate({"image_size": 16})

@@ -15,9 +15,17 @@ from pydantic import ValidationError
 from pipelines import images
 from pipelines.errors import DatasetError, ImageError, StageError
 from pipelines.files import DiskFull
-from pipelines.prepare import IndexedImage, PrepareConfig, PreparedIndex, prepare
+from pipelines.prepare import AnomalousTrainConfig, IndexedImage, PrepareConfig, PreparedIndex, prepare
 
-CONFIG = PrepareConfig(image_sizes=[16, 8], white_level=65535, holdout=0.2, test_normal=0.2, seed=0)
+CONFIG = PrepareConfig(
+    image_sizes=[16, 8],
+    white_level=65535,
+    holdout=0.2,
+    test_normal=0.2,
+    anomalous_train=AnomalousTrainConfig(count=0, protocol="spread"),
+    surfaces=[],
+    seed=0,
+)
 WIDTH, HEIGHT = 30, 20
 INSPECTION = next(
     (root for root in (parent / "shared/data/inspection" for parent in Path(__file__).parents[2:4]) if root.is_dir()),
@@ -99,7 +107,7 @@ def test_mvtec_layout(mvtec):
     assert index.category == "nut"
     assert index.has_masks
     assert index.warnings == ()
-    assert index.counts == {"train": 8, "holdout": 2, "test_normal": 2, "test_anomalous": 3}
+    assert index.counts == {"train": 8, "holdout": 2, "anomalous_train": 0, "test_normal": 2, "test_anomalous": 3}
     assert progress == [(done, 15) for done in range(1, 16)]
     assert {path.name for path in folder.iterdir()} == {
         "index.json", "images_16.npy", "images_8.npy", "masks_16.npy", "masks_8.npy"
@@ -120,7 +128,7 @@ def test_plain_layout(plain):
     index = run(plain)
     assert index.layout == "folder"
     assert index.has_masks
-    assert index.counts == {"train": 6, "holdout": 2, "test_normal": 2, "test_anomalous": 3}
+    assert index.counts == {"train": 6, "holdout": 2, "anomalous_train": 0, "test_normal": 2, "test_anomalous": 3}
     defects = {image.path: (image.defect, image.mask) for image in index.images if image.label}
     assert defects == {
         "abnormal/000.png": ("abnormal", "masks/000.png"),
@@ -232,13 +240,114 @@ def test_at_least_one_image_on_each_side(mvtec, share, held_out):
     assert (counts["train"], counts["holdout"]) == (10 - held_out, held_out)
 
 
+def asking(count, protocol="spread", **changes):
+    """The configuration with real anomalies to learn from."""
+    wanted = AnomalousTrainConfig(count=count, protocol=protocol)
+    return CONFIG.model_copy(update={"anomalous_train": wanted, **changes})
+
+
+@pytest.fixture
+def defective(tmp_path):
+    """4 good training images, 2 good ones to test on, and 10, 6, 4 and 1 anomalies of four types."""
+    root = tmp_path / "cable"
+    for number in range(4):
+        write_image(root / f"train/good/{number}.png", number)
+    for number in range(2):
+        write_image(root / f"test/good/{number}.png", 10 + number)
+    for kind, (name, count) in enumerate({"bent": 10, "cut": 6, "swap": 4, "rare": 1}.items()):
+        for number in range(count):
+            write_image(root / f"test/{name}/{number}.png", 100 * (kind + 1) + number)
+            write_mask(root / f"ground_truth/{name}/{number}_mask.png")
+    return root
+
+
+def types_of(index, split):
+    return Counter(index.images[row].defect for row in index.rows(split))
+
+
+def test_real_anomalies_to_learn_from_are_spread_over_the_types_and_leave_the_test(defective):
+    index = run(defective, asking(8))
+    taught = types_of(index, "anomalous_train")
+    assert taught.total() == index.counts["anomalous_train"] == 8
+    assert all(taught[name] >= 2 for name in ("bent", "cut", "swap"))  # 8 // 4 of each type that can spare them
+    assert taught["rare"] == 0  # its only image is needed to test on
+    tested = types_of(index, "test")
+    assert tested == {"good": 2} | {
+        name: count - taught[name] for name, count in (("bent", 10), ("cut", 6), ("swap", 4), ("rare", 1))
+    }
+    assert not set(paths_of(index, "anomalous_train")) & set(paths_of(index, "test"))
+    assert all(index.images[row].mask_row is not None for row in index.rows("anomalous_train"))
+    assert index.warnings == ()
+
+
+def test_the_choice_of_anomalies_is_reproducible_and_leaves_the_normal_splits_alone(defective):
+    first, again, other = (run(defective, config) for config in (asking(8), asking(8), asking(8, seed=1)))
+    assert paths_of(first, "anomalous_train") == paths_of(again, "anomalous_train")
+    assert paths_of(first, "anomalous_train") != paths_of(other, "anomalous_train")
+    without = run(defective)
+    for split in ("train", "holdout"):
+        assert paths_of(first, split) == paths_of(without, split)
+
+
+def test_at_least_half_of_each_type_is_kept_for_the_test(defective):
+    index = run(defective, asking(100))
+    assert types_of(index, "anomalous_train") == {"bent": 5, "cut": 3, "swap": 2}
+    assert index.warnings == (
+        "10 of 21 anomalies to learn from, where prepare.anomalous_train.count asks for 100: at least half of each "
+        "type is kept for the test",
+    )
+
+
+def test_copies_of_an_anomaly_stay_on_one_side(defective):
+    for number in range(1, 6):
+        shutil.copy(defective / "test/cut/0.png", defective / f"test/cut/{number}.png")
+    index = run(defective, asking(12))
+    assert types_of(index, "anomalous_train")["cut"] == 0
+    assert types_of(index, "test")["cut"] == 6
+
+
+def test_one_type_to_learn_from_and_the_others_to_test_on(defective):
+    index = run(defective, asking(3, "one_type"))
+    ((name, count),) = types_of(index, "anomalous_train").items()
+    whole = {"bent": 10, "cut": 6, "swap": 4, "rare": 1}
+    assert count == min(3, whole[name])
+    others = {other: number for other, number in whole.items() if other != name}
+    assert types_of(index, "test") == {"good": 2} | others
+    assert index.warnings == (
+        f"{count} anomal{'y' if count == 1 else 'ies'} of type {name} to learn from, {whole[name] - count} more of it "
+        "in no split: one_type tests on the other types",
+    )
+    chosen = {tuple(types_of(run(defective, asking(3, "one_type", seed=seed)), "anomalous_train")) for seed in range(9)}
+    assert len(chosen) > 1
+
+
+def test_one_type_needs_another_to_test_on(plain):
+    shutil.rmtree(plain / "masks")
+    for path in (plain / "abnormal").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    with pytest.raises(DatasetError, match=r"one type of defect \(abnormal\), but .*one_type.*; take spread"):
+        run(plain, asking(1, "one_type"))
+
+
+def test_a_category_may_fill_the_image(plain):
+    assert not run(plain).surface
+    assert run(plain, CONFIG.model_copy(update={"surfaces": ["other", "part"]})).surface
+
+
 def test_smallest_categories(mvtec, plain):
     for number in range(2, 10):
         (mvtec / f"train/good/{number:03}.png").unlink()
     for number in range(3, 10):
         (plain / f"normal/{number:03}.png").unlink()
-    assert run(mvtec).counts | {"test_normal": 1} == {"train": 1, "holdout": 1, "test_normal": 1, "test_anomalous": 3}
-    assert run(plain).counts == {"train": 1, "holdout": 1, "test_normal": 1, "test_anomalous": 3}
+    assert run(mvtec).counts | {"test_normal": 1} == {
+        "train": 1,
+        "holdout": 1,
+        "anomalous_train": 0,
+        "test_normal": 1,
+        "test_anomalous": 3,
+    }
+    assert run(plain).counts == {"train": 1, "holdout": 1, "anomalous_train": 0, "test_normal": 1, "test_anomalous": 3}
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -531,7 +640,7 @@ def test_settings_out_of_range(wrong):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 5
+    assert len(caught.value.errors()) == 7
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):
@@ -543,7 +652,7 @@ def test_index_of_another_version(mvtec):
     run(mvtec)
     path = mvtec.parent / "prepared/nut/index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(StageError, match="prepared in format 99, this version reads 1; run `blemish prepare nut`"):
+    with pytest.raises(StageError, match="prepared in format 99, this version reads 2; run `blemish prepare nut`"):
         PreparedIndex.load(path.parent)
 
 

@@ -63,6 +63,10 @@ def test_losses_are_logged_by_step(project, sixth_model, console):
     history = MlflowClient(tracking.tracking_uri(project.root)).get_metric_history(only.info.run_id, "loss.distance")
     assert [point.step for point in history] == list(range(1, 13))
     assert history[-1].value < history[0].value
+    # an axis on which runs of different length lie over one another
+    client = MlflowClient(tracking.tracking_uri(project.root))
+    progress = client.get_metric_history(only.info.run_id, "progress_percent")
+    assert [(p.step, p.value) for p in progress[5::6]] == [(6, 50.0), (12, 100.0)]
 
 
 @pytest.mark.usefixtures("prepared")

@@ -1,0 +1,64 @@
+"""What a cell would take is told without training it."""
+
+import pytest
+from conftest import CATEGORY, tiny_params, write_params
+
+EFFICIENT_AD = {
+    "image_size": 256,
+    "batch_size": 2,
+    "width": "small",
+    "teacher": "never-read.safetensors",
+    "steps": 9,
+    "learning_rate": 1e-4,
+    "weight_decay": 1e-5,
+    "hard_quantile": 0.999,
+    "penalty_weight": 1.0,
+    "quantile_low": 0.9,
+    "quantile_high": 0.995,
+    "precision": "float32",
+}
+
+
+@pytest.fixture
+def told(root, blemish):
+    """What `train --dry-run` prints for a model, by the first word of each line."""
+    values = tiny_params()
+    values["prepare"]["image_sizes"] = [64, 256]
+    values["models"]["efficient_ad"] = EFFICIENT_AD
+    write_params(root, values)
+    blemish("prepare", CATEGORY)
+
+    def tell(model):
+        outcome = blemish("train", "--dry-run", model, CATEGORY)
+        assert outcome.code == 0, outcome.err
+        assert not (root / "models").exists()
+        assert not (root / "mlflow.db").exists()
+        title, *lines = outcome.out.splitlines()
+        return title, {line.split()[0]: " ".join(line.split()[1:]) for line in lines}
+
+    return tell
+
+
+def test_a_trained_model(told):
+    """Parameters and FLOPs as in the paper's appendix: 8 million and 76 G."""
+    title, lines = told("efficient_ad")
+    assert title == f"efficient_ad on {CATEGORY}, 256 pixels"
+    assert lines["parameters"] == "8,057,856, of which 5,363,712 are trained"
+    assert lines["FLOPs"] == "75.89 G per image, forward, 2 per multiply-add"
+    megabytes = (4 * 8_057_856 + 12 * 5_363_712) / 1e6  # weights; gradients and two moments
+    assert lines["memory"].startswith(f"{megabytes:.0f} MB for weights, gradients and optimiser")
+    assert lines["steps"] == "9 of 2 (2.0 epochs of 9 normal images)"
+
+
+def test_a_gradient_free_model(told):
+    _, lines = told("fapm")
+    assert lines["parameters"] == "2,782,784, of which 0 are trained"
+    assert lines["FLOPs"].endswith("the backbone alone, what it is compared with depends on the images")
+    assert lines["memory"] == "11 MB for weights, gradients and optimiser; 0 MB for a batch's activations"
+    assert lines["steps"] == "none: one pass over 9 normal images"
+
+
+def test_a_category_that_is_not_prepared(root, blemish):
+    assert blemish("train", "--dry-run", "fapm", CATEGORY).err == (
+        f"error: data/prepared/{CATEGORY}: no prepared images; run `blemish prepare {CATEGORY}`\n"
+    )

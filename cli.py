@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -110,14 +110,40 @@ def penalty(model: Model) -> None:
 
 
 @app.command(rich_help_panel=PIPELINE)
-def train(model: Model, category: Category, device: Device = "auto") -> None:
-    """Train one model on one category; goes on where a killed run stopped."""
-    from pipelines.device import choose_device
+def textures(model: Model) -> None:
+    """Decode the pictures of surfaces that a model's synthetic defects are filled with."""
     from pipelines.params import load_params
-    from pipelines.train import train as run
+    from pipelines.textures import TextureSets, make_textures
+
+    project = _project()
+    params = load_params(project.params, check_models=False)
+    config = params.entry("textures", model, TextureSets)
+    number = make_textures(config, project.root / params.texture_photos, project.textures(model), _console())
+    typer.echo(f"{model}: {number} textures")
+
+
+@app.command(rich_help_panel=PIPELINE)
+def train(
+    model: Model,
+    category: Category,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory and steps; train nothing.")
+    ] = False,
+) -> None:
+    """Train one model on one category; goes on where a killed run stopped."""
+    from pipelines.params import load_params
 
     project = _project()
     params = load_params(project.params, check_models=True)
+    if dry_run:
+        from pipelines.dry_run import estimate
+
+        typer.echo("\n".join(estimate(model, category, params, project).lines()))
+        return
+    from pipelines.device import choose_device
+    from pipelines.train import train as run
+
     run(model, category, params, project, choose_device(device), _console())
 
 
@@ -149,13 +175,56 @@ def export(model: Model, category: Category) -> None:
 
 
 @app.command(rich_help_panel=PIPELINE)
+def latency(model: Model, category: Category) -> None:
+    """Measure how fast an exported model answers on this machine, part by part."""
+    from pipelines.latency import latency as run
+    from pipelines.params import load_params
+
+    found = run(model, category, load_params(_project().params, check_models=False), _project())
+    total = found.milliseconds["total"]
+    typer.echo(
+        f"{model} on {category}: {total['p50']:.1f} ms from file to decision (95 % within {total['p95']:.1f}), "
+        f"{found.throughput.images_per_second:.1f} images/s in batches of {found.throughput.batch_size}, "
+        f"on {found.hardware}"
+    )
+
+
+@app.command(rich_help_panel=PIPELINE)
 def report() -> None:
-    """Gather every cell's metrics into tables, macro averages and a summary run."""
+    """Gather every cell's results: tables, intervals, comparisons, report.html, a summary run."""
     from pipelines.params import load_params
     from pipelines.report import report as run
 
     project = _project()
     typer.echo(f"{run(load_params(project.params, check_models=False), project)}: written")
+
+
+@app.command(rich_help_panel=USE)
+def compare(
+    by: Annotated[Literal["model", "category", "defect"], typer.Option(help="What a row of the table is.")] = "model",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Such as aupro_30; image_auroc by default, and recall by defect.", show_default=False),
+    ] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Option(help="Beginnings of MLflow run ids, instead of the last run of each cell.", show_default=False),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Instead of tracking.experiment of params.yaml.", show_default=False)
+    ] = None,
+) -> None:
+    """Compare runs on the images that they share, from MLflow: figures, intervals, who beats whom."""
+    from rich.console import Console
+
+    from pipelines.compare import compare_runs
+    from pipelines.params import load_params
+
+    project = _project()
+    params = load_params(project.params, check_models=False)
+    chosen = [run_id for part in runs or [] for run_id in part.split(",") if run_id]
+    experiment = experiment or params.tracking.experiment
+    compare_runs(project.root, experiment, by, metric, chosen, params.evaluate.bootstrap, Console())
 
 
 @app.command(rich_help_panel=USE)
@@ -189,6 +258,50 @@ def predict(
         typer.echo(f"error: {result.error}", err=True)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=USE)
+def synthesis(
+    category: Category,
+    model: Annotated[str, typer.Option(help="A DiffusionAD entry of params.yaml.")] = "diffusion_ad",
+    number: Annotated[int, typer.Option(min=1, help="Defects on the sheet.")] = 12,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="PNG; synthesis_CATEGORY.png if not given.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw a contact sheet of the synthetic defects that training will see."""
+    from pipelines.contact_sheet import contact_sheet
+    from pipelines.device import choose_device
+    from pipelines.files import atomic_file
+    from pipelines.params import load_params
+
+    project = _project()
+    params = load_params(project.params, check_models=True)
+    sheet = contact_sheet(model, category, number, params, project, choose_device(device))
+    path = output or Path(f"synthesis_{category}.png")
+    with atomic_file(path) as temporary:
+        sheet.save(temporary, format="PNG")
+    typer.echo(f"{path}: {number} synthetic defects of {model} on {category}")
+
+
+@app.command(rich_help_panel=USE)
+def gif(
+    model: Model,
+    category: Category,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", dir_okay=False, help="File to write; animations/MODEL/CATEGORY.gif if not given."
+        ),
+    ] = None,
+) -> None:
+    """Animate an evaluated model: part by part what it sees, what it decides, and what was true."""
+    from pipelines.gif import write_gif
+
+    project = _project()
+    path = write_gif(project, model, category, output or project.root / "animations" / model / f"{category}.gif")
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command(rich_help_panel=USE)

@@ -28,21 +28,23 @@ _INFERNO = np.array(
         (252, 255, 164),
     ]
 )
-# Map over threshold -> colour: nothing below three quarters of it, so that good parts do not glow; full at twice.
-_SCALE = ((0.75, 0.0), (1.0, 0.35), (2.0, 1.0))
-_CONTOUR = (0, 255, 255)  # cyan stands out from inferno and from most parts
+FULL = 2.0  # map over threshold from which on the scale is full
+# Map over threshold -> place among the colours, and how much of the picture they cover: nothing below nine tenths of
+# the threshold, so that good parts do not glow.
+_PLACE = ((0.0, 0.0), (1.0, 0.35), (FULL, 1.0))
+_COVER = ((0.9, 0.0), (1.0, 0.5), (FULL, 0.75))
+CONTOUR = (0, 255, 255)  # cyan stands out from inferno and from most parts
 
 
 def relative_to_threshold(anomaly_map: Map, threshold: float) -> Map:
-    """The map on the display scale: 0 up to three quarters of the threshold, 1 from twice the threshold on.
+    """The map over the threshold, which is what every picture of it shows.
 
     Raises:
         ExportError: the threshold is not positive, so that there is no scale.
     """
     if not threshold > 0:
         raise ExportError(f"pixel threshold {threshold:g} is not positive: the held-out maps are constant; train again")
-    ratio, value = zip(*_SCALE, strict=True)
-    return np.interp(anomaly_map / threshold, ratio, value).astype(np.float32)
+    return anomaly_map / np.float32(threshold)
 
 
 def colour(value: Map) -> Pixels:
@@ -52,13 +54,27 @@ def colour(value: Map) -> Pixels:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
+def coloured_map(anomaly_map: Map, threshold: float) -> Pixels:
+    """(H, W) -> (H, W, 3): black at 0, violet at the threshold, light yellow from twice of it on."""
+    return colour(_interpolated(relative_to_threshold(anomaly_map, threshold), _PLACE))
+
+
+def opacity(anomaly_map: Map, threshold: float) -> Map:
+    """How much of a picture the map's colours hide, in [0, 1]."""
+    return _interpolated(relative_to_threshold(anomaly_map, threshold), _COVER)
+
+
 def heat_overlay(rgb: Pixels, anomaly_map: Map, threshold: float) -> Pixels:
     """Blend the coloured map over the picture, and outline what lies above the threshold; both are (H, W)."""
-    value = relative_to_threshold(anomaly_map, threshold)
-    opacity = np.clip(value * 2, 0, 0.75)[..., None]
-    blended = (rgb * (1 - opacity) + colour(value) * opacity).round().astype(np.uint8)
-    blended[outline(anomaly_map > threshold)] = _CONTOUR
+    share = opacity(anomaly_map, threshold)[..., None]
+    blended = (rgb * (1 - share) + coloured_map(anomaly_map, threshold) * share).round().astype(np.uint8)
+    blended[outline(anomaly_map > threshold)] = CONTOUR
     return blended
+
+
+def _interpolated(ratio: Map, points: tuple[tuple[float, float], ...]) -> Map:
+    ratios, values = zip(*points, strict=True)
+    return np.interp(ratio, ratios, values).astype(np.float32)
 
 
 def outline(mask: Mask) -> Mask:
@@ -72,15 +88,3 @@ def resize_map(anomaly_map: Map, width: int, height: int) -> Map:
     """Bilinear, back to an image's own size."""
     resized = Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32)
-
-
-def contact_sheet(rows: list[list[Pixels]], gap: int = 4) -> Pixels:
-    """Equal tiles in a grid on white; rows may differ in length."""
-    height, width = rows[0][0].shape[:2]
-    columns = max(len(row) for row in rows)
-    sheet = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=np.uint8)
-    for i, row in enumerate(rows):
-        for j, tile in enumerate(row):
-            top, left = i * (height + gap), j * (width + gap)
-            sheet[top : top + height, left : left + width] = tile
-    return sheet

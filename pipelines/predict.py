@@ -57,9 +57,14 @@ class Detector:
         ExportError: the file is missing, no ONNX model, not exported by Blemish, or by a newer format.
     """
 
-    def __init__(self, path: Path, providers: list[str] | None = None) -> None:
-        self._session = open_session(path, providers)
+    def __init__(self, path: Path, providers: list[str] | None = None, threads: int | None = None) -> None:
+        self._session = open_session(path, providers, threads)
         self.card = _read_card(path, self._session)
+
+    @property
+    def provider(self) -> str:
+        """What runs the graph, in ONNX Runtime's words."""
+        return str(self._session.get_providers()[0])
 
     def load(self, path: Path) -> np.ndarray:
         """A file -> (1, 3, H, W) float32 in [0, 1], by the path that `prepare` took."""
@@ -72,8 +77,10 @@ class Detector:
         return anomaly_map, score
 
 
-def open_session(path: Path, providers: list[str] | None = None) -> onnxruntime.InferenceSession:
-    """Open any ONNX file, by default on the CPU.
+def open_session(
+    path: Path, providers: list[str] | None = None, threads: int | None = None
+) -> onnxruntime.InferenceSession:
+    """Open any ONNX file, by default on the CPU with a thread per core.
 
     Raises:
         ExportError: the file is missing or onnxruntime cannot read it.
@@ -82,6 +89,8 @@ def open_session(path: Path, providers: list[str] | None = None) -> onnxruntime.
         raise ExportError(f"{path}: no such file; give the model.onnx that `blemish export` wrote")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: the warnings are about graph clean-up
+    if threads is not None:
+        options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception

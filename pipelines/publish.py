@@ -6,7 +6,8 @@ from pathlib import Path
 from pipelines.errors import StageError
 from pipelines.files import atomic_file, read_json, write_json
 from pipelines.paths import Project
-from pipelines.report import Summary, leaderboard_table
+from pipelines.report import leaderboard_table
+from pipelines.summary import Summary
 
 
 def keep_report(project: Project, name: str) -> None:
@@ -18,7 +19,7 @@ def keep_report(project: Project, name: str) -> None:
     source = project.reports / "summary.json"
     if not source.exists():
         raise StageError(f"{source}: no report yet; run `dvc repro` first")
-    write_json(_kept(project, name), _without_run_ids(read_json(source)))
+    write_json(_kept(project, name), _for_keeping(read_json(source)))
 
 
 def update_readme(project: Project, name: str) -> None:
@@ -54,7 +55,9 @@ def _kept(project: Project, name: str) -> Path:
     return project.root / "benchmarks" / "results" / f"{name}.json"
 
 
-def _without_run_ids(summary: Summary) -> Summary:
-    """Run ids mean nothing outside the tracking store that made them."""
-    cells = [{key: value for key, value in cell.items() if key != "run_id"} for cell in summary["cells"]]
-    return {**summary, "cells": cells}
+def _for_keeping(summary: Summary) -> Summary:
+    """Without what means nothing outside the tracking store that made it, and the thousands of comparisons."""
+    local = {"run_id", "run_url"}
+    cells = [{key: value for key, value in cell.items() if key not in local} for cell in summary["cells"]]
+    kept = {key: value for key, value in summary.items() if key not in {"tracking", "comparisons"}}
+    return {**kept, "cells": cells}

@@ -1,9 +1,9 @@
-"""Every cell's metrics -> tables, macro averages, and a summary run. Reads what `evaluate` and `export` wrote."""
+"""The summary of all cells as tables for the terminal, the README, MLflow and the report's folder."""
 
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,17 @@ from urllib.parse import quote
 
 from pipelines.errors import StageError
 from pipelines.files import atomic_folder, read_json, write_json
+from pipelines.leaderboard import AVERAGE, METRICS
 from pipelines.params import Params
 from pipelines.paths import Project
+from pipelines.summary import Cell, Summary, summarise
+from pipelines.tables import write_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Cell = dict[str, Any]  # one row of the leaderboard
-Summary = dict[str, Any]  # summary.json
+_SPOKEN_OF = ("image_auroc", "aupro_30")  # metrics whose comparisons are written out
+_SEED_METRICS = ("image_auroc", "pixel_auroc", "pixel_f1_max", "aupro_30")
 
 
 def _percent(value: float | None) -> str:
@@ -29,103 +32,65 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-def _megabytes(value: float | None) -> str:
+def _one_digit(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def _interval(value: Sequence[float] | None) -> str:
+    return "-" if value is None else f"{100 * value[0]:.1f} to {100 * value[1]:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A number of the leaderboard; averaged over categories if it is a metric."""
+    """A number of the leaderboard."""
 
     key: str
     title: str
-    show: Callable[[float | None], str]
-    is_metric: bool = True
+    show: Callable[[Any], str]
 
 
 COLUMNS = (
-    Column("image_auroc", "Image AUROC", _percent),
-    Column("image_ap", "Image AP", _percent),
-    Column("image_f1_max", "Image F1-max (oracle)", _percent),
-    Column("recall", "Defects found", _percent),
-    Column("false_alarms", "False alarms", _percent),
-    Column("pixel_auroc", "Pixel AUROC", _percent),
-    Column("pixel_ap", "Pixel AP", _percent),
-    Column("pixel_f1_max", "Pixel F1-max (oracle)", _percent),
-    Column("aupro_30", "AUPRO 0.3", _percent),
-    Column("aupro_05", "AUPRO 0.05", _percent),
-    Column("train_seconds", "Train, s", _seconds, is_metric=False),
-    Column("onnx_megabytes", "ONNX, MB", _megabytes, is_metric=False),
+    *(Column(metric.key, metric.title + " (oracle)" * metric.oracle, _percent) for metric in METRICS),
+    Column("train_seconds", "Train, s", _seconds),
+    Column("latency_ms", "Latency, ms", _one_digit),
+    Column("onnx_megabytes", "ONNX, MB", _one_digit),
 )
 
 NOTES = """\
 Percentages. AUROC and AP need no threshold, F1-max chooses it on the test images (hence *oracle*). *Defects found* \
 and *false alarms* are decisions at the deployed threshold, which comes from held-out good parts alone. AUPRO is \
-integrated to a false-positive rate of 0.3 and of 0.05. The average weighs every category alike."""
+integrated to a false-positive rate of 0.3 and of 0.05. The average weighs every category alike. *95 %* is the \
+interval of the figure before it over the test images, good and defective ones drawn apart. *Latency* is the median \
+time from a file to a decision, one image at a time."""
 
 
 def report(params: Params, project: Project) -> Path:
-    """Write `reports/`: summary.json, leaderboard.csv, report.md; log the macro averages to MLflow; gives report.md.
+    """Write `reports/`: summary.json, tables, report.md, report.html; log the averages to MLflow; gives report.md.
 
     Raises:
         StageError: a cell of the params file has not been evaluated.
     """
-    from pipelines import tracking
+    from pipelines import html_report, tracking
 
-    summary = summarise(params, project)
+    experiment = params.tracking.experiment
+    pages = tracking.pages(project.root, experiment)
+    summary = summarise(params, project, tracking.cell_runs(project.root, experiment), pages)
     with atomic_folder(project.reports) as folder:
         write_json(folder / "summary.json", summary)
         _write_leaderboard(folder / "leaderboard.csv", summary["cells"])
+        write_tables(folder, summary)
         (folder / "report.md").write_text(_markdown(summary, project), encoding="utf-8")
+        html_report.write(summary, project, folder)
     run_ids = sorted(cell["run_id"] for cell in summary["cells"])
     key = hashlib.sha256(json.dumps(run_ids).encode()).hexdigest()[:16]
-    with tracking.summary_run(project.root, params.tracking.experiment, key) as run:
+    with tracking.summary_run(project.root, experiment, key) as run:
         for row in summary["averages"]:
             run.metrics({f"{row['model']}.{c.key}": row[c.key] for c in COLUMNS if row.get(c.key) is not None})
         run.tags({"cells": " ".join(run_ids), "categories": ", ".join(summary["categories"])})
-        run.file(project.reports / "report.md", "report")
-        run.file(project.reports / "leaderboard.csv", "report")
+        run.describe("\n".join([*(f"- {line}" for line in headlines(summary)), "", "The tables are under `report/`."]))
+        for name in ("report.md", "tables.md", "leaderboard.csv", "summary.json"):
+            run.file(project.reports / name, "report")
     return project.reports / "report.md"
-
-
-def summarise(params: Params, project: Project) -> Summary:
-    """The numbers of every cell of the params file, and nothing of cells that are no longer in it."""
-    cells = [_cell(project, model, category) for model, category in params.cells()]
-    return {
-        "categories": list(params.data.categories),
-        "models": {name: next(cell["settings"] for cell in cells if cell["model"] == name) for name in params.models},
-        "cells": cells,
-        "averages": [_average(name, [cell for cell in cells if cell["model"] == name]) for name in params.models],
-    }
-
-
-def _cell(project: Project, model: str, category: str) -> Cell:
-    path = project.evaluation(model, category) / "evaluation.json"
-    if not path.exists():
-        raise StageError(f"{path}: not there; run `blemish evaluate {model} {category}`, or `dvc repro` for everything")
-    evaluation = read_json(path)
-    onnx = project.export(model, category) / "model.onnx"
-    return {
-        "model": model,
-        "category": category,
-        "run_id": evaluation["run_id"],
-        "settings": evaluation["settings"],
-        **evaluation["metrics"],
-        "onnx_megabytes": round(onnx.stat().st_size / 1e6, 2) if onnx.exists() else None,
-        "threshold": evaluation["threshold"],
-        "counts": evaluation["counts"],
-        "defects": evaluation["defects"],
-    }
-
-
-def _average(model: str, cells: Sequence[Cell]) -> Cell:
-    """Macro average: each category weighs the same; a metric that some category lacks has no average."""
-    row: Cell = {"model": model, "category": "average"}
-    for column in COLUMNS:
-        values = [cell.get(column.key) for cell in cells]
-        known = [value for value in values if value is not None]
-        row[column.key] = sum(known) / len(known) if column.is_metric and len(known) == len(values) else None
-    return row
 
 
 def one_line(metrics: dict[str, float | None]) -> str:
@@ -135,10 +100,19 @@ def one_line(metrics: dict[str, float | None]) -> str:
 
 
 def _write_leaderboard(path: Path, cells: Sequence[Cell]) -> None:
+    """A row per cell: each metric with the ends of its interval, and the test images behind them."""
+    ends = [f"{metric.key}_{end}" for metric in METRICS for end in ("low", "high")]
+    names = ["cell", "model", "category", "seed", "test_normal", "test_anomalous", *(c.key for c in COLUMNS), *ends]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["cell", "model", "category", *(c.key for c in COLUMNS)], extrasaction="ignore")
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows({**cell, "cell": f"{cell['model']}-{cell['category']}"} for cell in cells)
+        for cell in cells:
+            intervals = {
+                f"{key}_{end}": value
+                for key, interval in cell["intervals"].items()
+                for end, value in zip(("low", "high"), interval, strict=True)
+            }
+            writer.writerow({**cell, **cell["counts"], **intervals, "cell": f"{cell['model']}-{cell['category']}"})
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
@@ -148,19 +122,138 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_nam
 
 
 def leaderboard_table(summary: Summary) -> str:
-    """Cells grouped by model, each group closed by its average if there are several categories."""
+    """Cells grouped by model, each group closed by its average if there are several categories.
+
+    A report of an earlier version has neither intervals nor latencies, and no columns for them.
+    """
     columns = [c for c in COLUMNS if any(cell.get(c.key) is not None for cell in summary["cells"])]
+    header = ["Model", "Category", *(c.title for c in columns)]
+    if with_intervals := any("intervals" in cell for cell in summary["cells"]):
+        header = ["Model", "Category", "Test images", columns[0].title, "95 %", *(c.title for c in columns[1:])]
     rows = []
-    for average in summary["averages"]:
-        group = [cell for cell in summary["cells"] if cell["model"] == average["model"]]
-        rows += [_row(cell, columns) for cell in group]
+    for row in summary["averages"]:
+        group = [cell for cell in summary["cells"] if cell["model"] == row["model"]]
+        rows += [_row(cell, columns, with_intervals) for cell in group]
         if len(group) > 1:
-            rows.append([f"**{text}**" if text != "-" else "" for text in _row(average, columns)])
-    return markdown_table(["Model", "Category", *(c.title for c in columns)], rows)
+            rows.append([f"**{text}**" if text != "-" else "" for text in _row(row, columns, with_intervals)])
+    return markdown_table(header, rows)
 
 
-def _row(cell: Cell, columns: Sequence[Column]) -> list[str]:
-    return [cell["model"], cell["category"], *(c.show(cell.get(c.key)) for c in columns)]
+def _row(cell: Cell, columns: Sequence[Column], with_intervals: bool) -> list[str]:
+    names, figures = [cell["model"], cell["category"]], [c.show(cell.get(c.key)) for c in columns]
+    if not with_intervals:
+        return [*names, *figures]
+    return [*names, _test_images(cell), figures[0], _interval(cell["intervals"].get(columns[0].key)), *figures[1:]]
+
+
+def _test_images(cell: Cell) -> str:
+    """Good and defective ones; the sum of both for an average."""
+    if "num_test_images" in cell:
+        return str(cell["num_test_images"])
+    return f"{cell['counts']['test_normal']} + {cell['counts']['test_anomalous']}"
+
+
+def champion_table(summary: Summary) -> str:
+    """Who is best by each of the field's metrics, with those that cannot be told from it."""
+    metrics = [metric for metric in METRICS if metric.key in summary["champions"]]
+    rows = [
+        [place, *(_champion(summary["champions"][metric.key][place]) for metric in metrics)]
+        for place in (*summary["categories"], AVERAGE)
+    ]
+    return markdown_table(["Category", *(metric.title for metric in metrics)], rows, num_names=1 + len(metrics))
+
+
+def _champion(found: Mapping[str, Any]) -> str:
+    return "-" if found["best"] is None else " = ".join([found["best"], *found["tied_with"]])
+
+
+def sentences(summary: Summary, metrics: Sequence[str] = _SPOKEN_OF) -> list[str]:
+    """The comparisons of the averages in words: every pair of models."""
+    titles = {metric["key"]: metric["title"] for metric in summary["metrics"]}
+    return [
+        f"{titles[found['metric']]}: {found['text']}."
+        for metric in metrics
+        for found in summary["comparisons"]
+        if found["metric"] == metric and found["category"] == AVERAGE
+    ]
+
+
+def headlines(summary: Summary) -> list[str]:
+    """The averages of each model, and who beats whom."""
+    titles = {metric["key"]: metric["title"] for metric in summary["metrics"]}
+    figures = [
+        ", ".join(
+            f"{titles[key]} {_percent(row[key])} ({_interval(row['intervals'].get(key))})"
+            for key in _SPOKEN_OF
+            if row[key] is not None
+        )
+        for row in summary["averages"]
+    ]
+    rows = zip(summary["averages"], figures, strict=True)
+    return [*(f"{row['model']}: {text or 'no defect to find'}" for row, text in rows), *sentences(summary)]
+
+
+def against_the_best(summary: Summary) -> list[str]:
+    """The best average of the main metric compared with every other, in words; every pair where there is no best."""
+    places = summary["champions"].get(summary["main_metric"])
+    best = places[AVERAGE]["best"] if places else None
+    pairs = [pair for pair in summary["comparisons"] if best is None or best in (pair["a"], pair["b"])]
+    return sentences({**summary, "comparisons": pairs}, [summary["main_metric"]])
+
+
+def seed_table(summary: Summary) -> str:
+    """Mean and spread over the seeds of cells and averages that have several."""
+    rows = [
+        [cell["model"], cell["category"], ", ".join(map(str, cell["seeds"]["seeds"])), *_spreads(cell["seeds"])]
+        for cell in (*summary["cells"], *summary["averages"])
+        if cell["seeds"]
+    ]
+    return markdown_table(["Model", "Category", "Seeds", *_seed_titles(summary)], rows, num_names=3) if rows else ""
+
+
+def _seed_titles(summary: Summary) -> list[str]:
+    return [metric["title"] for metric in summary["metrics"] if metric["key"] in _SEED_METRICS]
+
+
+def _spreads(seeds: Mapping[str, Any]) -> list[str]:
+    found = [seeds["metrics"].get(key) for key in _SEED_METRICS]
+    return ["-" if s is None else f"{100 * s['mean']:.1f} ± {100 * s['sd']:.1f}" for s in found]
+
+
+def latency_table(summary: Summary) -> str:
+    """Percentiles by part, and the machine they were measured on."""
+    rows = []
+    for cell in summary["cells"]:
+        if (found := cell["latency"]) is None:
+            continue
+        parts = [found["milliseconds"][part] for part in ("decode", "resize", "network", "postprocess", "total")]
+        shown = [" / ".join(f"{part[p]:.1f}" for p in ("p50", "p95", "p99")) for part in parts]
+        throughput = found["throughput"]
+        rows.append(
+            [
+                cell["model"],
+                cell["category"],
+                *shown,
+                f"{throughput['images_per_second']:.1f} in batches of {throughput['batch_size']}",
+                str(found["num_runs"]),
+            ]
+        )
+    if not rows:
+        return ""
+    header = ["Model", "Category", "Decode", "Resize", "Network", "Post-processing", "Total", "Images/s", "Runs"]
+    return markdown_table(header, rows)
+
+
+def latency_machines(cells: Iterable[Cell]) -> str:
+    """Where the latencies were measured; several machines are not to be compared."""
+    found = {
+        f"{cell['latency']['hardware']}, {cell['latency']['threads']} thread"
+        f"{'s' if cell['latency']['threads'] > 1 else ''}, ONNX Runtime {cell['latency']['onnxruntime']}"
+        for cell in cells
+        if cell["latency"]
+    }
+    several = "Several machines, whose figures cannot be compared: " if len(found) > 1 else ""
+    return several + "; ".join(sorted(found))
 
 
 def threshold_table(summary: Summary) -> str:
@@ -207,12 +300,24 @@ def defect_table(summary: Summary) -> str:
             defect,
             str(found["count"]),
             _percent(found["recall"]),
+            _interval(found["recall_interval"]),
+            _percent(found["recall_at_rate"]),
             _percent(found["auroc"]),
         ]
         for cell in summary["cells"]
         for defect, found in cell["defects"].items()
     ]
-    return markdown_table(["Model", "Category", "Defect", "Images", "Found", "Image AUROC"], rows, num_names=3)
+    header = [
+        "Model",
+        "Category",
+        "Defect",
+        "Images",
+        "Found",
+        "95 %",
+        "Found at the same rate (oracle)",
+        "Image AUROC",
+    ]
+    return markdown_table(header, rows, num_names=3)
 
 
 def _markdown(summary: Summary, project: Project) -> str:
@@ -227,6 +332,9 @@ def _markdown(summary: Summary, project: Project) -> str:
         "# Report",
         leaderboard_table(summary),
         NOTES,
+        "As the field prints them, next to published results where there are any: [tables.md](tables.md).",
+        *_comparison_parts(summary),
+        *_seed_parts(summary),
         "## Thresholds",
         threshold_table(summary),
         "*Expected* and its interval are the false-alarm rate on further good parts like the held-out ones, whatever "
@@ -234,11 +342,43 @@ def _markdown(summary: Summary, project: Project) -> str:
         "images; it is never used.",
         "## Defect types",
         defect_table(summary),
+        "*Found* is at the deployed threshold, with the interval of Clopper and Pearson. Thresholds of different "
+        "models let different shares of the good test images through; *at the same rate*, all let through the share "
+        "that was asked for, which only the test images can tell.",
+        *_latency_parts(summary),
         "## Examples",
-        "Input, true mask, anomaly map over the input, predicted mask; from the best hits to the worst misses.",
+        "The best hits, the worst misses and the worst false alarms of each model on each category.",
         *pictures,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _comparison_parts(summary: Summary) -> list[str]:
+    if len(summary["models"]) < 2:
+        return []
+    return [
+        "## Who is best",
+        champion_table(summary),
+        "The first of each is the highest figure; what stands after *=* cannot be told from it on these test images.",
+        "\n".join(f"- {sentence}" for sentence in sentences(summary)),
+        "Points of a hundred, ± half the 95 % interval of the difference on the same test images, and over seeds where "
+        "several are known. One in twenty comparisons of equal models is called a difference by chance.",
+    ]
+
+
+def _seed_parts(summary: Summary) -> list[str]:
+    table = seed_table(summary)
+    if not table:
+        return ["One seed each: the intervals tell nothing of what another training would have given."]
+    return ["## Seeds", table, "Mean ± standard deviation over runs that differ in nothing but `train.seed`."]
+
+
+def _latency_parts(summary: Summary) -> list[str]:
+    table = latency_table(summary)
+    if not table:
+        return []
+    note = "Milliseconds of one image at a time, p50 / p95 / p99"
+    return ["## Latency", table, f"{note}, on {latency_machines(summary['cells'])}."]
 
 
 def print_results(project: Project, console: "Console") -> None:
@@ -254,24 +394,33 @@ def print_results(project: Project, console: "Console") -> None:
     if not path.exists():
         raise StageError(f"{path}: no report yet; run `make demo` or `dvc repro`")
     summary = read_json(path)
-    shown = [c for c in COLUMNS if c.key not in ("image_ap", "pixel_ap", "aupro_05", "image_f1_max", "pixel_f1_max")]
-    table = Table(
-        title="Percent; averages weigh categories alike", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    shown = [c for c in COLUMNS if c.key in ("image_auroc", "recall", "false_alarms", "aupro_30", "latency_ms")]
+    console.print("Percent; averages weigh categories alike; 95 % is the interval of the AUROC", highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)  # the box alone keeps columns apart
     for title in ("Model", "Category"):
         table.add_column(title, no_wrap=True)
-    for column in shown:
-        table.add_column(column.title.replace(" ", "\n"), justify="right", no_wrap=True)
-    for average in summary["averages"]:
-        for cell in [c for c in summary["cells"] if c["model"] == average["model"]]:
-            table.add_row(*_row(cell, shown))
+    for title in ("Test\nimages", "Image\nAUROC", "95 %", "Defects\nfound", "False\nalarms", "AUPRO\n0.3", "Time,\nms"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in summary["averages"]:
+        for cell in [c for c in summary["cells"] if c["model"] == row["model"]]:
+            table.add_row(*_short_row(cell, shown))
         if len(summary["categories"]) > 1:
-            table.add_row(*_row(average, shown), style="bold", end_section=True)
+            table.add_row(*_short_row(row, shown), style="bold", end_section=True)
     console.print(table)
+    for sentence in against_the_best(summary):
+        console.print(sentence, highlight=False)
     first = summary["cells"][0]
     example = project.evaluation(first["model"], first["category"]) / "examples.png"
     onnx = project.export(first["model"], first["category"]) / "model.onnx"
-    console.print(f"The whole report:    {project.reports / 'report.md'}")
+    console.print(f"The whole report:    {project.reports / 'report.html'}")
     console.print(f"Defects found:       {example}")
     console.print("Compare runs:        make ui")
     console.print(f"Use a model:         blemish predict {onnx} IMAGE_OR_FOLDER", soft_wrap=True)
+
+
+def _short_row(cell: Cell, columns: Sequence[Column]) -> list[str]:
+    """For a terminal of 80 columns."""
+    interval = cell["intervals"].get(columns[0].key)
+    ends = "-" if interval is None else f"{100 * interval[0]:.0f}-{100 * interval[1]:.0f}"
+    first, *rest = (column.show(cell.get(column.key)) for column in columns)
+    return [cell["model"], cell["category"], _test_images(cell).replace(" ", ""), first, ends, *rest]

@@ -55,7 +55,7 @@ class Work:
         checkpoint = Checkpoint(self.folder, fingerprint({**settings, "device": device.type}, sources))
         run_file = checkpoint.folder / RUN_FILE
         known = str(read_json(run_file)["run_id"]) if run_file.exists() else None
-        with tracking.open_run(root, experiment, self.run_name, self.tags, known) as run:
+        with tracking.open_run(root, experiment, self.run_name, self.tags, known, sampled=True) as run:
             write_json(run_file, {"run_id": run.run_id})
             run.params(settings)
             run.tags({"device": device.type})

@@ -14,9 +14,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,6 +31,7 @@ from filelock import FileLock
 # Read by MLflow when it is imported: no telemetry, and no warning about a machine without git.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 for _chatty in ("alembic", "mlflow.store.db.utils"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
 
@@ -35,7 +39,9 @@ import mlflow  # noqa: E402
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunStatus, RunTag  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
+from pipelines.environment import environment, packages  # noqa: E402
 from pipelines.errors import StageError  # noqa: E402
+from pipelines.history import CellRun  # noqa: E402
 
 # MLflow's limits for one batch
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
@@ -43,6 +49,13 @@ _DIGEST_LENGTH = 32  # characters; the store takes 36
 _MAX_METRICS_PER_CALL = 1000
 _MAX_PARAMS_PER_CALL = 100
 _MAX_TEXT = 5000  # characters that every store accepts in a tag
+_ENVIRONMENT_TAGS = ("python", "torch", "cpu", "gpu")  # to search by; all of it is logged as a file
+_DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as the run's description
+_MODELS_MODE = "workflowType=machine_learning"  # of MLflow's page, which would open in its mode for chats
+DEFAULT_PORT = 5000  # of `blemish ui`
+_POINTS_PER_CALL = 20
+_RUNS_PER_CALL = 1000
+_DOWNLOADS_AT_ONCE = 8
 _CLOCK_SLACK = 5.0  # seconds by which a process's start seems to move when the clock is set
 
 
@@ -72,10 +85,27 @@ class OpenRun:
 
         Names may hold anything, such as that of a defect's folder; what MLflow refuses in them becomes an underscore.
         """
-        now = int(time.time() * 1000)
-        metrics = [Metric(re.sub(r"[^\w.\- :/]", "_", name), value, now, step) for name, value, step in points]
+        now = time.time()
+        self.timed_points([(name, value, step, now) for name, value, step in points])
+
+    def timed_points(self, points: list[tuple[str, float, int, float]]) -> None:
+        """Log (name, value, step, seconds since 1970) points, as `metric_points` does."""
+        metrics = [
+            Metric(re.sub(r"[^\w.\- :/]", "_", name), value, int(1000 * seconds), step)
+            for name, value, step, seconds in points
+        ]
         for start in range(0, len(metrics), _MAX_METRICS_PER_CALL):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS_PER_CALL])
+
+    def describe(self, markdown: str) -> None:
+        """Say what the run is in words, at the top of its page."""
+        self.client.set_tag(self.run_id, _DESCRIPTION, markdown[:_MAX_TEXT])
+
+    def known_tags(self) -> dict[str, str]:
+        return dict(self.client.get_run(self.run_id).data.tags)
+
+    def text(self, content: str, path: str) -> None:
+        self.client.log_text(self.run_id, content, path)
 
     def dataset(self, name: str, digest: str, source: Path) -> None:
         """Say which data the run learnt from, for MLflow's Dataset column."""
@@ -116,9 +146,9 @@ class OpenRun:
             )
 
 
-def cell_name(model: str, category: str) -> str:
-    """What the run of a cell is called."""
-    return f"{model}-{category}"
+def cell_name(model: str, category: str, seed: int = 0) -> str:
+    """What the run of a cell is called; of several seeds, those after the first are told apart."""
+    return f"{model}-{category}-seed{seed}" if seed else f"{model}-{category}"
 
 
 def cell_tags(model: str, category: str) -> dict[str, str]:
@@ -148,8 +178,13 @@ def summary_run(project: Path, experiment: str, key: str) -> Iterator[OpenRun]:
 
 
 @contextlib.contextmanager
-def open_run(project: Path, experiment: str, name: str, tags: dict[str, str], run_id: str | None) -> Iterator[OpenRun]:
-    """Open the run `run_id`, or a new one called `name` if that is None or unknown to this store."""
+def open_run(
+    project: Path, experiment: str, name: str, tags: dict[str, str], run_id: str | None, *, sampled: bool = False
+) -> Iterator[OpenRun]:
+    """Open the run `run_id`, or a new one called `name` if that is None or unknown to this store.
+
+    `sampled` draws the process's use of CPU and memory as long as the run is open.
+    """
     uri, experiment_id = _prepare_store(project, experiment)
     client = mlflow.MlflowClient(uri)
     reap(client, experiment_id)
@@ -160,8 +195,12 @@ def open_run(project: Path, experiment: str, name: str, tags: dict[str, str], ru
     with _sigterm_exits(), _used_by_mlflow(uri):
         # A known run is opened where it is, even if the experiment has another name by now.
         run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)
+        opened = OpenRun(run.info.run_id, client)
         try:
-            yield OpenRun(run.info.run_id, client)
+            if run_id is None:
+                _log_environment(opened)
+            with _sampled(opened) if sampled else contextlib.nullcontext():
+                yield opened
         except (KeyboardInterrupt, SystemExit):
             mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
             raise
@@ -169,6 +208,59 @@ def open_run(project: Path, experiment: str, name: str, tags: dict[str, str], ru
             mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
             raise
         mlflow.end_run()
+
+
+def _log_environment(run: OpenRun) -> None:
+    found = environment()
+    run.tags({"environment": {name: found[name] for name in _ENVIRONMENT_TAGS if name in found}})
+    run.text(json.dumps(found, indent=2), "environment/environment.json")
+    run.text(packages(), "environment/packages.txt")
+
+
+@contextlib.contextmanager
+def _sampled(run: OpenRun) -> Iterator[None]:
+    """Log what this process uses, at first every second and then ever more rarely; a resumed run goes on in time."""
+    history = run.client.get_metric_history(run.run_id, _MEMORY)
+    stop = threading.Event()
+    sampler = threading.Thread(
+        target=_sample, args=(run, stop, max((point.step for point in history), default=0)), daemon=True
+    )
+    sampler.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        sampler.join()
+
+
+_MEMORY, _CPU, _GPU_MEMORY = (
+    "system/process_memory_megabytes",
+    "system/process_cpu_percentage",
+    "system/gpu_memory_megabytes",
+)
+
+
+def _sample(run: OpenRun, stop: threading.Event, seconds_before: int) -> None:
+    """A point's step is the run's age in seconds, so that the charts of several runs lie over one another.
+
+    Points are gathered and sent a few at a time, each with its own time, which MLflow's page draws them by.
+
+    The wait grows with the age: some four hundred points, whether a run takes a minute or a day.
+    """
+    process = psutil.Process()
+    process.cpu_percent()  # the first answer is about nothing
+    started, points, ended = time.monotonic(), list[tuple[str, float, int, float]](), False
+    while not ended:
+        ended = stop.wait(max(1.0, (time.monotonic() - started) / 50))
+        step = seconds_before + round(time.monotonic() - started)
+        used = {_CPU: process.cpu_percent(), _MEMORY: process.memory_info().rss / 1e6}
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            used[_GPU_MEMORY] = torch.cuda.memory_allocated() / 1e6
+        points += [(name, value, step, time.time()) for name, value in used.items()]
+        if ended or len(points) >= _POINTS_PER_CALL:
+            run.timed_points(points)
+            points = []
 
 
 def reap(client: mlflow.MlflowClient, experiment_id: str) -> list[str]:
@@ -218,7 +310,135 @@ def git_tags(project: Path) -> dict[str, str]:
 
 
 def tracking_uri(project: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project.resolve() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(project)
+
+
+def _local_uri(project: Path) -> str:
+    return f"sqlite:///{project.resolve() / 'mlflow.db'}"
+
+
+def cell_runs(project: Path, experiment: str) -> list[CellRun]:
+    """Every evaluated run of a model on a category, wherever it was made, as the store knows it.
+
+    Raises:
+        StageError: the store cannot be reached, or has no such experiment.
+    """
+    uri, path = tracking_uri(project), project / "mlflow.db"
+    if uri == _local_uri(project) and not path.exists():
+        raise StageError(
+            f"{path}: no runs yet; run `dvc repro`, or set MLFLOW_TRACKING_URI to the server that has them"
+        )
+    with _told_at_once(uri):
+        client = mlflow.MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(f"'{other.name}'" for other in client.search_experiments())
+            raise StageError(f"experiment '{experiment}' is not in {_without_secrets(uri)}, which has: {known}")
+        return [_cell_run(run) for run in _finished(client, found.experiment_id) if _is_evaluated(run)]
+
+
+def _finished(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[Run]:
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(
+            [experiment_id], "attributes.status = 'FINISHED'", max_results=_RUNS_PER_CALL, page_token=token or None
+        )
+        yield from page
+        token = page.token or None
+
+
+def _is_evaluated(run: Run) -> bool:
+    return {"model", "category"} <= run.data.tags.keys() and "threshold" in run.data.metrics
+
+
+def _cell_run(run: Run) -> CellRun:
+    return CellRun(
+        run_id=run.info.run_id,
+        model=run.data.tags["model"],
+        category=run.data.tags["category"],
+        started=run.info.start_time,
+        settings=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags={name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
+    )
+
+
+@contextlib.contextmanager
+def _told_at_once(uri: str) -> Iterator[None]:
+    """A server that does not answer is asked twice, not for minutes as where hours of training would be lost."""
+    before = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    try:
+        yield
+    except MlflowException as error:
+        raise _unusable(uri, error) from error
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
+        else:
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = before
+
+
+@contextlib.contextmanager
+def fetched(project: Path, run_ids: Sequence[str], names: Sequence[str], folder: str) -> Iterator[dict[str, Path]]:
+    """Copy files that runs logged under `folder` into a temporary place each; gives the places by run id.
+
+    A file that a run does not have is left out.
+    """
+    client = mlflow.MlflowClient(tracking_uri(project))
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        _told_at_once(tracking_uri(project)),
+        ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool,
+    ):
+        places = {run_id: Path(temporary) / run_id for run_id in run_ids}
+        list(pool.map(lambda run_id: _fetch(client, run_id, names, folder, places[run_id]), run_ids))
+        yield places
+
+
+def _fetch(client: mlflow.MlflowClient, run_id: str, names: Sequence[str], folder: str, place: Path) -> None:
+    place.mkdir()
+    there = {item.path for item in client.list_artifacts(run_id, folder)}
+    for name in names:
+        if f"{folder}/{name}" in there:
+            # Some stores give the file back below `folder`, some without it.
+            found = Path(client.download_artifacts(run_id, f"{folder}/{name}", str(place)))
+            if found != place / name:
+                found.rename(place / name)
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """Where an experiment's runs are shown: on the server's own page, or on the one that `blemish ui` serves."""
+
+    base: str
+    experiment_id: str
+
+    def run(self, run_id: str) -> str:
+        return f"{self.base}/#/experiments/{self.experiment_id}/runs/{run_id}?{_MODELS_MODE}"
+
+
+def pages(project: Path, experiment: str) -> Pages:
+    """The experiment is made if it is not there yet.
+
+    Raises:
+        StageError: the store cannot be used.
+    """
+    uri, experiment_id = _prepare_store(project, experiment)
+    base = _without_secrets(uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{DEFAULT_PORT}"
+    return Pages(base, experiment_id)
+
+
+def _unusable(uri: str, error: MlflowException) -> StageError:
+    reason = (
+        "does not answer" if "Max retries exceeded" in str(error) else " ".join(_without_secrets(str(error)).split())
+    )
+    return StageError(f"tracking store {_without_secrets(uri)}: {reason}; mend it, or check MLFLOW_TRACKING_URI")
+
+
+def _without_secrets(text: str) -> str:
+    """A server's address may hold a name and a password, which no report and no log should show."""
+    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
 
 
 def _prepare_store(project: Path, experiment: str) -> tuple[str, str]:
@@ -233,8 +453,7 @@ def _prepare_store(project: Path, experiment: str) -> tuple[str, str]:
                 folder = None if remote else (project.resolve() / "mlartifacts").as_uri()
                 return uri, client.create_experiment(experiment, folder, _EXPERIMENT_TAGS)
     except MlflowException as error:
-        reason = " ".join(str(error).split())
-        raise StageError(f"tracking store {uri}: {reason}; mend it, or check MLFLOW_TRACKING_URI") from error
+        raise _unusable(uri, error) from error
     if found.lifecycle_stage == "deleted":
         raise StageError(
             f"experiment '{experiment}' is deleted in {uri}; restore it there (`mlflow experiments restore "
@@ -298,7 +517,7 @@ def page_of(project: Path, experiment: str, port: int) -> str:
     """
     uri, experiment_id = _prepare_store(project, experiment)
     reap(mlflow.MlflowClient(uri), experiment_id)
-    return f"http://127.0.0.1:{port}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    return f"http://127.0.0.1:{port}/#/experiments/{experiment_id}/runs?{_MODELS_MODE}"
 
 
 def serve(project: Path, port: int) -> None:

@@ -73,13 +73,16 @@ def reproduced(root):
 
 def test_every_stage_runs_once(root, reproduced):
     cells = [f"fapm-{category}" for category in CATEGORIES]
-    stages = {f"{verb}@{cell}" for verb in ("train", "evaluate", "export") for cell in cells}
+    stages = {f"{verb}@{cell}" for verb in ("train", "evaluate", "export", "latency") for cell in cells}
     stages |= {f"prepare@{category}" for category in CATEGORIES} | {"download@demo_textures", "report"}
     assert set(reproduced) == stages
     summary = json.loads((root / "reports" / "summary.json").read_text(encoding="utf-8"))
     assert [cell["category"] for cell in summary["cells"]] == CATEGORIES
     assert all(cell["image_auroc"] == 1.0 for cell in summary["cells"])
     assert len(list(root.glob("exported/fapm/*/model.onnx"))) == 2
+    assert all(cell["latency"]["milliseconds"]["total"]["p50"] > 0 for cell in summary["cells"])
+    assert all(f"/runs/{cell['run_id']}?" in cell["run_url"] for cell in summary["cells"])
+    assert {path.name for path in (root / "reports").iterdir()} >= {"report.html", "report.md", "tables.md"}
 
 
 def test_one_run_per_cell_and_a_summary(root, reproduced):
@@ -134,7 +137,8 @@ def test_a_changed_parameter_rebuilds_what_depends_on_it_even_when_killed(root, 
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert "RUNNING" in {run.info.status for run in runs(root)}
-    rebuilt = {f"{verb}@fapm-{category}" for verb in ("train", "evaluate", "export") for category in CATEGORIES}
+    verbs = ("train", "evaluate", "export", "latency")
+    rebuilt = {f"{verb}@fapm-{category}" for verb in verbs for category in CATEGORIES}
     assert set(ran(dvc(root, "repro"))) == rebuilt | {"report"}
     again = load_file(root / "models" / "fapm" / CATEGORY / "model.safetensors")
     assert all(again[name].equal(whole[name]) for name in whole)

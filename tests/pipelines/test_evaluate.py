@@ -10,6 +10,8 @@ from pipelines import evaluate as module
 from pipelines.errors import StageError
 from pipelines.evaluate import evaluate
 from pipelines.files import read_json
+from pipelines.leaderboard import measure, read_outcome
+from pipelines.metrics import threshold_at
 from pipelines.params import load_params
 from pipelines.prepare import prepare
 from pipelines.train import train
@@ -38,20 +40,81 @@ def test_an_evaluation_is_written_whole(project, params):
     assert metrics["pixel_auroc"] > 0.9
     folder = project.evaluation("fapm", CATEGORY)
     assert {path.name for path in folder.iterdir()} == {
+        "curves.json",
         "curves.png",
         "evaluation.json",
         "examples.png",
+        "maps.npz",
+        "panels",
+        "pixels.npz",
         "predictions.csv",
         "pro.csv",
     }
+    assert len(list(folder.glob("panels/test/*/*.jpg"))) == 8
     flat = read_json(project.metrics("fapm", CATEGORY))
     assert flat["image_auroc"] == metrics["image_auroc"]
     assert flat["recall.square"] == evaluation(project)["defects"]["square"]["recall"]
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["defect"] for row in rows] == ["good"] * 4 + ["square"] * 4
-    threshold = evaluation(project)["threshold"]["value"]
-    assert all((float(row["score"]) > threshold) == (row["decision"] == "defect") for row in rows)
+    assert list(rows[0]) == ["path", "split", "defect", "label", "score", "decision", "milliseconds"]
+    assert [row["split"] for row in rows] == ["test"] * 8 + ["holdout"] * 3
+    assert [row["defect"] for row in rows] == ["good"] * 4 + ["square"] * 4 + ["good"] * 3
+    threshold = evaluation(project)["threshold"]
+    assert all((float(row["score"]) > threshold["value"]) == (row["decision"] == "defect") for row in rows)
+    assert all(float(row["milliseconds"]) > 0 for row in rows)
+    # the file explains the threshold: it is one of the held-out scores, by its rank
+    held_out = sorted(float(row["score"]) for row in rows if row["split"] == "holdout")
+    assert threshold["value"] == held_out[threshold["rank"] - 1]
+
+
+@pytest.mark.usefixtures("trained")
+def test_an_evaluation_says_how_sure_it_is_and_of_which_images(project, params):
+    metrics = evaluate("fapm", CATEGORY, params, project, CPU)
+    found = evaluation(project)
+    assert set(found["intervals"]) == set(metrics) - {"threshold", "train_seconds"}
+    for name, (low, high) in found["intervals"].items():
+        assert low <= metrics[name] <= high
+    # four good images and four squares, told apart perfectly
+    assert found["intervals"]["image_auroc"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
+    assert found["defects"]["square"]["recall_interval"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
+    assert found["data_set"] == "images"
+    again = read_outcome(project.evaluation("fapm", CATEGORY), found, "fapm")
+    assert again.test_set.pixels_sha256 == found["pixels_sha256"]
+    assert again.pixels.normal.sum() + again.pixels.anomalous.sum() == 8 * 64 * 64
+    drawn = measure(again, 50)
+    assert {name: drawn.draws[name][0] for name in drawn.draws} == pytest.approx(
+        {name: metrics[name] for name in drawn.draws}, abs=2e-3
+    )
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_test_images_have_a_hash_of_their_own(project, params, console):
+    """A new training image changes the data and not the test; a new test image changes both."""
+    evaluate("fapm", CATEGORY, params, project, CPU)
+    before = evaluation(project)
+    for split, changes in (("train", False), ("test", True)):
+        path = project.root / "images" / CATEGORY / split / "good" / "000.png"
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        prepare_category(project, params)
+        train("fapm", CATEGORY, params, project, CPU, console)
+        evaluate("fapm", CATEGORY, params, project, CPU)
+        assert evaluation(project)["data_sha256"] != before["data_sha256"]
+        assert (evaluation(project)["pixels_sha256"] != before["pixels_sha256"]) == changes
+
+
+def test_recall_at_the_same_rate_for_all():
+    """Of 20 good images 5 % is one: the threshold is the second highest good score."""
+
+    def image(score, defect="good"):
+        return module.TestImage(0, "", defect, defect != "good", score, np.zeros((1, 1), np.float32), 1.0)
+
+    results = [image(float(score)) for score in range(20)]
+    results += [image(score, "cut") for score in (17.5, 18.0, 18.5, 19.5)]
+    threshold = threshold_at(torch.arange(30.0), 0.05)
+    assert threshold.value == 29.0
+    found = module._defects(results, threshold)
+    assert found["cut"]["recall"] == 0.0
+    assert found["cut"]["recall_at_rate"] == 0.5  # 18.5 and 19.5 are above 18
 
 
 @pytest.mark.usefixtures("trained")

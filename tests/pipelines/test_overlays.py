@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ExportError
-from pipelines.overlays import colour, contact_sheet, heat_overlay, outline, relative_to_threshold, resize_map
+from pipelines.overlays import (
+    colour,
+    coloured_map,
+    heat_overlay,
+    opacity,
+    outline,
+    relative_to_threshold,
+    resize_map,
+)
 
 CYAN = [0, 255, 255]
 
@@ -12,12 +20,25 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def test_the_scale_is_tied_to_the_threshold() -> None:
-    ratio = np.array([[-1.0, 0.0, 0.74, 0.75, 0.875, 1.0, 1.5, 2.0, 5.0]], dtype=np.float32)
-    expected = [[0, 0, 0, 0, 0.175, 0.35, 0.675, 1, 1]]
+    ratio = np.array([[-1.0, 0.0, 0.9, 0.95, 1.0, 1.5, 2.0, 5.0]], dtype=np.float32)
     for threshold in (1e-3, 1.0, 40.0):
-        scaled = relative_to_threshold(ratio * np.float32(threshold), threshold)
-        assert scaled.dtype == np.float32
-        np.testing.assert_allclose(scaled, expected, atol=1e-5)
+        anomaly_map = ratio * np.float32(threshold)
+        relative = relative_to_threshold(anomaly_map, threshold)
+        assert relative.dtype == np.float32
+        np.testing.assert_allclose(relative, ratio, rtol=1e-6)
+        covered = opacity(anomaly_map, threshold)
+        np.testing.assert_allclose(covered, [[0, 0, 0, 0.25, 0.5, 0.625, 0.75, 0.75]], atol=1e-5)
+        # at 0.35 of the way at the threshold, in even steps on either side of it
+        places = np.array([[0, 0, 0.315, 0.3325, 0.35, 0.675, 1, 1]], dtype=np.float32)
+        difference = coloured_map(anomaly_map, threshold).astype(int) - colour(places)
+        assert abs(difference).max() <= 1  # rounding
+
+
+def test_good_parts_stay_dark_and_defects_are_brighter_than_anything_below_the_threshold() -> None:
+    levels = coloured_map(np.linspace(0, 2, 41, dtype=np.float32)[None], 1.0)[0]
+    luma = levels @ np.array([0.2126, 0.7152, 0.0722])
+    assert luma[:21].max() < 70  # of 255: up to the threshold
+    assert (np.diff(luma) > 0).all()
 
 
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
@@ -36,7 +57,7 @@ def test_colours_run_from_black_to_light_yellow_and_get_brighter() -> None:
     assert (np.diff(luma) > 0).all()
 
 
-@pytest.mark.parametrize("level", [-3.0, 0.0, 0.5, 0.7499])
+@pytest.mark.parametrize("level", [-3.0, 0.0, 0.5, 0.8999])
 def test_a_good_part_does_not_glow(level: float) -> None:
     rgb = picture(20, 30)
     before = rgb.copy()
@@ -89,15 +110,3 @@ def test_maps_go_back_to_the_size_of_the_image() -> None:
     assert resized.dtype == np.float32
     np.testing.assert_allclose(resized[:, 1:-1], np.tile(np.arange(0.25, 7, 0.5), (4, 1)), atol=1e-6)
     np.testing.assert_array_equal(resize_map(anomaly_map, width=8, height=8), anomaly_map)
-
-
-def test_a_contact_sheet_has_white_where_no_tile_is() -> None:
-    tiles = [np.full((3, 5, 3), value, dtype=np.uint8) for value in (10, 20, 30)]
-    sheet = contact_sheet([tiles[:2], tiles[2:]], gap=2)
-    assert sheet.shape == (8, 12, 3)
-    assert (sheet[:3, :5] == 10).all()
-    assert (sheet[:3, 7:] == 20).all()
-    assert (sheet[5:, :5] == 30).all()
-    rest = sheet.astype(int).sum() - 3 * 15 * (10 + 20 + 30)
-    assert rest == 255 * 3 * (8 * 12 - 3 * 15)
-    np.testing.assert_array_equal(contact_sheet([tiles[:1]]), tiles[0])

@@ -14,11 +14,14 @@ from pipelines.report import leaderboard_table
 ROOT = Path(__file__).parents[2]
 
 CELL = {"model": "a", "category": "nut", "run_id": "0123", "image_auroc": 0.8, "settings": {"grid": 8}}
+CELL |= {"run_url": "http://127.0.0.1:5000/#/experiments/1/runs/0123"}
 SUMMARY: dict[str, Any] = {
     "categories": ["nut"],
     "models": {"a": {"grid": 8}},
     "cells": [CELL],
     "averages": [{"model": "a", "category": "average", "image_auroc": 0.8}],
+    "tracking": {"page": "http://127.0.0.1:5000"},
+    "comparisons": [{"a": "a", "b": "b"}],
 }
 TABLE = "| Model | Category | Image AUROC |\n| --- | --- | ---: |\n| a | nut | 80.0 |"
 README = """\
@@ -68,8 +71,10 @@ def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> Non
     keep_report(project, "demo")
     kept = read_json(tmp_path / "benchmarks" / "results" / "demo.json")
     assert "0123" not in json.dumps(kept)
-    assert kept["cells"] == [{key: value for key, value in CELL.items() if key != "run_id"}]
-    assert {**kept, "cells": 0} == {**SUMMARY, "cells": 0}
+    assert "127.0.0.1" not in json.dumps(kept)
+    assert kept["cells"] == [{key: value for key, value in CELL.items() if key not in ("run_id", "run_url")}]
+    assert set(SUMMARY) - set(kept) == {"tracking", "comparisons"}
+    assert {**kept, "cells": 0} == {**{key: SUMMARY[key] for key in kept}, "cells": 0}
     update_readme(project, "demo")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == README.replace("| old |", TABLE)
 

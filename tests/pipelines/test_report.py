@@ -1,12 +1,12 @@
 import contextlib
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_up import put_evaluation
 from rich.console import Console
 
 from pipelines.errors import StageError
@@ -14,131 +14,103 @@ from pipelines.files import write_json
 from pipelines.params import Params, load_params
 from pipelines.paths import Project
 from pipelines.report import (
+    against_the_best,
+    champion_table,
     defect_table,
+    latency_machines,
+    latency_table,
     leaderboard_table,
     markdown_table,
     one_line,
     print_results,
     report,
-    summarise,
+    seed_table,
+    sentences,
     threshold_table,
 )
+from pipelines.summary import summarise
+from pipelines.tracking import Pages
 
 PRESETS = Path(__file__).parents[2] / "presets"
+FEW = {
+    "value": 1.23456,
+    "rate_requested": 0.05,
+    "num_images": 10,
+    "rank": 10,
+    "expected_rate": 0.0909,
+    "interval_low": 0.0025,
+    "interval_high": 0.308,
+    "attainable": False,
+    "num_images_needed": 19,
+    "pixel_value": 2.0,
+    "oracle": 1.5,
+}
 
 
-def evaluation(model: str, category: str, **metrics: float | None) -> dict[str, Any]:
-    """What `evaluate` writes, in so far as the report reads it."""
-    numbers = {"image_auroc": 0.9, "recall": 0.5, "false_alarms": 0.1, "threshold": 1.0, "train_seconds": 12.4}
+def latency_of(network: float, threads: int = 1) -> dict[str, Any]:
+    """What the latency stage writes."""
+    fast = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
+    slow = {"p50": network, "p95": 2 * network, "p99": 3 * network}
+    parts = {"decode": fast, "resize": fast, "network": slow, "postprocess": fast, "total": slow}
     return {
-        "model": model,
-        "category": category,
-        "run_id": f"run-{model}-{category}",
-        "settings": {"image_size": 256},
-        "counts": {"train": 40, "holdout": 10, "test_normal": 30, "test_anomalous": 24},
-        "metrics": {**numbers, **metrics},
-        "threshold": {
-            "value": 1.23456,
-            "rate_requested": 0.05,
-            "num_images": 10,
-            "rank": 10,
-            "expected_rate": 0.0909,
-            "interval_low": 0.0025,
-            "interval_high": 0.308,
-            "attainable": False,
-            "num_images_needed": 19,
-            "pixel_value": 2.0,
-            "oracle": 1.5,
-        },
-        "defects": {
-            "cut": {"count": 12, "recall": 0.75, "auroc": 0.95},
-            "hole": {"count": 12, "recall": 0.25, "auroc": None},
-        },
+        "hardware": "Quick 9 (2 cores)",
+        "threads": threads,
+        "onnxruntime": "1.32.0",
+        "num_runs": 100,
+        "milliseconds": parts,
+        "throughput": {"batch_size": 8, "images_per_second": 55.24},
     }
 
 
 def params_of(models: list[str], categories: list[str]) -> Params:
     params = load_params(PRESETS / "demo.yaml", check_models=False)
     data = params.data.model_copy(update={"categories": categories})
-    return params.model_copy(update={"data": data, "models": {name: {} for name in models}})
+    evaluate = params.evaluate.model_copy(update={"bootstrap": 60})
+    return params.model_copy(update={"data": data, "evaluate": evaluate, "models": {name: {} for name in models}})
 
 
-def put(project: Project, *evaluations: dict[str, Any]) -> None:
-    for one in evaluations:
-        write_json(project.evaluation(one["model"], one["category"]) / "evaluation.json", one)
+def put(project: Project, model: str, category: str, **options: Any) -> dict[str, Any]:
+    return put_evaluation(project.evaluation(model, category), model, category, **options)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Two models on two categories."""
+    """Two models on two categories, of which one has no masks."""
     project = Project(tmp_path)
-    put(
-        project,
-        evaluation("a", "nut", image_auroc=0.8, pixel_auroc=0.9),
-        evaluation("a", "my bolt", image_auroc=0.9, pixel_auroc=0.7),
-        evaluation("b", "nut", image_auroc=1.0, pixel_auroc=0.5),
-        evaluation("b", "my bolt", image_auroc=0.5, pixel_auroc=None),
-    )
+    for model, auroc in (("a", 0.98), ("b", 0.75)):
+        put(project, model, "nut", auroc=auroc, good=30, defect=40)
+        put(project, model, "my bolt", auroc=auroc, masks=False)
     return project
 
 
 BOTH = params_of(["a", "b"], ["nut", "my bolt"])
 
 
-def test_the_average_weighs_every_category_alike(project: Project) -> None:
-    averages = summarise(BOTH, project)["averages"]
-    assert [row["model"] for row in averages] == ["a", "b"]
-    assert averages[0]["image_auroc"] == pytest.approx(0.85)
-    assert averages[0]["pixel_auroc"] == pytest.approx(0.8)
-    assert averages[1]["image_auroc"] == pytest.approx(0.75)
-
-
-def test_a_metric_that_a_category_lacks_has_no_average(project: Project) -> None:
-    average = summarise(BOTH, project)["averages"][1]
-    assert average["pixel_auroc"] is None  # null in one
-    assert average["aupro_30"] is None  # not there in either
-    assert average["train_seconds"] is None  # a sum of seconds is no metric
-
-
-def test_cells_come_in_the_files_order_and_removed_ones_are_gone(project: Project) -> None:
-    summary = summarise(BOTH, project)
-    expected = [("a", "nut"), ("a", "my bolt"), ("b", "nut"), ("b", "my bolt")]
-    assert [(cell["model"], cell["category"]) for cell in summary["cells"]] == expected
-    summary = summarise(params_of(["b"], ["my bolt"]), project)
-    assert [(cell["model"], cell["category"]) for cell in summary["cells"]] == [("b", "my bolt")]
-    assert summary["categories"] == ["my bolt"]
-    assert list(summary["models"]) == ["b"]
-    assert "nut" not in json.dumps(summary)
-
-
-def test_a_cell_that_is_not_evaluated_is_named(project: Project) -> None:
-    with pytest.raises(StageError) as caught:
-        summarise(params_of(["a"], ["nut", "screw"]), project)
-    path = project.root / "evaluations" / "a" / "screw" / "evaluation.json"
-    assert str(caught.value) == f"{path}: not there; run `blemish evaluate a screw`, or `dvc repro` for everything"
-
-
-def test_the_size_of_the_exported_file_is_told_if_there_is_one(project: Project) -> None:
-    onnx = project.export("a", "nut") / "model.onnx"
-    onnx.parent.mkdir(parents=True)
-    onnx.write_bytes(bytes(1_234_567))
-    cells = summarise(BOTH, project)["cells"]
-    assert [cell["onnx_megabytes"] for cell in cells] == [1.23, None, None, None]
+def shown(value: float) -> str:
+    return f"{100 * value:.1f}"
 
 
 def test_the_leaderboard(project: Project) -> None:
-    assert (
-        leaderboard_table(summarise(BOTH, project))
-        == """\
-| Model | Category | Image AUROC | Defects found | False alarms | Pixel AUROC | Train, s |
-| --- | --- | ---: | ---: | ---: | ---: | ---: |
-| a | nut | 80.0 | 50.0 | 10.0 | 90.0 | 12 |
-| a | my bolt | 90.0 | 50.0 | 10.0 | 70.0 | 12 |
-| **a** | **average** | **85.0** | **50.0** | **10.0** | **80.0** |  |
-| b | nut | 100.0 | 50.0 | 10.0 | 50.0 | 12 |
-| b | my bolt | 50.0 | 50.0 | 10.0 | - | 12 |
-| **b** | **average** | **75.0** | **50.0** | **10.0** |  |  |"""
+    summary = summarise(BOTH, project)
+    lines = leaderboard_table(summary).splitlines()
+    assert lines[0] == (
+        "| Model | Category | Test images | Image AUROC | 95 % | Image AP | Image F1-max (oracle) | Defects found "
+        "| False alarms | Pixel AUROC | Pixel AP | Pixel F1-max (oracle) | AUPRO 0.3 | AUPRO 0.05 | Train, s |"
     )
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [
+        ["| a", "nut", "30 + 40"],
+        ["| a", "my bolt", "20 + 20"],
+        ["| **a**", "**average**", "**110**"],
+        ["| b", "nut", "30 + 40"],
+        ["| b", "my bolt", "20 + 20"],
+        ["| **b**", "**average**", "**110**"],
+    ]
+    cell, average = summary["cells"][0], summary["averages"][0]
+    low, high = cell["intervals"]["image_auroc"]
+    assert lines[2].split(" | ")[3:5] == [shown(cell["image_auroc"]), f"{shown(low)} to {shown(high)}"]
+    assert lines[3].endswith("| - | - | - | - | - | 12 |")  # no masks
+    assert lines[4].split(" | ")[3] == f"**{shown(average['image_auroc'])}**"
+    assert lines[4].endswith("|  |  |  |  |  |  |")  # nor an average of them; nor of seconds
 
 
 def test_one_category_needs_no_average(project: Project) -> None:
@@ -147,27 +119,84 @@ def test_one_category_needs_no_average(project: Project) -> None:
     assert len(table.splitlines()) == 4
 
 
+def test_a_kept_report_of_an_earlier_version_is_what_it_was() -> None:
+    cell = {"model": "a", "category": "nut", "image_auroc": 0.8, "counts": {"test_normal": 1, "test_anomalous": 2}}
+    summary = {"cells": [cell], "averages": [{"model": "a", "category": "average", "image_auroc": 0.8}]}
+    assert leaderboard_table(summary).splitlines() == [
+        "| Model | Category | Image AUROC |",
+        "| --- | --- | ---: |",
+        "| a | nut | 80.0 |",
+    ]
+
+
 def test_every_row_of_a_table_has_every_column(project: Project) -> None:
+    write_json(project.latency("a", "nut"), latency_of(20))
     summary = summarise(BOTH, project)
-    tables = [leaderboard_table(summary), defect_table(summary), threshold_table(summary).split("\n\n")[0]]
-    for table in (*tables, markdown_table(["a", "b", "c"], [])):
+    tables = [leaderboard_table(summary), defect_table(summary), champion_table(summary), latency_table(summary)]
+    tables += [threshold_table(summary).split("\n\n")[0], markdown_table(["a", "b", "c"], [])]
+    for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None:
-    lines = threshold_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()
-    assert lines[2] == "| a | nut | 10 | 1.235 | 5.0 † | 9.1 | 0.2 to 30.8 | 10.0 of 30 | 1.5 |"
+    put(project, "a", "nut", threshold=FEW, good=30, defect=40)
+    summary = summarise(params_of(["a"], ["nut"]), project)
+    alarms = shown(summary["cells"][0]["false_alarms"])
+    lines = threshold_table(summary).splitlines()
+    assert lines[2] == f"| a | nut | 10 | 1.235 | 5.0 † | 9.1 | 0.2 to 30.8 | {alarms} of 30 | 1.5 |"
     assert lines[-1].startswith("† Too few held-out parts")
-    enough = evaluation("a", "nut", false_alarms=None)
-    enough["threshold"] |= {"attainable": True, "oracle": None}
-    put(project, enough)
+    put(project, "a", "nut", threshold={**FEW, "attainable": True, "oracle": None}, good=30, defect=40)
     lines = threshold_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()
-    assert lines[2:] == ["| a | nut | 10 | 1.235 | 5.0 | 9.1 | 0.2 to 30.8 | - of 30 | - |"]
+    assert lines[2:] == [f"| a | nut | 10 | 1.235 | 5.0 | 9.1 | 0.2 to 30.8 | {alarms} of 30 | - |"]
 
 
 def test_the_defects(project: Project) -> None:
+    defects = {
+        "cut": {"count": 12, "recall": 0.75, "recall_interval": [0.428, 0.945], "recall_at_rate": 0.5, "auroc": 0.95},
+        "hole": {"count": 12, "recall": 0.25, "recall_interval": [0, 0.5], "recall_at_rate": None, "auroc": None},
+    }
+    put(project, "a", "nut", defects=defects)
     lines = defect_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()
-    assert lines[2:] == ["| a | nut | cut | 12 | 75.0 | 95.0 |", "| a | nut | hole | 12 | 25.0 | - |"]
+    assert lines[2:] == [
+        "| a | nut | cut | 12 | 75.0 | 42.8 to 94.5 | 50.0 | 95.0 |",
+        "| a | nut | hole | 12 | 25.0 | 0.0 to 50.0 | - | - |",
+    ]
+
+
+def test_who_is_best(project: Project) -> None:
+    summary = summarise(BOTH, project)
+    lines = champion_table(summary).splitlines()
+    assert lines[0].startswith("| Category | Image AUROC | Image AP |")
+    assert lines[-1].startswith("| average | a | a |")
+    (sentence,) = [s for s in sentences(summary) if s.startswith("Image AUROC: a beats b by ")]
+    assert sentence.endswith(".")
+    tied = {**summary["champions"]["image_auroc"]["nut"], "tied_with": ["b"]}
+    champions = {**summary["champions"], "image_auroc": {**summary["champions"]["image_auroc"], "nut": tied}}
+    assert champion_table({**summary, "champions": champions}).splitlines()[2].startswith("| nut | a = b |")
+
+
+def test_seeds_are_a_mean_and_a_spread(project: Project) -> None:
+    summary = summarise(params_of(["a"], ["nut"]), project)
+    assert seed_table(summary) == ""
+    numbers = {"image_auroc": {"mean": 0.97, "sd": 0.004, "values": [0.966, 0.97, 0.974]}}
+    cell = {**summary["cells"][0], "seeds": {"seeds": [0, 1, 2], "metrics": numbers}}
+    lines = seed_table({**summary, "cells": [cell]}).splitlines()
+    assert lines[2] == "| a | nut | 0, 1, 2 | 97.0 ± 0.4 | - | - | - |"
+
+
+def test_latency_names_its_machine(project: Project) -> None:
+    assert latency_table(summarise(BOTH, project)) == ""
+    write_json(project.latency("a", "nut"), latency_of(20))
+    summary = summarise(BOTH, project)
+    assert latency_table(summary).splitlines()[2:] == [
+        "| a | nut | 1.0 / 2.0 / 3.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 "
+        "| 55.2 in batches of 8 | 100 |"
+    ]
+    assert latency_machines(summary["cells"]) == "Quick 9 (2 cores), 1 thread, ONNX Runtime 1.32.0"
+    write_json(project.latency("b", "nut"), latency_of(20, threads=2))
+    several = latency_machines(summarise(BOTH, project)["cells"])
+    assert several.startswith("Several machines, whose figures cannot be compared: Quick 9 (2 cores), 1 thread, ")
+    assert "2 threads" in several
 
 
 def test_one_line_for_the_terminal() -> None:
@@ -183,12 +212,16 @@ class Recorder:
         self.logged: dict[str, float] = {}
         self.tagged: dict[str, str] = {}
         self.files: list[str] = []
+        self.description = ""
 
     def metrics(self, values: dict[str, float]) -> None:
         self.logged |= values
 
     def tags(self, values: dict[str, str]) -> None:
         self.tagged |= values
+
+    def describe(self, markdown: str) -> None:
+        self.description = markdown
 
     def file(self, path: Path, folder: str) -> None:
         assert path.exists()
@@ -197,7 +230,7 @@ class Recorder:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
-    """(experiment, key, what was logged) of each summary run."""
+    """(experiment, key, what was logged) of each summary run; no page is drawn."""
     opened: list[tuple[str, str, Recorder]] = []
 
     @contextlib.contextmanager
@@ -205,7 +238,14 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
         opened.append((experiment, key, Recorder()))
         yield opened[-1][2]
 
+    def write_html(_summary: Any, _project: Project, folder: Path) -> Path:
+        (folder / "report.html").touch()
+        return folder / "report.html"
+
     monkeypatch.setattr("pipelines.tracking.summary_run", summary_run)
+    monkeypatch.setattr("pipelines.tracking.pages", lambda *_: Pages("http://127.0.0.1:5000", "3"))
+    monkeypatch.setattr("pipelines.tracking.cell_runs", lambda *_: [])
+    monkeypatch.setattr("pipelines.html_report.write", write_html)
     return opened
 
 
@@ -214,48 +254,104 @@ def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str
     examples.touch()
     path = report(BOTH, project)
     assert path == project.root / "reports" / "report.md"
-    assert sorted(file.name for file in project.reports.iterdir()) == ["leaderboard.csv", "report.md", "summary.json"]
+    assert sorted(file.name for file in project.reports.iterdir()) == [
+        "leaderboard.csv",
+        "report.html",
+        "report.md",
+        "summary.json",
+        "tables",
+        "tables.md",
+    ]
     text = path.read_text(encoding="utf-8")
     assert leaderboard_table(summarise(BOTH, project)) in text
+    assert "## Who is best" in text
     assert text.count("![examples](") == 1
     # a name with a space would end the link
     assert "![examples](../evaluations/a/my%20bolt/examples.png)" in text
+    assert {file.name for file in (project.reports / "tables").iterdir()} == {
+        f"{metric}.{kind}"
+        for metric in ("image_auroc", "pixel_auroc", "pixel_f1_max", "aupro_30")
+        for kind in ("csv", "tex")
+    }
     with (project.reports / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["cell"] for row in rows] == ["a-nut", "a-my bolt", "b-nut", "b-my bolt"]
-    assert (rows[0]["image_auroc"], rows[3]["pixel_auroc"]) == ("0.8", "")
+    assert (rows[0]["test_normal"], rows[0]["test_anomalous"], rows[0]["seed"]) == ("30", "40", "0")
+    assert float(rows[0]["image_auroc_low"]) < float(rows[0]["image_auroc"]) < float(rows[0]["image_auroc_high"])
+    assert (rows[1]["pixel_auroc"], rows[1]["pixel_auroc_low"]) == ("", "")
     (experiment, _, run) = runs[0]
     assert experiment == "demo"
-    assert run.logged["a.image_auroc"] == pytest.approx(0.85)
+    assert run.logged["a.image_auroc"] == pytest.approx(summarise(BOTH, project)["averages"][0]["image_auroc"])
     assert "b.pixel_auroc" not in run.logged
     assert run.tagged["categories"] == "nut, my bolt"
-    assert run.files == ["report/report.md", "report/leaderboard.csv"]
+    assert "- Image AUROC: a beats b by " in run.description
+    assert run.files == ["report/report.md", "report/tables.md", "report/leaderboard.csv", "report/summary.json"]
+
+
+def test_one_model_has_nobody_to_beat(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    text = report(params_of(["a"], ["nut"]), project).read_text(encoding="utf-8")
+    assert "Who is best" not in text
+    assert "One seed each" in text
+    low, high = summarise(params_of(["a"], ["nut"]), project)["averages"][0]["intervals"]["image_auroc"]
+    assert f" ({shown(low)} to {shown(high)}), AUPRO 0.3 " in runs[0][2].description
 
 
 def test_the_same_cells_are_summed_up_in_the_same_run(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
     report(BOTH, project)
     report(params_of(["b", "a"], ["my bolt", "nut"]), project)
     report(params_of(["a"], ["nut"]), project)
-    put(project, {**evaluation("a", "nut"), "run_id": "trained-again"})
+    put(project, "a", "nut", run_id="trained-again", good=30, defect=40)
     report(BOTH, project)
     keys = [key for _, key, _ in runs]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
 
 
-def printed(project: Project) -> str:
+def printed(project: Project, width: int = 120) -> str:
     text = io.StringIO()
-    print_results(project, Console(file=text, width=120, no_color=True))
+    print_results(project, Console(file=text, width=width, no_color=True))
     return text.getvalue()
 
 
 def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
     report(BOTH, project)
     text = printed(project)
-    assert "85.0" in text
+    summary = summarise(BOTH, project)
+    assert shown(summary["averages"][0]["image_auroc"]) in text
     assert "my bolt" in text
+    assert "30+40" in text
+    assert "Image AUROC: a beats b by " in text
     assert f"blemish predict {project.export('a', 'nut') / 'model.onnx'} IMAGE_OR_FOLDER" in text
     assert len(runs) == 1
+
+
+def test_results_fit_a_terminal_of_eighty_columns(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    for category in ("hazelnut_toy", "nut"):
+        put(project, "efficient_ad", category)
+        write_json(project.latency("efficient_ad", category), latency_of(123.4))
+    report(params_of(["efficient_ad"], ["hazelnut_toy", "nut"]), project)
+    text = printed(project, width=80)
+    assert "…" not in text
+    assert "123.4" in text
+
+
+def test_the_terminal_compares_with_the_best_alone(project: Project) -> None:
+    for category in ("nut", "my bolt"):
+        put(
+            project,
+            "c",
+            category,
+            auroc=0.7,
+            good=30 if category == "nut" else 20,
+            defect=40 if category == "nut" else 20,
+        )
+    summary = summarise(params_of(["a", "b", "c"], ["nut", "my bolt"]), project)
+    assert len(sentences(summary, ["image_auroc"])) == 3
+    told = against_the_best(summary)
+    assert len(told) == 2
+    assert all(line.startswith("Image AUROC: a beats ") for line in told)
+    nobody = {**summary["champions"]["image_auroc"], "average": {"best": None, "tied_with": [], "reason": "why"}}
+    assert len(against_the_best({**summary, "champions": {"image_auroc": nobody}})) == 3
 
 
 def test_without_a_report_there_are_no_results(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
+import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -126,6 +128,7 @@ def test_a_run_is_running_and_then_finished(project: Path) -> None:
     assert found.info.run_name == "fapm-bolt"
     assert found.data.tags["model"] == "fapm"
     assert found.data.tags["category"] == "bolt"
+    assert found.data.tags["environment.python"] == platform.python_version()
     assert found.data.tags["host"] == socket.gethostname()
     assert found.data.tags["pid"] == str(os.getpid())
 
@@ -351,6 +354,178 @@ def test_nested_settings_become_dotted_names() -> None:
         "a.d": [1, {"e": 2}],
         "f": None,
     }
+
+
+def test_a_run_tells_of_itself_at_the_top_of_its_page(run: OpenRun) -> None:
+    run.describe("**words**" + "x" * 9000)
+    assert run.known_tags()["mlflow.note.content"].startswith("**words**")
+    assert len(run.known_tags()["mlflow.note.content"]) == 5000
+
+
+def test_every_package_is_logged_once(project: Path) -> None:
+    first = open_cell(project)
+    (path,) = (project / "mlartifacts").rglob("packages.txt")
+    assert "\nmlflow==" in path.read_text()
+    path.write_text("of the training")
+    open_cell(project, first)
+    assert path.read_text() == "of the training"
+
+
+def test_the_environment_is_logged_whole_and_tagged_in_part(project: Path) -> None:
+    with cell_run(project, EXPERIMENT, "fapm", "bolt", None) as run:
+        tags = logged(run).tags
+    (path,) = (project / "mlartifacts").rglob("environment.json")
+    found = json.loads(path.read_text())
+    assert {"python", "cpu", "memory_gigabytes", "mlflow"} <= found.keys()
+    tagged = {name for name in tags if name.startswith("environment.")}
+    assert tagged == {"environment.python", "environment.torch", "environment.cpu"}
+
+
+def test_runs_of_several_seeds_have_names_of_their_own() -> None:
+    assert [tracking.cell_name("fapm", "bolt", seed) for seed in (0, 1)] == ["fapm-bolt", "fapm-bolt-seed1"]
+
+
+def test_a_data_set_has_its_name_and_digest(run: OpenRun, project: Path) -> None:
+    run.dataset("demo/bolt", "0123456789abcdef" * 4, project / "bolt")
+    (found,) = run.client.get_run(run.run_id).inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest) == ("demo/bolt", "0123456789abcdef" * 2)
+
+
+def points(project: Path, run_id: str, name: str) -> list[Any]:
+    return sorted(client_of(project).get_metric_history(run_id, name), key=lambda point: point.step)
+
+
+class Clock:
+    """Passes only while the sampler waits, until it is told to stop."""
+
+    def __init__(self, end: float) -> None:
+        self.now, self.end = 0.0, end
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1e9 + self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.now = min(self.now + seconds, self.end)
+        return self.now == self.end
+
+
+class Recorder:
+    """Stands in for an open run."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[str, float, int, float]]] = []
+
+    def timed_points(self, points: list[tuple[str, float, int, float]]) -> None:
+        self.calls.append(points)
+
+    def steps(self, name: str) -> list[int]:
+        return [step for call in self.calls for found, _, step, _ in call if found == name]
+
+
+def sampled(monkeypatch: pytest.MonkeyPatch, seconds: float, before: int = 0) -> Recorder:
+    clock, run = Clock(seconds), Recorder()
+    monkeypatch.setattr(tracking, "time", clock)
+    tracking._sample(run, clock, before)  # type: ignore[arg-type]
+    return run
+
+
+def test_what_a_run_uses_is_drawn_by_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sampled(monkeypatch, 10.5)
+    assert run.steps("system/process_memory_megabytes") == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10]
+    assert all(20 < value < 1e5 for call in run.calls for name, value, *_ in call if "memory" in name)
+    # each at its own time, however many are sent at once
+    assert all(seconds == pytest.approx(1e9 + step, abs=0.5) for call in run.calls for *_, step, seconds in call)
+    assert run.steps("system/process_cpu_percentage") == run.steps("system/process_memory_megabytes")
+    # a resumed run goes on in time
+    assert sampled(monkeypatch, 2, before=300).steps("system/process_memory_megabytes") == [301, 302]
+
+
+def test_a_day_is_drawn_with_some_hundred_points_in_few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = sampled(monkeypatch, 24 * 3600)
+    steps = run.steps("system/process_memory_megabytes")
+    assert 350 < len(steps) < 450
+    assert steps[-1] == 24 * 3600
+    assert len(run.calls) < 50
+
+
+def test_a_short_run_is_drawn_too_and_one_that_is_only_opened_is_not(project: Path) -> None:
+    with tracking.open_run(project, EXPERIMENT, "fapm-bolt", {}, None, sampled=True) as run:
+        pass
+    (point,) = points(project, run.run_id, "system/process_memory_megabytes")
+    assert points(project, open_cell(project), "system/process_memory_megabytes") == []
+    with tracking.open_run(project, EXPERIMENT, "", {}, run.run_id, sampled=True) as again:
+        again.metric_points([("system/process_memory_megabytes", 1.0, 300)])
+    with tracking.open_run(project, EXPERIMENT, "", {}, run.run_id, sampled=True):
+        pass
+    assert points(project, run.run_id, "system/process_memory_megabytes")[-1].step >= 300
+    assert point.step < 300
+
+
+# What is read back
+
+
+def evaluated(project: Path, model: str = "fapm", seed: int = 0) -> str:
+    with cell_run(project, EXPERIMENT, model, "bolt", None) as run:
+        run.params({"train": {"seed": seed}})
+        run.metrics({"threshold": 1.5, "image_auroc": 0.9})
+        return run.run_id
+
+
+def test_evaluated_runs_are_read_back(project: Path) -> None:
+    run_id = evaluated(project, seed=7)
+    open_cell(project)  # trained and not yet evaluated
+    with summary_run(project, EXPERIMENT, "key") as summary:
+        summary.metrics({"threshold": 1.0})
+    (found,) = tracking.cell_runs(project, EXPERIMENT)
+    assert (found.run_id, found.model, found.category, found.seed) == (run_id, "fapm", "bolt", 7)
+    assert found.metrics["image_auroc"] == 0.9
+    assert not any(name.startswith("mlflow.") for name in found.tags)
+
+
+def test_more_runs_than_one_call_gives(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = {evaluated(project, f"model_{number}") for number in range(5)}
+    monkeypatch.setattr(tracking, "_RUNS_PER_CALL", 2)
+    assert {run.run_id for run in tracking.cell_runs(project, EXPERIMENT)} == ids
+
+
+def test_reading_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"mlflow\.db: no runs yet; run `dvc repro`"):
+        tracking.cell_runs(tmp_path, EXPERIMENT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_experiment_is_named_with_those_there_are(project: Path) -> None:
+    evaluated(project)
+    with pytest.raises(StageError) as caught:
+        tracking.cell_runs(project, "else")
+    assert str(caught.value).startswith(f"experiment 'else' is not in {tracking_uri(project)}, which has: 'parts'")
+    assert client_of(project).get_experiment_by_name("else") is None
+
+
+def test_files_are_fetched_for_as_long_as_they_are_needed(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("1")
+    ids = []
+    for has_file in (True, False):
+        with cell_run(project, EXPERIMENT, "fapm", "bolt", None) as run:
+            if has_file:
+                run.file(tmp_path / "scores.csv", "evaluation")
+        ids.append(run.run_id)
+    with tracking.fetched(project, ids, ["scores.csv", "else.csv"], "evaluation") as folders:
+        assert (folders[ids[0]] / "scores.csv").read_text() == "1"
+        assert list(folders[ids[1]].iterdir()) == []
+    assert not folders[ids[0]].exists()
+
+
+def test_the_pages_of_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tracking.pages(project, EXPERIMENT)
+    mode = "workflowType=machine_learning"
+    assert found.run("abc") == f"http://127.0.0.1:5000/#/experiments/{found.experiment_id}/runs/abc?{mode}"
+    monkeypatch.setattr(tracking, "_prepare_store", lambda *_: ("https://me:secret@mlflow.example.org/", "7"))
+    url = tracking.pages(project, EXPERIMENT).run("abc")
+    assert url == f"https://mlflow.example.org/#/experiments/7/runs/abc?{mode}"
 
 
 # Where it is logged

@@ -1,0 +1,532 @@
+"""How sure the figures are: intervals over the test images, models compared on the same images, and ties called ties.
+
+Every interval is 95 %. A test set is a sample: with other images of the same kind the figures would have been others.
+The bootstrap (Efron and Tibshirani, 1993) draws test images with replacement, good and anomalous ones apart, and
+computes every metric anew, pixel metrics too, from counts per image and threshold. All models of a category get the
+same draws, so that the difference of two models is judged on the images that both saw: an image that is hard for both
+does not blur it. Categories are drawn independently, and a macro average is averaged draw by draw.
+
+What resampling cannot say is said otherwise: a share of images (defects found, false alarms) has the exact interval of
+Clopper and Pearson, and so has a perfect separation, whose every draw is perfect too. What another training seed would
+have given is in no test image; where runs with several seeds are known, their spread widens the comparison.
+"""
+
+import csv
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.special import betaincinv, stdtrit
+
+from pipelines.errors import StageError
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+# What `evaluate` writes and everything here is read from
+EVALUATION_FILE = "evaluation.json"
+PREDICTIONS_FILE = "predictions.csv"  # a row per test and held-out image
+PIXELS_FILE = "pixels.npz"  # absent without masks
+EVALUATION_FOLDER = "evaluation"  # where a run keeps them
+
+CONFIDENCE = 0.95
+AVERAGE = "average"  # the category of a macro average
+_TAIL = (1 - CONFIDENCE) / 2
+_PRO_LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}
+_SHARES = ("recall", "false_alarms")
+_SEPARATION = ("image_auroc", "image_ap", "image_f1_max")  # all 1 exactly when good and anomalous images separate
+_PIXEL_BINS = 500  # along the curves; the metrics of 500 bins are within a thousandth of the exact ones
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure by which models are compared."""
+
+    key: str
+    title: str
+    higher_is_better: bool = True
+    oracle: bool = False  # its threshold is chosen on the test images
+
+
+METRICS = (
+    Metric("image_auroc", "Image AUROC"),
+    Metric("image_ap", "Image AP"),
+    Metric("image_f1_max", "Image F1-max", oracle=True),
+    Metric("recall", "Defects found"),
+    Metric("false_alarms", "False alarms", higher_is_better=False),
+    Metric("pixel_auroc", "Pixel AUROC"),
+    Metric("pixel_ap", "Pixel AP"),
+    Metric("pixel_f1_max", "Pixel F1-max", oracle=True),
+    Metric("aupro_30", "AUPRO 0.3"),
+    Metric("aupro_05", "AUPRO 0.05"),
+)
+METRIC_BY_KEY = {metric.key: metric for metric in METRICS}
+
+
+# ---- what is judged ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PixelCounts:
+    """The pixels of N test images by their score, in B bins from the highest scores to the lowest.
+
+    `regions` counts each pixel inside an anomalous region as one over the region's size: a whole region adds 1.
+    """
+
+    normal: NDArray[np.int32]  # (N, B), outside all regions
+    anomalous: NDArray[np.int32]  # (N, B)
+    regions: NDArray[np.float32]  # (N, B)
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(path, normal=self.normal, anomalous=self.anomalous, regions=self.regions)
+
+    @classmethod
+    def load(cls, path: Path) -> "PixelCounts":
+        with np.load(path) as arrays:
+            return cls(arrays["normal"], arrays["anomalous"], arrays["regions"])
+
+    def of(self, rows: Sequence[int]) -> "PixelCounts":
+        """The counts of these images, in this order."""
+        return PixelCounts(self.normal[rows], self.anomalous[rows], self.regions[rows])
+
+
+def bin_edges(curve_thresholds: Floats) -> NDArray[np.float32]:
+    """At most `_PIXEL_BINS` thresholds, highest first, of a curve whose points lie evenly along it.
+
+    The curve begins with nothing called anomalous and ends with everything.
+    """
+    inner = curve_thresholds[1:]
+    kept = np.linspace(0, len(inner) - 1, min(_PIXEL_BINS, len(inner))).round().astype(int)
+    edges: NDArray[np.float32] = np.unique(inner[kept].astype(np.float32))[::-1]
+    return edges
+
+
+def count_pixels(pairs: Iterable[tuple[NDArray[np.float32], Bools]], edges: NDArray[np.float32]) -> PixelCounts:
+    """Sort the pixels of (map, mask) pairs, one an image, into the bins that end at `edges`."""
+    ascending = edges[::-1]
+    counts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+    for anomaly_map, mask in pairs:
+        below = np.searchsorted(ascending, anomaly_map.ravel(), side="left")  # edges that the score is above
+        bins = np.minimum(len(edges) - below, len(edges) - 1)  # rounding may put a score on the last edge
+        inside = mask.ravel()
+        labels, _ = ndimage.label(mask, structure=_EIGHT_CONNECTED)
+        sizes = np.bincount(labels.ravel())
+        weights = 1.0 / sizes[labels.ravel()[inside]]
+        for kept, values in zip(
+            counts,
+            (
+                np.bincount(bins[~inside], minlength=len(edges)),
+                np.bincount(bins[inside], minlength=len(edges)),
+                np.bincount(bins[inside], weights, minlength=len(edges)),
+            ),
+            strict=True,
+        ):
+            kept.append(values)
+    normal, anomalous, regions = (np.stack(kept) for kept in counts)
+    return PixelCounts(normal.astype(np.int32), anomalous.astype(np.int32), regions.astype(np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class TestSet:
+    """Which images a model was tested on. Two of them are the same if names, labels and pixels are."""
+
+    __test__ = False  # nothing for pytest to collect
+
+    category: str
+    images: tuple[tuple[str, bool], ...]  # (path, anomalous), sorted
+    data_sha256: str  # of all files of the category
+    image_size: int
+    pixels_sha256: str  # of the test images as the model saw them, at this size
+
+    def difference(self, other: "TestSet") -> str | None:
+        """What keeps results on the two from being compared, None if nothing does."""
+        if self.category != other.category:
+            return f"{self.category} and {other.category} are two categories"
+        if self.images != other.images:
+            if len(self.images) != len(other.images):
+                return f"{len(self.images)} and {len(other.images)} test images of {self.category}"
+            first = next(a for a, b in zip(self.images, other.images, strict=True) if a != b)
+            return f"the test images of {self.category} are not the same: {first[0]} is in one of the two only"
+        seen_alike = self.image_size == other.image_size and self.pixels_sha256 == other.pixels_sha256
+        if self.data_sha256 != other.data_sha256 and not seen_alike:
+            return f"the files of {self.category} changed between the two evaluations"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one model said of the test images of one category, in the order of `test_set.images`."""
+
+    name: str
+    test_set: TestSet
+    scores: Floats  # (N,)
+    threshold: float
+    values: Mapping[str, float]  # as `evaluate` measured them, from every pixel
+    pixels: PixelCounts | None
+
+    @property
+    def labels(self) -> Bools:
+        return np.array([label for _, label in self.test_set.images], dtype=bool)
+
+
+def read_outcome(folder: Path, evaluation: Mapping[str, Any], name: str) -> Outcome:
+    """What `evaluate` wrote into `folder`; `evaluation` is the content of its JSON file, `name` what to call the model.
+
+    Raises:
+        StageError: the folder is not from this version.
+    """
+    rows = read_predictions(folder)
+    if "pixels_sha256" not in evaluation or any("split" not in row for row in rows):
+        model, category = evaluation["model"], evaluation["category"]
+        raise StageError(f"{folder}: by another version of Blemish; run `blemish evaluate {model} {category}` again")
+    tested = [row for row in rows if row["split"] == "test"]
+    order = sorted(range(len(tested)), key=lambda place: tested[place]["path"])
+    pixels = PixelCounts.load(folder / PIXELS_FILE).of(order) if (folder / PIXELS_FILE).exists() else None
+    return Outcome(
+        name=name,
+        test_set=TestSet(
+            category=evaluation["category"],
+            images=tuple((tested[place]["path"], tested[place]["label"] == "1") for place in order),
+            data_sha256=evaluation["data_sha256"],
+            image_size=evaluation["protocol"]["image_size"],
+            pixels_sha256=evaluation["pixels_sha256"],
+        ),
+        scores=np.array([float(tested[place]["score"]) for place in order]),
+        threshold=evaluation["threshold"]["value"],
+        values={key: value for key, value in evaluation["metrics"].items() if value is not None},
+        pixels=pixels,
+    )
+
+
+def read_predictions(folder: Path) -> list[dict[str, str]]:
+    """The rows of the images, test and held-out, in the order that `evaluate` wrote them."""
+    with (folder / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- resampling ----------------------------------------------------------------------------------------------------
+
+
+def resample(test_set: TestSet, resamples: int) -> Floats:
+    """How often each image is drawn: (1 + resamples, N), the first row being the test set itself.
+
+    Good and anomalous images are drawn apart, so that no draw lacks either. The draws depend on the names and labels of
+    the images alone: two models on the same images get the same ones.
+    """
+    key = hashlib.sha256(repr((test_set.category, test_set.images)).encode()).digest()
+    rng = np.random.default_rng(list(key))
+    labels = np.array([label for _, label in test_set.images], dtype=bool)
+    draws = np.ones((1 + resamples, len(labels)))
+    for of_class in (np.flatnonzero(~labels), np.flatnonzero(labels)):
+        if len(of_class):
+            n = len(of_class)
+            draws[1:, of_class] = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    return draws
+
+
+class _Curve(NamedTuple):
+    """R drawn test sets as the threshold falls past P - 1 bins: (R, P), from nothing called anomalous to everything."""
+
+    false_positives: Floats
+    true_positives: Floats
+
+
+def _curve(draws: Floats, normal: NDArray[Any], anomalous: NDArray[Any]) -> _Curve:
+    return _Curve(_cumulative(draws, normal), _cumulative(draws, anomalous))
+
+
+def _cumulative(draws: Floats, counts: NDArray[Any]) -> Floats:
+    """(R, N) draws of images with (N, B) counts -> (R, 1 + B)."""
+    summed = np.zeros((len(draws), counts.shape[1] + 1))
+    np.cumsum(draws @ counts.astype(np.float64), axis=1, out=summed[:, 1:])
+    return summed
+
+
+def _auroc(curve: _Curve) -> Floats:
+    fp, tp = curve
+    area = (np.diff(fp) * (tp[:, 1:] + tp[:, :-1])).sum(1) / 2
+    return area / (fp[:, -1] * tp[:, -1])
+
+
+def _ap(curve: _Curve) -> Floats:
+    fp, tp = curve.false_positives[:, 1:], curve.true_positives[:, 1:]
+    precision = tp / np.maximum(tp + fp, 1e-300)
+    return (np.diff(curve.true_positives) * precision).sum(1) / tp[:, -1]
+
+
+def _f1_max(curve: _Curve) -> Floats:
+    fp, tp = curve
+    return (2 * tp / (tp[:, -1:] + tp + fp)).max(1)
+
+
+def _aupro(false_positives: Floats, regions: Floats, limit: float) -> Floats:
+    """Area under region overlap over false-positive rate up to `limit`, interpolated there, over `limit`."""
+    rate = false_positives / false_positives[:, -1:]
+    overlap = regions / regions[:, -1:]
+    width, rise = np.diff(rate), np.diff(overlap)
+    kept = np.clip(limit - rate[:, :-1], 0, width)  # of each step's width
+    at_end = overlap[:, :-1] + rise * np.divide(kept, width, out=np.zeros_like(width), where=width > 0)
+    return (kept * (overlap[:, :-1] + at_end)).sum(1) / 2 / limit
+
+
+def _image_draws(outcome: Outcome, draws: Floats) -> dict[str, Floats]:
+    labels = outcome.labels
+    called = outcome.scores > outcome.threshold
+    shares = {}
+    if labels.any():
+        shares["recall"] = draws[:, labels] @ called[labels] / labels.sum()
+    if not labels.all():
+        shares["false_alarms"] = draws[:, ~labels] @ called[~labels] / (~labels).sum()
+    if labels.all() or not labels.any():
+        return shares
+    distinct, place = np.unique(-outcome.scores, return_inverse=True)
+    ranked = np.zeros((len(labels), len(distinct)))
+    ranked[np.arange(len(labels)), place] = 1
+    curve = _curve(draws, ranked * ~labels[:, None], ranked * labels[:, None])
+    return {"image_auroc": _auroc(curve), "image_ap": _ap(curve), "image_f1_max": _f1_max(curve), **shares}
+
+
+def _pixel_draws(pixels: PixelCounts | None, draws: Floats) -> dict[str, Floats]:
+    if pixels is None or not pixels.anomalous.any() or not pixels.normal.any():
+        return {}
+    curve = _curve(draws, pixels.normal, pixels.anomalous)
+    regions = _cumulative(draws, pixels.regions)
+    return {
+        "pixel_auroc": _auroc(curve),
+        "pixel_ap": _ap(curve),
+        "pixel_f1_max": _f1_max(curve),
+        **{name: _aupro(curve.false_positives, regions, limit) for name, limit in _PRO_LIMITS.items()},
+    }
+
+
+# ---- one model -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What training again with another seed does to a figure."""
+
+    sd: float  # between single runs
+    num_runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A model's figures on a category, or on the average of several, and how they vary over drawn test sets."""
+
+    name: str
+    category: str
+    values: Mapping[str, float]
+    draws: Mapping[str, Floats]  # (1 + resamples,), the first of the test set itself
+    intervals: Mapping[str, tuple[float, float]]
+    test_sets: tuple[TestSet, ...]
+    spreads: Mapping[str, Spread] = field(default_factory=dict)
+
+    @property
+    def num_images(self) -> int:
+        return sum(len(test_set.images) for test_set in self.test_sets)
+
+
+def measure(outcome: Outcome, resamples: int, spreads: Mapping[str, Spread] | None = None) -> Measured:
+    """Intervals of every metric that `outcome.values` and the images allow."""
+    weights = resample(outcome.test_set, resamples)
+    drawn = {**_image_draws(outcome, weights), **_pixel_draws(outcome.pixels, weights)}
+    draws = {name: values for name, values in drawn.items() if name in outcome.values}
+    intervals = {name: _interval(outcome.values[name], values) for name, values in draws.items()}
+    labels = outcome.labels
+    for name, of_class in zip(_SHARES, (labels, ~labels), strict=True):
+        if name in draws:
+            intervals[name] = share_interval(outcome.values[name], int(of_class.sum()))
+    if outcome.values.get("image_auroc") == 1.0:
+        # Whatever is missing from the test set is no more than what could have stayed out of its smaller class.
+        bound = share_interval(1.0, int(min(labels.sum(), (~labels).sum())))
+        intervals |= dict.fromkeys([name for name in _SEPARATION if name in draws], bound)
+    return Measured(
+        name=outcome.name,
+        category=outcome.test_set.category,
+        values=dict(outcome.values),
+        draws=draws,
+        intervals=intervals,
+        test_sets=(outcome.test_set,),
+        spreads=spreads or {},
+    )
+
+
+def average(cells: Sequence[Measured], spreads: Mapping[str, Spread] | None = None) -> Measured:
+    """The macro average of one model over categories: each weighs the same; a metric that one lacks has none."""
+    values, draws, intervals = {}, {}, {}
+    for metric in METRICS:
+        name = metric.key
+        if all(name in cell.values for cell in cells):
+            values[name] = math.fsum(cell.values[name] for cell in cells) / len(cells)
+        if all(name in cell.draws for cell in cells):
+            draws[name] = np.mean([cell.draws[name] for cell in cells], axis=0)
+            intervals[name] = _average_interval(name, values[name], draws[name], cells)
+    test_sets = tuple(test_set for cell in cells for test_set in cell.test_sets)
+    return Measured(cells[0].name, AVERAGE, values, draws, intervals, test_sets, spreads or {})
+
+
+def _average_interval(name: str, value: float, draws: Floats, cells: Sequence[Measured]) -> tuple[float, float]:
+    """The bootstrap's, at least as wide as independent categories would make it of their own intervals.
+
+    A category that is separated perfectly adds nothing to the bootstrap, and yet its figure is not certain.
+    """
+    low, high = _interval(value, draws)
+    below = math.sqrt(math.fsum((cell.values[name] - cell.intervals[name][0]) ** 2 for cell in cells)) / len(cells)
+    above = math.sqrt(math.fsum((cell.intervals[name][1] - cell.values[name]) ** 2 for cell in cells)) / len(cells)
+    return max(0.0, min(low, value - below)), min(1.0, max(high, value + above))
+
+
+def _interval(value: float, draws: Floats) -> tuple[float, float]:
+    """The central 95 % of the draws, moved by what binning changed, clipped to [0, 1] and to hold the value.
+
+    The draws of F1-max lie above it, since a maximum profits from chance.
+    """
+    low, high = np.quantile(draws[1:], [_TAIL, 1 - _TAIL]) + (value - draws[0])
+    return max(0.0, min(float(low), value)), min(1.0, max(float(high), value))
+
+
+def share_interval(share: float, num_images: int) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share of independent images."""
+    hits = round(share * num_images)
+    low = float(betaincinv(hits, num_images - hits + 1, _TAIL)) if hits else 0.0
+    high = float(betaincinv(hits + 1, num_images - hits, 1 - _TAIL)) if hits < num_images else 1.0
+    return low, high
+
+
+# ---- two models ----------------------------------------------------------------------------------------------------
+
+Verdict = Literal["a", "b", "tie", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models on the same test images by one metric; None throughout where there is nothing to compare."""
+
+    metric: str
+    category: str
+    a: str
+    b: str
+    difference: float | None  # a minus b
+    low: float | None
+    high: float | None
+    num_images: int
+    verdict: Verdict  # which one is better; a tie cannot be told from chance
+    reason: str | None  # why it was refused
+
+    @property
+    def text(self) -> str:
+        """One sentence, in points of a hundred."""
+        title = METRIC_BY_KEY[self.metric].title
+        if self.difference is None or self.low is None or self.high is None:
+            return f"{self.a} and {self.b} cannot be compared by {title}: {self.reason}"
+        points, margin = abs(100 * self.difference), 50 * (self.high - self.low)
+        if not self.difference:
+            return f"{self.a} equals {self.b} to ± {margin:.1f}: not distinguishable"
+        leads = METRIC_BY_KEY[self.metric].higher_is_better == (self.difference > 0)
+        winner, loser = (self.a, self.b) if leads else (self.b, self.a)
+        end = ": not distinguishable" if self.verdict == "tie" else ""
+        return f"{winner} beats {loser} by {points:.1f} ± {margin:.1f}{end}"
+
+
+def compare(metric: str, a: Measured, b: Measured) -> Comparison:
+    """Judge the difference of two models on their test images; refused where those are not the same."""
+    reason = _refusal(metric, a, b)
+    if reason is not None:
+        return Comparison(metric, a.category, a.name, b.name, None, None, None, a.num_images, "refused", reason)
+    difference = a.values[metric] - b.values[metric]
+    drawn = a.draws[metric] - b.draws[metric]
+    low, high = np.quantile(drawn[1:], [_TAIL, 1 - _TAIL]) + (difference - drawn[0])
+    seeds = _seed_margin(a.spreads.get(metric), b.spreads.get(metric))
+    low = difference - math.hypot(max(difference - float(low), 0), seeds)
+    high = difference + math.hypot(max(float(high) - difference, 0), seeds)
+    verdict: Verdict = "tie"
+    if low > 0 or high < 0:
+        verdict = "a" if METRIC_BY_KEY[metric].higher_is_better == (difference > 0) else "b"
+    return Comparison(metric, a.category, a.name, b.name, difference, low, high, a.num_images, verdict, None)
+
+
+def _refusal(metric: str, a: Measured, b: Measured) -> str | None:
+    if len(a.test_sets) != len(b.test_sets):
+        return f"{len(a.test_sets)} and {len(b.test_sets)} categories"
+    for mine, other in zip(a.test_sets, b.test_sets, strict=True):
+        if (difference := mine.difference(other)) is not None:
+            return difference
+    lacking = [model.name for model in (a, b) if metric not in model.draws]
+    return f"{' and '.join(lacking)} without {METRIC_BY_KEY[metric].title}" if lacking else None
+
+
+def _seed_margin(a: Spread | None, b: Spread | None) -> float:
+    """Half the 95 % interval of the difference of two single runs, by Welch's t; 0 where no spread is known."""
+    parts = [(spread.sd**2, spread.num_runs - 1) for spread in (a, b) if spread is not None and spread.sd > 0]
+    if not parts:
+        return 0.0
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    return float(stdtrit(freedom, 1 - _TAIL)) * math.sqrt(variance)
+
+
+def compare_all(metrics: Iterable[str], models: Sequence[Measured]) -> list[Comparison]:
+    """Every pair of models on one category, by every metric that any of them has."""
+    return [
+        compare(metric, a, b)
+        for metric in metrics
+        if any(metric in model.values for model in models)
+        for a, b in combinations(models, 2)
+    ]
+
+
+# ---- the champion --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """The best model of a category by one metric, and those that cannot be told from it."""
+
+    best: str | None
+    tied_with: tuple[str, ...]
+    reason: str | None  # why there is no best
+
+    @property
+    def is_tie(self) -> bool:
+        return bool(self.tied_with)
+
+
+def champion(metric: str, models: Sequence[Measured], comparisons: Sequence[Comparison]) -> Champion:
+    """The highest figure, with what ties it; nobody where a comparison with it had to be refused.
+
+    `comparisons` are those of these models by this metric.
+    """
+    ranked = [model for model in models if metric in model.values]
+    if not ranked:
+        return Champion(None, (), f"no {METRIC_BY_KEY[metric].title}")
+    sign = 1 if METRIC_BY_KEY[metric].higher_is_better else -1
+    best = max(ranked, key=lambda model: sign * model.values[metric]).name  # the first of equals, in the file's order
+    tied = []
+    for comparison in comparisons:
+        if best not in (comparison.a, comparison.b):
+            continue
+        other = comparison.b if comparison.a == best else comparison.a
+        if comparison.verdict == "refused" and any(model.name == other for model in ranked):
+            return Champion(None, (), comparison.reason)
+        if comparison.verdict == "tie":
+            tied.append(other)
+    return Champion(best, tuple(tied), None)
+
+
+# ---- several seeds -------------------------------------------------------------------------------------------------
+
+
+def spread_of(values: Sequence[float]) -> Spread | None:
+    """The spread of a figure over runs that differ in their seed only; None for a single one."""
+    if len(values) < 2:
+        return None
+    return Spread(float(np.std(values, ddof=1)), len(values))

@@ -1,0 +1,632 @@
+"use strict";
+(() => {
+  const $ = (id) => document.getElementById(id);
+  const read = (id) => JSON.parse($(id).textContent);
+  const report = read("report");
+  const AT_THRESHOLD = 127.5; // of a map's 255 levels: the scale is full at twice the threshold
+  const PER_PAGE = 120; // test images shown before "Show more"
+  const WORDS = { hit: "defect found", miss: "defect missed", alarm: "false alarm", pass: "good part passed" };
+  const SIGNS = { hit: "✓", miss: "✗", alarm: "!", pass: "·" };
+  const PANELS = { input: "input", map: "anomaly map", overlay: "overlay", mask: "predicted mask", truth: "ground truth" };
+
+  // ---- elements: names are other people's, so everything goes in as text ----
+
+  function element(name, attributes = {}, ...children) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (value !== null && value !== false) made.setAttribute(key, value === true ? "" : value);
+    }
+    made.append(...children.filter((child) => child !== null));
+    return made;
+  }
+
+  function drawn(name, attributes = {}, ...children) {
+    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children);
+    return made;
+  }
+
+  const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : "-");
+  const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
+  const money = (value) => {
+    const digits = Math.abs(value) < 10 ? 2 : 0;
+    return value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  };
+  const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+
+  /** Wilson's 95 % interval of a share. */
+  function interval(count, total) {
+    if (!total) return [0, 1];
+    const z = 1.959964, share = count / total, middle = (share + (z * z) / (2 * total)) / (1 + (z * z) / total);
+    const half = (z / (1 + (z * z) / total)) * Math.sqrt((share * (1 - share)) / total + (z * z) / (4 * total * total));
+    return [Math.max(0, middle - half), Math.min(1, middle + half)];
+  }
+
+  // ---- the leaderboard: one metric at a time, sorted by any column ----
+
+  function startLeaderboard() {
+    for (const table of document.querySelectorAll("table.sortable")) makeSortable(table);
+    const choice = $("metric");
+    const boards = [...document.querySelectorAll(".board")];
+    const show = () => boards.forEach((board) => { board.hidden = board.dataset.metric !== choice.value; });
+    choice.addEventListener("change", show);
+    $("metric-controls").hidden = false;
+    show();
+  }
+
+  function makeSortable(table) {
+    const heads = [...table.tHead.rows[0].cells];
+    heads.forEach((head, column) => {
+      const button = element("button", { type: "button" });
+      button.append(head.firstChild);
+      button.firstChild.textContent = button.firstChild.textContent.trim();
+      head.prepend(button);
+      button.addEventListener("click", () => {
+        // The first click puts the best on top: the highest, except where less is better, and names from A.
+        const bestFirst = head.dataset.sort === "number" && head.dataset.best !== "low" ? "descending" : "ascending";
+        const other = bestFirst === "descending" ? "ascending" : "descending";
+        const direction = head.getAttribute("aria-sort") === bestFirst ? other : bestFirst;
+        heads.forEach((each) => each.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", direction);
+        sortRows(table.tBodies[0], column, head.dataset.sort, direction === "ascending" ? 1 : -1);
+      });
+    });
+  }
+
+  function sortRows(body, column, kind, sign) {
+    const value = (row) => row.cells[column].dataset.value;
+    const compare = (a, b) => {
+      if (kind === "text") return sign * value(a).localeCompare(value(b));
+      if (value(a) === "" || value(b) === "") return (value(a) === "") - (value(b) === ""); // what is not there, last
+      return sign * (Number(value(a)) - Number(value(b)));
+    };
+    body.append(...[...body.rows].sort(compare));
+  }
+
+  // ---- pages ----
+
+  const state = { category: null, model: null, cell: null, threshold: 0, low: 0, high: 1, shown: PER_PAGE, order: [] };
+  const blocks = new Map();
+
+  function block(name) {
+    if (!blocks.has(name)) blocks.set(name, read(`category-${report.categories.indexOf(name)}`));
+    return blocks.get(name);
+  }
+
+  const address = (category, model) => `#/${encodeURIComponent(category)}/${encodeURIComponent(model)}`;
+
+  function route(moved) {
+    if (location.hash && !location.hash.startsWith("#/")) return; // a place on the page, not a page
+    const names = location.hash.slice(2).split("/").map(decoded);
+    const isCategory = report.categories.includes(names[0]);
+    $("leaderboard").hidden = isCategory;
+    $("category").hidden = !isCategory;
+    const links = [...$("pages").querySelectorAll("a")];
+    links.forEach((link, place) => {
+      const current = isCategory ? report.categories[place - 1] === names[0] : place === 0;
+      if (current) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+      if (current) link.scrollIntoView({ block: "nearest", inline: "nearest" });
+    });
+    document.title = `Blemish: ${isCategory ? names[0] : report.dataSet}`;
+    if (isCategory) openCategory(names[0], report.models.includes(names[1]) ? names[1] : state.model || report.models[0]);
+    if (moved) {
+      window.scrollTo({ top: 0, behavior: "instant" });
+      $(isCategory ? "category-title" : "leaderboard-title").focus({ preventScroll: true });
+    }
+  }
+
+  function decoded(text) {
+    try { return decodeURIComponent(text); } catch { return ""; }
+  }
+
+  function openCategory(name, model) {
+    const fresh = state.category !== name;
+    state.category = name;
+    state.model = model;
+    state.block = block(name);
+    state.cell = state.block.cells[model];
+    state.shown = PER_PAGE;
+    const { scores, threshold } = state.cell;
+    const known = [...scores.filter((score) => score !== null), threshold];
+    const low = Math.min(...known), high = Math.max(...known), margin = (high - low) * 0.02 || 1;
+    Object.assign(state, { low: low - margin, high: high + margin, candidates: candidates(scores) });
+    $("category-title").textContent = name;
+    $("note").textContent = state.cell.note;
+    $("lowest").textContent = short(state.low);
+    $("highest").textContent = short(state.high);
+    $("run").hidden = !state.cell.runUrl;
+    if (state.cell.runUrl) $("run").href = state.cell.runUrl;
+    fillModels();
+    if (fresh) fillTypes();
+    setThreshold(threshold);
+    drawCurves();
+    fillGallery();
+  }
+
+  function fillModels() {
+    const legend = $("models").querySelector("legend");
+    $("models").hidden = report.models.length < 2;
+    $("models").replaceChildren(legend, ...report.models.map((model) => {
+      const input = element("input", { type: "radio", name: "model", value: model });
+      input.checked = model === state.model;
+      input.addEventListener("change", () => {
+        history.replaceState(null, "", address(state.category, model));
+        openCategory(state.category, model);
+        $("models").querySelector(":checked").focus();
+      });
+      return element("label", {}, input, model);
+    }));
+  }
+
+  function fillTypes() {
+    const types = [...new Set(state.block.images.map(([, defect]) => defect))];
+    $("defect").replaceChildren(element("option", { value: "" }, "all"), ...types.map((type) => element("option", { value: type }, type)));
+  }
+
+  // ---- the threshold ----
+
+  const verdict = (place, threshold = state.threshold) => {
+    const flagged = state.cell.scores[place] > threshold, label = state.block.images[place][2];
+    return label ? (flagged ? "hit" : "miss") : flagged ? "alarm" : "pass";
+  };
+
+  function counts(threshold = state.threshold) {
+    const found = { hit: 0, miss: 0, alarm: 0, pass: 0 };
+    state.cell.scores.forEach((score, place) => { if (score !== null) found[verdict(place, threshold)] += 1; });
+    return { ...found, defects: found.hit + found.miss, good: found.alarm + found.pass };
+  }
+
+  const toSlider = (score) => Math.round((1000 * (score - state.low)) / (state.high - state.low));
+  const fromSlider = (value) => state.low + (value / 1000) * (state.high - state.low);
+
+  function setThreshold(threshold) {
+    state.threshold = threshold;
+    $("threshold").value = toSlider(clamp(threshold, state.low, state.high));
+    $("threshold").setAttribute("aria-valuetext", short(threshold));
+    if (document.activeElement !== $("threshold-value")) $("threshold-value").value = short(threshold);
+    showThreshold();
+  }
+
+  function showThreshold() {
+    const found = counts();
+    for (const name of Object.keys(WORDS)) $(`count-${name}`).textContent = found[name];
+    const parts = [];
+    if (found.defects) parts.push(`${found.hit} of ${found.defects} defects found (${percent(found.hit / found.defects)})`);
+    if (found.good) parts.push(`${found.alarm} of ${found.good} good parts rejected (${percent(found.alarm / found.good)})`);
+    $("decided").textContent = `${parts.join(", ")}.`;
+    const moved = state.threshold !== state.cell.threshold;
+    $("reset").disabled = !moved;
+    $("oracle-note").textContent = moved
+      ? "Moved: a threshold chosen by looking at the test images promises nothing for other parts."
+      : "This is the deployed threshold; it has not seen the test images.";
+    drawHistogram();
+    drawCosts();
+    drawTypes();
+    state.marks?.();
+    markGallery();
+  }
+
+  /** A chart as wide as its place; gives [svg, width]. */
+  function chart(host, height, label) {
+    const width = Math.max(host.clientWidth, 120);
+    const made = drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+    host.replaceChildren(made);
+    return [made, width];
+  }
+
+  // A slider's thumb does not reach the ends of its track; the charts above and below it start where the thumb does.
+  const THUMB = 8;
+  const along = (score, width) => THUMB + ((score - state.low) / (state.high - state.low)) * (width - 2 * THUMB);
+
+  /** Good parts above the line, defects below: place tells them apart, not colour alone. */
+  function drawHistogram() {
+    const [svg, width] = chart($("histogram"), 170, "Scores of the test images: good parts upwards, defects downwards");
+    const bins = 40, middle = 85, room = 66, heights = [new Array(bins).fill(0), new Array(bins).fill(0)];
+    state.cell.scores.forEach((score, place) => {
+      if (score === null) return;
+      const bin = Math.min(bins - 1, Math.floor((bins * (score - state.low)) / (state.high - state.low)));
+      heights[Number(state.block.images[place][2])][bin] += 1;
+    });
+    const most = Math.max(1, ...heights[0], ...heights[1]), step = (width - 2 * THUMB) / bins;
+    const cut = along(clamp(state.threshold, state.low, state.high), width);
+    svg.append(drawn("rect", { class: "area", x: cut, y: 0, width: width - cut, height: 170 }));
+    heights.forEach((of, label) => of.forEach((count, bin) => {
+      const height = (room * count) / most;
+      const y = label ? middle + 1 : middle - 1 - height;
+      if (count) svg.append(drawn("rect", { class: label ? "defect" : "good", x: THUMB + bin * step + 0.5, y, width: Math.max(1, step - 1), height }));
+    }));
+    const deployed = along(state.cell.threshold, width);
+    svg.append(
+      drawn("line", { class: "axis", x1: 0, x2: width, y1: middle, y2: middle }),
+      drawn("line", { class: "deployed", x1: deployed, x2: deployed, y1: 0, y2: 170 }),
+      drawn("line", { class: "now", x1: cut, x2: cut, y1: 0, y2: 170 }),
+      words(4, 12, "good"), words(4, 166, "defective"), words(width - 4, 12, "flagged", "end"),
+    );
+  }
+
+  function words(x, y, text, anchor = "start", kind = "") {
+    return drawn("text", { x, y, "text-anchor": anchor, class: kind }, text);
+  }
+
+  function drawTypes() {
+    const groups = new Map();
+    state.block.images.forEach(([, defect, label], place) => {
+      if (state.cell.scores[place] === null) return;
+      const group = groups.get(defect) || { label, total: 0, flagged: 0 };
+      group.total += 1;
+      group.flagged += Number(state.cell.scores[place] > state.threshold);
+      groups.set(defect, group);
+    });
+    const sorted = [...groups].sort((a, b) => Number(a[1].label) - Number(b[1].label) || a[0].localeCompare(b[0]));
+    $("types").replaceChildren(...sorted.map(([name, { label, total, flagged }]) => {
+      const [low, high] = interval(flagged, total), width = 160, share = flagged / total;
+      const bar = drawn("svg", { viewBox: `0 0 ${width} 14`, preserveAspectRatio: "none", "aria-hidden": "true" },
+        drawn("rect", { class: "area", x: 0, y: 2, width, height: 10 }),
+        drawn("rect", { class: label ? "good" : "defect", x: 0, y: 2, width: share * width, height: 10 }),
+        drawn("line", { class: "now", x1: low * width, x2: high * width, y1: 7, y2: 7 }));
+      return element("tr", {},
+        element("th", { scope: "row", class: "name" }, name),
+        element("td", { class: "number" }, `${flagged} of ${total}`),
+        element("td", {}, element("div", { class: "share" }, bar, element("span", {}, percent(share),
+          element("span", { class: "sub" }, `${(100 * low).toFixed(0)} to ${(100 * high).toFixed(0)}`)))));
+    }));
+  }
+
+  // ---- costs ----
+
+  /** Thresholds that decide differently: one between each two neighbouring scores, and one beyond either end. */
+  function candidates(scores) {
+    const sorted = [...new Set(scores.filter((score) => score !== null))].sort((a, b) => a - b);
+    if (!sorted.length) return [0];
+    const inner = sorted.slice(1).map((score, place) => (score + sorted[place]) / 2);
+    const margin = (sorted.at(-1) - sorted[0]) * 0.01 || 1;
+    return [sorted[0] - margin, ...inner, sorted.at(-1) + margin];
+  }
+
+  function costOf(alarmShare, missShare) {
+    const amount = (id) => Math.max(0, Number($(id).value) || 0);
+    const defective = clamp(amount("prevalence"), 0, 100) / 100;
+    return 10000 * ((1 - defective) * alarmShare * amount("reject-cost") + defective * missShare * amount("escape-cost"));
+  }
+
+  function expectedCost(threshold) {
+    const { miss, defects, alarm, good } = counts(threshold);
+    const [alarmLow, alarmHigh] = interval(alarm, good), [missLow, missHigh] = interval(miss, defects);
+    return {
+      threshold,
+      cost: costOf(good ? alarm / good : 0, defects ? miss / defects : 0),
+      low: costOf(alarmLow, missLow),
+      high: costOf(alarmHigh, missHigh),
+    };
+  }
+
+  /** Among equally cheap ones, the nearest to the deployed threshold. */
+  function cheapest(all) {
+    const away = (point) => Math.abs(point.threshold - state.cell.threshold);
+    return all.reduce((best, point) => (point.cost < best.cost || (point.cost === best.cost && away(point) < away(best)) ? point : best));
+  }
+
+  function drawCosts() {
+    const all = [...state.candidates, state.cell.threshold].sort((a, b) => a - b).map(expectedCost);
+    const best = cheapest(all);
+    state.cheapest = best.threshold;
+    const rows = [["deployed", expectedCost(state.cell.threshold)], ["slider", expectedCost(state.threshold)], ["cheapest", best]];
+    $("costs").replaceChildren(...rows.map(([name, point]) => element("tr", { "data-name": name },
+      element("th", { scope: "row" }, name),
+      element("td", { class: "number" }, short(point.threshold)),
+      element("td", { class: "number" }, element("b", {}, money(point.cost)),
+        element("span", { class: "sub" }, `${money(point.low)} to ${money(point.high)}`)))));
+    drawCostCurve(all, best);
+  }
+
+  function drawCostCurve(all, best) {
+    const [svg, width] = chart($("cost-chart"), 120, "Expected cost per 10,000 parts by threshold");
+    const most = Math.max(...all.map((point) => point.cost)) || 1, floor = 104;
+    const y = (cost) => floor - (cost / most) * 86;
+    // Between two candidates the cost does not change: steps, not slopes.
+    const steps = all.map((point, place) => {
+      const next = all[place + 1] ? along(clamp(all[place + 1].threshold, state.low, state.high), width) : width - THUMB;
+      const here = along(clamp(point.threshold, state.low, state.high), width);
+      return `${place ? "L" : "M"}${here.toFixed(1)} ${y(point.cost).toFixed(1)}H${next.toFixed(1)}`;
+    });
+    const now = along(clamp(state.threshold, state.low, state.high), width);
+    const deployed = along(state.cell.threshold, width);
+    svg.append(
+      drawn("line", { class: "axis", x1: 0, x2: width, y1: floor, y2: floor }),
+      drawn("line", { class: "deployed", x1: deployed, x2: deployed, y1: 14, y2: floor }),
+      drawn("line", { class: "now", x1: now, x2: now, y1: 14, y2: floor }),
+      drawn("path", { class: "line", d: steps.join("") }),
+      drawn("circle", { class: "dot", r: 5.5, cx: along(clamp(best.threshold, state.low, state.high), width), cy: y(best.cost) }),
+      words(4, 10, money(most)), words(4, 118, short(state.low)), words(width - 4, 118, short(state.high), "end"),
+    );
+  }
+
+  // ---- curves ----
+
+  /** ROC and precision-recall of the images: [x, y, threshold] from the strictest threshold on. */
+  function imageCurves() {
+    const ranked = state.cell.scores.map((score, place) => [score, state.block.images[place][2]]).filter(([score]) => score !== null);
+    ranked.sort((a, b) => b[0] - a[0]);
+    const defects = ranked.filter(([, label]) => label).length, good = ranked.length - defects;
+    const points = [{ rate: 0, recall: 0, precision: null }];
+    let hits = 0, alarms = 0;
+    ranked.forEach(([score, label], place) => {
+      if (label) hits += 1; else alarms += 1;
+      if (place + 1 < ranked.length && ranked[place + 1][0] === score) return; // equal scores make one point
+      points.push({ rate: alarms / (good || 1), recall: hits / (defects || 1), precision: hits / (hits + alarms) });
+    });
+    return points;
+  }
+
+  function drawCurves() {
+    const points = imageCurves(), kept = state.cell.curves, figures = [];
+    const both = points.length > 1 && points.at(-1).rate === 1 && points.at(-1).recall === 1;
+    const now = () => {
+      const { hit, alarm, defects, good } = counts();
+      return { rate: alarm / (good || 1), recall: hit / (defects || 1), precision: hit + alarm ? hit / (hit + alarm) : null };
+    };
+    if (both) {
+      figures.push(["ROC, images", "false alarms", "found", points.map((p) => [p.rate, p.recall]), 1, () => [now().rate, now().recall]]);
+      figures.push(["Precision-recall, images", "found", "precision", points.slice(1).map((p) => [p.recall, p.precision]), 1,
+        () => (now().precision === null ? null : [now().recall, now().precision])]);
+    }
+    const zip = ([x, y]) => x.map((value, place) => [value, y[place]]);
+    if (kept.roc) figures.push(["ROC, pixels", "false-positive rate", "recall", zip(kept.roc), 1, null]);
+    if (kept.precision_recall) figures.push(["Precision-recall, pixels", "recall", "precision", zip(kept.precision_recall), 1, null]);
+    if (kept.pro) figures.push(["PRO, regions", "false-positive rate of pixels", "overlap", zip(kept.pro), 0.3, null]);
+    const hosts = figures.map(([title]) => element("figure", {}, element("figcaption", {}, title), element("div")));
+    $("curves").replaceChildren(...hosts);
+    $("curves").closest("section").hidden = !figures.length;
+    const marks = figures.map((figure, place) => drawCurve(hosts[place].lastChild, figure));
+    state.marks = () => marks.forEach((mark) => mark());
+  }
+
+  /** Gives a function that moves the mark to where the threshold is now. */
+  function drawCurve(host, [title, xName, yName, points, most, mark]) {
+    const [svg, width] = chart(host, 200, `${title}: ${yName} over ${xName}`);
+    const left = 28, top = 8, right = width - 10, floor = 166;
+    const x = (value) => left + (value / most) * (right - left), y = (value) => floor - value * (floor - top);
+    svg.append(
+      drawn("line", { class: "axis", x1: left, x2: right, y1: floor, y2: floor }),
+      drawn("line", { class: "axis", x1: left, x2: left, y1: top, y2: floor }),
+      words(left - 4, floor + 3, "0", "end"), words(left - 4, top + 8, "1", "end"), words(left, floor + 14, "0"),
+      words(right, floor + 14, String(most), "end"), words((left + right) / 2, floor + 30, xName, "middle"),
+      drawn("text", { transform: `translate(12 ${(top + floor) / 2}) rotate(-90)`, "text-anchor": "middle" }, yName),
+    );
+    if (title.startsWith("ROC")) svg.append(drawn("line", { class: "chance", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }));
+    const path = points.map(([a, b], place) => `${place ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`);
+    svg.append(drawn("path", { class: "line", d: path.join("") }));
+    if (!mark) return () => {};
+    const dot = drawn("circle", { class: "dot", r: 5.5 });
+    svg.append(dot);
+    const move = () => {
+      const at = mark();
+      dot.setAttribute("visibility", at ? "visible" : "hidden");
+      if (at) { dot.setAttribute("cx", x(at[0])); dot.setAttribute("cy", y(at[1])); }
+    };
+    move();
+    return move;
+  }
+
+  // ---- pictures: the input and the true mask are shared, and each model has a small grey map ----
+
+  const images = new Map(); // data URI -> promise of a decoded image, for the page that is open
+
+  function decodedImage(uri) {
+    if (!images.has(uri)) {
+      const image = new Image();
+      image.src = uri;
+      images.set(uri, image.decode().then(() => image));
+    }
+    return images.get(uri);
+  }
+
+  const scratch = element("canvas").getContext("2d", { willReadFrequently: true });
+
+  /** The map's levels, resized to the picture. */
+  function levelsOf(map, width, height) {
+    Object.assign(scratch.canvas, { width, height });
+    scratch.imageSmoothingQuality = "high";
+    scratch.drawImage(map, 0, 0, width, height);
+    const { data } = scratch.getImageData(0, 0, width, height);
+    return Uint8Array.from({ length: width * height }, (_, place) => data[4 * place]);
+  }
+
+  /** (levels, panel) -> pixels to lay over the input; opaque for the map and the mask. */
+  function layer(levels, width, height, panel) {
+    const pixels = new ImageData(width, height), { colours, opacity } = report.scale;
+    for (let place = 0; place < levels.length; place += 1) {
+      const level = levels[place];
+      const colour = panel === "mask" ? (level > AT_THRESHOLD ? [255, 255, 255] : [0, 0, 0]) : colours[level];
+      pixels.data.set(colour, 4 * place);
+      pixels.data[4 * place + 3] = panel === "overlay" ? Math.round(255 * opacity[level]) : 255;
+      if (panel === "overlay" && onContour(levels, width, height, place)) pixels.data.set([0, 255, 255, 255], 4 * place);
+    }
+    return pixels;
+  }
+
+  function onContour(levels, width, height, place) {
+    if (levels[place] <= AT_THRESHOLD) return false;
+    const x = place % width, y = (place - x) / width;
+    const outside = (inside, neighbour) => inside && levels[neighbour] <= AT_THRESHOLD;
+    return outside(x > 0, place - 1) || outside(x < width - 1, place + 1)
+      || outside(y > 0, place - width) || outside(y < height - 1, place + width);
+  }
+
+  /** What fills a panel's place: a canvas that will be painted, or a word where there is nothing to show. */
+  function panelOf(place, model, panel) {
+    const { pictures, hasMasks } = state.block;
+    const nothing = !pictures.sizes[place] || (["map", "overlay", "mask"].includes(panel) && !pictures.maps[model][place]);
+    if (nothing || (panel === "truth" && !hasMasks)) return element("span", { class: "blank" }, nothing ? "no picture" : "no mask");
+    const [width, height] = pictures.sizes[place];
+    return element("canvas", { width, height, role: "img", "aria-label": `${PANELS[panel]} of ${state.block.images[place][0]}` });
+  }
+
+  async function paint(canvas, place, model, panel) {
+    if (!(canvas instanceof HTMLCanvasElement)) return;
+    const { pictures } = state.block, { width, height } = canvas, context = canvas.getContext("2d");
+    if (panel === "truth") {
+      const truth = pictures.truths[place] && (await decodedImage(pictures.truths[place]));
+      context.fillRect(0, 0, width, height);
+      context.imageSmoothingEnabled = false;
+      if (truth) context.drawImage(truth, 0, 0, width, height);
+      return;
+    }
+    const needsInput = panel === "input" || panel === "overlay";
+    const [base, map] = await Promise.all([
+      needsInput && decodedImage(pictures.inputs[place]),
+      panel !== "input" && decodedImage(pictures.maps[model][place]),
+    ]);
+    if (base) context.drawImage(base, 0, 0, width, height);
+    if (!map) return;
+    const over = layer(levelsOf(map, width, height), width, height, panel);
+    Object.assign(scratch.canvas, { width, height });
+    scratch.putImageData(over, 0, 0);
+    context.drawImage(scratch.canvas, 0, 0);
+  }
+
+  // ---- the gallery ----
+
+  const painter = new IntersectionObserver((entries) => {
+    for (const entry of entries.filter((each) => each.isIntersecting)) {
+      painter.unobserve(entry.target);
+      paint(entry.target, Number(entry.target.dataset.place), state.model, $("view").value);
+    }
+  }, { rootMargin: "300px" });
+
+  /** Highest scores first, so that the threshold cuts the list in two. */
+  function fillGallery() {
+    images.clear();
+    const places = state.cell.scores.map((score, place) => place).filter((place) => state.cell.scores[place] !== null);
+    state.order = places.sort((a, b) => state.cell.scores[b] - state.cell.scores[a]);
+    state.tiles = new Map();
+    $("gallery").replaceChildren();
+    markGallery();
+  }
+
+  function tileOf(place) {
+    if (!state.tiles.has(place)) {
+      const panel = panelOf(place, state.model, $("view").value);
+      panel.dataset.place = place;
+      painter.observe(panel);
+      const sign = element("b"), type = state.block.images[place][1];
+      const button = element("button", { type: "button", class: "tile" }, panel,
+        element("span", { class: "words" }, sign, element("br"), type, element("br"),
+          element("span", { class: "quiet" }, `score ${short(state.cell.scores[place])}`)));
+      button.addEventListener("click", () => openViewer(place));
+      state.tiles.set(place, { item: element("li", {}, button), button, sign });
+    }
+    return state.tiles.get(place);
+  }
+
+  const wanted = {
+    all: () => true,
+    flagged: (name) => name === "hit" || name === "alarm",
+    passed: (name) => name === "miss" || name === "pass",
+    wrong: (name) => name === "miss" || name === "alarm",
+    miss: (name) => name === "miss",
+    alarm: (name) => name === "alarm",
+  };
+
+  function markGallery() {
+    if (!state.tiles) return;
+    const type = $("defect").value, isWanted = wanted[$("filter").value];
+    state.visible = state.order.filter((place) => isWanted(verdict(place)) && (!type || state.block.images[place][1] === type));
+    const shown = state.visible.slice(0, state.shown);
+    const items = shown.map((place) => {
+      const { item, button, sign } = tileOf(place), name = verdict(place);
+      button.classList.toggle("flagged", wanted.flagged(name));
+      button.dataset.verdict = name;
+      if (sign.dataset.verdict !== name) {
+        sign.dataset.verdict = name;
+        sign.className = `verdict-${name}`;
+        sign.textContent = `${SIGNS[name]} ${WORDS[name]}`;
+      }
+      return item;
+    });
+    const present = $("gallery").children;
+    // Moving the slider mostly changes marks, not the list; leave the list alone then.
+    if (items.length !== present.length || items.some((item, place) => item !== present[place])) $("gallery").replaceChildren(...items);
+    $("shown").textContent = `${state.visible.length} of ${state.order.length}`;
+    $("more").hidden = state.visible.length <= state.shown;
+  }
+
+  function drawScale() {
+    const context = $("scale").getContext("2d"), pixels = new ImageData(256, 1);
+    report.scale.colours.forEach((colour, level) => pixels.data.set([...colour, 255], 4 * level));
+    context.putImageData(pixels, 0, 0);
+  }
+
+  // ---- one image, large, and what the other models say of it ----
+
+  function openViewer(place) {
+    const [path, defect] = state.block.images[place], name = verdict(place);
+    state.viewed = place;
+    $("viewer-title").textContent = `${defect}: ${path}`;
+    $("viewer-verdict").textContent = `${state.model}: ${WORDS[name]}, score ${short(state.cell.scores[place])}, threshold ${short(state.threshold)}`;
+    $("viewer-verdict").className = `verdict verdict-${name}`;
+    $("viewer-panels").replaceChildren(...Object.keys(PANELS).map((panel) => figureOf(place, state.model, panel, panel === "input" ? `input: ${defect}` : PANELS[panel])));
+    const others = report.models.filter((model) => model !== state.model && state.block.cells[model].scores[place] !== null);
+    $("viewer-others").replaceChildren(...(others.length ? [element("h4", {}, "Other models, at their deployed thresholds"), element("div", { class: "panels" },
+      ...others.map((model) => {
+        const { scores, threshold } = state.block.cells[model];
+        const decision = scores[place] > threshold ? "flagged" : "passed";
+        return figureOf(place, model, "overlay", `${model}: ${decision}, score ${short(scores[place])}, threshold ${short(threshold)}`);
+      }))] : []));
+    const at = state.visible.indexOf(place);
+    $("previous").disabled = at <= 0;
+    $("next").disabled = at < 0 || at === state.visible.length - 1;
+    if (!$("viewer").open) $("viewer").showModal();
+  }
+
+  function figureOf(place, model, panel, caption) {
+    const made = panelOf(place, model, panel);
+    paint(made, place, model, panel);
+    return element("figure", {}, made, element("figcaption", {}, caption));
+  }
+
+  function step(by) {
+    const next = state.visible[state.visible.indexOf(state.viewed) + by];
+    if (next !== undefined) openViewer(next);
+  }
+
+  function startViewer() {
+    $("close").addEventListener("click", () => $("viewer").close());
+    $("previous").addEventListener("click", () => step(-1));
+    $("next").addEventListener("click", () => step(1));
+    $("viewer").addEventListener("keydown", (event) => {
+      if (event.key === "ArrowLeft") step(-1);
+      if (event.key === "ArrowRight") step(1);
+    });
+    $("viewer").addEventListener("click", (event) => { if (event.target === $("viewer")) $("viewer").close(); });
+    $("viewer").addEventListener("close", () => state.tiles.get(state.viewed)?.button.focus());
+  }
+
+  function startCategory() {
+    $("threshold").addEventListener("input", () => setThreshold(fromSlider(Number($("threshold").value))));
+    $("threshold-value").addEventListener("input", () => {
+      const value = $("threshold-value").valueAsNumber;
+      if (Number.isFinite(value)) setThreshold(value);
+    });
+    $("reset").addEventListener("click", () => setThreshold(state.cell.threshold));
+    $("use-cheapest").addEventListener("click", () => setThreshold(state.cheapest));
+    for (const id of ["reject-cost", "escape-cost", "prevalence"]) $(id).addEventListener("input", drawCosts);
+    for (const id of ["filter", "defect"]) $(id).addEventListener("change", () => { state.shown = PER_PAGE; markGallery(); });
+    $("view").addEventListener("change", fillGallery);
+    $("more").addEventListener("click", () => { state.shown += PER_PAGE; markGallery(); });
+    let width = window.innerWidth;
+    window.addEventListener("resize", () => {
+      if (state.cell && window.innerWidth !== width) { width = window.innerWidth; showThreshold(); drawCurves(); }
+    });
+  }
+
+  startLeaderboard();
+  startCategory();
+  startViewer();
+  drawScale();
+  window.addEventListener("hashchange", () => route(true));
+  route(false);
+  document.documentElement.dataset.ready = Math.round(performance.now()); // milliseconds until the page answered
+})();

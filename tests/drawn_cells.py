@@ -1,0 +1,182 @@
+"""Evaluations with drawn pictures, and a summary to go with them, for the report and the animation."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.files import write_json
+from pipelines.panels import KeptMaps, Picture, Thresholds, save_strip
+from pipelines.paths import Project
+
+THRESHOLDS = Thresholds(score=2.0, pixel=1.0)
+METRICS = (
+    {"key": "image_auroc", "title": "Image AUROC", "higher_is_better": True, "oracle": False},
+    {"key": "image_f1_max", "title": "Image F1-max", "higher_is_better": True, "oracle": True},
+    {"key": "false_alarms", "title": "False alarms", "higher_is_better": False, "oracle": False},
+    {"key": "aupro_30", "title": "AUPRO 0.3", "higher_is_better": True, "oracle": False},
+)
+
+
+def picture(
+    path: str, defect: str, score: float, seed: int = 0, side: int = 64, size: tuple[int, int] = (64, 64)
+) -> Picture:
+    """A speckled part of `size` before it was squared; a defective one has a bright square, where the map peaks."""
+    rng = np.random.default_rng(seed)
+    rgb = rng.normal(120, 10, (side, side, 1)).repeat(3, axis=2)
+    anomaly_map = rng.uniform(0.1, 0.6, (side, side)).astype(np.float32)
+    truth = np.zeros((side, side), dtype=bool)
+    if defect != "good":
+        top, left = rng.integers(side // 8, side // 2, 2)
+        truth[top : top + side // 4, left : left + side // 4] = True
+        rgb[truth] = 230
+        anomaly_map[truth] = score / THRESHOLDS.score
+    return Picture(
+        path=path,
+        defect=defect,
+        label=defect != "good",
+        score=score,
+        rgb=rgb.clip(0, 255).astype(np.uint8),
+        anomaly_map=anomaly_map,
+        truth=truth,
+        width=size[0],
+        height=size[1],
+    )
+
+
+def write_evaluation(
+    project: Project, model: str, category: str, pictures: Sequence[Picture], strips: bool = True
+) -> Path:
+    """What `evaluate` would leave, in so far as pictures are made of it."""
+    folder = project.evaluation(model, category)
+    folder.mkdir(parents=True)
+    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
+        for p in pictures:
+            decision = "defect" if p.score > THRESHOLDS.score else "good"
+            writer.writerow([p.path, "test", p.defect, int(p.label), repr(p.score), decision, "1.00"])
+        writer.writerow(["train/good/000.png", "holdout", "good", 0, "1.5", "good", "1.00"])
+    write_json(folder / "evaluation.json", {"threshold": threshold()})
+    KeptMaps.of(((p.anomaly_map, (p.width, p.height)) for p in pictures), THRESHOLDS.pixel, has_masks=True).save(folder)
+    if strips:
+        for p in pictures:
+            save_strip(folder, p, THRESHOLDS)
+    curve = [[0.0, 0.5, 1.0], [0.0, 0.8, 1.0]]
+    write_json(folder / "curves.json", {"roc": curve, "precision_recall": curve, "pro": [[0.0, 0.3], [0.5, 0.9]]})
+    return folder
+
+
+def threshold() -> dict[str, Any]:
+    return {
+        "value": THRESHOLDS.score,
+        "pixel_value": THRESHOLDS.pixel,
+        "rate_requested": 0.05,
+        "num_images": 20,
+        "rank": 20,
+        "expected_rate": 0.0476,
+        "interval_low": 0.0013,
+        "interval_high": 0.1684,
+        "attainable": True,
+        "num_images_needed": 19,
+        "oracle": 2.1,
+    }
+
+
+def summary_of(
+    models: Sequence[str], categories: Sequence[str], num_good: int = 4, num_defects: int = 8
+) -> dict[str, Any]:
+    """The content of summary.json: the first model wins on average by a point a model; in each category it is a tie."""
+    cells = [
+        _cell(model, category, 0.98 - 0.01 * rank - 0.002 * place, num_good, num_defects)
+        for rank, model in enumerate(models)
+        for place, category in enumerate(categories)
+    ]
+    champion = {"best": models[0], "tied_with": [], "is_tie": False, "reason": None}
+    tie = {"best": models[0], "tied_with": list(models[1:]), "is_tie": len(models) > 1, "reason": None}
+    return {
+        "data_set": "drawn",
+        "categories": list(categories),
+        "models": {model: {} for model in models},
+        "metrics": list(METRICS),
+        "main_metric": "image_auroc",
+        "confidence": 0.95,
+        "resamples": 1000,
+        "tracking": {"experiment": "tests", "experiment_id": "1", "page": "http://127.0.0.1:5000"},
+        "cells": cells,
+        "averages": [_average(model, [cell for cell in cells if cell["model"] == model]) for model in models],
+        "comparisons": [
+            _comparison(models[0], other, category) for category in ["average", *categories] for other in models[1:]
+        ],
+        "champions": {
+            metric["key"]: {"average": champion, **dict.fromkeys(categories, tie)}
+            for metric in METRICS
+            if metric["key"] != "aupro_30"
+        },
+    }
+
+
+def _cell(model: str, category: str, value: float, num_good: int, num_defects: int) -> dict[str, Any]:
+    stages = {name: {"p50": 2.0, "p95": 2.5, "p99": 3.0} for name in ("decode", "resize", "network", "postprocess")}
+    return {
+        "model": model,
+        "category": category,
+        "run_id": "0123",
+        "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/0123",
+        "settings": {},
+        "protocol": {"image_size": 64},
+        "seed": 0,
+        "image_auroc": value,
+        "image_f1_max": value - 0.1,
+        "false_alarms": 1 - value,
+        "aupro_30": None,
+        "onnx_megabytes": 20.9,
+        "intervals": {"image_auroc": [value - 0.02, min(1.0, value + 0.02)]},
+        "counts": {"train": 60, "holdout": 20, "test_normal": num_good, "test_anomalous": num_defects},
+        "threshold": threshold(),
+        "latency": {
+            "hardware": "A CPU (2 cores)",
+            "threads": 1,
+            "provider": "CPUExecutionProvider",
+            "onnxruntime": "1.0",
+            "num_images": 40,
+            "num_runs": 100,
+            "milliseconds": {**stages, "total": {"p50": 8.0, "p95": 10.0, "p99": 12.0}},
+            "throughput": {"batch_size": 8, "images_per_second": 130.0},
+        },
+        "seeds": None,
+    }
+
+
+def _average(model: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    keys = [metric["key"] for metric in METRICS if metric["key"] != "aupro_30"]
+    return {
+        "model": model,
+        "category": "average",
+        **{key: sum(cell[key] for cell in cells) / len(cells) for key in keys},
+        "aupro_30": None,
+        "intervals": {},
+        "seeds": None,
+        "num_test_images": sum(cell["counts"]["test_normal"] + cell["counts"]["test_anomalous"] for cell in cells),
+        "train_seconds_total": 11.2,
+        "onnx_megabytes_mean": 20.9,
+        "latency_p50": 8.0,
+    }
+
+
+def _comparison(a: str, b: str, category: str) -> dict[str, Any]:
+    return {
+        "metric": "image_auroc",
+        "category": category,
+        "a": a,
+        "b": b,
+        "difference": 0.01,
+        "low": -0.001,
+        "high": 0.021,
+        "num_images": 12,
+        "verdict": "tie",
+        "reason": None,
+        "text": f"{a} beats {b} by 1.0 ± 1.1: not distinguishable",
+    }

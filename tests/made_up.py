@@ -1,0 +1,138 @@
+"""Evaluations of models that never were: scores and maps of a chosen quality, in the folders that `evaluate` writes."""
+
+import csv
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from pipelines.files import write_json
+from pipelines.leaderboard import (
+    EVALUATION_FILE,
+    PIXELS_FILE,
+    PREDICTIONS_FILE,
+    bin_edges,
+    count_pixels,
+    measure,
+    read_outcome,
+)
+from pipelines.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics, threshold_at
+
+SIDE = 12  # of the maps, pixels
+TYPES = ("cut", "hole")
+
+
+def draw_scores(
+    auroc: float, labels: NDArray[np.bool_], category: str, model: str, seed: int, alike: float = 0.7
+) -> NDArray[np.float64]:
+    """Scores of normal distribution with this expected AUROC.
+
+    `alike` is the share of the variance that is the image's own: the same for every model and seed.
+    """
+    image = rng("image", category).normal(size=len(labels))
+    training = rng("training", category, model, seed).normal(size=len(labels))
+    noise = np.sqrt(alike) * image + np.sqrt(1 - alike) * training
+    return noise + norm.ppf(auroc) * np.sqrt(2) * labels + 5
+
+
+def draw_maps(scores: NDArray[np.float64], labels: NDArray[np.bool_], category: str) -> tuple[Any, Any]:
+    """Maps (N, SIDE, SIDE) and masks: a square in each anomalous image, brighter than the rest by its score."""
+    noise = rng("pixels", category).random((len(labels), SIDE, SIDE)).astype(np.float32)
+    masks = np.zeros((len(labels), SIDE, SIDE), dtype=bool)
+    masks[labels, 3:7, 4:9] = True
+    return noise + masks * scores[:, None, None].astype(np.float32) / 8, masks
+
+
+def rng(*key: object) -> np.random.Generator:
+    return np.random.default_rng(list(hashlib.sha256(repr(key).encode()).digest()))
+
+
+def put_evaluation(
+    folder: Path,
+    model: str,
+    category: str,
+    *,
+    auroc: float = 0.9,
+    seed: int = 0,
+    good: int = 20,
+    defect: int = 20,
+    masks: bool = True,
+    alike: float = 0.7,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Write evaluation.json, predictions.csv and pixels.npz into `folder`; `changes` replace entries of the first."""
+    labels = np.arange(good + defect) >= good
+    types = ["good"] * good + [TYPES[number % len(TYPES)] for number in range(defect)]
+    paths = [f"test/{name}/{number:03}.png" for number, name in enumerate(types)]
+    scores = draw_scores(auroc, labels, category, model, seed, alike)
+    held_out = draw_scores(0.5, np.zeros(20, dtype=bool), f"{category} held out", model, seed)
+    threshold = threshold_at(torch.from_numpy(held_out), 0.05)
+    image = image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))
+    counts = confusion_at(torch.from_numpy(scores), torch.from_numpy(labels), threshold.value)
+    metrics: dict[str, float | None] = {
+        "image_auroc": image.auroc,
+        "image_ap": image.ap,
+        "image_f1_max": image.f1_max,
+        "recall": counts.true_positives / defect if defect else None,
+        "false_alarms": counts.false_positives / good if good else None,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if masks and defect:
+        maps, inside = draw_maps(scores, labels, category)
+        exact = ExactPixelMetrics()
+        exact.update(torch.from_numpy(maps), torch.from_numpy(inside))
+        count_pixels(zip(maps, inside, strict=True), bin_edges(exact.curves().threshold)).save(folder / PIXELS_FILE)
+        found = exact.compute()
+        metrics |= {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
+        metrics |= {"aupro_30": found.aupro_30, "aupro_05": found.aupro_05}
+    with (folder / PREDICTIONS_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
+        rows = [("test", *row) for row in zip(paths, types, labels, scores, strict=True)]
+        rows += [("holdout", f"train/good/{n:03}.png", "good", False, score) for n, score in enumerate(held_out)]
+        for split, path, kind, label, score in rows:
+            decision = "defect" if score > threshold.value else "good"
+            writer.writerow([path, split, kind, int(label), repr(float(score)), decision, "1.50"])
+    found_of = {name: [s > threshold.value for s, t in zip(scores, types, strict=True) if t == name] for name in TYPES}
+    evaluation: dict[str, Any] = {
+        "model": model,
+        "category": category,
+        "run_id": f"run-{model}-{category}-{seed}",
+        "data_set": "made_up",
+        "data_sha256": "d" * 64,
+        "index_sha256": "i" * 64,
+        "pixels_sha256": "p" * 64,
+        "settings": {"image_size": 256},
+        "protocol": {
+            "image_size": 256,
+            "resolution": "prepared",
+            "mask_resize": "nearest",
+            "pixel_metrics": "exact",
+            "threshold_from": "held-out good parts",
+            "seed": seed,
+        },
+        "counts": {"train": 40, "holdout": 20, "anomalous_train": 0, "test_normal": good, "test_anomalous": defect},
+        "metrics": as_json({**metrics, "threshold": threshold.value, "train_seconds": 12.4}),
+        "pixel_bounds": None,
+        "threshold": as_json({**as_json(threshold), "pixel_value": 1.0, "oracle": image.oracle_threshold}),
+        "confusion": as_json(counts),
+        "defects": {
+            name: {
+                "count": len(hits),
+                "recall": sum(hits) / len(hits),
+                "recall_interval": [0.25, 0.75],
+                "recall_at_rate": 0.5,
+                "auroc": image.auroc,
+            }
+            for name, hits in found_of.items()
+            if hits
+        },
+        **changes,
+    }
+    evaluation["intervals"] = measure(read_outcome(folder, evaluation, model), 50).intervals
+    write_json(folder / EVALUATION_FILE, evaluation)
+    return evaluation

@@ -1,0 +1,149 @@
+"""Every command of the README's shell blocks works as written; they are run here, on a small project."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import CATEGORY, FAPM, draw_category, tiny_params, write_params
+
+import cli
+
+pytestmark = pytest.mark.xdist_group("readme")  # one worker, since one project serves all of these tests
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PORT = "5077"
+
+
+def shell_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+class Shell:
+    """A clone with a small params.yaml and the environment that runs the tests; remembers what was typed in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.typed: set[str] = set()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        path = f"{self.root / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(self.root)}
+
+    def type(self, command: str) -> str:
+        """Run a command of the README, with the test's names in the place of the README's."""
+        self.typed.add(command)
+        mine = command.replace("my_part", CATEGORY).replace("gear", CATEGORY)
+        done = subprocess.run(
+            mine.split(), cwd=self.root, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{mine}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    root = tmp_path_factory.mktemp("clone") / "blemish"
+    for name in ("anomaly_models", "pipelines", "presets", "pretrained", ".dvc"):
+        ignored = shutil.ignore_patterns(
+            "__pycache__", "tmp", "cache", "config.local", "teacher", "penalty", "textures"
+        )
+        shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
+    for name in ("cli.py", "dvc.yaml", "Makefile", "pyproject.toml", "requirements.lock", ".dvcignore", ".gitignore"):
+        shutil.copy2(REPOSITORY / name, root / name)
+    environment = root / ".venv"
+    environment.mkdir()
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (environment / name).symlink_to(Path(sys.prefix) / name)
+    (environment / ".installed").touch()
+    draw_category(root / "images" / CATEGORY, train=8, good=3, defect=3)
+    draw_category(root / "new_images", train=1, good=1, defect=1)
+    write_params(root, tiny_params())
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        subprocess.run(["git", *identity, *command], cwd=root, check=True)
+    return Shell(root)
+
+
+def get(url: str, process: "subprocess.Popen[str]") -> int:
+    """The status of a page that is being started."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return int(answer.status)
+        except OSError:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
+def test_a_newcomer(shell: Shell) -> None:
+    for command in ("make demo", "make report"):
+        printed = shell.type(command)
+        assert re.search(rf"fapm .* {CATEGORY} .* 100\.0", printed)
+        assert "make ui" in printed
+    assert (shell.root / "reports" / "report.html").stat().st_size > 10_000
+    assert "fapm" in shell.type("blemish compare")
+    shell.type("blemish gif fapm gear")
+    assert list(shell.root.rglob("*.gif"))
+
+
+def test_the_mlflow_page(shell: Shell) -> None:
+    shell.typed.add("make ui")
+    assert "\tblemish ui\n" in (shell.root / "Makefile").read_text(encoding="utf-8")
+    command = ["blemish", "ui", "--port", PORT]  # make's own port may be taken
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=shell.root, env=shell.environment, **quiet) as process:
+        try:
+            assert process.stdout is not None
+            assert f"http://127.0.0.1:{PORT}/#/experiments/" in process.stdout.readline()
+            assert get(f"http://127.0.0.1:{PORT}/", process) == 200
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def follow_the_comment(root: Path) -> None:
+    """Set what the README says to set in the preset; smaller models, and no downloads, keep the test short."""
+    values: dict[str, Any] = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    values["data"] = {"root": "images", "categories": [CATEGORY]}
+    values |= {name: {} for name in ("distill", "penalty", "textures")}
+    values["models"] = {"fapm": FAPM}
+    values["prepare"]["image_sizes"] = [64]
+    write_params(root, values)
+
+
+def test_a_folder_of_ones_own(shell: Shell) -> None:
+    shell.type("blemish preset folder")
+    assert "set data.root to the folder that holds your categories, and data.categories to their names" in README
+    follow_the_comment(shell.root)
+    shell.type("make repro")
+    assert CATEGORY in shell.type("blemish results")
+    printed = shell.type("blemish predict exported/fapm/my_part/model.onnx new_images/")
+    assert "images scored" in printed
+    assert (shell.root / "predictions" / "predictions.csv").exists()
+
+
+def test_no_command_of_the_readme_was_left_out(shell: Shell) -> None:
+    """After the tests above. `make test` is what runs this one."""
+    assert set(shell_commands()) - {"make test"} == shell.typed
+    assert "\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_verbs_and_targets_named_in_the_text_exist() -> None:
+    verbs = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    assert set(re.findall(r"`blemish (\w+)", README)) <= verbs
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets

@@ -88,7 +88,7 @@ def report(params: Params, project: Project) -> Path:
             run.metrics({f"{row['model']}.{c.key}": row[c.key] for c in COLUMNS if row.get(c.key) is not None})
         run.tags({"cells": " ".join(run_ids), "categories": ", ".join(summary["categories"])})
         run.describe("\n".join([*(f"- {line}" for line in headlines(summary)), "", "The tables are under `report/`."]))
-        for name in ("report.md", "tables.md", "leaderboard.csv", "summary.json"):
+        for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json"):
             run.file(project.reports / name, "report")
     return project.reports / "report.md"
 

@@ -285,7 +285,8 @@ def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str
     assert "b.pixel_auroc" not in run.logged
     assert run.tagged["categories"] == "nut, my bolt"
     assert "- Image AUROC: a beats b by " in run.description
-    assert run.files == ["report/report.md", "report/tables.md", "report/leaderboard.csv", "report/summary.json"]
+    names = ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json")
+    assert run.files == [f"report/{name}" for name in names]
 
 
 def test_one_model_has_nobody_to_beat(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:

@@ -9,7 +9,7 @@ The maps of a frozen backbone, averaged 3 x 3 and joined, pass a trained descrip
 its coordinates, then a gate per channel. Each position has one centre, the mean of the untrained descriptor over the
 normal images. A position is compared with the centres of all positions, of which the k nearest count, softly. Training
 and scoring use the same quantity, scaled per image by kappa: how far its descriptors lie from their own centres. Parts
-are assumed to be registered, so images are only resized: a crop or a flip would part positions from their centres.
+are assumed to be registered: a random crop or a flip would part positions from their centres.
 
 Different from the published code, deliberately:
 - The transport problem has two anchors, so its solution is a sigmoid with one unknown per row. That is solved to full
@@ -20,7 +20,9 @@ Different from the published code, deliberately:
 - `candidates` restricts the operator to so many nearest centres and to their range. That is another operator, so it is
   the one of training, use and export alike.
 - Centres weight all images alike; there, all batches. The descriptor has no dead parameters.
-- Training stops when the descriptor collapses, which lowers the loss and which nothing else prevents.
+- Training stops when the descriptor collapses, which lowers the loss and which nothing else prevents. With `batch_max`
+  it does happen.
+- Images are resized to `image_size` and seen whole; there, resized to 256 and cropped to 224.
 - The radius of the hypersphere objective can be trained, as CFA does. Fixed near 0 its repulsion is always 0.
 """
 
@@ -87,7 +89,7 @@ class HypersphereSettings(_Settings):
     repelled: PositiveInt  # J
     radius: PositiveFloat  # at first, or always
     train_radius: bool
-    alpha: NonNegativeFloat  # how much farther than the squared radius repulsion begins to cease
+    alpha: NonNegativeFloat  # repulsion ends at squared distances of radius² - alpha
     nu: PositiveFloat  # divides both terms
 
 
@@ -410,7 +412,7 @@ class ADFA(AnomalyModel):
         if variance < MIN_VARIANCE:
             raise ModelError(
                 f"step {progress.step}: the descriptor has collapsed, its variance over positions is {variance:.2g} of "
-                "the untrained one's; lower learning_rate or epochs"
+                "the untrained one's; lower learning_rate or epochs, or take normalize: row where it is batch_max"
             )
         kappa = self.kappa(described)
         monitored = {"kappa": kappa.mean(), "variance": variance}

@@ -468,7 +468,10 @@ class EfficientAD(AnomalyModel):
         maps = [torch.cat(self.raw_maps(batch.image), dim=1).cpu() for batch in holdout]
         num_images = sum(len(cells) for cells in maps)
         if num_images < 2:
-            raise ModelError(f"EfficientAD needs two or more held-out normal images to calibrate; found {num_images}")
+            raise ModelError(
+                f"EfficientAD needs two or more held-out normal images to calibrate; found {num_images}: "
+                "give more good images, or hold out a larger share"
+            )
         levels = (self.config.quantile_low, self.config.quantile_high)
         local, overall = rearrange(torch.cat(maps), "b m h w -> m (b h w)").unbind()
         for name, cells, row in (("local", local, 0), ("overall", overall, 1)):

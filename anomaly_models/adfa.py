@@ -218,10 +218,12 @@ class Centres:
     def __len__(self) -> int:
         return len(self.centred)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Squared distances (R, T) of rows (R, D)."""
+    def __call__(self, rows: Tensor, candidates: int | None) -> Tensor:
+        """Squared distances (R, n) of rows (R, D) to all centres, or in any order to the nearest of them."""
         centred = rows - self.origin
         expanded = torch.addmm(self.squared_norm, centred, self.centred.T, alpha=-2)
+        if candidates is not None:  # |c|² - 2 p·c ranks as the distance does
+            expanded = expanded.topk(candidates, dim=1, largest=False, sorted=False).values
         return (expanded + centred.square().sum(1, keepdim=True)).clamp_min(0)
 
     def chunks(self, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -286,9 +288,7 @@ def soft_distance(settings: SoftTopKSettings, centres: Centres) -> PerRow:
     reach = (1 if settings.normalize == "row" else 4) / settings.eps
 
     def function(rows: Tensor, softness: Tensor) -> Tensor:
-        distance = centres(rows)
-        if settings.candidates is not None:
-            distance = distance.topk(settings.candidates, dim=1, largest=False, sorted=False).values
+        distance = centres(rows, settings.candidates)
         temperature = softness
         if settings.normalize == "row":
             span = (distance.amax(1, keepdim=True) - distance.amin(1, keepdim=True)).detach()
@@ -305,7 +305,9 @@ def published_softness(eps: float, rows: Tensor, centres: Centres, kappa: Tensor
     eps / 2 times the largest cost (s - y)² of distances s to the anchors y, 0 and 1, of all images `together` or of
     each by itself. No range of distances exceeds 4 / eps of it.
     """
-    ends = [(distance.amin(1), distance.amax(1)) for distance in (centres(chunk) for (chunk,) in centres.chunks(rows))]
+    ends = [
+        (distance.amin(1), distance.amax(1)) for distance in (centres(chunk, None) for (chunk,) in centres.chunks(rows))
+    ]
     smallest, largest = (torch.cat(end) for end in zip(*ends, strict=True))
     smallest = kappa * rearrange(smallest, "(b t) -> b t", t=len(centres)).amin(1)
     largest = kappa * rearrange(largest, "(b t) -> b t", t=len(centres)).amax(1)
@@ -482,7 +484,9 @@ class ADFA(AnomalyModel):
         centres = Centres(self.centres)
         rows = rearrange(described, "b t d -> (b t) d")
         with torch.no_grad():
-            found = [centres(chunk).topk(number, dim=1, largest=False).indices for (chunk,) in centres.chunks(rows)]
+            found = [
+                centres(chunk, None).topk(number, dim=1, largest=False).indices for (chunk,) in centres.chunks(rows)
+            ]
         index = rearrange(torch.cat(found), "(b t) n -> b t n", t=len(centres))
         difference = rearrange(described, "b t d -> b t 1 d") - self.centres[index]
         return rearrange(kappa, "b -> b 1 1") * difference.square().sum(3)

@@ -355,7 +355,7 @@ def test_one_image_is_its_own_memory(train: Tensor) -> None:
     model = fitted(train[:1])
     described = described_by(model, train[:1])
     torch.testing.assert_close(model.centres, described[0])
-    own = Centres(model.centres)(described[0]).diagonal()
+    own = Centres(model.centres)(described[0], None).diagonal()
     assert own.max() < 1e-5
     assert model.kappa(described).item() == pytest.approx(0, abs=1e-4)
 
@@ -363,8 +363,8 @@ def test_one_image_is_its_own_memory(train: Tensor) -> None:
 def test_squared_distances_far_from_the_origin() -> None:
     rows, centres = uniform(20, 6, dtype=torch.float32) + 100, uniform(30, 6, seed=1, dtype=torch.float32) + 100
     expected = torch.cdist(rows.double(), centres.double()).square()
-    torch.testing.assert_close(Centres(centres)(rows).double(), expected, rtol=0, atol=1e-4)
-    assert (Centres(rows)(rows) >= 0).all()
+    torch.testing.assert_close(Centres(centres)(rows, None).double(), expected, rtol=0, atol=1e-4)
+    assert (Centres(rows)(rows, None) >= 0).all()
 
 
 # Kappa

@@ -85,8 +85,7 @@ def test_an_exported_cell_is_measured(root, blemish) -> None:
     found = json.loads((root / "latency" / "fapm" / f"{CATEGORY}.json").read_text())
     assert outcome.out.startswith(f"fapm on {CATEGORY}: {found['milliseconds']['total']['p50']:.1f} ms from file")
     parts = [found["milliseconds"][part]["p50"] for part in PARTS]
-    assert all(part > 0 for part in parts)
-    assert sum(parts) == pytest.approx(found["milliseconds"]["total"]["p50"], rel=0.5)
+    assert all(0 < part < found["milliseconds"]["total"]["p50"] for part in parts)
     assert found["num_images"] == 8
     from mlflow import MlflowClient
 

@@ -1,4 +1,4 @@
-import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,17 @@ MISSING = object()
 SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette"
 
 
+def demo_with_one_model() -> str:
+    """The demo's file with FAPM alone, and nothing that the others read: one problem at a time can be told apart."""
+    text = DEMO.read_text(encoding="utf-8")
+    for section in ("distill", "textures"):
+        text = re.sub(rf"^{section}:.*?(?=^\S)", f"{section}: {{}}\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(?<=^models:\n).*?(?=^  fapm:)", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
-    """The demo's parameters with some dotted keys changed, added or, for MISSING, left out."""
-    values: dict[str, Any] = copy.deepcopy(yaml.safe_load(DEMO.read_text(encoding="utf-8")))
+    """The demo's parameters, of FAPM alone, with some dotted keys changed, added or, for MISSING, left out."""
+    values: dict[str, Any] = yaml.safe_load(demo_with_one_model())
     for path, value in changes.items():
         *parents, last = path.split(".")
         section = values
@@ -59,7 +67,9 @@ def load_text(tmp_path: Path, text: str | bytes) -> Params:
 
 def test_the_demo_is_read() -> None:
     params = load_params(DEMO, check_models=True)
-    assert params.cells() == [("fapm", "fabric"), ("fapm", "gear")]
+    assert list(params.models) == ["adfa", "bgad", "diffusion_ad", "efficient_ad", "fapm"]
+    assert params.cells()[-2:] == [("fapm", "fabric"), ("fapm", "gear")]
+    assert len(params.cells()) == 10
     assert isinstance(params.model_config_of("fapm"), FAPMConfig)
     assert params.model_config_of("fapm").image_size == 256
     assert params.export.tolerance == 1e-4
@@ -77,8 +87,9 @@ def test_models_need_not_be_checked(tmp_path: Path) -> None:
 def test_unknown_names_are_refused_later_too() -> None:
     params = load_params(DEMO, check_models=True)
     with pytest.raises(ParamsError) as caught:
-        params.model_config_of("bgad")
-    assert str(caught.value) == "model 'bgad' is not in params.yaml, which lists: fapm"
+        params.model_config_of("padim")
+    listed = "adfa, bgad, diffusion_ad, efficient_ad, fapm"
+    assert str(caught.value) == f"model 'padim' is not in params.yaml, which lists: {listed}"
     with pytest.raises(ParamsError) as caught:
         params.check_category("Gear")
     assert str(caught.value) == "category 'Gear' is not in params.yaml, whose data.categories lists: fabric, gear"
@@ -86,7 +97,7 @@ def test_unknown_names_are_refused_later_too() -> None:
 
 def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    demo = DEMO.read_text(encoding="utf-8")
+    demo = demo_with_one_model()
     for old, new in (
         ("  root: data/demo", "  roots: data/demo"),
         ("    - gear", "    - Fabric"),

@@ -29,7 +29,7 @@ demo: setup ## Train, evaluate and export on the embedded data; print the result
 	blemish results
 
 test: setup lint ## Everything CI runs: linters, types, tests
-	OMP_NUM_THREADS=1 pytest -m "not slow" -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: setup ## The tests that take minutes
 	pytest -m slow

@@ -15,7 +15,6 @@ from conftest import CATEGORY, draw_category, tiny_params, write_params
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # one worker, since one project serves all of these tests
 REPOSITORY = Path(__file__).resolve().parents[1]
 CATEGORIES = [CATEGORY, "two words"]
 

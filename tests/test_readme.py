@@ -17,7 +17,6 @@ from conftest import CATEGORY, FAPM, draw_category, tiny_params, write_params
 
 import cli
 
-pytestmark = pytest.mark.xdist_group("readme")  # one worker, since one project serves all of these tests
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PORT = "5077"
@@ -53,9 +52,9 @@ class Shell:
         return done.stdout
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    root = tmp_path_factory.mktemp("clone") / "blemish"
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    root = tmp_path / "blemish"
     for name in ("anomaly_models", "pipelines", "presets", "pretrained", ".dvc"):
         ignored = shutil.ignore_patterns(
             "__pycache__", "tmp", "cache", "config.local", "teacher", "penalty", "textures"
@@ -90,7 +89,7 @@ def get(url: str, process: "subprocess.Popen[str]") -> int:
             time.sleep(0.5)
 
 
-def test_a_newcomer(shell: Shell) -> None:
+def walk_as_a_newcomer(shell: Shell) -> None:
     for command in ("make demo", "make report"):
         printed = shell.type(command)
         assert re.search(rf"fapm .* {CATEGORY} .* 100\.0", printed)
@@ -101,7 +100,7 @@ def test_a_newcomer(shell: Shell) -> None:
     assert list(shell.root.rglob("*.gif"))
 
 
-def test_the_mlflow_page(shell: Shell) -> None:
+def open_the_mlflow_page(shell: Shell) -> None:
     shell.typed.add("make ui")
     assert "\tblemish ui\n" in (shell.root / "Makefile").read_text(encoding="utf-8")
     command = ["blemish", "ui", "--port", PORT]  # make's own port may be taken
@@ -125,7 +124,7 @@ def follow_the_comment(root: Path) -> None:
     write_params(root, values)
 
 
-def test_a_folder_of_ones_own(shell: Shell) -> None:
+def take_a_folder_of_ones_own(shell: Shell) -> None:
     shell.type("blemish preset folder")
     assert "set data.root to the folder that holds your categories, and data.categories to their names" in README
     follow_the_comment(shell.root)
@@ -136,8 +135,11 @@ def test_a_folder_of_ones_own(shell: Shell) -> None:
     assert (shell.root / "predictions" / "predictions.csv").exists()
 
 
-def test_no_command_of_the_readme_was_left_out(shell: Shell) -> None:
-    """After the tests above. `make test` is what runs this one."""
+def test_every_command_of_the_readme(shell: Shell) -> None:
+    """One test, since each part goes on from the project that the one before it left. `make test` runs this one."""
+    walk_as_a_newcomer(shell)
+    open_the_mlflow_page(shell)
+    take_a_folder_of_ones_own(shell)
     assert set(shell_commands()) - {"make test"} == shell.typed
     assert "\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 

@@ -13,7 +13,6 @@ from drawn_cells import picture, summary_of, write_evaluation
 from pipelines import html_report
 from pipelines.paths import Project
 
-pytestmark = pytest.mark.xdist_group("browser")  # one worker, since one browser serves all of these tests
 MODELS = ["fapm", "bgad", "adfa"]
 CATEGORIES = ["nut & <b>bolt</b>", "screw"]
 GOOD = [1.0, 1.2, 1.4, 1.9, 2.2]  # scores; the deployed threshold is 2

@@ -72,6 +72,7 @@ class AnomalyModel(nn.Module, ABC):
     """
 
     Config: ClassVar[ConfigClass]
+    min_holdout: ClassVar[int] = 0  # images that `calibrate` needs
 
     @abstractmethod
     def forward(self, image: Tensor) -> Prediction:

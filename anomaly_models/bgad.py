@@ -41,7 +41,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Literal, Self
 
 import torch
@@ -64,6 +63,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import paste_defects
+from anomaly_models.common.feature_cache import FeatureCache
 
 NUM_BLOCKS = 8  # per flow
 AXIS_CODE = 64  # numbers that say which column, and as many for the row
@@ -79,7 +79,6 @@ MAX_WEIGHT = 20.0
 POLE = -1e-3  # normalised log-likelihoods above it are taken for it, in clipped abnormal weights
 MIN_VARIANCE = 1e-9  # of a level's features relative to their squared mean; below it they are constant
 WHITENING_FLOOR = 1e-3  # of a level's mean variance, added to the variance in every direction
-CACHE_BYTES = 2**30  # of features kept; beyond it they are computed anew
 
 
 class _Choice(BaseModel):
@@ -403,31 +402,6 @@ class Whitening(nn.Module):
         return rearrange(self.matrix, "out channel -> out channel 1 1"), -self.matrix @ self.mean
 
 
-class FeatureCache:
-    """Features of unaugmented images, by row of their data set. No state: what is missing is computed again.
-
-    One image at a time, so that the bits do not depend on what a run, or a resumed one, has met before.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, list[Tensor]] = {}
-        self._bytes = 0
-
-    def clear(self) -> None:
-        self._known.clear()
-        self._bytes = 0
-
-    def get(self, row: int, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
-        if row not in self._known:
-            features = compute()
-            size = sum(level.numel() * level.element_size() for level in features)
-            if self._bytes + size > CACHE_BYTES:
-                return features
-            self._known[row] = features
-            self._bytes += size
-        return self._known[row]
-
-
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +409,7 @@ class BGAD(AnomalyModel):
     """The map lies between 0 and the number of levels; the score is its maximum."""
 
     Config = BGADConfig
+    min_holdout = 1
 
     boundary: Tensor  # (L,), moving average of b_n
     boundary_known: Tensor  # (L,) bool
@@ -595,11 +570,8 @@ class BGAD(AnomalyModel):
 
     def _unaugmented_features(self, batch: Batch, chosen: Tensor) -> list[Tensor]:
         """Per level (n, cells, C), of the `chosen` images."""
-        images = []
-        for place in chosen.nonzero().flatten().tolist():
-            compute = partial(self._cell_features, batch.image[place : place + 1])
-            images.append(compute() if batch.row is None else self._cache.get(int(batch.row[place]), compute))
-        return [torch.cat(level) for level in zip(*images, strict=True)]
+        row = None if batch.row is None else batch.row[chosen]
+        return self._cache(self._cell_features, batch.image[chosen], row)
 
     def _cell_features(self, image: Tensor) -> list[Tensor]:
         """Per level (B, cells, C), of images (B, 3, H, W)."""

@@ -333,6 +333,7 @@ class EfficientAD(AnomalyModel):
     """Teacher, student and autoencoder, with the teacher's channel statistics and the maps' quantiles as buffers."""
 
     Config = EfficientADConfig
+    min_holdout = 2
 
     teacher_loaded: Tensor
     channel_mean: Tensor
@@ -467,7 +468,7 @@ class EfficientAD(AnomalyModel):
         """
         maps = [torch.cat(self.raw_maps(batch.image), dim=1).cpu() for batch in holdout]
         num_images = sum(len(cells) for cells in maps)
-        if num_images < 2:
+        if num_images < self.min_holdout:
             raise ModelError(
                 f"EfficientAD needs two or more held-out normal images to calibrate; found {num_images}: "
                 "give more good images, or hold out a larger share"

@@ -99,6 +99,7 @@ def train(
     params.check_category(category)
     config = params.model_config_of(model_name)
     data = PreparedData(project.prepared(category), config.image_size, device)
+    _require_holdout(model_name, category, data)
     inputs = find_inputs(model_name, config, project, device)
     settings = {
         "models": {model_name: config.model_dump()},
@@ -133,6 +134,16 @@ def train(
         _save(model, result, project.model(model_name, category))
         run.metrics({name: value for name, value in summary.items() if value is not None})
         run.file(project.model(model_name, category) / "model.safetensors", "checkpoint")
+
+
+def _require_holdout(model_name: str, category: str, data: PreparedData) -> None:
+    """Before the first step, since calibration comes after the last. Raises StageError."""
+    found, needed = len(data.rows("holdout")), MODELS[model_name].min_holdout
+    if found < needed:
+        raise StageError(
+            f"{model_name} on {category}: calibration needs {needed} or more held-out good images, found {found}; "
+            "give more good images, or raise prepare.holdout"
+        )
 
 
 def _fit(

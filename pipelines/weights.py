@@ -62,15 +62,17 @@ def load_teacher_into(model: Taught, path: Path, remedy: str) -> None:
     """Put in the teacher of the file: one that `distill` made, or a published one.
 
     Raises:
-        WeightsError: there is no such file (the message ends in `remedy`), or it holds another network.
+        WeightsError: there is no such file, or it is no state dict (the message then ends in `remedy`), or it holds
+            another network.
     """
     if not path.is_file():
         raise WeightsError(f"teacher {path}: no such file; {remedy}")
-    state = named_convolutions(read_state_dict(path))
     try:
-        model.load_teacher(state)
+        model.load_teacher(named_convolutions(read_state_dict(path)))
     except ModelError as error:
         raise WeightsError(f"teacher {path}: {error}") from error
+    except WeightsError as error:
+        raise WeightsError(f"teacher: {error}; {remedy}") from error
 
 
 def named_convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -748,23 +748,6 @@ def test_features_of_unaugmented_images_are_computed_once(monkeypatch: pytest.Mo
     assert len(seen) == 24
 
 
-def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bgad, "CACHE_BYTES", 1000)
-    cache, calls = bgad.FeatureCache(), []
-
-    def compute() -> list[Tensor]:
-        calls.append(1)
-        return [torch.zeros(50), torch.zeros(25)]  # 300 bytes
-
-    for row in (0, 1, 2, 3, 0, 1, 2, 3, 3):
-        assert [len(level) for level in cache.get(row, compute)] == [50, 25]
-    assert len(calls) == 6  # rows 0 to 2 are kept, row 3 is not
-    cache.clear()
-    cache.get(3, compute)
-    cache.get(3, compute)
-    assert len(calls) == 7
-
-
 def same_state(left: nn.Module, right: nn.Module) -> bool:
     return all(torch.equal(value, right.state_dict()[name]) for name, value in left.state_dict().items())
 

@@ -114,6 +114,18 @@ def test_what_is_missing_is_one_line(root, blemish, efficient_ad):
     assert outcome.err == "error: distill.fapm: not in params.yaml; its distill section serves: efficient_ad\n"
 
 
+def test_too_few_held_out_images_are_refused_before_training(root, blemish, efficient_ad):
+    efficient_ad["prepare"]["holdout"] = 0.01  # one image is held out at the least
+    write_params(root, efficient_ad)
+    succeed(blemish, ["prepare", CATEGORY])
+    outcome = blemish("train", "efficient_ad", CATEGORY)
+    assert outcome.code == 1
+    assert outcome.err == (
+        f"error: efficient_ad on {CATEGORY}: calibration needs 2 or more held-out good images, found 1; "
+        "give more good images, or raise prepare.holdout\n"
+    )
+
+
 def test_inputs_that_do_not_suit_their_model(root, blemish, efficient_ad):
     efficient_ad["distill"]["efficient_ad"]["width"] = "small"
     efficient_ad["penalty"] = {"efficient_ad": {"image_size": 256, "limit": 5}, "fapm": {"image_size": 64, "limit": 5}}

@@ -222,7 +222,10 @@ def test_a_missing_teacher_names_its_remedy(tmp_path: Path) -> None:
 
 def test_a_teacher_that_is_no_state_dict(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": {}}, tmp_path / "teacher.pth")
-    with pytest.raises(WeightsError, match=r"teacher\.pth: not a state dict"):
+    with pytest.raises(
+        WeightsError,
+        match=r"^teacher: weights [^\n]*teacher\.pth: not a state dict[^\n]*; run `blemish distill efficient_ad`$",
+    ):
         load_teacher_into(student_of("tiny"), tmp_path / "teacher.pth", REMEDY)
 
 

@@ -16,7 +16,6 @@ from pipelines.leaderboard import (
     METRIC_BY_KEY,
     PIXELS_FILE,
     PREDICTIONS_FILE,
-    Comparison,
     Measured,
     average,
     champion,
@@ -174,6 +173,8 @@ def _against(row: Measured, best: str | None, metric: str, group: Mapping[str, M
 
 def table_by_category(compared: Compared, metric: str) -> "tuple[str, Table]":
     """Title, and a row per category with a column per model; bold is the best and what cannot be told from it."""
+    from rich.markup import escape
+
     table = _table()
     table.add_column("Category", no_wrap=True)
     table.add_column("Images", justify="right", no_wrap=True)
@@ -188,7 +189,7 @@ def table_by_category(compared: Compared, metric: str) -> "tuple[str, Table]":
         texts = [values.get(name, "-") for name in compared.names]
         if category == AVERAGE:
             table.add_section()
-        table.add_row(category, "/".join(map(str, images)), *texts)
+        table.add_row(escape(category), "/".join(map(str, images)), *texts)
     return f"{METRIC_BY_KEY[metric].title}, percent ± half the 95 % interval; bold: best, or tied with it", table
 
 
@@ -221,7 +222,7 @@ def table_by_defect(compared: Compared, metric: str) -> "tuple[str, Table]":
             own = {name: defects[defect] for name, defects in found.items() if defect in defects}
             images = sorted({numbers["count"] for numbers in own.values()})
             texts = [_percent(own[name].get(key)) if name in own else "-" for name in compared.names]
-            table.add_row(category, escape(defect), "/".join(map(str, images)), *texts)
+            table.add_row(escape(category), escape(defect), "/".join(map(str, images)), *texts)
         table.add_section()
     return f"{titles[metric]}, percent", table
 
@@ -236,11 +237,7 @@ def sentences(compared: Compared, metric: str) -> list[str]:
     if len(pairs) > _MANY:
         best = champion(metric, group, pairs).best
         pairs = [pair for pair in pairs if best in (pair.a, pair.b)]
-    return [_sentence(pair) for pair in pairs]
-
-
-def _sentence(pair: Comparison) -> str:
-    return f"{pair.text}."
+    return [f"{pair.text}." for pair in pairs]
 
 
 def _table() -> "Table":

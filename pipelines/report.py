@@ -118,7 +118,8 @@ def _write_leaderboard(path: Path, cells: Sequence[Cell]) -> None:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
     """The first `num_names` columns to the left, numbers to the right."""
     rule = ["---" if i < num_names else "---:" for i in range(len(header))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+    escaped = [[text.replace("|", "\\|") for text in row] for row in [header, rule, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
 def leaderboard_table(summary: Summary) -> str:

@@ -138,6 +138,12 @@ def test_every_row_of_a_table_has_every_column(project: Project) -> None:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
+def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
+    assert markdown_table(["Category", "AUROC"], [["left|right", "99.0"]], num_names=1).endswith(
+        "\n| left\\|right | 99.0 |"
+    )
+
+
 def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None:
     put(project, "a", "nut", threshold=FEW, good=30, defect=40)
     summary = summarise(params_of(["a"], ["nut"]), project)

@@ -209,6 +209,7 @@ def _summarise(
         **_pixel_numbers(pixels),
         "threshold": threshold.value,
         "train_seconds": trained.run["train_seconds"],
+        "train_steps": trained.run["train_steps"],
     }
     return {
         "model": model,

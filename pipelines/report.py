@@ -32,6 +32,10 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
 def _one_digit(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
@@ -51,6 +55,7 @@ class Column:
 
 COLUMNS = (
     *(Column(metric.key, metric.title + " (oracle)" * metric.oracle, _percent) for metric in METRICS),
+    Column("train_steps", "Steps", _count),
     Column("train_seconds", "Train, s", _seconds),
     Column("latency_ms", "Latency, ms", _one_digit),
     Column("onnx_megabytes", "ONNX, MB", _one_digit),

@@ -116,7 +116,7 @@ def put_evaluation(
             "seed": seed,
         },
         "counts": {"train": 40, "holdout": 20, "anomalous_train": 0, "test_normal": good, "test_anomalous": defect},
-        "metrics": as_json({**metrics, "threshold": threshold.value, "train_seconds": 12.4}),
+        "metrics": as_json({**metrics, "threshold": threshold.value, "train_seconds": 12.4, "train_steps": 300}),
         "pixel_bounds": None,
         "threshold": as_json({**as_json(threshold), "pixel_value": 1.0, "oracle": image.oracle_threshold}),
         "confusion": as_json(counts),

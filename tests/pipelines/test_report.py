@@ -95,7 +95,7 @@ def test_the_leaderboard(project: Project) -> None:
     lines = leaderboard_table(summary).splitlines()
     assert lines[0] == (
         "| Model | Category | Test images | Image AUROC | 95 % | Image AP | Image F1-max (oracle) | Defects found "
-        "| False alarms | Pixel AUROC | Pixel AP | Pixel F1-max (oracle) | AUPRO 0.3 | AUPRO 0.05 | Train, s |"
+        "| False alarms | Pixel AUROC | Pixel AP | Pixel F1-max (oracle) | AUPRO 0.3 | AUPRO 0.05 | Steps | Train, s |"
     )
     assert [line.split(" | ")[:3] for line in lines[2:]] == [
         ["| a", "nut", "30 + 40"],
@@ -108,7 +108,7 @@ def test_the_leaderboard(project: Project) -> None:
     cell, average = summary["cells"][0], summary["averages"][0]
     low, high = cell["intervals"]["image_auroc"]
     assert lines[2].split(" | ")[3:5] == [shown(cell["image_auroc"]), f"{shown(low)} to {shown(high)}"]
-    assert lines[3].endswith("| - | - | - | - | - | 12 |")  # no masks
+    assert lines[3].endswith("| - | - | - | - | - | 300 | 12 |")  # no masks
     assert lines[4].split(" | ")[3] == f"**{shown(average['image_auroc'])}**"
     assert lines[4].endswith("|  |  |  |  |  |  |")  # nor an average of them; nor of seconds
 

@@ -21,7 +21,10 @@ from pipelines.leaderboard import (
     read_outcome,
 )
 from pipelines.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics, threshold_at
+from pipelines.params import Params, load_params
+from pipelines.paths import Project
 
+PRESETS = Path(__file__).parents[1] / "presets"
 SIDE = 12  # of the maps, pixels
 TYPES = ("cut", "hole")
 
@@ -136,3 +139,26 @@ def put_evaluation(
     evaluation["intervals"] = measure(read_outcome(folder, evaluation, model), 50).intervals
     write_json(folder / EVALUATION_FILE, evaluation)
     return evaluation
+
+
+def params_of(models: list[str], categories: list[str]) -> Params:
+    """The demo's, for models that need not exist."""
+    params = load_params(PRESETS / "demo.yaml", check_models=False)
+    data = params.data.model_copy(update={"categories": categories})
+    evaluate = params.evaluate.model_copy(update={"bootstrap": 60})
+    return params.model_copy(update={"data": data, "evaluate": evaluate, "models": {name: {} for name in models}})
+
+
+def put(project: Project, model: str, category: str, **options: Any) -> dict[str, Any]:
+    return put_evaluation(project.evaluation(model, category), model, category, **options)
+
+
+BOTH = params_of(["a", "b"], ["nut", "my bolt"])
+
+
+def put_both(project: Project) -> Project:
+    """Models a and b on two categories, of which one has no masks."""
+    for model, auroc in (("a", 0.98), ("b", 0.75)):
+        put(project, model, "nut", auroc=auroc, good=30, defect=40)
+        put(project, model, "my bolt", auroc=auroc, masks=False)
+    return project

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import put_evaluation
+from made_up import BOTH, params_of, put, put_both
 from rich.console import Console
 
 from pipelines.errors import StageError
 from pipelines.files import write_json
-from pipelines.params import Params, load_params
 from pipelines.paths import Project
 from pipelines.report import (
     against_the_best,
@@ -31,7 +30,6 @@ from pipelines.report import (
 from pipelines.summary import summarise
 from pipelines.tracking import Pages
 
-PRESETS = Path(__file__).parents[2] / "presets"
 FEW = {
     "value": 1.23456,
     "rate_requested": 0.05,
@@ -62,28 +60,9 @@ def latency_of(network: float, threads: int = 1) -> dict[str, Any]:
     }
 
 
-def params_of(models: list[str], categories: list[str]) -> Params:
-    params = load_params(PRESETS / "demo.yaml", check_models=False)
-    data = params.data.model_copy(update={"categories": categories})
-    evaluate = params.evaluate.model_copy(update={"bootstrap": 60})
-    return params.model_copy(update={"data": data, "evaluate": evaluate, "models": {name: {} for name in models}})
-
-
-def put(project: Project, model: str, category: str, **options: Any) -> dict[str, Any]:
-    return put_evaluation(project.evaluation(model, category), model, category, **options)
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Two models on two categories, of which one has no masks."""
-    project = Project(tmp_path)
-    for model, auroc in (("a", 0.98), ("b", 0.75)):
-        put(project, model, "nut", auroc=auroc, good=30, defect=40)
-        put(project, model, "my bolt", auroc=auroc, masks=False)
-    return project
-
-
-BOTH = params_of(["a", "b"], ["nut", "my bolt"])
+    return put_both(Project(tmp_path))
 
 
 def shown(value: float) -> str:

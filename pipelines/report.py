@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,8 @@ time from a file to a decision, one image at a time."""
 def report(params: Params, project: Project) -> Path:
     """Write `reports/`: summary.json, tables, report.md, report.html; log the averages to MLflow; gives report.md.
 
+    The best model of each category becomes its champion in the model registry.
+
     Raises:
         StageError: a cell of the params file has not been evaluated.
     """
@@ -95,7 +97,23 @@ def report(params: Params, project: Project) -> Path:
         run.describe("\n".join([*(f"- {line}" for line in headlines(summary)), "", "The tables are under `report/`."]))
         for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json"):
             run.file(project.reports / name, "report")
+    for category, run_id, why in _crowned(summary):
+        tracking.crown(project.root, experiment, f"{summary['data_set']}-{category}", run_id, why)
     return project.reports / "report.md"
+
+
+def _crowned(summary: Summary) -> Iterator[tuple[str, str | None, str]]:
+    """Each category with the run of its best model by the main metric, None without a best, and the reason in words."""
+    metric = next(m for m in summary["metrics"] if m["key"] == summary["main_metric"])
+    places = summary["champions"].get(metric["key"], {})
+    for category in summary["categories"]:
+        found = places.get(category, {"best": None, "tied_with": [], "reason": "nothing to compare by"})
+        cell = next((c for c in summary["cells"] if (c["model"], c["category"]) == (found["best"], category)), None)
+        if cell is None:
+            yield category, None, found["reason"]
+            continue
+        tied = f"; not distinguishable from {', '.join(found['tied_with'])}" if found["tied_with"] else ""
+        yield category, cell["run_id"], f"{cell['model']}: {metric['title']} {_percent(cell[metric['key']])}{tied}"
 
 
 def one_line(metrics: dict[str, float | None]) -> str:

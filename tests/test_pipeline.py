@@ -100,6 +100,9 @@ def test_one_run_per_cell_and_a_summary(root, reproduced):
         experiment_ids=[cell.info.experiment_id], filter_string=f"source_run_id = '{cell.info.run_id}'"
     )
     assert model.name == "model"
+    names = [registered.name for registered in client.search_registered_models()]
+    champions = {client.get_model_version_by_alias(name, "champion").run_id for name in names}
+    assert champions == {found["fapm-squares"].info.run_id, found["fapm-two words"].info.run_id}
 
 
 def test_nothing_to_do(root, reproduced):

@@ -231,7 +231,21 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
     monkeypatch.setattr("pipelines.tracking.pages", lambda *_: Pages("http://127.0.0.1:5000", "3"))
     monkeypatch.setattr("pipelines.tracking.cell_runs", lambda *_: [])
     monkeypatch.setattr("pipelines.html_report.write", write_html)
+    monkeypatch.setattr("pipelines.tracking.crown", lambda *_: None)
     return opened
+
+
+@pytest.mark.usefixtures("runs")
+def test_each_category_has_its_champion(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowned: list[Any] = []
+    monkeypatch.setattr("pipelines.tracking.crown", lambda _root, *rest: crowned.append(rest))
+    report(BOTH, project)
+    summary = summarise(BOTH, project)
+    best = {cell["category"]: cell for cell in summary["cells"] if cell["model"] == "a"}
+    assert crowned == [
+        ("demo", f"demo-{category}", best[category]["run_id"], f"a: Image AUROC {shown(best[category]['image_auroc'])}")
+        for category in ("nut", "my bolt")
+    ]
 
 
 def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:

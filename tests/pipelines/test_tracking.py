@@ -348,6 +348,40 @@ def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, tmp_path: 
     ]
 
 
+def test_the_champion_is_the_exported_model_of_a_run(project: Path, tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], ["anomaly_map"])],
+        "identity",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    ids = {}
+    for model in ("fapm", "adfa", "unexported"):
+        with cell_run(project, EXPERIMENT, model, "nut", None) as run:
+            ids[model] = run.run_id
+            if model != "unexported":
+                run.onnx_model(tmp_path / "m.onnx", 8)
+    client = mlflow.MlflowClient(tracking_uri(project))
+
+    def crown(model: str | None) -> dict[str, Any]:
+        tracking.crown(project, EXPERIMENT, "it's parts/nut", ids[model] if model else None, f"why {model}")
+        aliases = client.get_registered_model("it's parts_nut").aliases  # a database has numbers, a server texts
+        return {alias: str(version) for alias, version in aliases.items()}
+
+    assert crown("fapm") == {"champion": "1"}
+    assert crown("adfa") == {"champion": "2"}
+    assert crown("fapm") == {"champion": "1"}  # no version twice
+    champion = client.get_model_version_by_alias("it's parts_nut", "champion")
+    assert (champion.run_id, champion.description) == (ids["fapm"], "why fapm")
+    onnx.checker.check_model(onnx.load(Path(urlparse(champion.source).path) / "model.onnx"))
+    assert crown("unexported") == {}
+    assert crown("adfa") == {"champion": "2"}
+    assert crown(None) == {}
+    tracking.crown(project, EXPERIMENT, "bolt", None, "")
+    assert [model.name for model in client.search_registered_models()] == ["it's parts_nut"]
+
+
 def test_nested_settings_become_dotted_names() -> None:
     assert flatten({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": None, "g": {}}) == {
         "a.b.c": 1,

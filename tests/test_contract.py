@@ -2,18 +2,18 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from tiny_models import SETTINGS, onnx_session
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,156 +24,30 @@ from anomaly_models.efficient_ad import EfficientAD
 
 Training = tuple[Optimizer, LRScheduler]
 BATCH_SIZE = 4
-STEPS = 3  # DiffusionAD's layers that start as zero hold the gradient back, for two steps from those furthest in
+STEPS = 3
 
 
-@dataclass(frozen=True)
-class Tiny:
-    """The smallest settings that exercise a model, and what stands in for its pretrained weights."""
-
-    settings: dict[str, Any]
-    pretrain: Callable[[AnomalyModel], None] = lambda model: None  # a random Backbone needs nothing more
-
-
-def give_random_teacher(model: AnomalyModel) -> None:
-    assert isinstance(model, EfficientAD)
-    model.load_teacher(model.teacher.state_dict())
+def pretrain(name: str, model: AnomalyModel) -> None:
+    """Stand in for pretrained weights; a random Backbone needs nothing more."""
+    if name == "efficient_ad":
+        assert isinstance(model, EfficientAD)
+        model.load_teacher(model.teacher.state_dict())
 
 
-TINY = {
-    "adfa": Tiny(
-        {
-            "image_size": 64,
-            "batch_size": BATCH_SIZE,
-            "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
-            "gamma_d": 2,
-            "objective": {
-                "name": "soft_topk",
-                "k": 3,
-                "eps": 0.05,
-                "normalize": "row",
-                "candidates": 16,
-                "sqrt": True,
-            },
-            "kl_weight": True,
-            "blur_sigma": 4.0,
-            "image_score": "max",
-            "epochs": 1,
-            "learning_rate": 1e-3,
-            "weight_decay": 5e-4,
-        }
-    ),
-    "bgad": Tiny(
-        {
-            "image_size": 64,
-            "batch_size": BATCH_SIZE,
-            "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
-            "features": "whitened",
-            "anomalies_per_batch": 2,
-            "pastes_per_batch": 2,
-            "feathered": 0.5,
-            "masks": {"name": "area", "abnormal": 0.5},
-            "epochs": 3,
-            "normal_epochs": 1,
-            "warm_up_epochs": 1,
-            "learning_rate": 1e-3,
-            "vectors_per_step": 128,
-            "steps_per_batch": [2, 1],
-            "boundary": {"name": "ema", "momentum": 0.9},
-            "beta": 0.05,
-            "tau": 0.1,
-            "normaliser": 10.0,
-            "focal": "clipped",
-            "push_pull_weight": 1.0,
-            "ceiling_quantile": 1.0,
-        }
-    ),
-    "diffusion_ad": Tiny(
-        {
-            "image_size": 64,
-            "batch_size": BATCH_SIZE,
-            "unet": {
-                "image_size": 64,
-                "width": 8,
-                "multipliers": [1, 2],
-                "blocks": 1,
-                "attention_sizes": [32],
-                "heads": 4,
-                "recomputed_levels": 1,
-            },
-            "segmentation_width": 4,
-            "synthesis": {
-                "probability": 0.5,
-                "self_augmentation": 0.5,
-                "blend_low": 0.2,
-                "blend_high": 0.8,
-                "perlin_threshold": 0.5,
-                "perlin_max_exponent": 5,
-            },
-            "steps": STEPS,
-            "learning_rate": 1e-3,
-            "segmentation_learning_rate": 1e-3,
-            "schedule": "cosine",
-            "big_steps_end": 600,
-            "reconstruction_weight": 0.1,
-            "gradient_clip": 1.0,
-            "ema_decay": 0.9,
-            "precision": "float32",
-            "small_step": 200,
-            "big_step": 400,
-            "top_pixels": 50,
-        }
-    ),
-    "fapm": Tiny(
-        {
-            "image_size": 64,
-            "batch_size": BATCH_SIZE,
-            "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
-            "crop": 64,
-            "grid": 4,
-            "coreset_ratio": 0.1,
-            "adaptive_ratio": 2,
-            "far_rule": {"name": "mean"},
-            "neighbours": 4,
-            "coarse_layout": "geometric",
-            "image_score": "released",
-            "blur_sigma": 4.0,
-        }
-    ),
-    "efficient_ad": Tiny(
-        {
-            "image_size": 128,
-            "batch_size": BATCH_SIZE,
-            "width": "tiny",
-            "teacher": "never-read.safetensors",
-            "steps": STEPS,
-            "learning_rate": 1e-4,
-            "weight_decay": 1e-5,
-            "hard_quantile": 0.999,
-            "penalty_weight": 1.0,
-            "quantile_low": 0.9,
-            "quantile_high": 0.995,
-            "precision": "float32",
-        },
-        give_random_teacher,
-    ),
-}
-
-
-def tiny(name: str) -> Tiny:
-    if name not in TINY:
-        pytest.fail(f"{name} is in MODELS but has no entry in TINY: add its smallest settings to {Path(__file__).name}")
-    return TINY[name]
+def settings_of(name: str) -> dict[str, Any]:
+    if name not in SETTINGS:
+        pytest.fail(f"{name} is in MODELS, but tiny_models.SETTINGS has no smallest settings for it")
+    return SETTINGS[name]
 
 
 def build(name: str) -> AnomalyModel:
     torch.manual_seed(0)
     model_class = MODELS[name]
-    return model_class(model_class.Config.model_validate(tiny(name).settings))
+    return model_class(model_class.Config.model_validate(settings_of(name)))
 
 
 def random_images(name: str, number: int, seed: int) -> Tensor:
-    side = tiny(name).settings["image_size"]
+    side = settings_of(name)["image_size"]
     return torch.rand(number, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
@@ -224,7 +98,7 @@ class Trained:
 @cache
 def trained(name: str) -> Trained:
     model = build(name)
-    tiny(name).pretrain(model)
+    pretrain(name, model)
     model.train()
     model.prepare(normals(name, seed=0))
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -280,7 +154,7 @@ def test_an_image_alone_scores_as_in_a_batch(name: str) -> None:
 @each_model
 def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     killed = build(name)
-    tiny(name).pretrain(killed)
+    pretrain(name, killed)
     killed.prepare(normals(name, seed=0))
     training = killed.optimizer(STEPS)
     if training is None:
@@ -288,7 +162,7 @@ def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> Non
     list(take_steps(killed, training, name, range(1)))
     torch.save([part.state_dict() for part in (killed, *training)], tmp_path / "checkpoint.pt")
     torch.manual_seed(1)  # other random parts than those that were saved
-    resumed = MODELS[name](MODELS[name].Config.model_validate(tiny(name).settings))
+    resumed = MODELS[name](MODELS[name].Config.model_validate(settings_of(name)))
     training = resumed.optimizer(STEPS)
     for part, state in zip((resumed, *training), torch.load(tmp_path / "checkpoint.pt"), strict=True):
         part.load_state_dict(state)
@@ -310,7 +184,7 @@ def test_state_dict_is_the_whole_model(name: str, tmp_path: Path) -> None:
     model, image = trained(name).model, random_images(name, 2, seed=4)
     torch.save(model.state_dict(), tmp_path / "model.pt")
     torch.manual_seed(1)  # other random weights than those that were trained
-    fresh = MODELS[name](MODELS[name].Config.model_validate(tiny(name).settings)).eval()
+    fresh = MODELS[name](MODELS[name].Config.model_validate(settings_of(name))).eval()
     fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     assert_same(predict(fresh, image), predict(model, image), tolerance=0)
 
@@ -383,25 +257,10 @@ def test_train_mode_leaves_frozen_parts_alone(name: str) -> None:
     assert_same(predict(model, image), before, tolerance=0)
 
 
-def export(model: nn.Module, image: Tensor, path: Path) -> None:
-    torch.onnx.export(
-        model,
-        (image,),
-        path,
-        dynamo=True,
-        verbose=False,
-        external_data=False,
-        input_names=["image"],
-        output_names=["anomaly_map", "score"],
-        dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
-    )
-
-
 @each_model
 def test_onnx_graph_gives_the_same_at_any_batch_size(name: str, tmp_path: Path) -> None:
     model = trained(name).model
-    export(model, random_images(name, 2, seed=6), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnx_session(model, settings_of(name)["image_size"], tmp_path / "model.onnx")
     for number in (1, 4):
         image = random_images(name, number, seed=7)
         expected = predict(model, image)

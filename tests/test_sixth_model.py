@@ -66,9 +66,9 @@ def test_three_steps_make_a_sixth_model(copy: Path) -> None:
     assert checked.returncode == 0, checked.stderr
     contract = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_contract.py", "-k", "mean_colour")
     asked = run(copy, *contract)
-    assert "mean_colour is in MODELS but has no entry in TINY" in asked.stdout
-    entry = '"mean_colour": Tiny({"image_size": 64, "batch_size": BATCH_SIZE, "steps": STEPS, "learning_rate": 0.1}),'
-    change(copy / "tests" / "test_contract.py", r"(?<=\nTINY = \{)", f"\n    {entry}")
+    assert "mean_colour is in MODELS, but tiny_models.SETTINGS has no smallest settings for it" in asked.stdout
+    entry = '"mean_colour": {"image_size": 64, "batch_size": 4, "steps": 3, "learning_rate": 0.1},'
+    change(copy / "tests" / "tiny_models.py", r"(?<=\nSETTINGS: dict\[str, dict\[str, Any\]\] = \{)", f"\n    {entry}")
     accepted = run(copy, *contract)
     assert accepted.returncode == 0, accepted.stdout
     number = re.search(r"(\d+) passed", accepted.stdout)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from einops import rearrange
 from pydantic import ValidationError
-from torch import Tensor, nn
+from tiny_models import SETTINGS, onnx_session
+from torch import Tensor
 from torch.nn import functional as F
 
 from anomaly_models import adfa
@@ -36,14 +36,7 @@ from anomaly_models.base import Batch, ModelError, Progress
 
 SIDE = 64  # maps of 16 x 16 and 8 x 8
 GRID = 16
-SOFT: dict[str, Any] = {
-    "name": "soft_topk",
-    "k": 3,
-    "eps": 0.05,
-    "normalize": "row",
-    "candidates": None,
-    "sqrt": True,
-}
+SOFT: dict[str, Any] = SETTINGS["adfa"]["objective"] | {"candidates": None}
 PUBLISHED = SOFT | {"eps": 0.1, "normalize": "batch_max"}
 HYPERSPHERE: dict[str, Any] = {
     "name": "hypersphere",
@@ -54,19 +47,7 @@ HYPERSPHERE: dict[str, Any] = {
     "alpha": 0.1,
     "nu": 1e-3,
 }
-TINY: dict[str, Any] = {
-    "image_size": SIDE,
-    "batch_size": 4,
-    "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
-    "gamma_d": 2,
-    "objective": SOFT,
-    "kl_weight": True,
-    "blur_sigma": 2.0,
-    "image_score": "max",
-    "epochs": 2,
-    "learning_rate": 1e-3,
-    "weight_decay": 5e-4,
-}
+TINY = SETTINGS["adfa"] | {"objective": SOFT, "blur_sigma": 2.0, "epochs": 2}
 WIDE_RESNET = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [1, 2, 3]}
 
 
@@ -650,27 +631,12 @@ def test_resumed_training_ends_with_the_same_bits(train: Tensor) -> None:
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
-def exported(model: nn.Module, path: Path) -> onnxruntime.InferenceSession:
-    torch.onnx.export(
-        model,
-        (torch.rand(2, 3, SIDE, SIDE),),
-        path,
-        input_names=["image"],
-        output_names=["anomaly_map", "score"],
-        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("objective", [SOFT, PUBLISHED, HYPERSPHERE], ids=["all_centres", "published", "hypersphere"])
 def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], tmp_path: Path) -> None:
     """The contract suite covers candidates."""
     model = fitted(train, objective=objective)
-    session = exported(model, tmp_path / "model.onnx")
+    session = onnx_session(model, SIDE, tmp_path / "model.onnx")
     expected = model(test)
     for number in (1, 4):
         anomaly_map, score = session.run(None, {"image": test[:number].numpy()})

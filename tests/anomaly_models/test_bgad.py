@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import timm
+import tiny_models
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
+from tiny_models import onnx_session
 from torch import Tensor, nn
 
 from anomaly_models import bgad
@@ -46,29 +47,7 @@ from pipelines.metrics import ExactPixelMetrics
 
 SIZE = 64
 B6 = {"name": "tf_efficientnet_b6.aa_in1k", "weights": "timm", "layers": [1, 2, 3]}
-SETTINGS = {
-    "image_size": SIZE,
-    "batch_size": 4,
-    "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
-    "features": "raw",
-    "anomalies_per_batch": 2,
-    "pastes_per_batch": 2,
-    "feathered": 0.5,
-    "masks": {"name": "area", "abnormal": 0.5},
-    "epochs": 4,
-    "normal_epochs": 1,
-    "warm_up_epochs": 1,
-    "learning_rate": 2e-4,
-    "vectors_per_step": 128,
-    "steps_per_batch": [2, 1],
-    "boundary": {"name": "ema", "momentum": 0.9},
-    "beta": 0.05,
-    "tau": 0.1,
-    "normaliser": 10.0,
-    "focal": "clipped",
-    "push_pull_weight": 1.0,
-    "ceiling_quantile": 1.0,
-}
+SETTINGS = tiny_models.SETTINGS["bgad"] | {"features": "raw", "epochs": 4, "learning_rate": 2e-4}
 
 
 def settings(**changes: object) -> BGADConfig:
@@ -902,18 +881,7 @@ def test_onnx_of_the_folded_model(tmp_path: Path) -> None:
     with torch.enable_grad():
         model = trained(model_of(features="whitened"))
     model.eval().calibrate([normals(4, seed=30)])
-    torch.onnx.export(
-        model.exportable(),
-        (images(2, seed=1),),
-        tmp_path / "model.onnx",
-        input_names=["image"],
-        output_names=["anomaly_map", "score"],
-        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnx_session(model.exportable(), SIZE, tmp_path / "model.onnx")
     for number in (1, 4):
         image = images(number, seed=32)
         expected = model(image)

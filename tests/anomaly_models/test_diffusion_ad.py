@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import tiny_models
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from tiny_models import onnx_session
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -54,32 +55,12 @@ PAPER_UNET = {
     "recomputed_levels": 0,
 }
 SMALL_UNET = {**PAPER_UNET, "image_size": SIZE, "width": 8, "multipliers": [1, 2], "blocks": 1, "attention_sizes": [32]}
-SYNTHESIS = {
-    "probability": 0.5,
-    "self_augmentation": 0.5,
-    "blend_low": 0.2,
-    "blend_high": 0.8,
-    "perlin_threshold": 0.5,
-    "perlin_max_exponent": 5,
-}
-SETTINGS = {
-    "image_size": SIZE,
-    "batch_size": 4,
+SETTINGS = tiny_models.SETTINGS["diffusion_ad"] | {
     "unet": SMALL_UNET,
-    "segmentation_width": 4,
-    "synthesis": SYNTHESIS,
     "steps": STEPS,
-    "learning_rate": 1e-3,
-    "segmentation_learning_rate": 1e-3,
-    "schedule": "cosine",
-    "big_steps_end": 600,
     "reconstruction_weight": 0.0,
     "gradient_clip": None,
     "ema_decay": 0.0,
-    "precision": "float32",
-    "small_step": 200,
-    "big_step": 400,
-    "top_pixels": 50,
 }
 
 
@@ -920,21 +901,9 @@ def test_folding_leaves_no_step_and_no_batch_normalisation() -> None:
 def test_exported_graph_agrees_and_holds_no_embedding(tmp_path: Path) -> None:
     model = trained_randomly(unet=small_unet(image_size=32, attention_sizes=[16]))
     path = tmp_path / "model.onnx"
-    torch.onnx.export(
-        model.exportable(),
-        (smooth_images(2, seed=1),),
-        path,
-        dynamo=True,
-        opset_version=18,
-        verbose=False,
-        external_data=False,
-        input_names=["image"],
-        output_names=["anomaly_map", "score"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-    )
+    session = onnx_session(model.exportable(), SIZE, path)
     operations = {node.op_type for node in onnx.load(path).graph.node}
     assert not {"Sin", "Cos", "Gemm", "BatchNormalization", "RandomNormal"} & operations
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for number in (1, 4):
         image = smooth_images(number, seed=3)
         expected = model(image)

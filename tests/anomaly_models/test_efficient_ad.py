@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+import tiny_models
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
+from tiny_models import onnx_session
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as torchvision_functional
 
@@ -36,20 +37,7 @@ from anomaly_models.efficient_ad import (
 
 SIZE = 128
 CELLS = SIZE // 4 - 8
-SETTINGS = {
-    "image_size": SIZE,
-    "batch_size": 1,
-    "width": "tiny",
-    "teacher": "teacher.safetensors",
-    "steps": 20,
-    "learning_rate": 1e-4,
-    "weight_decay": 1e-5,
-    "hard_quantile": 0.999,
-    "penalty_weight": 1.0,
-    "quantile_low": 0.9,
-    "quantile_high": 0.995,
-    "precision": "float32",
-}
+SETTINGS = tiny_models.SETTINGS["efficient_ad"] | {"batch_size": 1, "steps": 20}
 
 
 def settings(**changes: object) -> EfficientADConfig:
@@ -498,24 +486,9 @@ def test_folded_is_the_same_function(calibrated: EfficientAD) -> None:
     assert all(torch.equal(before[name], value) for name, value in calibrated.state_dict().items())
 
 
-def exported(model: nn.Module, path: Path) -> onnxruntime.InferenceSession:
-    torch.onnx.export(
-        model,
-        (torch.rand(2, 3, SIZE, SIZE),),
-        path,
-        input_names=["image"],
-        output_names=["anomaly_map", "score"],
-        dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
 @torch.no_grad()
 def test_onnx_of_the_folded_model(calibrated: EfficientAD, tmp_path: Path) -> None:
-    session = exported(calibrated.exportable(), tmp_path / "model.onnx")
+    session = onnx_session(calibrated.exportable(), SIZE, tmp_path / "model.onnx")
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) == 4 + 4 + 14
     for batch_size in (1, 4):

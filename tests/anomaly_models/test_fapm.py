@@ -7,6 +7,7 @@ import pytest
 import torch
 from einops import rearrange
 from pydantic import ValidationError
+from tiny_models import SETTINGS
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,21 +15,8 @@ from anomaly_models.base import Batch, ModelError
 from anomaly_models.common.memory_bank import MemoryBank
 from anomaly_models.fapm import FAPM, FAPMConfig, enlarge, far_patches, image_score
 
-SIDE = 64  # maps of 16 x 16 and 8 x 8, cut into 4 x 4 patches of 4 x 4 and 2 x 2 positions
-TINY: dict[str, Any] = {
-    "image_size": SIDE,
-    "batch_size": 4,
-    "backbone": {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]},
-    "crop": SIDE,
-    "grid": 4,
-    "coreset_ratio": 0.1,
-    "adaptive_ratio": 2,
-    "far_rule": {"name": "mean"},
-    "neighbours": 4,
-    "coarse_layout": "geometric",
-    "image_score": "released",
-    "blur_sigma": 4.0,
-}
+SIDE = 64  # of SETTINGS: maps of 16 x 16 and 8 x 8, cut into 4 x 4 patches of 4 x 4 and 2 x 2 positions
+TINY = SETTINGS["fapm"]
 
 
 def config(**changes: Any) -> FAPMConfig:

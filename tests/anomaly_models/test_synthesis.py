@@ -9,6 +9,7 @@ from einops import repeat
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import ndimage
+from tiny_models import SYNTHESIS
 from torch import Tensor
 
 from anomaly_models.common import synthesis
@@ -29,15 +30,7 @@ CPU = torch.device("cpu")
 
 
 def settings(**changes: Any) -> SynthesisConfig:
-    values = {
-        "probability": 0.5,
-        "self_augmentation": 0.5,
-        "blend_low": 0.2,
-        "blend_high": 0.8,
-        "perlin_threshold": 0.5,
-        "perlin_max_exponent": 5,
-    }
-    return SynthesisConfig(**{**values, **changes})
+    return SynthesisConfig(**{**SYNTHESIS, **changes})
 
 
 def seeded(seed: int) -> torch.Generator:

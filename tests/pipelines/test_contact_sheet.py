@@ -4,6 +4,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import tiny_models
 import torch
 from conftest import CATEGORY, tiny_params, write_params
 from PIL import Image
@@ -21,26 +22,11 @@ from pipelines.textures import make_textures
 
 SIZE = 64
 CPU = torch.device("cpu")
-UNET = {"image_size": SIZE, "width": 8, "multipliers": [1, 1], "blocks": 1, "attention_sizes": [], "heads": 1}
-SYNTHESIS = {"probability": 0.5, "self_augmentation": 0.5, "blend_low": 0.2, "blend_high": 0.8}
-DIFFUSION_AD = {
-    "image_size": SIZE,
+SETTINGS = tiny_models.SETTINGS["diffusion_ad"]
+DIFFUSION_AD = SETTINGS | {
     "batch_size": 3,
-    "unet": UNET | {"recomputed_levels": 0},
-    "segmentation_width": 2,
-    "synthesis": SYNTHESIS | {"perlin_threshold": 0.5, "perlin_max_exponent": 3},
     "steps": 4,
-    "learning_rate": 1e-4,
-    "segmentation_learning_rate": 1e-4,
-    "schedule": "cosine",
-    "big_steps_end": 600,
-    "reconstruction_weight": 0.0,
-    "gradient_clip": None,
-    "ema_decay": 0.0,
-    "precision": "float32",
-    "small_step": 200,
-    "big_step": 400,
-    "top_pixels": 10,
+    "synthesis": SETTINGS["synthesis"] | {"perlin_max_exponent": 3},
 }
 
 

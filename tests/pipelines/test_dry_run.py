@@ -2,21 +2,9 @@
 
 import pytest
 from conftest import CATEGORY, tiny_params, write_params
+from tiny_models import SETTINGS
 
-EFFICIENT_AD = {
-    "image_size": 256,
-    "batch_size": 2,
-    "width": "small",
-    "teacher": "never-read.safetensors",
-    "steps": 9,
-    "learning_rate": 1e-4,
-    "weight_decay": 1e-5,
-    "hard_quantile": 0.999,
-    "penalty_weight": 1.0,
-    "quantile_low": 0.9,
-    "quantile_high": 0.995,
-    "precision": "float32",
-}
+EFFICIENT_AD = SETTINGS["efficient_ad"] | {"image_size": 256, "batch_size": 2, "width": "small", "steps": 9}
 
 
 @pytest.fixture

@@ -327,15 +327,24 @@ def test_files_lie_in_the_project(run: OpenRun, project: Path, tmp_path: Path) -
     assert found.parts[-4:] == (run.run_id, "artifacts", "report", "report.md")
 
 
-def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, tmp_path: Path) -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["image"], ["anomaly_map"])],
-        "identity",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
-        [helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """An ONNX file whose map is its image."""
+    image, anomaly_map = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 8, 8]) for name in ("image", "anomaly_map")
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
-    run.onnx_model(tmp_path / "m.onnx", 8)
+    node = helper.make_node("Identity", ["image"], ["anomaly_map"])
+    model = helper.make_model(
+        helper.make_graph([node], "identity", [image], [anomaly_map]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+    onnx.save(model, tmp_path / "identity.onnx")
+    return tmp_path / "identity.onnx"
+
+
+def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, graph: Path) -> None:
+    run.onnx_model(graph, 8)
     (model,) = run.client.get_run(run.run_id).outputs.model_outputs
     stored = run.client.get_logged_model(model.model_id)
     assert stored.source_run_id == run.run_id
@@ -348,20 +357,13 @@ def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, tmp_path: 
     ]
 
 
-def test_the_champion_is_the_exported_model_of_a_run(project: Path, tmp_path: Path) -> None:
-    graph = helper.make_graph(
-        [helper.make_node("Identity", ["image"], ["anomaly_map"])],
-        "identity",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
-        [helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 3, 8, 8])],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+def test_the_champion_is_the_exported_model_of_a_run(project: Path, graph: Path) -> None:
     ids = {}
     for model in ("fapm", "adfa", "unexported"):
         with cell_run(project, EXPERIMENT, model, "nut", None) as run:
             ids[model] = run.run_id
             if model != "unexported":
-                run.onnx_model(tmp_path / "m.onnx", 8)
+                run.onnx_model(graph, 8)
     client = mlflow.MlflowClient(tracking_uri(project))
 
     def crown(model: str | None) -> dict[str, Any]:

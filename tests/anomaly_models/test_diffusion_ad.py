@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -939,3 +940,48 @@ def test_exported_graph_agrees_and_holds_no_embedding(tmp_path: Path) -> None:
 def test_settings_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         settings(**changes)
+
+
+def discs(number: int, seed: int) -> Tensor:
+    """A bright disc before a dark ground; its place and its brightness vary."""
+    generator = seeded(seed)
+    centre = SIZE / 2 + 4 * torch.rand(number, 2, 1, 1, generator=generator) - 2
+    brightness = 0.5 + 0.1 * torch.rand(number, 1, 1, generator=generator)
+    axis = torch.arange(SIZE) + 0.5
+    distance = torch.hypot(axis.unsqueeze(1) - centre[:, 0], axis - centre[:, 1])
+    grey = 0.2 + brightness * torch.sigmoid(22 - distance)
+    return (grey.unsqueeze(1) + 0.02 * torch.randn(number, 3, SIZE, SIZE, generator=generator)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_a_short_training_finds_defects_of_another_kind(seed: int) -> None:
+    """Squares of a surface, after 300 steps on coarse shapes cut from noise."""
+    steps = 300
+    model = build(
+        unet=small_unet(image_size=32, attention_sizes=[]),
+        segmentation_width=8,
+        synthesis=tiny_models.SYNTHESIS
+        | {"probability": 0.7, "perlin_max_exponent": 2, "blend_low": 0.0, "blend_high": 0.3},
+        steps=steps,
+        segmentation_learning_rate=2e-3,
+        gradient_clip=1.0,
+        ema_decay=0.9,
+    ).train()
+    optimizer, schedule = model.optimizer(steps)
+    for step in range(steps):
+        step_seed = 1000 * seed + step
+        batch = replace(batch_of(4, seed=step_seed), image=discs(4, seed=step_seed))
+        for terms in model.losses(batch, Progress(step, steps, seeded(step_seed))):
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+    normal = discs(16, seed=10_000 + seed)
+    square = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    square[24:34, 28:38] = True
+    faulty = smooth_images(16, seed=20_000 + seed).where(square, normal)
+    with torch.no_grad():
+        expected, found = model(normal), model(faulty)
+    assert (found.score.unsqueeze(1) > expected.score).float().mean() > 0.95  # image AUROC
+    assert found.anomaly_map[:, :, square].mean() > 2 * found.anomaly_map[:, :, ~square].mean()

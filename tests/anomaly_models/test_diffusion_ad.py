@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,15 +126,22 @@ def num_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def train(model: DiffusionAD, first: int = 0, end: int = STEPS, state: dict[str, object] | None = None) -> dict:
+def train(
+    model: DiffusionAD,
+    first: int = 0,
+    end: int = STEPS,
+    state: dict[str, object] | None = None,
+    batch_at: Callable[[int], Batch] = lambda step: batch_of(4, seed=step),
+) -> dict:
     """As the pipeline does, from step `first` up to `end`; gives the state of optimiser and schedule."""
     model.train()
-    optimizer, schedule = model.optimizer(STEPS)
+    steps = model.config.steps
+    optimizer, schedule = model.optimizer(steps)
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
     for step in range(first, end):
-        for terms in model.losses(batch_of(4, seed=step), Progress(step, STEPS, seeded(step))):
+        for terms in model.losses(batch_at(step), Progress(step, steps, seeded(step))):
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
             optimizer.step()
@@ -966,16 +973,13 @@ def test_a_short_training_finds_defects_of_another_kind(seed: int) -> None:
         segmentation_learning_rate=2e-3,
         gradient_clip=1.0,
         ema_decay=0.9,
-    ).train()
-    optimizer, schedule = model.optimizer(steps)
-    for step in range(steps):
-        step_seed = 1000 * seed + step
-        batch = replace(batch_of(4, seed=step_seed), image=discs(4, seed=step_seed))
-        for terms in model.losses(batch, Progress(step, steps, seeded(step_seed))):
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
-            optimizer.step()
-            schedule.step()
+    )
+
+    def batch_at(step: int) -> Batch:
+        batch_seed = 1000 * seed + step
+        return replace(batch_of(4, seed=batch_seed), image=discs(4, seed=batch_seed))
+
+    train(model, end=steps, batch_at=batch_at)
     model.eval()
     normal = discs(16, seed=10_000 + seed)
     square = torch.zeros(SIZE, SIZE, dtype=torch.bool)

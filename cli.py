@@ -46,9 +46,9 @@ def _console() -> "Console":
 @app.command(rich_help_panel=PIPELINE)
 def download(source: Annotated[str, typer.Argument(help="A data set of params.yaml's download section.")]) -> None:
     """Fetch, verify and extract a data set, or draw an embedded one."""
-    from pipelines.download import DownloadParams
-    from pipelines.download import download as run
-    from pipelines.params import load_params
+    from pipelines.settings.params import load_params
+    from pipelines.sources.download import DownloadParams
+    from pipelines.sources.download import download as run
 
     project = _project()
     # Usually the first stage: all of the file is checked here, so that nothing runs for an hour before a typo shows.
@@ -59,10 +59,10 @@ def download(source: Annotated[str, typer.Argument(help="A data set of params.ya
 @app.command(rich_help_panel=PIPELINE)
 def prepare(category: Category) -> None:
     """Decode and resize a category's images into arrays with masks and an index."""
-    from pipelines.params import load_params
-    from pipelines.prepare import prepare as run
+    from pipelines.preparation.prepare import prepare as run
     from pipelines.progress import counting
-    from pipelines.sources import check_mvtec_ad
+    from pipelines.settings.params import load_params
+    from pipelines.sources.catalogue import check_mvtec_ad
 
     project = _project()
     params = load_params(project.params, check_models=False)
@@ -82,9 +82,9 @@ def prepare(category: Category) -> None:
 def distill(model: Model, device: Device = "auto") -> None:
     """Make a model's teacher from a backbone and a folder of photos, or fetch the published one."""
     from pipelines.device import choose_device
-    from pipelines.distill import DistillConfig, Teachers, fetch_published
-    from pipelines.distill import distill as run
-    from pipelines.params import load_params
+    from pipelines.settings.params import load_params
+    from pipelines.teachers.distill import DistillConfig, Teachers, fetch_published
+    from pipelines.teachers.distill import distill as run
 
     project = _project()
     params = load_params(project.params, check_models=True)
@@ -99,8 +99,8 @@ def distill(model: Model, device: Device = "auto") -> None:
 @app.command(rich_help_panel=PIPELINE)
 def penalty(model: Model) -> None:
     """Decode the photos that a model must not take for the part."""
-    from pipelines.params import load_params
-    from pipelines.penalty import Penalties, make_penalty
+    from pipelines.preparation.penalty import Penalties, make_penalty
+    from pipelines.settings.params import load_params
 
     project = _project()
     params = load_params(project.params, check_models=False)
@@ -112,8 +112,8 @@ def penalty(model: Model) -> None:
 @app.command(rich_help_panel=PIPELINE)
 def textures(model: Model) -> None:
     """Decode the pictures of surfaces that a model's synthetic defects are filled with."""
-    from pipelines.params import load_params
-    from pipelines.textures import TextureSets, make_textures
+    from pipelines.preparation.textures import TextureSets, make_textures
+    from pipelines.settings.params import load_params
 
     project = _project()
     params = load_params(project.params, check_models=False)
@@ -132,17 +132,17 @@ def train(
     ] = False,
 ) -> None:
     """Train one model on one category; goes on where a killed run stopped."""
-    from pipelines.params import load_params
+    from pipelines.settings.params import load_params
 
     project = _project()
     params = load_params(project.params, check_models=True)
     if dry_run:
-        from pipelines.dry_run import estimate
+        from pipelines.preview.dry_run import estimate
 
         typer.echo("\n".join(estimate(model, category, params, project).lines()))
         return
     from pipelines.device import choose_device
-    from pipelines.train import train as run
+    from pipelines.training.train import train as run
 
     run(model, category, params, project, choose_device(device), _console())
 
@@ -151,9 +151,9 @@ def train(
 def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
     """Measure a trained model on the test split: metrics, threshold, scores, figures."""
     from pipelines.device import choose_device
-    from pipelines.evaluate import evaluate as run
-    from pipelines.params import load_params
-    from pipelines.report import one_line
+    from pipelines.evaluation.evaluate import evaluate as run
+    from pipelines.report.report import one_line
+    from pipelines.settings.params import load_params
 
     project = _project()
     params = load_params(project.params, check_models=True)
@@ -163,8 +163,8 @@ def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
 @app.command(rich_help_panel=PIPELINE)
 def export(model: Model, category: Category) -> None:
     """Write a trained model as one ONNX file, kept only if it reproduces the original."""
-    from pipelines.export import export as run
-    from pipelines.params import load_params
+    from pipelines.deployment.export import export as run
+    from pipelines.settings.params import load_params
 
     project = _project()
     parity = run(model, category, load_params(project.params, check_models=True), project)
@@ -177,8 +177,8 @@ def export(model: Model, category: Category) -> None:
 @app.command(rich_help_panel=PIPELINE)
 def latency(model: Model, category: Category) -> None:
     """Measure how fast an exported model answers on this machine, part by part."""
-    from pipelines.latency import latency as run
-    from pipelines.params import load_params
+    from pipelines.deployment.latency import latency as run
+    from pipelines.settings.params import load_params
 
     found = run(model, category, load_params(_project().params, check_models=False), _project())
     total = found.milliseconds["total"]
@@ -192,8 +192,8 @@ def latency(model: Model, category: Category) -> None:
 @app.command(rich_help_panel=PIPELINE)
 def report() -> None:
     """Gather every cell's results: tables, intervals, comparisons, report.html, a summary run."""
-    from pipelines.params import load_params
-    from pipelines.report import report as run
+    from pipelines.report.report import report as run
+    from pipelines.settings.params import load_params
 
     project = _project()
     typer.echo(f"{run(load_params(project.params, check_models=False), project)}: written")
@@ -217,8 +217,8 @@ def compare(
     """Compare runs on the images that they share, from MLflow: figures, intervals, who beats whom."""
     from rich.console import Console
 
-    from pipelines.compare import compare_runs
-    from pipelines.params import load_params
+    from pipelines.report.compare import compare_runs
+    from pipelines.settings.params import load_params
 
     project = _project()
     params = load_params(project.params, check_models=False)
@@ -232,7 +232,7 @@ def results() -> None:
     """Print the table of the last report, and where to look next."""
     from rich.console import Console
 
-    from pipelines.report import print_results
+    from pipelines.report.report import print_results
 
     print_results(_project(), Console())
 
@@ -246,7 +246,7 @@ def predict(
     ),
 ) -> None:
     """Score images with an exported model: CSV, JSON and heat-map overlays."""
-    from pipelines.predict import predict as run
+    from pipelines.inference.predict import predict as run
     from pipelines.progress import counting
 
     with counting(_console(), "predict") as on_progress:
@@ -271,10 +271,10 @@ def synthesis(
     device: Device = "auto",
 ) -> None:
     """Draw a contact sheet of the synthetic defects that training will see."""
-    from pipelines.contact_sheet import contact_sheet
     from pipelines.device import choose_device
     from pipelines.files import atomic_file
-    from pipelines.params import load_params
+    from pipelines.preview.contact_sheet import contact_sheet
+    from pipelines.settings.params import load_params
 
     project = _project()
     params = load_params(project.params, check_models=True)
@@ -297,7 +297,7 @@ def gif(
     ] = None,
 ) -> None:
     """Animate an evaluated model: part by part what it sees, what it decides, and what was true."""
-    from pipelines.gif import write_gif
+    from pipelines.report.gif import write_gif
 
     project = _project()
     path = write_gif(project, model, category, output or project.root / "animations" / model / f"{category}.gif")
@@ -314,8 +314,8 @@ def pretrain(
 ) -> None:
     """Make a small backbone by feature distillation from a larger one, as the embedded backbone was made."""
     from pipelines.device import choose_device
-    from pipelines.pretrain import load_config
-    from pipelines.pretrain import pretrain as run
+    from pipelines.teachers.pretrain import load_config
+    from pipelines.teachers.pretrain import pretrain as run
 
     run(load_config(config), output, _project(), choose_device(device), _console())
 
@@ -326,7 +326,7 @@ def preset(
     force: Annotated[bool, typer.Option("--force", help="Overwrite edits that are not committed.")] = False,
 ) -> None:
     """Put a complete params.yaml in place."""
-    from pipelines.presets import put_in_place
+    from pipelines.settings.presets import put_in_place
 
     put_in_place(name, _project().params, force)
     typer.echo(f"params.yaml: preset {name}")
@@ -335,7 +335,7 @@ def preset(
 @app.command(rich_help_panel=USE)
 def check() -> None:
     """Validate params.yaml as a whole, and list every problem."""
-    from pipelines.params import load_params
+    from pipelines.settings.params import load_params
 
     params = load_params(_project().params, check_models=True)
     typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
@@ -349,7 +349,7 @@ def publish(
     ] = False,
 ) -> None:
     """Write a kept report's table between its markers in README.md."""
-    from pipelines.publish import keep_report, update_readme
+    from pipelines.report.readme import keep_report, update_readme
 
     project = _project()
     if from_report:
@@ -361,8 +361,8 @@ def publish(
 @app.command(rich_help_panel=USE)
 def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> None:
     """Serve the MLflow page on this machine."""
-    from pipelines.params import load_params
-    from pipelines.tracking import page_of, serve
+    from pipelines.settings.params import load_params
+    from pipelines.tracking.runs import page_of, serve
 
     project = _project()
     experiment = load_params(project.params, check_models=False).tracking.experiment

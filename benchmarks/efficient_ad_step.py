@@ -29,10 +29,10 @@ from torch import Tensor
 
 from anomaly_models.base import Batch, Progress
 from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig, Precision, Width, patch_description_network
-from pipelines.arrays import stream_rows, to_image
-from pipelines.demo_data import TEXTURE_CLASSES
-from pipelines.demo_scenes import GOOD, photograph
-from pipelines.demo_textures import draw_texture
+from pipelines.data.arrays import stream_rows, to_image
+from pipelines.sources.demo_data import TEXTURE_CLASSES
+from pipelines.sources.demo_scenes import GOOD, photograph
+from pipelines.sources.demo_textures import draw_texture
 
 SIZE = 256
 WARM_UP = 2  # steps: the first ones allocate memory and pick kernels

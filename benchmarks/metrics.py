@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pipelines.metrics import ExactPixelMetrics, PixelMetrics, PixelResult, StreamingPixelMetrics
+from pipelines.evaluation.metrics import ExactPixelMetrics, PixelMetrics, PixelResult, StreamingPixelMetrics
 
 NUM_IMAGES, SIDE, BATCH_SIZE = 167, 256, 16  # as many images as pill
 ROWS: dict[str, Callable[[], PixelMetrics] | None] = {

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import cli
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Config, Prediction, Progress
-from pipelines.params import Params, load_params
 from pipelines.paths import Project
+from pipelines.settings.params import Params, load_params
 
 CATEGORY = "squares"
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.files import write_json
-from pipelines.panels import KeptMaps, Picture, Thresholds, save_strip
 from pipelines.paths import Project
+from pipelines.pictures.panels import KeptMaps, Picture, Thresholds, save_strip
 
 THRESHOLDS = Thresholds(score=2.0, pixel=1.0)
 METRICS = (

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from pipelines.files import write_json
-from pipelines.leaderboard import (
+from pipelines.evaluation.certainty import (
     EVALUATION_FILE,
     PIXELS_FILE,
     PREDICTIONS_FILE,
@@ -20,9 +19,10 @@ from pipelines.leaderboard import (
     measure,
     read_outcome,
 )
-from pipelines.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics, threshold_at
-from pipelines.params import Params, load_params
+from pipelines.evaluation.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics, threshold_at
+from pipelines.files import write_json
 from pipelines.paths import Project
+from pipelines.settings.params import Params, load_params
 
 PRESETS = Path(__file__).parents[1] / "presets"
 SIDE = 12  # of the maps, pixels

@@ -184,7 +184,7 @@ def test_hub_unreachable(root, blemish, monkeypatch):
     def unreachable(model):
         raise WeightsError("weights of resnet18.tv_in1k: hub unreachable")
 
-    monkeypatch.setattr("pipelines.inputs.load_pretrained", unreachable)
+    monkeypatch.setattr("pipelines.training.inputs.load_pretrained", unreachable)
     assert blemish("prepare", CATEGORY).code == 0
     assert one_line(blemish("train", "fapm", CATEGORY)) == "weights of resnet18.tv_in1k: hub unreachable"
 
@@ -195,7 +195,7 @@ def test_disk_full_while_saving(root, blemish, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.train.serialize", full)
+    monkeypatch.setattr("pipelines.training.train.serialize", full)
     message = one_line(blemish("train", "fapm", CATEGORY))
     assert message.startswith("models/fapm/squares: No space left on device")
     assert DiskFull.__name__ not in message

@@ -73,7 +73,7 @@ def training_batch(name: str, step: int) -> Batch:
 
 
 def take_steps(model: AnomalyModel, training: Training, name: str, steps: range) -> Iterator[dict[str, Tensor]]:
-    """The loop of `pipelines.train`, without what surrounds it; gives the terms of each optimiser step."""
+    """The loop of `pipelines.training.train`, without what surrounds it; gives the terms of each optimiser step."""
     optimizer, schedule = training
     model.train()
     for step in steps:

@@ -1,7 +1,7 @@
 """A frozen timm feature pyramid: always in eval mode, with its own normalisation and its own channel counts.
 
-Building one touches neither disk nor network: the weights are random until `pipelines.weights.load_pretrained` puts
-the ones that `weights` names in. Random features do not detect anomalies, so nothing here falls back on them.
+Building one touches neither disk nor network: the weights are random until `pipelines.training.weights.load_pretrained`
+puts the ones that `weights` names in. Random features do not detect anomalies, so nothing here falls back on them.
 """
 
 import difflib

@@ -43,7 +43,7 @@ from anomaly_models.bgad import (
 )
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import Pasted
-from pipelines.metrics import ExactPixelMetrics
+from pipelines.evaluation.metrics import ExactPixelMetrics
 
 SIZE = 64
 B6 = {"name": "tf_efficientnet_b6.aa_in1k", "weights": "timm", "layers": [1, 2, 3]}

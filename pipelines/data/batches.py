@@ -1,0 +1,116 @@
+"""A prepared folder -> batches on the device, with no loader, no worker and no decoding.
+
+The n-th training batch is a pure function of (seed, n): an interrupted run resumes by starting at n. Arrays larger than
+`DEVICE_BYTES` stay on disk, memory-mapped, and are gathered batch by batch; the batches are the same.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+
+from anomaly_models.base import Batch
+from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
+from pipelines.errors import StageError
+from pipelines.pictures import images
+from pipelines.preparation.prepare import INDEX_FILE, PreparedIndex, Split, images_file, masks_file
+
+
+class PreparedData:
+    """The images of one category at one size, with everything that is known about them.
+
+    Raises:
+        StageError: the category, or this size of it, is not prepared.
+    """
+
+    def __init__(self, folder: Path, image_size: int, device: torch.device) -> None:
+        self.index = PreparedIndex.load(folder)
+        self.image_size = image_size
+        self.device = device
+        _check_size(self.index, folder, image_size)
+        files = [images_file(folder, image_size)]
+        if self.index.has_masks:
+            files.append(masks_file(folder, image_size))
+        for file in files:
+            if not file.is_file():
+                raise StageError(f"{file}: missing; run `blemish prepare {folder.name}`")
+        resident = sum(file.stat().st_size for file in files) <= DEVICE_BYTES
+        self._images = Rows(files[0], device, resident)  # (N, S, S, 3)
+        self._masks = Rows(files[1], device, resident) if self.index.has_masks else None  # (M, S, S)
+        self._train = self.rows("train")
+        self._index_sha256 = hashlib.sha256((folder / INDEX_FILE).read_bytes()).hexdigest()
+
+    @property
+    def version(self) -> dict[str, str]:
+        """What tells two data sets apart: the images' bytes, and the index of how they were split and resized."""
+        return {
+            "category": self.index.category,
+            "sha256": self.index.data_sha256,
+            "index_sha256": self._index_sha256,
+        }
+
+    def rows(self, split: Split) -> list[int]:
+        return self.index.rows(split)
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Images in the order of `rows`. Masks are zero for normal images, and for all where the category has none."""
+        entries = [self.index.images[row] for row in rows]
+        image = to_image(self._images.gather(rows))
+        mask = torch.zeros((len(rows), 1, self.image_size, self.image_size), device=self.device)
+        masked = [place for place, entry in enumerate(entries) if entry.mask_row is not None]
+        if self._masks is not None and masked:
+            mask_rows = [entry.mask_row for entry in entries if entry.mask_row is not None]
+            mask[masked] = rearrange(self._masks.gather(mask_rows), "b h w -> b 1 h w").float()
+        label = torch.tensor([entry.label for entry in entries], device=self.device)
+        return Batch(image=image, mask=mask, label=label, row=torch.tensor(rows, dtype=torch.long))
+
+    def batches(self, split: Split, batch_size: int) -> "SplitBatches":
+        """The whole split in the order of the index; the last batch may be smaller."""
+        return SplitBatches(self, self.rows(split), batch_size)
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        """Batch number `step` (from 0) of an endless stream over `train`, shuffled anew each epoch.
+
+        A batch may span the end of an epoch, or several epochs where it is larger than the split.
+        """
+        positions = stream_rows(len(self._train), (seed,), step, batch_size)
+        return self.batch([self._train[position] for position in positions])
+
+    def native_mask(self, row: int, source: Path) -> NDArray[np.bool_]:
+        """The mask (H, W) at the size of the upright original, read from the category's folder `source`.
+
+        Raises:
+            ImageError: the file is not there any more, or cannot be read.
+        """
+        entry = self.index.images[row]
+        if entry.mask is None:
+            return np.zeros((entry.height, entry.width), dtype=bool)
+        return images.load_mask(source / entry.mask)
+
+
+class SplitBatches:
+    """Batches of fixed rows; each `iter` starts anew."""
+
+    def __init__(self, data: PreparedData, rows: list[int], batch_size: int) -> None:
+        self._data = data
+        self._chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self._data.batch(rows) for rows in self._chunks)
+
+
+def _check_size(index: PreparedIndex, folder: Path, image_size: int) -> None:
+    if image_size in index.image_sizes:
+        return
+    sizes = ", ".join(map(str, index.image_sizes))
+    raise StageError(
+        f"{folder}: prepared at {sizes} pixels, not at {image_size}; "
+        f"add {image_size} to `prepare.image_sizes` and run `blemish prepare {folder.name}`"
+    )

@@ -1,0 +1,94 @@
+"""Pictures of something else than the part, decoded once for one model, and dealt out beside its training batches.
+
+EfficientAD's penalty images and DiffusionAD's textures are such sets: see `penalty` and `textures`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from rich.console import Console
+from torch import Tensor
+
+from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
+from pipelines.errors import StageError
+from pipelines.files import atomic_folder, read_json, write_json
+from pipelines.preparation.photos import INDEX_FILE, Resize, find_photos, write_arrays
+
+FORMAT = 1  # of a set's folder; raised when what is written changes
+
+Kind = Literal["penalty", "textures"]  # the verb that makes it, and its section of params.yaml
+_WHAT: dict[Kind, str] = {"penalty": "penalty images", "textures": "textures"}
+_STREAMS: dict[Kind, int] = {"penalty": 1, "textures": 2}  # apart from the part's images, drawn by the same seed
+
+
+class PhotoSetConfig(BaseModel):
+    """An entry of the sections `penalty` and `textures`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    image_size: PositiveInt  # that of the model
+    limit: PositiveInt  # photos taken at most, evenly from the sorted list
+
+
+def make_photo_set(
+    config: PhotoSetConfig, resize: Resize, photos: Path, destination: Path, console: Console, kind: Kind
+) -> int:
+    """Decode `photos`, searched to the bottom, into `destination`; gives their number. Same files, same bytes.
+
+    Raises:
+        DatasetError: the folder is missing or holds no photo.
+        ImageError: photos that cannot be read; the message lists them.
+    """
+    paths = _evenly(find_photos([photos]), config.limit)
+    with atomic_folder(destination) as folder:
+        sha256 = write_arrays(paths, resize, [config.image_size], folder, console, kind)
+        index = {
+            "format": FORMAT,
+            "image_size": config.image_size,
+            "sha256": sha256,
+            "photos": [path.relative_to(photos).as_posix() for path in paths],
+        }
+        write_json(folder / INDEX_FILE, index)
+    return len(paths)
+
+
+def _evenly(paths: Sequence[Path], limit: int) -> list[Path]:
+    """At most `limit` of them, from all parts of the list: folders of photos are often sorted by class."""
+    number = min(limit, len(paths))
+    return [paths[place * len(paths) // number] for place in range(number)]
+
+
+class PhotoSet:
+    """The pictures that a verb made for a model, as an endless stream; `folder` is `pretrained/<model>/<kind>`.
+
+    Raises:
+        StageError: there are none, or of another size; the remedy is the verb.
+    """
+
+    def __init__(self, folder: Path, image_size: int, device: torch.device, kind: Kind) -> None:
+        model = folder.parent.name
+        remedy = f"run `blemish {kind} {model}`"
+        if not (folder / INDEX_FILE).is_file():
+            raise StageError(f"{folder}: no {_WHAT[kind]}; {remedy}")
+        index: dict[str, Any] = read_json(folder / INDEX_FILE)
+        if index["format"] != FORMAT:
+            raise StageError(f"{folder}: made in format {index['format']}, this version reads {FORMAT}; {remedy}")
+        if index["image_size"] != image_size:
+            raise StageError(
+                f"{folder}: {_WHAT[kind]} of {index['image_size']} pixels, but the model's image_size is "
+                f"{image_size}; set {kind}.{model}.image_size to it and {remedy}"
+            )
+        file = folder / f"images_{image_size}.npy"
+        self.sha256: str = index["sha256"]
+        self._stream = _STREAMS[kind]
+        self._rows = Rows(file, device, resident=file.stat().st_size <= DEVICE_BYTES)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def images(self, seed: int, step: int, batch_size: int) -> Tensor:
+        """(B, 3, H, W) in [0, 1]; a function of (seed, step)."""
+        return to_image(self._rows.gather(stream_rows(len(self), (seed, self._stream), step, batch_size)))

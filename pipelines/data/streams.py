@@ -1,0 +1,77 @@
+"""What some models want beside the normal images of a batch: real anomalies (BGAD), and where the part is."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from anomaly_models.base import Batch
+from anomaly_models.common.synthesis import foreground_mask
+from pipelines.data.arrays import BatchSource, stream_rows
+from pipelines.data.batches import PreparedData
+
+_STREAM = 3  # apart from the normal images, which are drawn by the same seed
+
+
+@dataclass(frozen=True, slots=True)
+class WithAnomalies:
+    """A stream of batches, each followed by `number` images of the split `anomalous_train`.
+
+    By none where that is empty, or the category has no masks: without one, an anomaly says nothing of where it is.
+    """
+
+    data: PreparedData
+    number: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        normal = self.data.training_batch(seed, step, batch_size)
+        rows = self.data.rows("anomalous_train")
+        if not rows or not self.number or not self.data.index.has_masks:
+            return normal
+        chosen = stream_rows(len(rows), (seed, _STREAM), step, self.number)
+        anomalous = self.data.batch([rows[place] for place in chosen])
+        assert normal.row is not None
+        assert anomalous.row is not None
+        return Batch(
+            image=torch.cat([normal.image, anomalous.image]),
+            mask=torch.cat([normal.mask, anomalous.mask]),
+            label=torch.cat([normal.label, anomalous.label]),
+            row=torch.cat([normal.row, anomalous.row]),
+        )
+
+
+def anomalies_warning(data: PreparedData) -> str | None:
+    """What a user should know of a category that a supervised model is to learn from; None if all is well."""
+    category = data.index.category
+    if not data.rows("anomalous_train"):
+        return f"{category}: no real anomalies to learn from (prepare.anomalous_train.count is 0, or too few defects)"
+    if not data.index.has_masks:
+        return f"{category}: its real anomalies have no masks, so that nothing can be learnt from them"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class WithForeground:
+    """A stream of batches of a category that shows a part before a background."""
+
+    parts: BatchSource[Batch]
+    _known: dict[int, Tensor] = field(default_factory=dict)  # by row: (1, H, W) bool; a function of the image alone
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.device
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        batch = self.parts.training_batch(seed, step, batch_size)
+        return replace(batch, foreground=self._foreground(batch))
+
+    def _foreground(self, batch: Batch) -> Tensor:
+        assert batch.row is not None
+        for row, image in zip(batch.row.tolist(), batch.image, strict=True):
+            if row not in self._known:
+                self._known[row] = foreground_mask(image.unsqueeze(0))[0] > 0
+        return torch.stack([self._known[row] for row in batch.row.tolist()]).float()

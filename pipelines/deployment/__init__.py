@@ -1,0 +1,1 @@
+"""A trained model leaves: ONNX, its parity, its speed."""

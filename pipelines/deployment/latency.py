@@ -1,0 +1,148 @@
+"""How fast an exported model answers, part by part: decode, resize, network, post-processing. Never imports torch.
+
+One image at a time, as it comes from a line, then the network alone in batches. The time is that of this machine, so
+its name and the number of threads stand beside every figure.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from pipelines.environment import cpu_name
+from pipelines.errors import StageError
+from pipelines.files import write_json
+from pipelines.inference.predict import Detector, ModelCard
+from pipelines.paths import Project
+from pipelines.pictures import images
+from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
+from pipelines.preparation.prepare import PreparedIndex
+from pipelines.settings.params import LatencyConfig, Params
+
+PARTS = ("decode", "resize", "network", "postprocess")
+_PERCENTILES = (50, 95, 99)
+_WARM_UP = 3  # ONNX Runtime plans its memory in the first runs
+_FEWEST = 10  # runs, however slow the model: of fewer a percentile means nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """The network alone, on images that are already decoded and resized."""
+
+    batch_size: int
+    images_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds of single images by part, and images a second in batches."""
+
+    hardware: str
+    provider: str
+    threads: int
+    onnxruntime: str
+    num_images: int  # different files
+    num_runs: int
+    milliseconds: dict[str, dict[str, float]]  # part or "total" -> "p50", "p95", "p99"
+    throughput: Throughput
+
+    def metrics(self) -> dict[str, float]:
+        """Flat, for MLflow."""
+        flat = {f"latency.{part}.{p}": value for part, found in self.milliseconds.items() for p, value in found.items()}
+        return flat | {"latency.images_per_second": self.throughput.images_per_second}
+
+
+def latency(model: str, category: str, params: Params, project: Project) -> Latency:
+    """Write `latency/<model>/<category>.json`, and the same figures to the cell's run.
+
+    Raises:
+        ParamsError: no such category in the params file.
+        StageError: the category is not prepared, or has no image to test on.
+        ExportError: the cell is not exported.
+        ImageError: a test image cannot be read any more.
+    """
+    from pipelines.tracking import runs as tracking
+
+    params.check_category(category)
+    onnx = project.export(model, category) / "model.onnx"
+    detector = Detector(onnx, threads=params.latency.threads)
+    source = project.root / params.data.root / category
+    index = PreparedIndex.load(project.prepared(category))
+    paths = [source / index.images[row].path for row in index.rows("test")]
+    if not paths:
+        raise StageError(f"{source}: no test image to measure with; add some and run `blemish prepare {category}`")
+    found = measure(detector, paths, params.latency)
+    write_json(project.latency(model, category), asdict(found))
+    with tracking.cell_run(project.root, params.tracking.experiment, model, category, detector.card.run_id) as run:
+        run.metrics(found.metrics() | {"onnx_megabytes": round(onnx.stat().st_size / 1e6, 2)})
+        run.tags({"latency": {"hardware": found.hardware, "threads": found.threads}})
+        run.file(project.latency(model, category), "latency")
+    return found
+
+
+def measure(detector: Detector, paths: list[Path], config: LatencyConfig) -> Latency:
+    """Answer image after image, over and over, for as long as `config` says; then the same in batches."""
+    for path in islice(cycle(paths), _WARM_UP):
+        _answer(detector, path)
+    runs = [_answer(detector, path) for path in _for_seconds(cycle(paths), config.seconds)]
+    timings = np.array(runs) * 1000  # (runs, parts)
+    by_part = {part: timings[:, place] for place, part in enumerate(PARTS)} | {"total": timings.sum(1)}
+    return Latency(
+        hardware=f"{cpu_name()} ({os.cpu_count()} cores)",
+        provider=detector.provider,
+        threads=config.threads,
+        onnxruntime=onnxruntime.__version__,
+        num_images=len(paths),
+        num_runs=len(runs),
+        milliseconds={part: _percentiles(values) for part, values in by_part.items()},
+        throughput=_throughput(detector, paths, config),
+    )
+
+
+def _answer(detector: Detector, path: Path) -> tuple[float, float, float, float]:
+    """Seconds of each part of the way from a file to a decision and a mask at the picture's own size."""
+    clock = [time.perf_counter()]
+    rgb = images.load_rgb(path, detector.card.white_level)
+    clock.append(time.perf_counter())
+    image = images.to_input(images.resize_rgb(rgb, detector.card.image_size)[None])
+    clock.append(time.perf_counter())
+    maps, scores = detector(image)
+    clock.append(time.perf_counter())
+    _decide(detector.card, rgb, maps[0, 0], scores[0])
+    clock.append(time.perf_counter())
+    decode, resize, network, postprocess = np.diff(clock)
+    return float(decode), float(resize), float(network), float(postprocess)
+
+
+def _decide(card: ModelCard, rgb: Pixels, anomaly_map: Map, score: float) -> tuple[bool, Mask]:
+    """Whether the part has a defect, and where, at the picture's own size."""
+    height, width = rgb.shape[:2]
+    return score > card.threshold, resize_map(anomaly_map, width, height) > card.pixel_threshold
+
+
+def _for_seconds(paths: Iterator[Path], seconds: float) -> Iterator[Path]:
+    until = time.perf_counter() + seconds
+    for number, path in enumerate(paths):
+        if number >= _FEWEST and time.perf_counter() >= until:
+            return
+        yield path
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    return {f"p{p}": round(float(np.percentile(values, p)), 3) for p in _PERCENTILES}
+
+
+def _throughput(detector: Detector, paths: list[Path], config: LatencyConfig) -> Throughput:
+    batch = np.concatenate([detector.load(path) for path in islice(cycle(paths), config.batch_size)])
+    detector(batch)
+    started, num_batches = time.perf_counter(), 0
+    while num_batches == 0 or time.perf_counter() - started < config.seconds:
+        detector(batch)
+        num_batches += 1
+    seconds = time.perf_counter() - started
+    return Throughput(config.batch_size, round(num_batches * config.batch_size / seconds, 2))

@@ -1,0 +1,1 @@
+"""Scores: how good, how sure, and shown."""

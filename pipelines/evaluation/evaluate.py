@@ -1,0 +1,334 @@
+"""Test split -> metrics, decisions, figures. The only stage that opens the test split.
+
+Thresholds come from held-out good parts, before a test image is looked at; the thresholds that the test images would
+have chosen are reported beside them under the name oracle.
+"""
+
+import csv
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly_models.base import AnomalyModel
+from pipelines.data.batches import PreparedData
+from pipelines.evaluation import figures
+from pipelines.evaluation.certainty import (
+    EVALUATION_FILE,
+    EVALUATION_FOLDER,
+    PIXELS_FILE,
+    PREDICTIONS_FILE,
+    PixelCounts,
+    bin_edges,
+    count_pixels,
+    measure,
+    read_outcome,
+    read_predictions,
+    share_interval,
+)
+from pipelines.evaluation.description import description
+from pipelines.evaluation.metrics import (
+    ExactPixelMetrics,
+    HoldoutThreshold,
+    ImageResult,
+    PixelCurves,
+    PixelMetrics,
+    StreamingPixelMetrics,
+    as_json,
+    confusion_at,
+    image_metrics,
+    recall_by_defect_type,
+    threshold_at,
+)
+from pipelines.files import atomic_folder, write_json
+from pipelines.paths import Project
+from pipelines.pictures.overlays import Map, resize_map
+from pipelines.preparation.prepare import GOOD, Split
+from pipelines.settings.params import Params
+from pipelines.tracking import runs as tracking
+from pipelines.training.trained import Trained, load_trained
+
+
+@dataclass(frozen=True, slots=True)
+class TestImage:
+    """One test image's outcome."""
+
+    row: int  # in the prepared index
+    path: str
+    defect: str
+    label: bool
+    score: float
+    anomaly_map: Map  # (size, size)
+    milliseconds: float  # that the model took for it, alone
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutImage:
+    """A good part that the thresholds come from."""
+
+    path: str
+    score: float
+    peak: float  # the map's highest value
+    milliseconds: float
+
+
+def evaluate(
+    model_name: str, category: str, params: Params, project: Project, device: torch.device
+) -> dict[str, float | None]:
+    """Write `evaluations/<model>/<category>` and `metrics/<model>/<category>.json`; gives the latter's numbers.
+
+    Raises:
+        ParamsError: no such model or category in the params file.
+        StageError: the cell is not trained, or its data has changed since.
+    """
+    params.check_category(category)
+    trained = load_trained(project.model(model_name, category), device)
+    data = PreparedData(project.prepared(category), trained.image_size, device)
+    trained.check_data(data)
+    held_out = score_held_out_images(trained.model, data)
+    threshold, pixel_threshold = thresholds(held_out, params.evaluate.false_alarm_rate)
+    results = score_test_images(trained.model, data)
+    source = project.root / params.data.root / category
+    pixels = _pixel_metrics(results, data, params, source) if data.index.has_masks else None
+    curves = _curves(pixels)
+    counts = _count_pixels(results, data, params, source, curves) if curves else None
+    folder = project.evaluation(model_name, category)
+    evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, pixels)
+    with atomic_folder(folder) as temporary:
+        _write_predictions(temporary / PREDICTIONS_FILE, results, held_out, threshold.value)
+        if counts:
+            counts.save(temporary / PIXELS_FILE)
+        measured = measure(read_outcome(temporary, evaluation, model_name), params.evaluate.bootstrap)
+        evaluation["intervals"] = measured.intervals
+        write_json(temporary / EVALUATION_FILE, evaluation)
+        drawn = figures.draw(temporary, results, data, threshold.value, pixel_threshold, pixels)
+        if curves:
+            _write_curve(temporary / "pro.csv", curves)
+    # The flat file is written last: it stands for a finished evaluation, and DVC compares it.
+    flat = {**evaluation["metrics"], **{f"recall.{name}": d["recall"] for name, d in evaluation["defects"].items()}}
+    write_json(project.metrics(model_name, category), {k: v for k, v in flat.items() if v is not None})
+    _track(project, params, trained, evaluation, [folder / name for name in drawn])
+    return dict(evaluation["metrics"])
+
+
+def score_held_out_images(model: AnomalyModel, data: PreparedData) -> list[HeldOutImage]:
+    """The good parts that training has not seen, each by itself."""
+    return [
+        HeldOutImage(data.index.images[row].path, score, float(anomaly_map.max()), milliseconds)
+        for row, anomaly_map, score, milliseconds in _predictions(model, data, "holdout")
+    ]
+
+
+def thresholds(held_out: Sequence[HeldOutImage], rate: float) -> tuple[HoldoutThreshold, float]:
+    """The thresholds on the score and on the map, from held-out good parts alone.
+
+    The map's is set on each image's largest value: at the same rate a good part shows any marked pixel at all.
+    """
+    scores, peaks = torch.tensor([image.score for image in held_out]), torch.tensor([image.peak for image in held_out])
+    return threshold_at(scores, rate), threshold_at(peaks, rate).value
+
+
+def score_test_images(model: AnomalyModel, data: PreparedData) -> list[TestImage]:
+    """Every test image by itself, as `predict` will see it."""
+    images = data.index.images
+    return [
+        TestImage(row, images[row].path, images[row].defect, images[row].label, score, anomaly_map, milliseconds)
+        for row, anomaly_map, score, milliseconds in _predictions(model, data, "test")
+    ]
+
+
+def _predictions(model: AnomalyModel, data: PreparedData, split: Split) -> Iterator[tuple[int, Map, float, float]]:
+    """(row, map (H, W), score, milliseconds), one image at a time: a batch may round differently."""
+    for row in data.rows(split):
+        image = data.batch([row]).image
+        started = time.perf_counter()
+        with torch.no_grad():
+            prediction = model(image)
+        # Copying to the CPU waits for the device, so that the time is that of the whole answer.
+        anomaly_map, score = prediction.anomaly_map[0, 0].cpu().numpy(), float(prediction.score[0])
+        yield row, anomaly_map, score, 1000 * (time.perf_counter() - started)
+
+
+def _maps_and_masks(
+    results: Sequence[TestImage], data: PreparedData, params: Params, source: Path
+) -> Iterator[tuple[Map, NDArray[np.bool_]]]:
+    """At the prepared size (mask down, nearest) or at each image's own (map up, bilinear)."""
+    for result in results:
+        if params.evaluate.resolution == "native":
+            mask = data.native_mask(result.row, source)
+            yield resize_map(result.anomaly_map, width=mask.shape[1], height=mask.shape[0]), mask
+        else:
+            yield result.anomaly_map, data.batch([result.row]).mask[0, 0].cpu().numpy() > 0
+
+
+def _pixel_metrics(results: Sequence[TestImage], data: PreparedData, params: Params, source: Path) -> PixelMetrics:
+    exact = params.evaluate.pixel_metrics == "exact"
+    metrics: PixelMetrics = ExactPixelMetrics() if exact else StreamingPixelMetrics()
+    for anomaly_map, mask in _maps_and_masks(results, data, params, source):
+        metrics.update(torch.from_numpy(anomaly_map.copy())[None], torch.from_numpy(mask)[None])
+    return metrics
+
+
+def _curves(pixels: PixelMetrics | None) -> PixelCurves | None:
+    """None without masks, and where one class of pixel is absent."""
+    curves = pixels.curves() if pixels else None
+    return curves if curves and len(curves.threshold) else None
+
+
+def _count_pixels(
+    results: Sequence[TestImage], data: PreparedData, params: Params, source: Path, curves: PixelCurves
+) -> PixelCounts:
+    """Each image's pixels in bins along the curves, from which test sets are drawn."""
+    return count_pixels(_maps_and_masks(results, data, params, source), bin_edges(curves.threshold))
+
+
+def _summarise(
+    trained: Trained,
+    data: PreparedData,
+    params: Params,
+    results: list[TestImage],
+    threshold: HoldoutThreshold,
+    pixel_threshold: float,
+    pixels: PixelMetrics | None,
+) -> dict[str, Any]:
+    scores = torch.tensor([result.score for result in results], dtype=torch.float32)
+    labels = torch.tensor([result.label for result in results])
+    image = image_metrics(scores, labels)
+    counts = confusion_at(scores, labels, threshold.value)
+    model = trained.run["model"]
+    metrics = {
+        **_image_numbers(image),
+        "recall": counts.true_positives / image.num_anomalous if image.num_anomalous else None,
+        "false_alarms": counts.false_positives / image.num_normal if image.num_normal else None,
+        **_pixel_numbers(pixels),
+        "threshold": threshold.value,
+        "train_seconds": trained.run["train_seconds"],
+        "train_steps": trained.run["train_steps"],
+    }
+    return {
+        "model": model,
+        "category": data.index.category,
+        "run_id": trained.run["run_id"],
+        "data_set": params.data.name,
+        "data_sha256": trained.data_sha256,
+        "index_sha256": data.version["index_sha256"],
+        "pixels_sha256": _pixels_sha256(data),
+        "settings": trained.run["settings"]["models"][model],
+        "protocol": {
+            "image_size": trained.image_size,
+            "resolution": params.evaluate.resolution,
+            "mask_resize": "none" if params.evaluate.resolution == "native" else "nearest",
+            "pixel_metrics": params.evaluate.pixel_metrics,
+            "threshold_from": "held-out good parts",
+            "seed": trained.run["settings"]["train"]["seed"],
+        },
+        "counts": data.index.counts,
+        "metrics": as_json(metrics),
+        "pixel_bounds": as_json(pixels.error_bounds()._asdict()) if isinstance(pixels, StreamingPixelMetrics) else None,
+        "threshold": as_json({**asdict(threshold), "pixel_value": pixel_threshold, "oracle": image.oracle_threshold}),
+        "confusion": asdict(counts),
+        "defects": as_json(_defects(results, threshold)),
+    }
+
+
+def _pixels_sha256(data: PreparedData) -> str:
+    """Of the test images and masks as the model sees them."""
+    digest = hashlib.sha256()
+    for row in data.rows("test"):
+        batch = data.batch([row])
+        digest.update((batch.image * 255).round().byte().cpu().numpy().tobytes())
+        digest.update((batch.mask > 0).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _image_numbers(image: ImageResult) -> dict[str, float]:
+    return {"image_auroc": image.auroc, "image_ap": image.ap, "image_f1_max": image.f1_max}
+
+
+def _pixel_numbers(pixels: PixelMetrics | None) -> dict[str, float]:
+    if pixels is None:
+        return {}
+    result = pixels.compute()
+    return {
+        "pixel_auroc": result.auroc,
+        "pixel_ap": result.ap,
+        "pixel_f1_max": result.f1_max,
+        "aupro_30": result.aupro_30,
+        "aupro_05": result.aupro_05,
+    }
+
+
+def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str, dict[str, Any]]:
+    """Per defect type: how many are found, and the AUROC of this type alone against all good parts.
+
+    `recall` is at the deployed threshold. Two models whose thresholds let different shares of good test images through
+    are compared by `recall_at_rate`: at the lowest threshold that lets no more than the asked share of them through,
+    which only the test images can tell.
+    """
+    scores = torch.tensor([result.score for result in results], dtype=torch.float32)
+    labels = torch.tensor([result.label for result in results])
+    types = [result.defect for result in results]
+    found = recall_by_defect_type(scores, labels, types, threshold.value)
+    good = scores[~labels].sort(descending=True).values
+    allowed = math.floor(threshold.rate_requested * len(good) + 1e-9)
+    level = good[allowed] if len(good) else None
+    at_rate = recall_by_defect_type(scores, labels, types, float(level)) if level is not None else {}
+    numbers: dict[str, dict[str, Any]] = {}
+    for name, recall in found.items():
+        chosen = torch.tensor([not result.label or result.defect == name for result in results])
+        numbers[name] = {
+            "count": recall.num_images,
+            "recall": recall.recall,
+            "recall_interval": share_interval(recall.recall, recall.num_images),
+            "recall_at_rate": at_rate[name].recall if at_rate else None,
+            "auroc": image_metrics(scores[chosen], labels[chosen]).auroc,
+        }
+    return numbers
+
+
+def _write_predictions(
+    path: Path, results: Sequence[TestImage], held_out: Sequence[HeldOutImage], threshold: float
+) -> None:
+    """The test images, then the held-out ones that the threshold comes from."""
+    rows = [("test", r.path, r.defect, r.label, r.score, r.milliseconds) for r in results]
+    rows += [("holdout", r.path, GOOD, False, r.score, r.milliseconds) for r in held_out]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
+        for split, name, defect, label, score, milliseconds in rows:
+            decision = "defect" if score > threshold else "good"
+            writer.writerow([name, split, defect, int(label), repr(score), decision, f"{milliseconds:.2f}"])
+
+
+def _write_curve(path: Path, curves: PixelCurves) -> None:
+    """The PRO curve up to the integration limit, for `dvc plots`."""
+    rates = np.linspace(0, 0.3, 101)
+    overlaps = np.interp(rates, curves.false_positive_rate, curves.region_overlap)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["false_positive_rate", "region_overlap"])
+        writer.writerows(zip(rates.tolist(), overlaps.tolist(), strict=True))
+
+
+def _track(project: Project, params: Params, trained: Trained, evaluation: dict[str, Any], drawn: list[Path]) -> None:
+    metrics = {name: value for name, value in evaluation["metrics"].items() if value is not None}
+    recalls = {f"recall.{name}": d["recall"] for name, d in evaluation["defects"].items()}
+    folder = project.evaluation(evaluation["model"], evaluation["category"])
+    with tracking.cell_run(
+        project.root, params.tracking.experiment, evaluation["model"], evaluation["category"], trained.run["run_id"]
+    ) as run:
+        run.metrics({**metrics, **recalls})
+        run.tags({"protocol": evaluation["protocol"], "threshold": evaluation["threshold"]})
+        run.describe(description(evaluation, read_predictions(folder), run.known_tags()))
+        for path in drawn:
+            run.file(path, "figures")
+        for name in (EVALUATION_FILE, PREDICTIONS_FILE, PIXELS_FILE):
+            if (folder / name).exists():
+                run.file(folder / name, EVALUATION_FOLDER)

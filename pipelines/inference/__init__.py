@@ -1,0 +1,1 @@
+"""What runs at the line: an exported file, pictures in, decisions out; never torch."""

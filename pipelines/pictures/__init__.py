@@ -1,0 +1,1 @@
+"""Pictures as arrays: decoding, overlays, panels; numpy and Pillow only."""

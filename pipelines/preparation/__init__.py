@@ -1,0 +1,1 @@
+"""Prepared arrays, written: layouts, splits, and the stages that decode pictures once."""

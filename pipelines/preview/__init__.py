@@ -1,0 +1,1 @@
+"""What training would see and cost, before hours are spent."""

@@ -1,0 +1,1 @@
+"""All cells, told: tables, pages, comparisons."""

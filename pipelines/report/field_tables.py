@@ -1,0 +1,238 @@
+"""Tables as the field prints them: one metric each, a row per method, the average first, then the categories.
+
+In Markdown, CSV and LaTeX. Where the data set is MVTec AD, its categories come in the usual order and published results
+stand below ours, with what keeps the two from being compared in footnotes.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.evaluation.certainty import AVERAGE
+from pipelines.report.literature import MVTEC_AD_ORDER, Published, is_mvtec_ad, load_published
+
+FIELD_METRICS = {
+    "image_auroc": "Image-Level AUC",
+    "pixel_auroc": "Pixel-Level AUC",
+    "pixel_f1_max": "Pixel F1 Score",
+    "aupro_30": "AUPRO",
+}
+_OURS = "this run"
+_METRIC_NOTES = {
+    "pixel_f1_max": "Pixel F1 Score is an oracle number: its threshold is the best one for the test masks.",
+    "aupro_30": "AUPRO is integrated to a false-positive rate of 0.3, exactly, over all test images.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method's figures in percent; None where there is none."""
+
+    method: str
+    source: str
+    average: float | None
+    values: tuple[float | None, ...]  # by category
+    best: frozenset[str]  # categories (or the average) where this is the best, or not distinguishable from it
+    notes: tuple[str, ...]  # letters of the footnotes
+
+
+@dataclass(frozen=True, slots=True)
+class FieldTable:
+    """One metric. `test_images` are those of our rows."""
+
+    metric: str
+    title: str
+    categories: tuple[str, ...]
+    test_images: tuple[int, ...]
+    rows: tuple[Row, ...]
+    notes: Mapping[str, str]  # letter -> text
+
+    def markdown(self) -> str:
+        names = [category_title(category) for category in self.categories]
+        header = ["Method", "Avg", *names]
+        lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+        lines.append(["*Test images*", *(f"*{n}*" for n in (sum(self.test_images), *self.test_images))])
+        for row in self.rows:
+            shown = [_percent(value) for value in (row.average, *row.values)]
+            places = (AVERAGE, *self.categories)
+            marked = [f"**{text}**" if place in row.best else text for text, place in zip(shown, places, strict=True)]
+            mark = f" <sup>{' '.join(row.notes)}</sup>" if row.notes else ""
+            lines.append([_escape_markdown(row.method) + mark, *marked])
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        notes = "\n".join(f"- <sup>{letter}</sup> {text}" for letter, text in self.notes.items())
+        parts = [f"## {self.title}", table, self._remark(), notes]
+        return "\n\n".join(part for part in parts if part)
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["method", "source", "average", *self.categories])
+        writer.writerow(["test images", "", sum(self.test_images), *self.test_images])
+        for row in self.rows:
+            values = ("" if value is None else f"{value:.2f}" for value in (row.average, *row.values))
+            writer.writerow([row.method, row.source, *values])
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """A booktabs table, no wider than the text whatever the number of categories."""
+        names = [_escape_latex(category_title(category)) for category in self.categories]
+        lines = [
+            r"% needs \usepackage{adjustbox,booktabs,graphicx}",
+            r"\begin{table}",
+            rf"\caption{{{_escape_latex(self.title)}, \%. {_escape_latex(self._remark())}}}",
+            r"\begin{adjustbox}{max width=\textwidth}",
+            rf"\begin{{tabular}}{{l{'r' * (1 + len(names))}}}",
+            r"\toprule",
+            " & ".join(["Method", "Avg", *(rf"\rotatebox{{90}}{{{name}}}" for name in names)]) + r" \\",
+            r"\midrule",
+            " & ".join(["Test images", *(str(n) for n in (sum(self.test_images), *self.test_images))]) + r" \\",
+            *self._latex_rows(),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{adjustbox}",
+            *(rf"\par\footnotesize ${{}}^{{{k}}}$ {_escape_latex(text)}" for k, text in self.notes.items()),
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _latex_rows(self) -> Iterator[str]:
+        before = None
+        for row in self.rows:
+            if before is not None and (before == _OURS) != (row.source == _OURS):
+                yield r"\midrule"
+            before = row.source
+            shown = [_percent(value) for value in (row.average, *row.values)]
+            places = (AVERAGE, *self.categories)
+            marked = [rf"\textbf{{{t}}}" if place in row.best else t for t, place in zip(shown, places, strict=True)]
+            mark = f"$^{{{','.join(row.notes)}}}$" if row.notes else ""
+            yield " & ".join([_escape_latex(row.method) + mark, *marked]) + r" \\"
+
+    def _remark(self) -> str:
+        several = sum(row.source == _OURS for row in self.rows) > 1
+        bold = "Bold: the best of this run, and what cannot be told from it on these test images." if several else ""
+        return " ".join(part for part in (bold, _METRIC_NOTES.get(self.metric, "")) if part)
+
+
+def field_tables(summary: Mapping[str, Any]) -> list[FieldTable]:
+    """A table for each of the field's metrics that any cell has."""
+    cells = {(cell["model"], cell["category"]): cell for cell in summary["cells"]}
+    first = next(iter(summary["models"]))
+    counts = {category: cells[first, category]["counts"] for category in summary["categories"]}
+    published: Sequence[Published] = ()
+    categories = tuple(summary["categories"])
+    if is_mvtec_ad({category: n["train"] + n["holdout"] for category, n in counts.items()}):
+        published = load_published()
+        categories = tuple(category for category in MVTEC_AD_ORDER if category in categories)
+    test_images = tuple(counts[category]["test_normal"] + counts[category]["test_anomalous"] for category in categories)
+    tables = []
+    for metric, title in FIELD_METRICS.items():
+        ours = [_our_row(summary, cells, model, metric, categories) for model in summary["models"]]
+        if all(value is None for row in ours for value in row.values):
+            continue
+        theirs, notes = _published_rows(published, metric, categories)
+        if theirs:
+            notes = {"*": _protocol(summary, categories), **notes}
+            ours = [replace(row, notes=("*",)) for row in ours]
+        tables.append(FieldTable(metric, title, categories, test_images, (*ours, *theirs), notes))
+    return tables
+
+
+def _our_row(
+    summary: Mapping[str, Any],
+    cells: Mapping[tuple[str, str], Mapping[str, Any]],
+    model: str,
+    metric: str,
+    categories: Sequence[str],
+) -> Row:
+    average = next(row for row in summary["averages"] if row["model"] == model)
+    champions = summary["champions"].get(metric, {}) if len(summary["models"]) > 1 else {}
+    best = frozenset(
+        place for place, found in champions.items() if model == found["best"] or model in found["tied_with"]
+    )
+    values = tuple(_times_100(cells[model, category].get(metric)) for category in categories)
+    return Row(model, _OURS, _times_100(average.get(metric)), values, best, ())
+
+
+def _published_rows(
+    published: Sequence[Published], metric: str, categories: Sequence[str]
+) -> tuple[list[Row], dict[str, str]]:
+    """The rows of published figures and the footnotes, by letters in the order of their first use."""
+    letters: dict[str, str] = {}  # text -> letter
+
+    def letter(text: str) -> str:
+        return letters.setdefault(text, _letter(len(letters)))
+
+    rows = []
+    for entry in published:
+        if metric not in entry.metrics:
+            continue
+        average = entry.average(metric, categories)
+        values = tuple(entry.metrics[metric].get(category) for category in categories)
+        if average is None and all(value is None for value in values):
+            continue
+        notes = [letter(f"From: {entry.source}."), *(letter(f"{note[0].upper()}{note[1:]}.") for note in entry.notes)]
+        rows.append(Row(entry.method, "published", average, values, frozenset(), tuple(notes)))
+    return rows, {mark: text for text, mark in letters.items()}
+
+
+def _protocol(summary: Mapping[str, Any], categories: Sequence[str]) -> str:
+    """What our own rows rest on, which published ones do not share."""
+    protocols = [cell["protocol"] for cell in summary["cells"]]
+    sizes = sorted({protocol["image_size"] for protocol in protocols})
+    native = protocols[0]["resolution"] == "native"
+    taught = max(cell["counts"].get("anomalous_train", 0) for cell in summary["cells"])
+    held_out = sum(cell["counts"]["holdout"] for cell in summary["cells"]) // len(summary["models"])
+    parts = [
+        f"whole images at {', '.join(map(str, sizes))} pixels",
+        "masks at their own size" if native else "masks resized by the nearest pixel",
+        "good test images included",
+        "the last checkpoint, chosen without the test set",
+        f"{held_out} good training images held out for thresholds",
+    ]
+    if taught:
+        parts.append(f"up to {taught} real defects per category taken out of the test for the supervised method")
+    some = len(categories) < len(MVTEC_AD_ORDER)
+    return f"This run: {'; '.join(parts)}." + (" Published averages are over the categories shown." if some else "")
+
+
+def write_tables(folder: Path, summary: Mapping[str, Any]) -> None:
+    """tables.md with all of them; tables/<metric>.csv and .tex."""
+    tables = field_tables(summary)
+    (folder / "tables").mkdir()
+    for table in tables:
+        (folder / "tables" / f"{table.metric}.csv").write_text(table.csv(), encoding="utf-8")
+        (folder / "tables" / f"{table.metric}.tex").write_text(table.latex(), encoding="utf-8")
+    text = "\n\n".join(
+        ["# Tables", "Percent; the average weighs every category alike.", *(t.markdown() for t in tables)]
+    )
+    (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
+
+
+def category_title(category: str) -> str:
+    """As the field writes it: Metal Nut."""
+    return category.replace("_", " ").title() if category in MVTEC_AD_ORDER else category
+
+
+def _times_100(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _letter(number: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    return (_letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
+
+
+def _escape_markdown(text: str) -> str:
+    return re.sub(r"([|*_])", r"\\\1", text)
+
+
+def _escape_latex(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", text)

@@ -1,0 +1,327 @@
+"""`report.html`: one file with tables, galleries, a threshold to move, costs; it opens from the disk and loads nothing.
+
+Tables are written here and complete without JavaScript; the script sorts them and draws the rest from embedded JSON,
+one block per category, read when its page is opened. Names of categories, defects and files are other people's: Jinja
+escapes them in the text, JSON blocks cannot be left from inside, the script writes text and never HTML, and a content
+security policy allows this one script and no connection.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+
+from pipelines.evaluation.certainty import AVERAGE
+from pipelines.files import atomic_file, read_json
+from pipelines.paths import Project
+from pipelines.pictures.overlays import FULL, coloured_map, opacity
+from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
+
+Cell = Mapping[str, Any]
+Summary = Mapping[str, Any]  # summary.json
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_LEVELS = 256  # of a kept map
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    title: str
+    num_images: int
+    higher_is_better: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """One number of the leaderboard."""
+
+    value: float | None
+    text: str
+    interval: str
+    spread: str  # over training seeds
+    mark: str  # "best", "tie" or nothing
+    href: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    model: str
+    cells: list[_Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class _Board:
+    """The leaderboard by one metric, or by all on average."""
+
+    key: str
+    title: str
+    sentence: str
+    columns: list[_Column]
+    rows: list[_Row]
+    comparisons: list[Mapping[str, Any]]
+
+
+def write(summary: Summary, project: Project, folder: Path) -> Path:
+    """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path."""
+    cells = {(cell["model"], cell["category"]): cell for cell in summary["cells"]}
+    galleries = [
+        CategoryGallery({model: project.evaluation(model, category) for model in summary["models"]})
+        for category in summary["categories"]
+    ]
+    quality = choose_quality(galleries, len(cells))
+    blocks = [
+        _category(
+            category,
+            {model: cells[model, category] for model in summary["models"]},
+            project,
+            gallery,
+            gallery.pictures(quality),
+        )
+        for category, gallery in zip(summary["categories"], galleries, strict=True)
+    ]
+    path = folder / "report.html"
+    with atomic_file(path) as temporary:
+        temporary.write_text(_render(summary, blocks), encoding="utf-8")
+    return path
+
+
+def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]]) -> str:
+    style, script = ((_TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"page": page, "number": _number}
+    report = {
+        "dataSet": summary["data_set"],
+        "categories": summary["categories"],
+        "models": list(summary["models"]),
+        "scale": _scale(),
+    }
+    return environment.get_template("report.html").render(
+        summary=summary,
+        facts=_facts(summary),
+        boards=_boards(summary),
+        has_seeds=any(cell["seeds"] for cell in summary["cells"]),
+        latencies=_latencies(summary),
+        latency_hardware=sorted({cell["latency"]["hardware"] for cell in summary["cells"] if cell["latency"]}),
+        categories=[_json(block) for block in blocks],
+        report=_json(report),
+        style=style,
+        script=script,
+        style_hash=_csp_hash(style),
+        script_hash=_csp_hash(script),
+    )
+
+
+def page(category: str, model: str = "") -> str:
+    """The address of a category's page inside the report."""
+    return "#/" + "/".join(quote(name, safe="") for name in (category, model) if name)
+
+
+def _json(value: object) -> str:
+    """JSON that holds no character by which the text could leave its <script>."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _csp_hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _rate(share: float) -> str:
+    """With its unit, which does not leave it at the end of a line."""
+    return f"{100 * share:.3g}\u00a0%"
+
+
+def _percent(value: float | None) -> str:
+    return _number(None if value is None else 100 * value, 1)
+
+
+# ---- the leaderboard -----------------------------------------------------------------------------------------------
+
+
+def _facts(summary: Summary) -> str:
+    cells = summary["cells"]
+    seeds = sorted({seed for cell in cells for seed in (cell["seeds"] or {"seeds": [cell["seed"]]})["seeds"]})
+    sizes = sorted({cell["protocol"]["image_size"] for cell in cells})
+    rate = _rate(cells[0]["threshold"]["rate_requested"])
+    models = _counted(len(summary["models"]), "model")
+    categories = _counted(len(summary["categories"]), "category", "categories")
+    return (
+        f"{models} on {categories} of {summary['data_set']}, {' and '.join(map(str, sizes))} px, "
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
+        f"Thresholds are set on held-out good parts for {rate} false alarms."
+    )
+
+
+def _counted(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def _boards(summary: Summary) -> list[_Board]:
+    measured = [m for m in summary["metrics"] if any(cell.get(m["key"]) is not None for cell in summary["cells"])]
+    return [*(_board(summary, metric) for metric in measured), _overview(summary, measured)]
+
+
+def _board(summary: Summary, metric: Mapping[str, Any]) -> _Board:
+    key, names = metric["key"], list(summary["categories"])
+    if len(names) > 1:
+        names.insert(0, AVERAGE)
+    cells = {(cell["model"], cell["category"]): cell for cell in (*summary["averages"], *summary["cells"])}
+    first = next(iter(summary["models"]))
+    champions = _champions(summary, key)
+    return _Board(
+        key=key,
+        title=_title(metric),
+        sentence=_sentence(champions.get(names[0]), names[0]),
+        columns=[_Column(name, _num_images(cells[first, name]), metric["higher_is_better"]) for name in names],
+        rows=[
+            _Row(model, [_figure(cells[model, name], key, model, champions.get(name)) for name in names])
+            for model in summary["models"]
+        ],
+        comparisons=[
+            c for name in names for c in summary["comparisons"] if (c["metric"], c["category"]) == (key, name)
+        ],
+    )
+
+
+def _overview(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> _Board:
+    """Every metric, on average over the categories."""
+    averages = summary["averages"]
+    return _Board(
+        key="all",
+        title="All metrics" if len(summary["categories"]) == 1 else "All metrics, average over categories",
+        sentence="",
+        columns=[_Column(_title(m), _num_images(averages[0]), m["higher_is_better"]) for m in metrics],
+        rows=[
+            _Row(
+                average["model"],
+                [
+                    _figure(average, m["key"], average["model"], _champions(summary, m["key"]).get(AVERAGE))
+                    for m in metrics
+                ],
+            )
+            for average in averages
+        ],
+        comparisons=[],
+    )
+
+
+def _title(metric: Mapping[str, Any]) -> str:
+    return f"{metric['title']}{' (oracle)' if metric['oracle'] else ''}"
+
+
+def _champions(summary: Summary, key: str) -> Mapping[str, Any]:
+    """By category; one model alone wins nothing."""
+    return summary["champions"].get(key, {}) if len(summary["models"]) > 1 else {}
+
+
+def _num_images(cell: Cell) -> int:
+    if cell["category"] == AVERAGE:
+        return int(cell["num_test_images"])
+    return int(cell["counts"]["test_normal"] + cell["counts"]["test_anomalous"])
+
+
+def _figure(cell: Cell, key: str, model: str, champion: Mapping[str, Any] | None) -> _Figure:
+    value, interval = cell.get(key), (cell.get("intervals") or {}).get(key)
+    seeds = (cell["seeds"] or {"metrics": {}})["metrics"].get(key)
+    mark = ""
+    if champion and champion["best"]:
+        leaders = [champion["best"], *champion["tied_with"]]
+        if model in leaders:
+            mark = "tie" if len(leaders) > 1 else "best"
+    return _Figure(
+        value=value,
+        text=_percent(value),
+        interval=f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "",
+        spread=f"{_percent(seeds['mean'])} ± {_percent(seeds['sd'])}" if seeds else "",
+        mark=mark,
+        href="" if cell["category"] == AVERAGE or value is None else page(cell["category"], model),
+    )
+
+
+def _sentence(champion: Mapping[str, Any] | None, name: str) -> str:
+    if champion is None:
+        return ""
+    where = "On average" if name == AVERAGE else f"On {name}"
+    if not champion["best"]:
+        return f"{where} there is no winner: {champion['reason']}." if champion["reason"] else ""
+    if not champion["tied_with"]:
+        return f"{where} the winner is {champion['best']}, distinguishable from every other model."
+    tied = [champion["best"], *champion["tied_with"]]
+    listed = f"{', '.join(tied[:-1])} and {tied[-1]}"
+    return f"{where} it is a tie: {listed} cannot be told apart on these images."
+
+
+def _latencies(summary: Summary) -> list[dict[str, Any]]:
+    rows = []
+    for cell in summary["cells"]:
+        if cell["latency"]:
+            parts, total = cell["latency"]["milliseconds"], cell["latency"]["milliseconds"]["total"]
+            stages = [parts[name]["p50"] for name in ("decode", "resize", "network", "postprocess")]
+            milliseconds = [*stages, total["p50"], total["p95"], total["p99"]]
+            named = {"model": cell["model"], "category": cell["category"], "milliseconds": milliseconds}
+            rows.append(named | dict(cell["latency"]["throughput"]))
+    return rows
+
+
+# ---- a category's page ---------------------------------------------------------------------------------------------
+
+
+def _category(
+    name: str, cells: Mapping[str, Cell], project: Project, gallery: CategoryGallery, pictures: Pictures
+) -> dict[str, Any]:
+    """What the script needs for one page; lists by image are in one order."""
+    return {
+        "name": name,
+        "hasMasks": gallery.has_masks,
+        "images": [[image.path, image.defect, image.label] for image in gallery.images.values()],
+        "pictures": pictures,
+        "cells": {model: _cell(cell, project, gallery, model) for model, cell in cells.items()},
+    }
+
+
+def _cell(cell: Cell, project: Project, gallery: CategoryGallery, model: str) -> dict[str, Any]:
+    tested = gallery.tested[model]
+    curves = project.evaluation(model, cell["category"]) / "curves.json"
+    url = cell["run_url"] or ""
+    return {
+        "scores": [tested[path].score if path in tested else None for path in gallery.images],
+        "threshold": cell["threshold"]["value"],
+        "note": _threshold_note(cell["threshold"]),
+        "runUrl": url if url.startswith(("http://", "https://")) else None,
+        "curves": read_json(curves) if curves.exists() else {},
+    }
+
+
+def _threshold_note(threshold: Mapping[str, Any]) -> str:
+    parts = _counted(threshold["num_images"], "held-out good part")
+    low, high = _rate(threshold["interval_low"]), _rate(threshold["interval_high"])
+    text = (
+        f"The deployed threshold {threshold['value']:.4g} was set on {parts} for {_rate(threshold['rate_requested'])} "
+        f"false alarms; expected on further parts like them are {_rate(threshold['expected_rate'])} "
+        f"(95\u00a0% interval {low} to {high})."
+    )
+    if threshold["attainable"]:
+        return text
+    needed = threshold["num_images_needed"]
+    return f"{text} To promise the rate takes {needed} parts; until then it is their highest score."
+
+
+def _scale() -> dict[str, Any]:
+    """The colours of the levels of a kept map, and how much of the picture they cover: the script knows no other."""
+    ratio = np.linspace(0, FULL, _LEVELS, dtype=np.float32)[None]
+    return {"colours": coloured_map(ratio, 1.0)[0].tolist(), "opacity": opacity(ratio, 1.0)[0].round(3).tolist()}

@@ -1,0 +1,63 @@
+"""The README's tables, written from kept reports so that no number is ever typed by hand."""
+
+import re
+from pathlib import Path
+
+from pipelines.errors import StageError
+from pipelines.files import atomic_file, read_json, write_json
+from pipelines.paths import Project
+from pipelines.report.report import leaderboard_table
+from pipelines.report.summary import Summary
+
+
+def keep_report(project: Project, name: str) -> None:
+    """Copy the last report's numbers to `benchmarks/results/<name>.json`, which is committed.
+
+    Raises:
+        StageError: there is no report yet.
+    """
+    source = project.reports / "summary.json"
+    if not source.exists():
+        raise StageError(f"{source}: no report yet; run `dvc repro` first")
+    write_json(_kept(project, name), _for_keeping(read_json(source)))
+
+
+def update_readme(project: Project, name: str) -> None:
+    """Replace what stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->` in README.md.
+
+    Raises:
+        StageError: no kept report of this name, or the README has no such markers.
+    """
+    readme = project.root / "README.md"
+    text = with_table(readme.read_text(encoding="utf-8"), name, kept_report(project, name))
+    with atomic_file(readme) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def kept_report(project: Project, name: str) -> Summary:
+    path = _kept(project, name)
+    if not path.exists():
+        raise StageError(f"{path}: no kept report of this name; make one with `blemish publish {name} --from-report`")
+    summary: Summary = read_json(path)
+    return summary
+
+
+def with_table(readme: str, name: str, summary: Summary) -> str:
+    """The README's text with the table of `name` renewed."""
+    start, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
+    pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
+    if not pattern.search(readme):
+        raise StageError(f"README.md: no table '{name}'; it goes between the lines {start} and {end}")
+    return pattern.sub(lambda _: f"{start}\n{leaderboard_table(summary)}\n{end}", readme)
+
+
+def _kept(project: Project, name: str) -> Path:
+    return project.root / "benchmarks" / "results" / f"{name}.json"
+
+
+def _for_keeping(summary: Summary) -> Summary:
+    """Without what means nothing outside the tracking store that made it, and the thousands of comparisons."""
+    local = {"run_id", "run_url"}
+    cells = [{key: value for key, value in cell.items() if key not in local} for cell in summary["cells"]]
+    kept = {key: value for key, value in summary.items() if key not in {"tracking", "comparisons"}}
+    return {**kept, "cells": cells}

@@ -1,0 +1,113 @@
+"""The runs of a tracking store as plain data: which one stands for a cell, and which are the same but for the seed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.evaluation.certainty import METRICS, Spread, spread_of
+
+SEED = "train.seed"  # the setting in which two trainings of the same cell may differ
+
+
+@dataclass(frozen=True, slots=True)
+class CellRun:
+    """One training of a model on a category that has been evaluated."""
+
+    run_id: str
+    model: str
+    category: str
+    started: int  # milliseconds since 1970
+    settings: Mapping[str, str]  # flat, as logged: the model's, the seed, the data's hashes
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+    @property
+    def seed(self) -> int | None:
+        found = self.settings.get(SEED)
+        return int(found) if found is not None else None
+
+    @property
+    def cell(self) -> tuple[str, str]:
+        return self.model, self.category
+
+
+def latest(runs: Iterable[CellRun]) -> list[CellRun]:
+    """The last run of each cell; models in the order of their names, categories too."""
+    found: dict[tuple[str, str], CellRun] = {}
+    for run in sorted(runs, key=lambda run: run.started):
+        found[run.cell] = run
+    return [found[cell] for cell in sorted(found)]
+
+
+def seeds_of(run: CellRun, runs: Iterable[CellRun]) -> dict[int, CellRun]:
+    """The runs that differ from `run` in nothing but the seed, itself among them; the last one of each seed."""
+    found: dict[int, CellRun] = {}
+    for other in sorted(runs, key=lambda run: run.started):
+        if other.seed is not None and other.cell == run.cell and _without_seed(other) == _without_seed(run):
+            found[other.seed] = other
+    if run.seed is not None:
+        found[run.seed] = run
+    return dict(sorted(found.items()))
+
+
+def _without_seed(run: CellRun) -> dict[str, str]:
+    return {name: value for name, value in run.settings.items() if name != SEED}
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """A model's figures under several seeds: on a category, or averaged over those that have every one of them."""
+
+    seeds: tuple[int, ...]
+    values: Mapping[str, tuple[float, ...]]  # metric -> one value a seed
+
+    def spreads(self) -> dict[str, Spread]:
+        found = {name: spread_of(values) for name, values in self.values.items()}
+        return {name: spread for name, spread in found.items() if spread is not None}
+
+    def as_json(self) -> dict[str, Any] | None:
+        """Mean and standard deviation by metric; None for a single seed, which has no spread."""
+        if len(self.seeds) < 2:
+            return None
+        return {
+            "seeds": list(self.seeds),
+            "metrics": {
+                name: {"mean": sum(values) / len(values), "sd": spread.sd, "values": list(values)}
+                for name, values in self.values.items()
+                if (spread := spread_of(values)) is not None
+            },
+        }
+
+
+def cell_seeds(run: CellRun, runs: Iterable[CellRun]) -> Seeds:
+    by_seed = seeds_of(run, runs)
+    return _seeds([{seed: other.metrics for seed, other in by_seed.items()}])
+
+
+def average_seeds(cells: Sequence[CellRun], runs: Sequence[CellRun]) -> Seeds:
+    """The macro average of one model's cells for each seed that all of them were trained with."""
+    return _seeds([{seed: other.metrics for seed, other in seeds_of(run, runs).items()} for run in cells])
+
+
+def _seeds(cells: Sequence[Mapping[int, Mapping[str, float]]]) -> Seeds:
+    shared = sorted(set.intersection(*(set(cell) for cell in cells)))
+    values = {
+        metric.key: tuple(sum(cell[seed][metric.key] for cell in cells) / len(cells) for seed in shared)
+        for metric in METRICS
+        if shared and all(metric.key in cell[seed] for cell in cells for seed in shared)
+    }
+    return Seeds(tuple(shared), values)
+
+
+def short_names(runs: Sequence[CellRun]) -> dict[str, str]:
+    """Run id -> a name that tells these runs apart: the model, with its seed or the id's beginning if need be."""
+    names: dict[str, str] = {}
+    for model in dict.fromkeys(run.model for run in runs):
+        own = [run for run in runs if run.model == model]
+        if len({run.category for run in own}) == len(own):
+            names |= {run.run_id: model for run in own}
+        elif len({(run.category, run.seed) for run in own}) == len(own):
+            names |= {run.run_id: f"{model} seed {run.seed}" for run in own}
+        else:
+            names |= {run.run_id: f"{model} {run.run_id[:8]}" for run in own}
+    return names

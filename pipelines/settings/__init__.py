@@ -1,0 +1,1 @@
+"""params.yaml, read strictly and given types; presets."""

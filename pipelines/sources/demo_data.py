@@ -1,0 +1,103 @@
+"""The embedded data set `demo` and its textures: drawn from a seed, so the pipeline runs where there is no network.
+
+The parts are in MVTec AD's layout, the textures in DTD's. An image is a pure function of the seed and of what it is
+(category, split, defect, index), so drawing more of them never changes the earlier ones. `demo_scenes` and
+`demo_textures` say what they show.
+"""
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from pipelines.sources.demo_scenes import DEFECTS, GOOD, photograph
+from pipelines.sources.demo_textures import TEXTURES, draw_texture
+
+__all__ = ["CATEGORIES", "DEFECTS", "TEXTURE_CLASSES", "DemoConfig", "DemoTexturesConfig", "draw_demo", "draw_textures"]
+
+CATEGORIES: tuple[str, ...] = tuple(DEFECTS)
+TEXTURE_CLASSES: tuple[str, ...] = tuple(TEXTURES)
+
+ImageSide = Annotated[int, Field(ge=64)]  # pixels; below, threads and lettering are smaller than a pixel
+
+_JPEG_QUALITY = 92
+_PNG_LEVEL = 3  # half the time of the default for files that grain makes incompressible anyway
+
+
+class DemoConfig(BaseModel):
+    """How much of the embedded data set to draw, for each of the categories."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    image_size: ImageSide
+    train: PositiveInt  # normal images to learn from
+    test_good: PositiveInt  # normal images in the test split
+    test_defect: PositiveInt  # test images of each defect type
+    seed: NonNegativeInt
+
+
+class DemoTexturesConfig(BaseModel):
+    """How many textures to draw."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    image_size: ImageSide
+    per_class: PositiveInt
+    seed: NonNegativeInt
+
+
+def draw_demo(root: Path, config: DemoConfig, on_progress: Callable[[int, int], None]) -> None:
+    """Draw every category under `root`, an empty folder, in MVTec AD's layout.
+
+    `on_progress` is told (images drawn, images in all) after each image.
+    """
+    shots = [
+        (category, split, kind, index)
+        for category in CATEGORIES
+        for split, kind, count in _contents(category, config)
+        for index in range(count)
+    ]
+    for done, (category, split, kind, index) in enumerate(shots, start=1):
+        _draw_part(root / category, split, kind, index, config)
+        on_progress(done, len(shots))
+
+
+def draw_textures(root: Path, config: DemoTexturesConfig, on_progress: Callable[[int, int], None]) -> None:
+    """Draw every texture class under `root`, an empty folder, in DTD's layout; `on_progress` as for `draw_demo`."""
+    pictures = [(name, index) for name in TEXTURE_CLASSES for index in range(config.per_class)]
+    for done, (name, index) in enumerate(pictures, start=1):
+        picture = draw_texture(name, _key(config.seed, "textures", name, index=index), config.image_size)
+        _save(picture, root / "images" / name / f"{name}_{index:04d}.jpg")
+        on_progress(done, len(pictures))
+
+
+def _contents(category: str, config: DemoConfig) -> list[tuple[str, str, int]]:
+    """Split, kind and number of a category's images."""
+    defects = [("test", kind, config.test_defect) for kind in DEFECTS[category]]
+    return [("train", GOOD, config.train), ("test", GOOD, config.test_good), *defects]
+
+
+def _draw_part(folder: Path, split: str, kind: str, index: int, config: DemoConfig) -> None:
+    key = _key(config.seed, folder.name, split, kind, index=index)
+    photo = photograph(folder.name, kind, key, config.image_size)
+    _save(photo.image, folder / split / kind / f"{index:03d}.png")
+    if kind != GOOD:
+        _save(photo.mask.astype(np.uint8) * 255, folder / "ground_truth" / kind / f"{index:03d}_mask.png")
+
+
+def _key(seed: int, *names: str, index: int) -> tuple[int, ...]:
+    """What an image is, as the integers that all its chance is drawn from."""
+    return (seed, *(zlib.crc32(name.encode()) for name in names), index)
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    if path.suffix == ".jpg":
+        image.save(path, quality=_JPEG_QUALITY)
+    else:
+        image.save(path, compress_level=_PNG_LEVEL)

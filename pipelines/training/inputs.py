@@ -1,0 +1,92 @@
+"""What the training of some models reads besides normal images of a category.
+
+EfficientAD: a teacher and penalty images. DiffusionAD: textures and where the part is. BGAD: real anomalies and where
+the part is.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from anomaly_models.base import AnomalyModel, Batch, Config
+from anomaly_models.bgad import BGADConfig
+from anomaly_models.diffusion_ad import DiffusionADConfig
+from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig
+from pipelines.data.arrays import BatchSource
+from pipelines.data.batches import PreparedData
+from pipelines.data.photo_sets import PhotoSet
+from pipelines.data.streams import WithAnomalies, WithForeground, anomalies_warning
+from pipelines.errors import WeightsError
+from pipelines.paths import Project
+from pipelines.preparation.penalty import WithPenalty
+from pipelines.preparation.textures import WithTextures
+from pipelines.training.weights import load_pretrained, load_teacher_into
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Where they are, and a hash of each: another teacher makes another model."""
+
+    model_name: str
+    config: Config
+    teacher: Path | None
+    penalty: PhotoSet | None
+    textures: PhotoSet | None
+    version: dict[str, str]
+
+    def load_into(self, model: AnomalyModel) -> None:
+        """Fill the pretrained parts of a fresh model.
+
+        Raises:
+            WeightsError: weights are missing, unreachable or do not fit.
+        """
+        load_pretrained(model)
+        if self.teacher is not None:
+            assert isinstance(model, EfficientAD)
+            load_teacher_into(model, self.teacher, _remedy(self.model_name))
+
+    def added_to(self, data: PreparedData) -> BatchSource[Batch]:
+        """The training batches of `data`, with all that the model wants in them."""
+        batches: BatchSource[Batch] = data
+        if isinstance(self.config, BGADConfig):
+            batches = WithAnomalies(data, self.config.anomalies_per_batch)
+        if isinstance(self.config, BGADConfig | DiffusionADConfig) and not data.index.surface:
+            batches = WithForeground(batches)
+        if self.penalty is not None:
+            batches = WithPenalty(batches, self.penalty)
+        if self.textures is not None:
+            batches = WithTextures(batches, self.textures)
+        return batches
+
+    def warning(self, data: PreparedData) -> str | None:
+        """What the model would like to have and `data` does not hold; it learns without."""
+        return anomalies_warning(data) if isinstance(self.config, BGADConfig) else None
+
+
+def find_inputs(model_name: str, config: Config, project: Project, device: torch.device) -> Inputs:
+    """Look for what `config` names.
+
+    Raises:
+        WeightsError: the teacher's file is not there.
+        StageError: the penalty images or textures are not there, or of another size.
+    """
+    teacher = penalty = textures = None
+    version = {}
+    if isinstance(config, EfficientADConfig):
+        teacher = project.root / config.teacher
+        if not teacher.is_file():
+            raise WeightsError(f"teacher {teacher}: no such file; {_remedy(model_name)}")
+        version["teacher_sha256"] = hashlib.sha256(teacher.read_bytes()).hexdigest()
+        if config.penalty_weight > 0:
+            penalty = PhotoSet(project.penalty(model_name), config.image_size, device, "penalty")
+            version["penalty_sha256"] = penalty.sha256
+    if isinstance(config, DiffusionADConfig):
+        textures = PhotoSet(project.textures(model_name), config.image_size, device, "textures")
+        version["textures_sha256"] = textures.sha256
+    return Inputs(model_name, config, teacher, penalty, textures, version)
+
+
+def _remedy(model_name: str) -> str:
+    return f"run `blemish distill {model_name}`, or correct models.{model_name}.teacher"

@@ -1,0 +1,63 @@
+"""What every resumable training run needs about its loop: a lock, a checkpoint, and one MLflow run across kills."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from pipelines.errors import StageError
+from pipelines.files import read_json, write_json
+from pipelines.tracking import runs as tracking
+from pipelines.training.checkpoint import Checkpoint, fingerprint
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A training run, as its user sees it: what it is called, where its checkpoints lie, what others may find it by."""
+
+    title: str  # in messages
+    run_name: str  # in MLflow
+    folder: Path  # of checkpoints and caches; gone when the run has ended well
+    tags: dict[str, str]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from the same run.
+
+        Raises:
+            StageError: another one is at it.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.parent / f".{self.folder.name}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise StageError(
+                f"{self.title}: another process is training this; wait for it, or stop it and run again"
+            ) from None
+        with lock:
+            yield
+
+    @contextlib.contextmanager
+    def tracked(
+        self, settings: Mapping[str, Any], sources: Iterable[Path], device: torch.device, root: Path, experiment: str
+    ) -> Iterator[tuple[Checkpoint, tracking.OpenRun]]:
+        """Open the checkpoint and the MLflow run of these settings and this code, or go on with those of a killed run.
+
+        When the block ends well, checkpoints and caches are removed. Call it inside `locked`.
+        """
+        checkpoint = Checkpoint(self.folder, fingerprint({**settings, "device": device.type}, sources))
+        run_file = checkpoint.folder / RUN_FILE
+        known = str(read_json(run_file)["run_id"]) if run_file.exists() else None
+        with tracking.open_run(root, experiment, self.run_name, self.tags, known, sampled=True) as run:
+            write_json(run_file, {"run_id": run.run_id})
+            run.params(settings)
+            run.tags({"device": device.type})
+            yield checkpoint, run
+        checkpoint.forget_all()

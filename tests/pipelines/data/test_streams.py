@@ -1,0 +1,100 @@
+"""Real anomalies follow the normal images of each batch; foregrounds are found once per image."""
+
+import pytest
+import torch
+from conftest import CATEGORY, tiny_params, write_params
+
+from anomaly_models.base import Batch
+from pipelines.data import streams as foregrounds
+from pipelines.data.batches import PreparedData
+from pipelines.data.streams import WithAnomalies, WithForeground, anomalies_warning
+
+CPU = torch.device("cpu")
+
+
+def prepared(root, blemish, count):
+    values = tiny_params()
+    values["prepare"]["anomalous_train"] = {"count": count, "protocol": "spread"}
+    write_params(root, values)
+    assert blemish("prepare", CATEGORY).code == 0
+    return PreparedData(root / "data/prepared" / CATEGORY, 64, CPU)
+
+
+def test_anomalies_follow_the_normal_images(root, blemish):
+    data = prepared(root, blemish, count=2)
+    batches = WithAnomalies(data, 3)
+    rows = set()
+    for step in range(4):
+        batch = batches.training_batch(0, step, 4)
+        assert batch.image.shape == (7, 3, 64, 64)
+        assert batch.label.tolist() == [False] * 4 + [True] * 3
+        assert torch.equal(batch.image[:4], data.training_batch(0, step, 4).image)
+        assert (batch.mask.flatten(1).sum(1) > 0).tolist() == batch.label.tolist()
+        again = data.batch(batch.row.tolist())
+        assert torch.equal(again.image, batch.image)
+        assert torch.equal(again.mask, batch.mask)
+        rows |= set(batch.row[4:].tolist())
+        same = batches.training_batch(0, step, 4)
+        assert torch.equal(same.row, batch.row)
+    assert rows == set(data.rows("anomalous_train"))
+    assert anomalies_warning(data) is None
+
+
+def test_without_anomalies_a_batch_is_as_it_was(root, blemish):
+    data = prepared(root, blemish, count=0)
+    batch = WithAnomalies(data, 3).training_batch(0, 0, 4)
+    assert not batch.label.any()
+    assert anomalies_warning(data) == (
+        f"{CATEGORY}: no real anomalies to learn from (prepare.anomalous_train.count is 0, or too few defects)"
+    )
+
+
+def test_anomalies_without_masks_are_left_out(root, blemish):
+    import shutil
+
+    shutil.rmtree(root / "images" / CATEGORY / "ground_truth")
+    data = prepared(root, blemish, count=2)
+    assert data.rows("anomalous_train")
+    assert not WithAnomalies(data, 3).training_batch(0, 0, 4).label.any()
+    assert "have no masks" in anomalies_warning(data)
+
+
+class Counted:
+    device = CPU
+
+    def training_batch(self, seed, step, batch_size):
+        image = torch.arange(step, step + batch_size).view(-1, 1, 1, 1).expand(-1, 3, 8, 8) / 100
+        rows = torch.arange(step, step + batch_size)
+        return Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(batch_size, dtype=torch.bool), row=rows)
+
+
+def test_a_foreground_is_found_once_per_image(monkeypatch):
+    asked = []
+
+    def mask_of(image):
+        asked.append(round(float(image.mean()) * 100))
+        return (torch.arange(8).view(1, 1, 8, 1) < asked[-1]).float().expand(1, 1, 8, 8)
+
+    monkeypatch.setattr(foregrounds, "foreground_mask", mask_of)
+    batches = WithForeground(Counted())
+    for step in (0, 1, 2):
+        foreground = batches.training_batch(0, step, 4).foreground
+        assert foreground.shape == (4, 1, 8, 8)
+        assert foreground.flatten(1).sum(1).tolist() == [8 * row for row in range(step, step + 4)]
+    assert asked == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("surface", [True, False])
+def test_the_index_says_whether_a_part_stands_out(root, blemish, surface):
+    values = tiny_params()
+    values["prepare"]["surfaces"] = [CATEGORY] if surface else []
+    write_params(root, values)
+    blemish("prepare", CATEGORY)
+    assert PreparedData(root / "data/prepared" / CATEGORY, 64, CPU).index.surface == surface
+
+
+def test_a_surface_must_be_a_category(root, blemish):
+    values = tiny_params()
+    values["prepare"]["surfaces"] = ["squars"]
+    write_params(root, values)
+    assert "prepare.surfaces: 'squars' is not among data.categories (did you mean 'squares'?)" in blemish("check").err

@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import CATEGORY, tiny_params, write_params
+
+from pipelines.deployment import export as module
+from pipelines.deployment.export import Parity, export
+from pipelines.errors import ExportError, StageError
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.files import read_json
+from pipelines.inference.predict import Detector
+from pipelines.pictures import images
+from pipelines.preparation.prepare import prepare
+from pipelines.settings.params import load_params
+from pipelines.training.train import train
+from pipelines.training.trained import load_trained
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def evaluated(project, params, console):
+    prepare(project.root / "images" / CATEGORY, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+    train("fapm", CATEGORY, params, project, CPU, console)
+    evaluate("fapm", CATEGORY, params, project, CPU)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
+    parity = export("fapm", CATEGORY, params, project)
+    assert parity.num_images == 8
+    assert parity.decisions_changed == 0
+    folder = project.export("fapm", CATEGORY)
+    assert read_json(folder / "parity.json")["max_map_difference"] == parity.max_map_difference
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "parity.json"}  # no external data file
+    detector = Detector(folder / "model.onnx")
+    threshold = read_json(project.evaluation("fapm", CATEGORY) / "evaluation.json")["threshold"]
+    assert detector.card.threshold == threshold["value"]
+    assert detector.card.pixel_threshold == threshold["pixel_value"]
+    assert detector.card.run_id == read_json(project.model("fapm", CATEGORY) / "run.json")["run_id"]
+    assert detector.card.params["models"]["fapm"]["grid"] == 2
+    # The same file scores one image and several.
+    path = project.root / "images" / CATEGORY / "test" / "square" / "000.png"
+    image = detector.load(path)
+    expected = load_trained(project.model("fapm", CATEGORY), CPU).model(torch.from_numpy(image))
+    maps, scores = detector(np.concatenate([image] * 4))
+    np.testing.assert_allclose(maps[3:], expected.anomaly_map.numpy(), atol=1e-4)
+    np.testing.assert_allclose(scores, expected.score.repeat(4).numpy(), atol=1e-4)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_graph_that_differs_is_not_kept(project, params, monkeypatch):
+    call = Detector.__call__
+    monkeypatch.setattr(Detector, "__call__", lambda self, image: tuple(x + 0.01 for x in call(self, image)))
+    with pytest.raises(ExportError, match=r"^fapm on squares: .* trained model by 0\.009\d* .* not kept$"):
+        export("fapm", CATEGORY, params, project)
+    assert not project.export("fapm", CATEGORY).exists()
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_another_way_to_resize_is_found_out(project, params, monkeypatch):
+    """The defect of the best-known framework: antialiasing in training, none in what is shipped."""
+    from PIL import Image
+
+    def aliased(rgb, size):
+        return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.NEAREST))
+
+    monkeypatch.setattr(images, "resize_rgb", aliased)
+    with pytest.raises(ExportError, match="the file was not kept"):
+        export("fapm", CATEGORY, params, project)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_flipped_decision_is_refused_whatever_the_tolerance(project, monkeypatch):
+    values = tiny_params()
+    values["export"]["tolerance"] = 1e6
+    write_params(project.root, values)
+    call = Detector.__call__
+    monkeypatch.setattr(Detector, "__call__", lambda self, image: tuple(x * 0 for x in call(self, image)))
+    confusion = read_json(project.evaluation("fapm", CATEGORY) / "evaluation.json")["confusion"]
+    called_defects = confusion["true_positives"] + confusion["false_positives"]
+    with pytest.raises(ExportError, match=f"changes {called_defects} of 8 decisions"):
+        export("fapm", CATEGORY, load_params(project.params, check_models=True), project)
+    assert not project.export("fapm", CATEGORY).exists()
+
+
+def test_nan_is_never_within_the_tolerance():
+    assert module._difference(np.array([np.nan], np.float32), np.zeros(1, np.float32)) == float("inf")
+    with pytest.raises(ExportError):
+        Parity(8, 1e-4, float("inf"), 0.0, 0.0, 0, "1.0").check("fapm", CATEGORY)
+
+
+def test_differences_are_absolute_up_to_one_and_relative_above():
+    assert module._difference(np.array([0.5, 700.7]), np.array([0.4, 700.0])) == pytest.approx(0.1)
+    assert module._difference(np.array([0.5, -707.0]), np.array([0.5, -700.0])) == pytest.approx(0.01)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_metadata_is_readable_by_anyone(project, params):
+    export("fapm", CATEGORY, params, project)
+    properties = onnx.load(project.export("fapm", CATEGORY) / "model.onnx").metadata_props
+    values = {p.key: json.loads(p.value) for p in properties if p.key.startswith("blemish.")}
+    assert values["blemish.model"] == "fapm"
+    assert values["blemish.image_size"] == 64
+
+
+def test_nothing_evaluated(project, params, console):
+    prepare(project.root / "images" / CATEGORY, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+    train("fapm", CATEGORY, params, project, CPU, console)
+    with pytest.raises(StageError, match=r"run `blemish evaluate fapm squares` first$"):
+        export("fapm", CATEGORY, params, project)

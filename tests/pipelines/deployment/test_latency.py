@@ -1,0 +1,143 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CATEGORY, draw_part
+
+from pipelines.deployment import latency as module
+from pipelines.deployment.latency import PARTS, measure
+from pipelines.errors import StageError
+from pipelines.inference.predict import ModelCard
+from pipelines.settings.params import LatencyConfig
+
+CARD = ModelCard("a", "nut", 32, 65535, 0.5, 0.5, 0.05, "run", "sha", {})
+
+
+class Clock:
+    """Seconds that pass only when a part of the work says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class FakeDetector:
+    """Takes 10 ms for one image and 20 ms for a batch; every fifth single one takes 100."""
+
+    provider = "CPUExecutionProvider"
+    card = CARD
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.calls = clock, 0
+
+    def load(self, _path: Path) -> np.ndarray:
+        return np.zeros((1, 3, 32, 32), np.float32)
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.calls += 1
+        single = 0.1 if self.calls % 5 == 0 else 0.01
+        self.clock.now += single if len(image) == 1 else 0.02
+        return np.zeros((len(image), 1, 32, 32), np.float32), np.zeros(len(image), np.float32)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    images = []
+    for number in range(2):
+        image, _ = draw_part(np.random.default_rng(number), square=False)
+        image.save(tmp_path / f"{number}.png")
+        images.append(tmp_path / f"{number}.png")
+    return images
+
+
+def test_percentiles_by_part_and_throughput(clock: Clock, paths: list[Path]) -> None:
+    found = measure(FakeDetector(clock), paths, LatencyConfig(threads=2, seconds=5.6, batch_size=4))
+    # 3 warm-ups, then 1 slow call in 5: 28 ms on average, 200 of them in 5.6 seconds
+    assert found.num_runs == pytest.approx(200, abs=5)
+    assert found.milliseconds["network"] == {"p50": 10.0, "p95": 100.0, "p99": 100.0}
+    assert found.milliseconds["total"] == found.milliseconds["network"]
+    assert found.milliseconds["decode"] == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
+    assert set(found.milliseconds) == {*PARTS, "total"}
+    assert (found.throughput.batch_size, found.throughput.images_per_second) == (4, 200.0)
+    assert (found.threads, found.num_images) == (2, 2)
+    assert found.metrics()["latency.network.p95"] == 100.0
+    assert found.metrics()["latency.images_per_second"] == 200.0
+
+
+def test_a_slow_model_is_run_often_enough(clock: Clock, paths: list[Path]) -> None:
+    assert measure(FakeDetector(clock), paths, LatencyConfig(threads=1, seconds=0.001, batch_size=1)).num_runs == 10
+
+
+def test_an_exported_cell_is_measured(root, blemish) -> None:
+    for verb in ("prepare", "train", "evaluate", "export", "latency"):
+        outcome = blemish(*([verb, CATEGORY] if verb == "prepare" else [verb, "fapm", CATEGORY]))
+        assert outcome.code == 0, outcome.err
+    found = json.loads((root / "latency" / "fapm" / f"{CATEGORY}.json").read_text())
+    assert outcome.out.startswith(f"fapm on {CATEGORY}: {found['milliseconds']['total']['p50']:.1f} ms from file")
+    parts = [found["milliseconds"][part]["p50"] for part in PARTS]
+    assert all(0 < part < found["milliseconds"]["total"]["p50"] for part in parts)
+    assert found["num_images"] == 8
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+    assert run.data.metrics["latency.total.p50"] == found["milliseconds"]["total"]["p50"]
+    assert run.data.metrics["onnx_megabytes"] > 1
+    assert run.data.tags["latency.hardware"] == found["hardware"]
+    explains_itself(root, run, client)
+
+
+def explains_itself(root, run, client) -> None:
+    """All that a stranger needs who has this run and nothing else; here, since the cell has been through all stages."""
+    index = json.loads((root / "data" / "prepared" / CATEGORY / "index.json").read_text())
+    assert run.data.tags["data_set"] == "images"
+    assert run.data.tags["category"] == CATEGORY
+    assert run.data.tags["seed"] == run.data.params["train.seed"] == "0"
+    assert run.data.tags["data_sha256"] == index["data_sha256"]
+    assert {"threshold.value", "threshold.rank", "threshold.num_images"} <= run.data.tags.keys()
+    assert run.data.tags["protocol.threshold_from"] == "held-out good parts"
+    assert run.data.tags["environment.torch"]
+    assert run.data.tags["environment.cpu"]
+    assert "**fapm** on **squares**" in run.data.tags["mlflow.note.content"]
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == f"images/{CATEGORY}"
+    folders = ("data", "environment", "evaluation", "figures", "latency")
+    there = {item.path for folder in folders for item in client.list_artifacts(run.info.run_id, folder)}
+    assert {
+        "data/index.json",
+        "environment/packages.txt",
+        "evaluation/evaluation.json",
+        "evaluation/pixels.npz",
+        "evaluation/predictions.csv",
+        "figures/curves.png",
+        "figures/examples.png",
+        f"latency/{CATEGORY}.json",
+    } <= there
+    kept = json.loads(Path(client.download_artifacts(run.info.run_id, "data/index.json")).read_text())
+    assert kept == index
+    assert run.data.metrics["system/process_memory_megabytes"] > 50
+
+
+def test_what_is_missing_is_named(root, blemish) -> None:
+    assert "exported/fapm/squares/model.onnx: no such file" in blemish("latency", "fapm", CATEGORY).err
+
+
+def test_no_test_image(project, params, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Index:
+        def rows(self, _split: str) -> list[int]:
+            return []
+
+    monkeypatch.setattr(module, "Detector", lambda *_args, **_kwargs: FakeDetector(Clock()))
+    monkeypatch.setattr(module.PreparedIndex, "load", lambda _folder: Index())
+    with pytest.raises(StageError, match=r"no test image to measure with; add some and run `blemish prepare squares`$"):
+        module.latency("fapm", CATEGORY, params, project)

@@ -1,0 +1,196 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from conftest import CATEGORY, tiny_params, write_params
+from PIL import Image
+
+from pipelines.errors import StageError
+from pipelines.evaluation import evaluate as module
+from pipelines.evaluation.certainty import measure, read_outcome
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.metrics import threshold_at
+from pipelines.files import read_json
+from pipelines.preparation.prepare import prepare
+from pipelines.settings.params import load_params
+from pipelines.training.train import train
+
+CPU = torch.device("cpu")
+
+
+def prepare_category(project, params):
+    prepare(project.root / "images" / CATEGORY, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+
+
+@pytest.fixture
+def trained(project, params, console):
+    prepare_category(project, params)
+    train("fapm", CATEGORY, params, project, CPU, console)
+
+
+def evaluation(project):
+    return read_json(project.evaluation("fapm", CATEGORY) / "evaluation.json")
+
+
+@pytest.mark.usefixtures("trained")
+def test_an_evaluation_is_written_whole(project, params):
+    metrics = evaluate("fapm", CATEGORY, params, project, CPU)
+    assert metrics["image_auroc"] == 1.0  # bright squares on noise
+    assert metrics["pixel_auroc"] > 0.9
+    folder = project.evaluation("fapm", CATEGORY)
+    assert {path.name for path in folder.iterdir()} == {
+        "curves.json",
+        "curves.png",
+        "evaluation.json",
+        "examples.png",
+        "maps.npz",
+        "panels",
+        "pixels.npz",
+        "predictions.csv",
+        "pro.csv",
+    }
+    assert len(list(folder.glob("panels/test/*/*.jpg"))) == 8
+    flat = read_json(project.metrics("fapm", CATEGORY))
+    assert flat["image_auroc"] == metrics["image_auroc"]
+    assert flat["recall.square"] == evaluation(project)["defects"]["square"]["recall"]
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "split", "defect", "label", "score", "decision", "milliseconds"]
+    assert [row["split"] for row in rows] == ["test"] * 8 + ["holdout"] * 3
+    assert [row["defect"] for row in rows] == ["good"] * 4 + ["square"] * 4 + ["good"] * 3
+    threshold = evaluation(project)["threshold"]
+    assert all((float(row["score"]) > threshold["value"]) == (row["decision"] == "defect") for row in rows)
+    assert all(float(row["milliseconds"]) > 0 for row in rows)
+    # the file explains the threshold: it is one of the held-out scores, by its rank
+    held_out = sorted(float(row["score"]) for row in rows if row["split"] == "holdout")
+    assert threshold["value"] == held_out[threshold["rank"] - 1]
+
+
+@pytest.mark.usefixtures("trained")
+def test_an_evaluation_says_how_sure_it_is_and_of_which_images(project, params):
+    metrics = evaluate("fapm", CATEGORY, params, project, CPU)
+    found = evaluation(project)
+    assert set(found["intervals"]) == set(metrics) - {"threshold", "train_seconds", "train_steps"}
+    for name, (low, high) in found["intervals"].items():
+        assert low <= metrics[name] <= high
+    # four good images and four squares, told apart perfectly
+    assert found["intervals"]["image_auroc"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
+    assert found["defects"]["square"]["recall_interval"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
+    assert found["data_set"] == "images"
+    again = read_outcome(project.evaluation("fapm", CATEGORY), found, "fapm")
+    assert again.test_set.pixels_sha256 == found["pixels_sha256"]
+    assert again.pixels.normal.sum() + again.pixels.anomalous.sum() == 8 * 64 * 64
+    drawn = measure(again, 50)
+    assert {name: drawn.draws[name][0] for name in drawn.draws} == pytest.approx(
+        {name: metrics[name] for name in drawn.draws}, abs=2e-3
+    )
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_test_images_have_a_hash_of_their_own(project, params, console):
+    """A new training image changes the data and not the test; a new test image changes both."""
+    evaluate("fapm", CATEGORY, params, project, CPU)
+    before = evaluation(project)
+    for split, changes in (("train", False), ("test", True)):
+        path = project.root / "images" / CATEGORY / split / "good" / "000.png"
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+        prepare_category(project, params)
+        train("fapm", CATEGORY, params, project, CPU, console)
+        evaluate("fapm", CATEGORY, params, project, CPU)
+        assert evaluation(project)["data_sha256"] != before["data_sha256"]
+        assert (evaluation(project)["pixels_sha256"] != before["pixels_sha256"]) == changes
+
+
+def test_recall_at_the_same_rate_for_all():
+    """Of 20 good images 5 % is one: the threshold is the second highest good score."""
+
+    def image(score, defect="good"):
+        return module.TestImage(0, "", defect, defect != "good", score, np.zeros((1, 1), np.float32), 1.0)
+
+    results = [image(float(score)) for score in range(20)]
+    results += [image(score, "cut") for score in (17.5, 18.0, 18.5, 19.5)]
+    threshold = threshold_at(torch.arange(30.0), 0.05)
+    assert threshold.value == 29.0
+    found = module._defects(results, threshold)
+    assert found["cut"]["recall"] == 0.0
+    assert found["cut"]["recall_at_rate"] == 0.5  # 18.5 and 19.5 are above 18
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_threshold_does_not_see_the_test_images(project, params, console):
+    evaluate("fapm", CATEGORY, params, project, CPU)
+    before = evaluation(project)["threshold"]
+    for path in (project.root / "images" / CATEGORY / "test").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    prepare_category(project, params)
+    train("fapm", CATEGORY, params, project, CPU, console)
+    evaluate("fapm", CATEGORY, params, project, CPU)
+    after = evaluation(project)["threshold"]
+    assert after["oracle"] != before["oracle"]
+    assert {k: v for k, v in after.items() if k != "oracle"} == {k: v for k, v in before.items() if k != "oracle"}
+    assert before["num_images"] == 3
+    assert before["attainable"] is False  # 0.2 needs four held-out parts
+
+
+@pytest.mark.usefixtures("trained")
+def test_streaming_agrees_with_exact_and_says_its_bounds(project, params):
+    exact = evaluate("fapm", CATEGORY, params, project, CPU)
+    values = tiny_params()
+    values["evaluate"]["pixel_metrics"] = "streaming"
+    write_params(project.root, values)
+    streaming = evaluate("fapm", CATEGORY, load_params(project.params, check_models=True), project, CPU)
+    bounds = evaluation(project)["pixel_bounds"]
+    for name in ("auroc", "aupro_30"):
+        assert bounds[name]["low"] <= exact[f"pixel_{name}" if name == "auroc" else name] <= bounds[name]["high"]
+    assert streaming["pixel_auroc"] == pytest.approx(exact["pixel_auroc"], abs=1e-5)
+    assert streaming["image_auroc"] == exact["image_auroc"]
+
+
+@pytest.mark.usefixtures("trained")
+def test_native_resolution_brings_the_map_to_the_mask(project, params, monkeypatch):
+    values = tiny_params()
+    values["evaluate"]["resolution"] = "native"
+    write_params(project.root, values)
+    shapes = []
+    update = module.ExactPixelMetrics.update
+    monkeypatch.setattr(
+        module.ExactPixelMetrics,
+        "update",
+        lambda self, anomaly_map, mask: (
+            shapes.append((anomaly_map.shape, mask.shape)),
+            update(self, anomaly_map, mask),
+        ),
+    )
+    native = evaluate("fapm", CATEGORY, load_params(project.params, check_models=True), project, CPU)
+    assert set(shapes) == {((1, 64, 80), (1, 64, 80))}  # the originals are 80 x 64, the arrays 64 x 64
+    assert native["pixel_auroc"] > 0.9
+    assert evaluation(project)["protocol"]["mask_resize"] == "none"
+
+
+def test_a_category_without_masks_has_image_metrics_only(project, params, console):
+    masks = project.root / "images" / CATEGORY / "ground_truth"
+    masks.rename(project.root / "elsewhere")
+    prepare_category(project, params)
+    train("fapm", CATEGORY, params, project, CPU, console)
+    metrics = evaluate("fapm", CATEGORY, params, project, CPU)
+    assert metrics["image_auroc"] == 1.0
+    assert "pixel_auroc" not in metrics
+
+
+@pytest.mark.usefixtures("trained")
+def test_data_prepared_anew_asks_for_training(project, params):
+    values = tiny_params()
+    values["prepare"]["seed"] = 1  # the same images, split otherwise: a held-out part may have been trained on
+    write_params(project.root, values)
+    changed = load_params(project.params, check_models=True)
+    prepare_category(project, changed)
+    with pytest.raises(
+        StageError, match=r"^squares: prepared anew since fapm was trained; run `blemish train fapm squares`"
+    ):
+        evaluate("fapm", CATEGORY, changed, project, CPU)
+
+
+def test_nothing_trained(project, params):
+    with pytest.raises(StageError, match=r"no trained model; run `blemish train fapm squares` first$"):
+        evaluate("fapm", CATEGORY, params, project, CPU)

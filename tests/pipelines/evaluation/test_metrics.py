@@ -1,0 +1,588 @@
+"""The metrics against hand cases, scikit-learn and a literal reference, and the acceptance facts of the protocol."""
+
+import json
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.stats import beta
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from torch import Tensor
+
+from pipelines.evaluation.metrics import (
+    ConfusionCounts,
+    DefectRecall,
+    ExactPixelMetrics,
+    PixelMetrics,
+    PixelResult,
+    StreamingPixelMetrics,
+    as_json,
+    confusion_at,
+    image_metrics,
+    recall_by_defect_type,
+    threshold_at,
+)
+
+IMPLEMENTATIONS = {"exact": ExactPixelMetrics, "streaming": StreamingPixelMetrics}
+RANKED = ("auroc", "ap", "f1_max", "aupro_30", "aupro_05")
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def make(request):
+    return IMPLEMENTATIONS[request.param]
+
+
+def measured(metrics: PixelMetrics, anomaly_map: Tensor, mask: Tensor) -> PixelResult:
+    metrics.update(anomaly_map, mask)
+    return metrics.compute()
+
+
+def random_case(seed: int, num_images: int = 6, side: int = 48, kind: str = "lognormal") -> tuple[Tensor, Tensor]:
+    """Maps (B, 1, H, W) that see the regions only in part; a third of the images are good."""
+    rng = np.random.default_rng(seed)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(num_images, side, side)), sigma=(0, 2, 2))
+    mask = smooth > np.quantile(smooth, 0.93)
+    mask[::3] = False
+    scores = rng.normal(size=mask.shape) + 1.2 * mask
+    if kind == "lognormal":
+        scores = np.exp(scores)
+    if kind == "ties":
+        scores = np.round(scores)
+    return torch.from_numpy(scores).float()[:, None], torch.from_numpy(mask)[:, None]
+
+
+def reference_aupro(anomaly_map: Tensor, mask: Tensor, limit: float) -> float:
+    """The pseudo-code of the protocol, word by word."""
+    weights, num_regions = [], 0
+    for image in mask.squeeze(1).numpy():
+        labels, num_labels = ndimage.label(image, np.ones((3, 3)))
+        num_regions += num_labels
+        sizes = np.bincount(labels.ravel()).astype(float)
+        weights.append(np.where(labels > 0, 1 / sizes[labels], 0))
+    scores, w = anomaly_map.numpy().ravel().astype(np.float64), np.concatenate(weights).ravel()
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)
+    fpr = np.append(0, np.cumsum((w == 0)[order])[last] / (w == 0).sum())
+    pro = np.append(0, np.cumsum(w[order])[last] / num_regions)
+    kept = fpr <= limit
+    at_limit = np.interp(limit, fpr, pro)
+    return float(np.trapezoid(np.append(pro[kept], at_limit), np.append(fpr[kept], limit)) / limit)
+
+
+# ---- hand cases --------------------------------------------------------------------------------------------------
+
+
+def test_aupro_on_a_four_by_four_mask(make):
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]])[None]
+    scores = torch.tensor([[9.0, 5.0, 0, 0], [7.0, 0, 0, 0], [0, 6.0, 4.0, 0], [0, 0, 0, 8.0]])[None]
+    result = measured(make(), scores, mask)
+    # 13 normal pixels, three of them above 0, and two regions. Strictest first: half of the first region, the second
+    # region (PRO 0.75); a false alarm (1/13) and another (2/13); the rest of the first region (PRO 1); false alarm.
+    assert result.aupro_30 == pytest.approx((0.75 * 2 / 13 + 1.0 * (0.3 - 2 / 13)) / 0.3)
+    assert result.aupro_05 == pytest.approx(0.75)
+    assert result.auroc == pytest.approx((2 + 11 / 13) / 3)
+    assert result.ap == pytest.approx((1 + 1 + 3 / 5) / 3)
+    assert result.f1_max == pytest.approx(2 * 2 / (2 * 2 + 0 + 1))
+    assert (result.num_images, result.num_regions) == (1, 2)
+    assert (result.num_normal_pixels, result.num_anomalous_pixels) == (13, 3)
+
+
+def test_pixels_that_touch_at_a_corner_are_one_region(make):
+    mask = torch.zeros(1, 4, 4)
+    mask[0, 1, 1] = mask[0, 2, 2] = 1
+    assert measured(make(), torch.zeros(1, 4, 4), mask).num_regions == 1
+
+
+def test_regions_of_different_images_are_different(make):
+    assert measured(make(), torch.zeros(3, 4, 4), torch.ones(3, 4, 4).triu()).num_regions == 3
+
+
+def test_every_region_weighs_the_same(make):
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 0:20, 0:50] = 1  # 1000 pixels, fully found
+    mask[..., 60, 0:10] = 1  # 10 pixels, fully missed
+    scores = torch.zeros(1, 1, 64, 64)
+    scores[..., 0:20, 0:50] = 1
+    metrics = make()
+    metrics.update(scores, mask)
+    curves = metrics.curves()
+    strict = int(np.flatnonzero(curves.recall > 0)[0])
+    assert curves.region_overlap[strict] == pytest.approx(0.5)
+    assert curves.recall[strict] == pytest.approx(1000 / 1010)
+    assert curves.false_positive_rate[strict] == 0
+
+
+def test_a_ring_with_an_unfound_hole_does_not_exceed_one(make):
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    radius = torch.hypot(y - 16, x - 16)
+    ring = ((radius > 5) & (radius < 10))[None]
+    result = measured(make(), ring.float(), ring)
+    assert result.num_regions == 1
+    assert result.aupro_30 == 1
+    assert measured(make(), (radius < 10).float()[None], ring).aupro_30 < 1
+
+
+# ---- anchors -----------------------------------------------------------------------------------------------------
+
+
+def many_regions(num_images: int = 10, side: int = 256) -> Tensor:
+    mask = torch.zeros(num_images, 1, side, side)
+    for top in range(8, side - 16, 40):
+        for left in range(8, side - 16, 40):
+            mask[..., top : top + 3 + top % 9, left : left + 4 + left % 7] = 1
+    return mask
+
+
+def test_anchors_of_aupro(make):
+    mask = many_regions()
+    assert measured(make(), mask, mask).aupro_30 == 1
+    assert measured(make(), -mask, mask).aupro_30 == 0
+    assert measured(make(), torch.full_like(mask, 7.0), mask).aupro_30 == pytest.approx(0.15)
+    assert measured(make(), torch.full_like(mask, -7.0), mask).aupro_05 == pytest.approx(0.025)
+    uniform = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0))
+    assert measured(make(), uniform, mask).aupro_30 == pytest.approx(0.15, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "ties"])
+@pytest.mark.parametrize("limit", [0.3, 0.05])
+def test_exact_aupro_equals_the_reference(kind, limit):
+    scores, mask = random_case(seed=1, kind=kind)
+    result = measured(ExactPixelMetrics(), scores, mask)
+    value = {0.3: result.aupro_30, 0.05: result.aupro_05}[limit]
+    assert value == pytest.approx(reference_aupro(scores, mask, limit), abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "ties"])
+def test_exact_pixel_metrics_equal_scikit_learn(kind):
+    scores, mask = random_case(seed=2, kind=kind)
+    result = measured(ExactPixelMetrics(), scores, mask)
+    target, flat = mask.flatten().numpy(), scores.flatten().numpy()
+    precision, recall, _ = precision_recall_curve(target, flat)
+    assert result.auroc == pytest.approx(roc_auc_score(target, flat), abs=1e-9)
+    assert result.ap == pytest.approx(average_precision_score(target, flat), abs=1e-9)
+    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-9)
+
+
+def test_image_metrics_equal_scikit_learn():
+    rng = np.random.default_rng(3)
+    labels = rng.random(167) < 0.8
+    scores = (rng.normal(size=167) + labels).astype(np.float32)
+    result = image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    assert result.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+    assert result.ap == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
+    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-9)
+    assert (result.num_normal, result.num_anomalous) == (int((~labels).sum()), int(labels.sum()))
+
+
+# ---- invariance --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda scores: scores.double().exp().float(),
+        lambda scores: scores**3,
+        lambda scores: scores.unique(return_inverse=True)[1].float(),
+        lambda scores: 98 + scores,
+        lambda scores: 1e-20 * scores,
+    ],
+    ids=["exp", "cube", "rank", "near-98", "tiny"],
+)
+def test_increasing_transforms_change_nothing(transform):
+    scores, mask = random_case(seed=4, kind="normal")
+    scores = scores.mul(64).round().div(64)  # distinct scores must stay distinct in float32
+    before, after = (measured(ExactPixelMetrics(), s, mask) for s in (scores, transform(scores)))
+    for name in RANKED:
+        assert getattr(before, name) == getattr(after, name)
+    labels, image_scores = torch.arange(100) % 3 == 0, scores.flatten()[:100]
+    before, after = (image_metrics(s, labels) for s in (image_scores, transform(image_scores)))
+    assert (before.auroc, before.ap, before.f1_max) == (after.auroc, after.ap, after.f1_max)
+
+
+def test_scores_near_98_are_not_saturated_by_a_sigmoid(make):
+    scores, labels = torch.tensor([98.0, 98.1, 98.2, 98.3]), torch.tensor([0, 0, 1, 1])
+    result = image_metrics(scores, labels)
+    assert (result.auroc, result.ap, result.f1_max) == (1, 1, 1)
+    assert measured(make(), scores.reshape(1, 2, 2), labels.reshape(1, 2, 2)).auroc == 1
+
+
+def test_batches_of_different_scale_are_not_mixed_up(make):
+    """One batch within [0, 1] and one outside: the case that the default of torchmetrics gets wrong."""
+    metrics = make()
+    metrics.update(torch.tensor([[[0.9, 0.2]]]), torch.tensor([[[1, 0]]]))
+    metrics.update(torch.tensor([[[3.0, 2.0]]]), torch.tensor([[[1, 0]]]))
+    assert metrics.compute().auroc == 0.75
+
+
+@pytest.mark.parametrize("sizes", [[6], [1] * 6, [4, 2], [1, 3, 2]])
+def test_batching_changes_nothing(make, sizes):
+    scores, mask = random_case(seed=5)
+    whole, split = make(), make()
+    whole.update(scores, mask)
+    for part_scores, part_mask in zip(scores.split(sizes), mask.split(sizes), strict=True):
+        split.update(part_scores, part_mask)
+    assert split.compute() == whole.compute()
+    if isinstance(whole, StreamingPixelMetrics):
+        for name in ("normal", "anomalous", "overlap"):
+            assert torch.equal(getattr(split, name), getattr(whole, name))
+
+
+def test_two_metrics_merged_equal_one(make):
+    scores, mask = random_case(seed=6)
+    whole, first, second = make(), make(), make()
+    whole.update(scores, mask)
+    first.update(scores[:2], mask[:2])
+    second.update(scores[2:], mask[2:])
+    first.compute()  # what was computed before the merge must not come back after it
+    first.merge_state(second)
+    merged, expected = first.compute(), whole.compute()
+    assert merged[5:] == expected[5:]
+    assert [getattr(merged, name) for name in RANKED] == pytest.approx([getattr(expected, name) for name in RANKED])
+    if isinstance(first, StreamingPixelMetrics):
+        assert torch.equal(first.normal, whole.normal)
+        assert torch.equal(first.anomalous, whole.anomalous)
+        torch.testing.assert_close(first.overlap, whole.overlap, rtol=1e-12, atol=0)
+
+
+def test_shapes_and_dtypes_of_the_input_do_not_matter(make):
+    scores, mask = random_case(seed=7)
+    expected = measured(make(), scores, mask)
+    assert measured(make(), scores[:, 0], mask[:, 0]) == expected
+    assert measured(make(), scores.double(), mask.float()) == expected
+    assert measured(make(), scores, mask.to(torch.uint8) * 255) == expected
+    assert measured(make(), scores.requires_grad_(), mask) == expected
+
+
+def test_updates_in_and_out_of_inference_mode_mix(make):
+    scores, mask = random_case(seed=17)
+    metrics = make()
+    with torch.inference_mode():
+        metrics.update(scores[:3], mask[:3])
+    metrics.update(scores[3:], mask[3:])
+    assert metrics.compute() == measured(make(), scores, mask)
+
+
+def test_good_images_change_the_false_positive_rate_and_not_the_overlap(make):
+    scores, mask = random_case(seed=8, kind="ties")
+    defective = mask.flatten(1).any(dim=1)
+    with_good, without = make(), make()
+    with_good.update(scores, mask)
+    without.update(scores[defective], mask[defective])
+    a, b = with_good.curves(), without.curves()
+    assert a.region_overlap[1:-1].tolist() == pytest.approx(b.region_overlap[-len(a.region_overlap) + 1 : -1].tolist())
+    assert with_good.compute().num_regions == without.compute().num_regions
+    assert with_good.compute().num_normal_pixels > without.compute().num_normal_pixels
+    assert with_good.compute().aupro_30 != without.compute().aupro_30
+
+
+# ---- what is refused, and what is NaN ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_cannot_be_ranked_name_their_image(make, bad):
+    metrics = make()
+    metrics.update(torch.zeros(3, 1, 4, 4), torch.ones(3, 1, 4, 4).triu())
+    before = metrics.compute()
+    maps = torch.zeros(4, 1, 4, 4)
+    maps[2, 0, 1, 1] = bad
+    with pytest.raises(ValueError, match="anomaly map of image 5 "):
+        metrics.update(maps, torch.zeros(4, 1, 4, 4))
+    assert metrics.compute() == before
+    with pytest.raises(ValueError, match="score of image 1 "):
+        image_metrics(torch.tensor([0.0, bad, 1.0]), torch.tensor([0, 1, 1]))
+
+
+def test_shapes_that_do_not_fit_are_refused(make):
+    with pytest.raises(ValueError, match="differ in shape"):
+        make().update(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 5))
+    with pytest.raises(ValueError, match=r"found \(2, 3, 4, 4\)"):
+        make().update(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"both \(N,\), found \(2,\) and \(3,\)"):
+        image_metrics(torch.zeros(2), torch.zeros(3))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_one_class_only_is_nan(make, value):
+    result = measured(make(), torch.rand(2, 4, 4), torch.full((2, 4, 4), value))
+    assert all(math.isnan(getattr(result, name)) for name in (*RANKED, "oracle_threshold"))
+    assert result.num_regions == 2 * value
+    image = image_metrics(torch.rand(5), torch.full((5,), value))
+    assert all(math.isnan(value) for value in (image.auroc, image.ap, image.f1_max, image.oracle_threshold))
+    assert (image.num_normal, image.num_anomalous) == ((5, 0), (0, 5))[int(value)]
+
+
+def test_curves_of_one_class_only_are_empty(make):
+    metrics = make()
+    metrics.update(torch.rand(2, 4, 4), torch.zeros(2, 4, 4))
+    assert all(len(curve) == 0 for curve in metrics.curves())
+
+
+def test_nothing_at_all_is_nan(make):
+    metrics = make()
+    metrics.update(torch.rand(0, 1, 4, 4), torch.zeros(0, 1, 4, 4))
+    assert math.isnan(metrics.compute().auroc)
+    assert metrics.compute().num_images == 0
+
+
+# ---- oracle thresholds and curves --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "ties"])
+def test_the_oracle_threshold_reaches_f1_max(make, kind):
+    scores, mask = random_case(seed=9, kind=kind)
+    result = measured(make(), scores, mask)
+    assert confusion_at(scores.flatten(), mask.flatten(), result.oracle_threshold).f1 == pytest.approx(result.f1_max)
+    image_scores, labels = scores.flatten()[:150], torch.arange(150) % 4 == 0
+    image = image_metrics(image_scores, labels)
+    assert confusion_at(image_scores, labels, image.oracle_threshold).f1 == image.f1_max
+
+
+def test_a_score_of_minus_zero_is_zero(make):
+    scores, mask = torch.tensor([[[-0.0, 0.0, 0.0, -1.0]]]), torch.tensor([[[1, 1, 0, 0]]])
+    result = measured(make(), scores, mask)
+    assert result.auroc == pytest.approx(0.75)
+    assert result.f1_max == pytest.approx(0.8)
+    assert confusion_at(scores.flatten(), mask.flatten(), result.oracle_threshold).f1 == pytest.approx(0.8)
+
+
+def test_curves_are_monotone_whole_and_true_to_their_thresholds(make):
+    scores, mask = random_case(seed=10, num_images=12)
+    metrics = make()
+    metrics.update(scores, mask)
+    curves = metrics.curves()
+    assert len({len(curve) for curve in curves}) == 1
+    assert len(curves.recall) <= 2000
+    for rate in (curves.false_positive_rate, curves.recall, curves.region_overlap):
+        assert (rate[0], rate[-1]) == (0, 1)
+        assert (np.diff(rate) >= 0).all()
+    assert (np.diff(curves.threshold) < 0).all()
+    middle = len(curves.recall) // 2
+    counts = confusion_at(scores.flatten(), mask.flatten(), float(curves.threshold[middle]))
+    assert curves.recall[middle] == pytest.approx(counts.true_positives / int(mask.sum()))
+    assert curves.false_positive_rate[middle] == pytest.approx(counts.false_positives / int((~mask).sum()))
+    area = np.trapezoid(curves.recall, curves.false_positive_rate)
+    assert area == pytest.approx(metrics.compute().auroc, abs=1e-3)
+
+
+# ---- streaming against exact -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16, 20])
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "ties"])
+def test_error_bounds_hold_the_exact_values(bits, kind):
+    for seed in range(4):
+        scores, mask = random_case(seed=100 + seed, kind=kind)
+        exact = measured(ExactPixelMetrics(), scores, mask)
+        streaming = StreamingPixelMetrics(bits=bits)
+        binned = measured(streaming, scores, mask)
+        bounds = streaming.error_bounds()
+        for name in RANKED:
+            interval = getattr(bounds, name)
+            assert interval.low <= getattr(exact, name) <= interval.high, name
+            assert interval.low <= getattr(binned, name) <= interval.high, name
+
+
+def test_error_bounds_tighten_with_the_bits():
+    scores, mask = random_case(seed=11, num_images=20)
+    widths = []
+    for bits in (12, 16, 20):
+        streaming = StreamingPixelMetrics(bits=bits)
+        streaming.update(scores, mask)
+        widths.append([interval.high - interval.low for interval in streaming.error_bounds()])
+    assert (np.diff(widths, axis=0) < 0).all()
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal"])
+def test_twenty_bits_are_within_a_hundred_thousandth(kind):
+    scores, mask = random_case(seed=12, num_images=12, side=256, kind=kind)
+    exact = measured(ExactPixelMetrics(), scores, mask)
+    binned = measured(StreamingPixelMetrics(), scores, mask)
+    for name in ("auroc", "aupro_30", "aupro_05"):
+        assert getattr(binned, name) == pytest.approx(getattr(exact, name), abs=1e-5)
+    for name in ("ap", "f1_max"):
+        assert getattr(binned, name) == pytest.approx(getattr(exact, name), abs=1e-3)
+
+
+def test_error_bounds_of_one_class_only_are_nan():
+    streaming = StreamingPixelMetrics(bits=12)
+    streaming.update(torch.rand(1, 4, 4), torch.zeros(1, 4, 4))
+    assert all(math.isnan(end) for interval in streaming.error_bounds() for end in interval)
+
+
+def test_the_streaming_state_does_not_grow():
+    streaming = StreamingPixelMetrics(bits=16)
+
+    def state_bytes() -> int:
+        return sum(state.nbytes for state in streaming.metric_state.values())
+
+    before = state_bytes()
+    for seed in range(3):
+        streaming.update(*random_case(seed))
+    assert state_bytes() == before == 3 * 8 * 2**16 + 2 * 8
+
+
+@pytest.mark.parametrize("bits", [9, 25])
+def test_bits_out_of_range_are_refused(bits):
+    with pytest.raises(ValueError, match=f"10 to 24 bits of each score, found {bits}"):
+        StreamingPixelMetrics(bits=bits)
+
+
+def test_reset_starts_over(make):
+    metrics = make()
+    metrics.update(*random_case(seed=13))
+    metrics.reset()
+    scores, mask = random_case(seed=14)
+    metrics.update(scores, mask)
+    assert metrics.compute() == measured(make(), scores, mask)
+
+
+def test_state_dict_round_trip():
+    scores, mask = random_case(seed=15)
+    saved, loaded = StreamingPixelMetrics(bits=16), StreamingPixelMetrics(bits=16)
+    saved.update(scores[:3], mask[:3])
+    assert saved.state_dict() == {}  # as in all of torchmetrics: nothing is saved unless asked for
+    saved.persistent(True)
+    loaded.persistent(True)
+    loaded.load_state_dict(saved.state_dict())
+    for metrics in (saved, loaded):
+        metrics.update(scores[3:], mask[3:])
+    assert loaded.compute() == saved.compute()
+    assert loaded.compute().num_images == 6
+
+
+# ---- the deployed threshold --------------------------------------------------------------------------------------
+
+
+def test_too_few_images_promise_no_small_rate():
+    threshold = threshold_at(torch.arange(10.0), 0.01)
+    assert (threshold.value, threshold.rank, threshold.num_images) == (9.0, 10, 10)
+    assert not threshold.attainable
+    assert threshold.num_images_needed == 99
+    assert threshold.expected_rate == pytest.approx(1 / 11)
+    assert threshold.interval_low == pytest.approx(1 - 0.975**0.1)  # Beta(1, 10): (1 - x)^10 is its upper tail
+    assert threshold.interval_high == pytest.approx(1 - 0.025**0.1)
+
+
+def test_interval_is_the_beta_distribution():
+    threshold = threshold_at(torch.randperm(200).float(), 0.05)
+    assert threshold.rank == math.ceil(201 * 0.95) == 191
+    assert threshold.value == 190.0
+    assert threshold.attainable
+    assert threshold.expected_rate == pytest.approx(10 / 201)
+    assert [threshold.interval_low, threshold.interval_high] == pytest.approx(beta(10, 191).ppf([0.025, 0.975]))
+
+
+@pytest.mark.parametrize(("num_images", "rate"), [(19, 0.05), (99, 0.01), (9, 0.1), (199, 0.005), (7, 0.125)])
+def test_the_fewest_images_that_promise_a_rate(num_images, rate):
+    enough, too_few = threshold_at(torch.rand(num_images), rate), threshold_at(torch.rand(num_images - 1), rate)
+    assert enough.attainable
+    assert not too_few.attainable
+    assert enough.num_images_needed == too_few.num_images_needed == num_images
+    assert enough.rank == num_images
+    assert enough.expected_rate == pytest.approx(rate)
+
+
+def test_the_rank_is_not_moved_by_rounding():
+    assert 10 * (1 - 0.7) > 3  # in floating point
+    assert threshold_at(torch.rand(9), 0.7).rank == 3
+
+
+def test_the_promise_holds_by_simulation():
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand((4000, 39), generator=generator, dtype=torch.float64)
+    rates, covered = [], 0
+    for holdout in draws:
+        threshold = threshold_at(holdout, 0.1)
+        rate = 1 - threshold.value  # what a uniform score exceeds the threshold with
+        rates.append(rate)
+        covered += threshold.interval_low <= rate <= threshold.interval_high
+    assert np.mean(rates) == pytest.approx(threshold.expected_rate, abs=0.003)
+    assert threshold.expected_rate == pytest.approx(0.1)
+    assert covered / len(draws) == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("scores", "rate", "message"),
+    [
+        ([], 0.01, "at least one held-out normal image"),
+        ([0.0, math.nan], 0.01, "score of image 1 .* is nan"),
+        ([math.inf, 0.0], 0.01, "score of image 0 .* is inf"),
+        ([0.0, 1.0], 0.0, "between 0 and 1, both excluded, found 0.0"),
+        ([0.0, 1.0], 1.0, "found 1.0"),
+        ([0.0, 1.0], math.nan, "found nan"),
+    ],
+)
+def test_thresholds_that_cannot_be_had(scores, rate, message):
+    with pytest.raises(ValueError, match=message):
+        threshold_at(torch.tensor(scores), rate)
+
+
+def test_decisions_are_strict():
+    scores, labels = torch.tensor([1.0, 2.0, 2.0, 3.0, 0.5]), torch.tensor([0, 0, 1, 1, 0])
+    counts = confusion_at(scores, labels, 2.0)
+    assert counts == ConfusionCounts(true_positives=1, false_positives=0, true_negatives=3, false_negatives=1)
+    assert counts.f1 == pytest.approx(2 / 3)
+    assert math.isnan(confusion_at(scores[:2], labels[:2], 2.0).f1)
+
+
+def test_the_own_holdout_stays_below_its_threshold_but_for_the_rate():
+    scores = torch.rand(100, generator=torch.Generator().manual_seed(1))
+    threshold = threshold_at(scores, 0.05)
+    assert confusion_at(scores, torch.zeros(100), threshold.value).false_positives == 100 - threshold.rank
+
+
+def test_recall_by_defect_type():
+    scores = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.7])
+    labels = torch.tensor([0, 0, 1, 1, 1])
+    recall = recall_by_defect_type(scores, labels, ["good", "good", "scratch", "scratch", "dent"], 0.5)
+    assert recall == {"dent": DefectRecall(1, 1, 1.0), "scratch": DefectRecall(2, 1, 0.5)}
+    assert list(recall) == ["dent", "scratch"]
+    with pytest.raises(ValueError, match="5 scores but 2 defect types"):
+        recall_by_defect_type(scores, labels, ["good", "dent"], 0.5)
+
+
+# ---- over categories, and JSON -----------------------------------------------------------------------------------
+
+
+def test_the_macro_average_is_not_the_pooled_value():
+    scores, mask = random_case(seed=16)
+    pooled, per_category = ExactPixelMetrics(), {}
+    for name, shift in {"a": 0.0, "b": 1000.0}.items():  # categories on different scales
+        pooled.update(scores + shift, mask)
+        per_category[name] = measured(ExactPixelMetrics(), scores + shift, mask).aupro_30
+    macro = statistics.mean(per_category.values())
+    assert macro - pooled.compute().aupro_30 > 0.1
+
+
+def test_results_are_json(make):
+    results = {
+        "pixel": measured(make(), torch.rand(2, 4, 4), torch.zeros(2, 4, 4)),
+        "image": image_metrics(torch.tensor([0.0, 1.0]), torch.tensor([0, 1])),
+        "threshold": threshold_at(torch.rand(5), 0.2),
+        "recall": {"dent": DefectRecall(2, 1, 0.5)},
+        "named": "text",
+    }
+    read = json.loads(json.dumps(as_json(results), allow_nan=False))
+    assert read["pixel"]["auroc"] is None
+    assert read["pixel"]["num_normal_pixels"] == 32
+    assert read["image"]["auroc"] == 1
+    assert read["threshold"]["attainable"] is True
+    assert read["recall"]["dent"]["recall"] == 0.5
+    assert read["named"] == "text"
+
+
+@pytest.mark.slow
+def test_both_agree_on_eleven_million_pixels():
+    """As many as the largest category of MVTec AD has at 256 px."""
+    exact, streaming = ExactPixelMetrics(), StreamingPixelMetrics()
+    for seed in range(7):
+        scores, mask = random_case(seed, num_images=24, side=256)
+        exact.update(scores, mask)
+        streaming.update(scores, mask)
+    a, b = exact.compute(), streaming.compute()
+    assert a.auroc == pytest.approx(b.auroc, abs=1e-6)
+    assert a.aupro_30 == pytest.approx(b.aupro_30, abs=1e-5)

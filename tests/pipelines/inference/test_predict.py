@@ -1,0 +1,318 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from PIL import Image
+
+from pipelines.errors import DatasetError, ExportError
+from pipelines.inference.predict import Detector, ModelCard, Result, find_images, predict
+from pipelines.pictures.images import SUFFIXES
+
+ROOT = Path(__file__).parents[3]
+SIDE = 16
+CARD = ModelCard(
+    model="brightness",
+    category="part",
+    image_size=SIDE,
+    white_level=4095,
+    threshold=float(np.float32(128) / np.float32(255)),
+    pixel_threshold=0.5,
+    false_alarm_rate=0.05,
+    run_id="0123",
+    data_sha256="abcd",
+    params={"models": {"brightness": {"image_size": SIDE}}},
+)
+
+Predict = Callable[..., list[Result]]
+
+
+def write_model(path: Path, metadata: dict[str, str], scale: float = 1.0) -> Path:
+    """The brightest channel is the map, its maximum the score."""
+    nodes = [
+        helper.make_node("Mul", ["image", "scale"], ["scaled"]),
+        helper.make_node("ReduceMax", ["scaled", "channel"], ["anomaly_map"], keepdims=1),
+        helper.make_node("ReduceMax", ["anomaly_map", "all"], ["score"], keepdims=0),
+    ]
+    constants = [
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]),
+        helper.make_tensor("channel", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("all", TensorProto.INT64, [3], [1, 2, 3]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "brightness",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
+        [
+            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 1, SIDE, SIDE]),
+            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
+        ],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+    return path
+
+
+def write_image(path: Path, level: int = 0, size: tuple[int, int] = (20, 10)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, level).save(path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model.onnx", CARD.to_metadata())
+
+
+@pytest.fixture
+def run(model: Path, tmp_path: Path) -> Predict:
+    def on(*sources: Path) -> list[Result]:
+        return predict(model, sources, tmp_path / "results", lambda _done, _total: None)
+
+    return on
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_card_survives_the_file(model: Path) -> None:
+    assert Detector(model).card == CARD
+
+
+def test_a_detector_takes_any_batch(model: Path) -> None:
+    batch = np.random.default_rng(0).random((3, 3, SIDE, SIDE), dtype=np.float32)
+    anomaly_map, score = Detector(model)(batch)
+    np.testing.assert_array_equal(anomaly_map, batch.max(axis=1, keepdims=True))
+    np.testing.assert_array_equal(score, batch.max(axis=(1, 2, 3)))
+
+
+def test_files_are_loaded_as_prepare_did(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((10, 20), 4095, dtype=np.uint16)).save(path)
+    image = Detector(model).load(path)
+    assert image.shape == (1, 3, SIDE, SIDE)
+    assert image.dtype == np.float32
+    assert (image == 1).all()  # white at the card's white level
+
+
+def test_scores_decisions_and_overlays_are_written(run: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "parts"
+    for name, level in (("good.png", 50), ("at.png", 128), ("above.png", 129), ("defect.jpg", 255)):
+        write_image(source / name, level)
+    found = {Path(result.path).name: result for result in run(source)}
+    assert {name: result.decision for name, result in found.items()} == {
+        "good.png": "good",
+        "at.png": "good",  # a defect is above the threshold
+        "above.png": "defect",
+        "defect.jpg": "defect",
+    }
+    assert found["at.png"].score == CARD.threshold
+    results = tmp_path / "results"
+    rows = read_rows(results / "predictions.csv")
+    assert list(rows[0]) == ["path", "score", "decision", "overlay", "error"]
+    assert [Path(row["path"]).name for row in rows] == ["above.png", "at.png", "defect.jpg", "good.png"]
+    assert float(rows[0]["score"]) == found["above.png"].score  # no digit is lost
+    assert [row["error"] for row in rows] == [""] * 4
+    written = json.loads((results / "predictions.json").read_text(encoding="utf-8"))
+    assert written["threshold"] == CARD.threshold
+    assert written["category"] == "part"
+    assert [entry["decision"] for entry in written["images"]] == ["defect", "good", "defect", "good"]
+    for row in rows:
+        with Image.open(results / row["overlay"]) as overlay:
+            assert overlay.size == (20, 10)  # the picture's own size
+            assert overlay.format == "PNG"
+    with Image.open(results / "overlays" / "good.png") as overlay:
+        assert (np.asarray(overlay) == 50).all()  # far below the threshold: nothing glows
+    assert files(results) == [
+        *(f"overlays/{name}.png" for name in ("above", "at", "defect", "good")),
+        "predictions.csv",
+        "predictions.json",
+    ]
+
+
+def test_progress_is_told(model: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / "parts" / name)
+    told: list[tuple[int, int]] = []
+    predict(model, [tmp_path / "parts"], tmp_path / "out", lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_a_bad_image_is_told_in_its_row_and_the_others_are_scored(run: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "parts"
+    for name in ("a.png", "z.png"):
+        write_image(source / name)
+    (source / "empty.png").touch()
+    (source / "text.jpg").write_text("no image")
+    Image.fromarray(np.full((4, 4), 5000, dtype=np.uint16)).save(source / "too_bright.png")
+    found = {Path(result.path).name: result for result in run(source, source / "text.jpg")}
+    assert [name for name, result in found.items() if result.error is None] == ["a.png", "z.png"]
+    for name in ("empty.png", "text.jpg", "too_bright.png"):
+        result = found[name]
+        assert result.error is not None
+        assert result.error.startswith(f"{source / name}: ")
+        assert (result.score, result.decision, result.overlay) == (None, None, None)
+    rows = read_rows(tmp_path / "results" / "predictions.csv")
+    assert [(row["score"], bool(row["error"])) for row in rows] == [
+        ("0.0", False),
+        *[("", True)] * 3,
+        ("0.0", False),
+        ("", True),
+    ]
+    assert files(tmp_path / "results" / "overlays") == ["a.png", "z.png"]
+
+
+def test_a_score_that_is_no_number_never_passes_as_good(tmp_path: Path) -> None:
+    broken = write_model(tmp_path / "nan.onnx", CARD.to_metadata(), scale=float("nan"))
+    path = write_image(tmp_path / "a.png", 200)
+    (result,) = predict(broken, [path], tmp_path / "out", lambda _done, _total: None)
+    assert result == Result(str(path), None, None, None, f"{path}: the model's score is nan; inspect this part by hand")
+    assert read_rows(tmp_path / "out" / "predictions.csv")[0]["decision"] == ""
+
+
+def test_equal_names_stay_apart(run: Predict, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    paths = [one / "a.jpg", one / "a.png", one / "sub" / "a.png", two / "a-2.png", two / "sub" / "a.png", two / "A.bmp"]
+    for level, path in enumerate(paths):
+        write_image(path, level * 15)
+    found = run(one, two, one / "a.png")
+    overlays = [result.overlay for result in found]
+    assert len(found) == 7
+    assert len({str(overlay).casefold() for overlay in overlays}) == 7
+    assert sorted(map(str, overlays)) == files_under(tmp_path / "results", "overlays")
+    for result in found:
+        assert result.overlay is not None
+        with Image.open(result.path) as picture, Image.open(tmp_path / "results" / result.overlay) as overlay:
+            assert abs(int(np.asarray(picture)[0, 0]) - int(np.asarray(overlay)[0, 0, 0])) <= 1
+
+
+def files_under(folder: Path, sub: str) -> list[str]:
+    return [f"{sub}/{name}" for name in files(folder / sub)]
+
+
+def test_folders_are_searched_to_the_bottom_for_images_only(tmp_path: Path) -> None:
+    for name in ("b/c/deep.PNG", "a.tiff", "b/note.txt", "b/clip.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "folder.png").mkdir()
+    found = find_images([tmp_path], tmp_path / "results")
+    assert found == [(tmp_path / "a.tiff", Path("a.tiff")), (tmp_path / "b/c/deep.PNG", Path("b/c/deep.PNG"))]
+
+
+def test_results_among_the_images_are_not_scored_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "parts" / "a.png")
+    write_image(tmp_path / "parts" / "overlays" / "mine.png")
+    monkeypatch.chdir(tmp_path / "parts")
+    for _ in range(3):
+        found = predict(model, [Path()], Path("results"), lambda _done, _total: None)
+        assert [result.path for result in found] == ["a.png", "overlays/mine.png"]
+
+
+def test_a_file_that_was_named_is_tried_whatever_its_suffix(run: Predict, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png").rename(tmp_path / "a.dat")
+    (result,) = run(path)
+    assert result.decision == "good"
+
+
+def test_nothing_found_says_where_and_what_was_looked_for(run: Predict, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError) as caught:
+        run(tmp_path / "empty")
+    assert str(caught.value) == f"{tmp_path / 'empty'}: no images in it (looked for {' '.join(sorted(SUFFIXES))})"
+    with pytest.raises(DatasetError) as caught:
+        run(tmp_path / "empty", tmp_path / "nowhere")
+    assert str(caught.value) == f"{tmp_path / 'nowhere'}: no such file or folder"
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_model_says_what_to_give(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ExportError) as caught:
+        Detector(path)
+    assert str(caught.value) == f"{path}: no such file; give the model.onnx that `blemish export` wrote"
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", bytes(range(256)) * 50])
+def test_what_is_no_onnx_file_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ExportError) as caught:
+        Detector(path)
+    assert str(caught.value).startswith(f"{path}: not an ONNX model that onnxruntime can run (")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "foreign.onnx", {"author": "somebody"})
+    with pytest.raises(ExportError) as caught:
+        Detector(path)
+    assert str(caught.value) == f"{path}: an ONNX model, but not one that `blemish export` wrote; it has no threshold"
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "2"})
+    with pytest.raises(ExportError) as caught:
+        Detector(path)
+    assert str(caught.value) == f"{path}: written in format 2, this version reads 1; export it again"
+
+
+def test_every_field_is_plain_text_in_the_metadata() -> None:
+    metadata = replace(CARD, category="Größe 5", params={"a": [1, None, True]}).to_metadata()
+    assert metadata["blemish.category"] == json.dumps("Größe 5")
+    assert json.loads(metadata["blemish.params"]) == {"a": [1, None, True]}
+    assert all(isinstance(value, str) for value in metadata.values())
+
+
+PROBE = """
+import sys
+import cli
+sys.argv[0] = "blemish"
+code = 0
+try:
+    cli.main()
+except SystemExit as stop:
+    code = stop.code
+heavy = {"torch", "torchvision", "timm", "mlflow", "pandas", "matplotlib", "scipy", "kornia", "dvc"} & set(sys.modules)
+print("heavy:", sorted(heavy))
+sys.exit(code)
+"""
+
+
+def blemish(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    command = [sys.executable, "-c", PROBE, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_command_line_needs_no_torch_and_reports_bad_images(model: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "parts" / "a.png", 20)
+    write_image(tmp_path / "parts" / "b.png", 200)
+    done = blemish(tmp_path, "predict", model, "parts", "--output", "out")
+    assert done.stdout == "2 images scored, 1 with a defect: out/predictions.csv\nheavy: []\n"
+    assert done.returncode == 0
+
+    (tmp_path / "parts" / "c.png").touch()
+    done = blemish(tmp_path, "predict", model, "parts", "-o", "out")
+    assert done.stdout == "2 images scored, 1 with a defect: out/predictions.csv\nheavy: []\n"
+    assert "error: parts/c.png: the file is empty; copy it again or remove it\n" in done.stderr
+    assert done.returncode == 1

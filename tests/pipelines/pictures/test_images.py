@@ -1,0 +1,322 @@
+"""Every kind of file comes out as the pixels that a viewer shows, and what cannot be read is one clear line."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.errors import ImageError
+from pipelines.pictures import images
+
+WHITE = 65535
+ORIENTATION = 0x0112
+
+
+def gradient(height=20, width=30):
+    """RGB (H, W, 3) in which every pixel differs from its mirror images."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 10, columns * 8, rows + columns], axis=2).astype(np.uint8)
+
+
+def grey_as_rgb(grey):
+    return np.repeat(np.asarray(grey, dtype=np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff", ".webp", ".PNG"])
+def test_rgb_of_every_lossless_format(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(gradient()).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    loaded = images.load_rgb(path, WHITE)
+    assert loaded.dtype == np.uint8
+    np.testing.assert_array_equal(loaded, gradient())
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
+def test_jpeg(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(gradient()).save(path, quality=95, subsampling=0)
+    assert np.abs(images.load_rgb(path, WHITE).astype(int) - gradient()).max() < 12
+
+
+def test_8_bit_and_1_bit_grey(tmp_path):
+    grey = gradient()[..., 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "grey.png", WHITE), grey_as_rgb(grey))
+    Image.fromarray(grey > 90).save(tmp_path / "bit.png")
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "bit.png", WHITE), grey_as_rgb((grey > 90) * 255))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_grey_is_scaled_by_the_white_level_and_rounded_half_up(tmp_path, suffix):
+    values = np.array([[0, 8, 9, 2048, 4094, 4095]], dtype=np.uint16)  # 4095 / 255 = 16.06: 8 is below a half, 9 above
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(values).save(path)
+    np.testing.assert_array_equal(images.load_rgb(path, 4095), grey_as_rgb([[0, 0, 1, 128, 255, 255]]))
+    Image.fromarray(np.array([[1, 3, 510]], dtype=np.uint16)).save(path)
+    np.testing.assert_array_equal(images.load_rgb(path, 510), grey_as_rgb([[1, 2, 255]]))  # 0.5, 1.5: half up
+
+
+def test_16_bit_big_endian_and_32_bit_grey(tmp_path):
+    values = np.array([[0, 257, 65535]])
+    Image.fromarray(values.astype(">u2")).save(tmp_path / "big.tif")
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "int.tif")
+    for name in ("big.tif", "int.tif"):
+        np.testing.assert_array_equal(images.load_rgb(tmp_path / name, WHITE), grey_as_rgb([[0, 1, 255]]))
+
+
+def test_scaling_comes_before_resizing(tmp_path):
+    values = np.tile(np.array([[0, 4095]], dtype=np.uint16), (8, 4))
+    Image.fromarray(values).save(tmp_path / "a.png")
+    resized, size = images.load(tmp_path / "a.png", 4, 4095)
+    expected = Image.fromarray(grey_as_rgb(np.tile([[0, 255]], (8, 4)))).resize((4, 4), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(resized, np.asarray(expected))
+    assert size == (8, 8)
+
+
+def test_a_value_above_the_white_level_is_refused(tmp_path):
+    Image.fromarray(np.array([[0, 4096]], dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png: holds the value 4096, above `prepare\.white_level` 4095"):
+        images.load_rgb(tmp_path / "a.png", 4095)
+
+
+def test_negative_values_are_refused(tmp_path):
+    Image.fromarray(np.array([[-5, 7]], dtype=np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="negative value -5"):
+        images.load_rgb(tmp_path / "a.tif", WHITE)
+
+
+def test_palette(tmp_path):
+    palette = Image.new("P", (3, 1))
+    palette.putpalette([200, 10, 20, 30, 210, 40, 50, 60, 220])
+    palette.putdata([0, 1, 2])
+    palette.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(
+        images.load_rgb(tmp_path / "a.png", WHITE)[0], [[200, 10, 20], [30, 210, 40], [50, 60, 220]]
+    )
+    palette.save(tmp_path / "b.png", transparency=1)
+    np.testing.assert_array_equal(
+        images.load_rgb(tmp_path / "b.png", WHITE)[0], [[200, 10, 20], [255, 255, 255], [50, 60, 220]]
+    )
+    palette.save(tmp_path / "c.png", transparency=bytes([255, 0, 255]))
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "c.png", WHITE)[0, 1], [255, 255, 255])
+
+
+def test_alpha_shows_a_white_ground(tmp_path):
+    rgba = np.array([[[10, 20, 30, 255], [10, 20, 30, 0], [10, 20, 30, 51]]], dtype=np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    expected = [[10, 20, 30], [255, 255, 255], [206, 208, 210]]  # 51 / 255 = 0.2
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "rgba.png", WHITE)[0], expected)
+    Image.fromarray(rgba[..., [0, 3]]).save(tmp_path / "la.png")
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "la.png", WHITE)[0], [[10] * 3, [255] * 3, [206] * 3])
+
+
+@pytest.mark.parametrize(("mode", "transparent"), [("RGB", (10, 20, 30)), ("L", 10)])
+def test_a_transparent_colour_shows_a_white_ground(tmp_path, mode, transparent):
+    image = Image.new(mode, (2, 1), transparent)
+    image.putpixel((1, 0), (1, 2, 3) if mode == "RGB" else 1)
+    image.save(tmp_path / "a.png", transparency=transparent)
+    expected = [[255] * 3, [1, 2, 3] if mode == "RGB" else [1] * 3]
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "a.png", WHITE)[0], expected)
+
+
+def test_cmyk(tmp_path):
+    cmyk = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    cmyk.paste((0, 0, 0, 0), (8, 0, 16, 16))
+    cmyk.save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "a.tif", WHITE)[0, [0, 15]], [[0, 255, 255], [255] * 3])
+    cmyk.save(tmp_path / "a.jpg", quality=100)
+    np.testing.assert_allclose(
+        images.load_rgb(tmp_path / "a.jpg", WHITE)[0, [0, 15]], [[0, 255, 255], [255] * 3], atol=3
+    )
+
+
+UPRIGHT = {  # what a viewer does with the stored pixels
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation(tmp_path, suffix, orientation):
+    path = tmp_path / f"a{suffix}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(gradient()).save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    np.testing.assert_array_equal(images.load_rgb(path, WHITE), UPRIGHT[orientation](gradient()))
+    size = (20, 30) if orientation >= 5 else (30, 20)
+    assert images.load(path, 8, WHITE)[1] == size
+
+
+def test_exif_orientation_of_jpeg_and_16_bit(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(gradient()).save(tmp_path / "a.jpg", exif=exif, quality=95, subsampling=0)
+    turned = images.load_rgb(tmp_path / "a.jpg", WHITE)
+    assert np.abs(turned.astype(int) - UPRIGHT[6](gradient())).max() < 12
+    values = np.arange(6, dtype=np.uint16).reshape(2, 3)
+    Image.fromarray(values).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "a.png", 255)[..., 0], UPRIGHT[6](values))
+
+
+def test_resize_is_pillows_antialiased_bilinear():
+    noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    expected = Image.fromarray(noise).resize((16, 16), Image.Resampling.BILINEAR)
+    resized = images.resize_rgb(noise, 16)
+    np.testing.assert_array_equal(resized, np.asarray(expected))
+    assert resized.std() < 0.6 * noise.std()  # without antialiasing, noise would keep its contrast
+
+
+def test_to_input_is_exactly_x_over_255():
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    tensor = images.to_input(every)
+    assert tensor.dtype == np.float32
+    assert tensor.shape == (1, 3, 16, 16)
+    assert tensor.flags.c_contiguous
+    np.testing.assert_array_equal(tensor[0, 1].ravel(), (np.arange(256) / 255).astype(np.float32))
+    two = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(images.to_input(two)[1, 2, 3, 4], np.float32(two[1, 3, 4, 2] / 255))
+
+
+def test_masks_of_every_kind(tmp_path):
+    mask = np.zeros((6, 9), dtype=bool)
+    mask[1:3, 2:7] = True
+    stored = {
+        "bit.png": Image.fromarray(mask),
+        "byte.png": Image.fromarray(mask.astype(np.uint8) * 255),
+        "class_index.png": Image.fromarray(mask.astype(np.uint8) * 3),
+        "deep.png": Image.fromarray(mask.astype(np.uint16) * 1000),
+        "rgb.png": Image.fromarray(mask[..., None] * np.array([0, 0, 7], dtype=np.uint8)),
+        "rgba.png": Image.fromarray(np.dstack([np.full((6, 9, 3), 255, np.uint8), mask.astype(np.uint8) * 255])),
+        "byte.bmp": Image.fromarray(mask.astype(np.uint8) * 255),
+        "bit.tif": Image.fromarray(mask),
+    }
+    palette = Image.fromarray(mask.astype(np.uint8))
+    palette = palette.convert("P")
+    palette.putpalette([0, 0, 0, 128, 0, 0])
+    stored["palette.png"] = palette
+    inverted = Image.fromarray((~mask).astype(np.uint8)).convert("P")
+    inverted.putpalette([255, 255, 255, 0, 0, 0])  # the colour counts, not its place in the palette
+    stored["inverted_palette.png"] = inverted
+    for name, image in stored.items():
+        image.save(tmp_path / name)
+        loaded = images.load_mask(tmp_path / name)
+        assert loaded.dtype == bool, name
+        np.testing.assert_array_equal(loaded, mask, err_msg=name)
+
+
+def test_masks_are_upright(tmp_path):
+    mask = np.zeros((4, 6), dtype=bool)
+    mask[0, 0] = True
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(mask).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(images.load_mask(tmp_path / "a.png"), UPRIGHT[6](mask))
+
+
+def test_a_lossy_mask_is_refused(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.jpg")
+    with pytest.raises(ImageError, match=r"a\.jpg: not a PNG, BMP or TIFF image"):
+        images.load_mask(tmp_path / "a.jpg")
+
+
+def test_resize_mask_takes_the_nearest_pixel():
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[2:6, :4] = True
+    np.testing.assert_array_equal(images.resize_mask(mask, 4), mask[1::2, 1::2])
+    np.testing.assert_array_equal(images.resize_mask(mask, 16), mask.repeat(2, 0).repeat(2, 1))
+    assert images.resize_mask(mask, 4).dtype == bool
+
+
+def noise_file(path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+@pytest.mark.parametrize("kept", [0.5, 0.9])
+def test_truncated_files(tmp_path, suffix, kept):
+    path = tmp_path / f"a{suffix}"
+    noise_file(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ImageError) as caught:
+        images.load_rgb(path, WHITE)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_missing_and_text_files(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ImageError, match=r"empty\.png: the file is empty; copy it again or remove it"):
+        images.load_rgb(tmp_path / "empty.png", WHITE)
+    (tmp_path / "text.png").write_text("not an image at all")
+    with pytest.raises(ImageError, match=r"text\.png: not a PNG, JPEG, BMP, TIFF or WEBP image"):
+        images.load_rgb(tmp_path / "text.png", WHITE)
+    with pytest.raises(ImageError, match=r"gone\.png: cannot be read \(No such file"):
+        images.load_rgb(tmp_path / "gone.png", WHITE)
+    with pytest.raises(ImageError, match=r"text\.png"):
+        images.load_mask(tmp_path / "text.png")
+
+
+def write_png(path, header, pixels):
+    """A PNG that Pillow itself would not write."""
+    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
+    written = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])  # Pillow warns about the one and refuses the other
+def test_decompression_bombs(tmp_path, side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    path = tmp_path / "bomb.png"
+    write_png(path, header, b"")
+    with pytest.raises(ImageError, match=r"bomb\.png: more than [\d,]+ pixels; crop it or make it smaller"):
+        images.load_rgb(path, WHITE)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_several_frames_are_refused(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(gradient()).save(path, save_all=True, append_images=[Image.fromarray(255 - gradient())])
+    with pytest.raises(ImageError, match="several frames"):
+        images.load_rgb(path, WHITE)
+
+
+def test_the_previews_in_a_cameras_jpeg_do_not_matter(tmp_path):
+    path = tmp_path / "a.jpg"
+    first, second = Image.fromarray(gradient()), Image.fromarray(255 - gradient())
+    first.save(path, format="MPO", save_all=True, append_images=[second], quality=95)
+    assert np.abs(images.load_rgb(path, WHITE).astype(int) - gradient()).mean() < 5
+
+
+def test_floating_point_is_refused(tmp_path):
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match="pixel format 'F' is not supported"):
+        images.load_rgb(tmp_path / "a.tif", WHITE)
+
+
+@pytest.mark.parametrize("colour_type", [2, 4, 6])  # RGB, grey with alpha, RGBA
+def test_16_bit_colour_is_refused_and_not_truncated_in_silence(tmp_path, colour_type):
+    channels = {2: 3, 4: 2, 6: 4}[colour_type]
+    header = struct.pack(">IIBBBBB", 1, 1, 16, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + struct.pack(f">{channels}H", *[4095] * channels))
+    path = tmp_path / "a.png"
+    write_png(path, header, pixels)
+    with pytest.raises(ImageError, match="16-bit colour is not supported"):
+        images.load_rgb(path, 4095)
+
+
+def test_suffixes_are_lower_case():
+    assert {suffix.lower() for suffix in images.SUFFIXES} == images.SUFFIXES
+    assert Path("A.JPG").suffix.lower() in images.SUFFIXES

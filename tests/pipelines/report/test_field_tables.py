@@ -1,0 +1,152 @@
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.report.field_tables import FieldTable, category_title, field_tables, write_tables
+from pipelines.report.literature import MVTEC_AD_ORDER
+from pipelines.sources.catalogue import MVTEC_AD_COUNTS
+
+
+def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> dict[str, Any]:
+    """Models and their image AUROC by category; the counts are those of MVTec AD where the category is one of its."""
+    categories = list(next(iter(figures.values())))
+
+    def numbers(category: str) -> dict[str, int]:
+        own = MVTEC_AD_COUNTS.get(category)
+        train, good, defect = (own.train_good, own.test_good, own.test_defect) if own else (60, 10, 8)
+        return {"train": train - 20, "holdout": 20, "test_normal": good, "test_anomalous": defect, **counts}
+
+    cells = [
+        {
+            "model": model,
+            "category": category,
+            "image_auroc": value,
+            "counts": numbers(category),
+            "protocol": {"image_size": 256, "resolution": "prepared"},
+        }
+        for model, values in figures.items()
+        for category, value in values.items()
+    ]
+    averages = [
+        {"model": model, "category": "average", "image_auroc": sum(values.values()) / len(values)}
+        for model, values in figures.items()
+    ]
+    champions = {
+        place: {"best": max(figures, key=lambda model: figures[model].get(place, 0)), "tied_with": []}
+        for place in (*categories, "average")
+    }
+    return {
+        "categories": categories,
+        "models": {model: {} for model in figures},
+        "cells": cells,
+        "averages": averages,
+        "champions": {"image_auroc": champions},
+    }
+
+
+OWN = summary_of({"fapm": {"nut": 0.9, "my_bolt": 0.8}, "bgad": {"nut": 0.7, "my_bolt": 0.95}})
+
+
+def only(summary: dict[str, Any]) -> FieldTable:
+    (table,) = field_tables(summary)
+    return table
+
+
+def test_markdown_has_the_average_first_and_the_test_images() -> None:
+    lines = only(OWN).markdown().splitlines()
+    assert lines[0] == "## Image-Level AUC"
+    assert lines[2:7] == [
+        "| Method | Avg | nut | my_bolt |",
+        "| --- | ---: | ---: | ---: |",
+        "| *Test images* | *36* | *18* | *18* |",
+        "| fapm | **85.0** | **90.0** | 80.0 |",
+        "| bgad | 82.5 | 70.0 | **95.0** |",
+    ]
+
+
+def test_what_ties_the_best_is_bold_too() -> None:
+    champions = {**OWN["champions"]["image_auroc"], "nut": {"best": "fapm", "tied_with": ["bgad"]}}
+    lines = only({**OWN, "champions": {"image_auroc": champions}}).markdown().splitlines()
+    assert lines[5:7] == ["| fapm | **85.0** | **90.0** | 80.0 |", "| bgad | 82.5 | **70.0** | **95.0** |"]
+
+
+def test_one_model_has_no_winner() -> None:
+    text = only(summary_of({"fapm": {"nut": 0.9}})).markdown()
+    assert "**" not in text
+    assert "Bold" not in text
+
+
+def test_csv_can_be_read_back() -> None:
+    rows = list(csv.DictReader(io.StringIO(only(OWN).csv())))
+    assert rows[0] == {"method": "test images", "source": "", "average": "36", "nut": "18", "my_bolt": "18"}
+    assert rows[2] == {"method": "bgad", "source": "this run", "average": "82.50", "nut": "70.00", "my_bolt": "95.00"}
+
+
+def test_latex_is_escaped_and_balanced() -> None:
+    text = only(OWN).latex()
+    assert r"\rotatebox{90}{my\_bolt}" in text
+    assert r"fapm & \textbf{85.0} & \textbf{90.0} & 80.0 \\" in text
+    assert text.count("{") == text.count("}")
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {row.count("&") for row in rows} == {3}
+    assert r"\begin{tabular}{lrrr}" in text
+
+
+def test_a_folder_of_ones_own_has_no_published_results() -> None:
+    assert [row.source for row in only(OWN).rows] == ["this run", "this run"]
+    bottles = summary_of({"fapm": {"bottle": 0.9}}, train=40)
+    assert [row.method for row in only(bottles).rows] == ["fapm"]
+
+
+MVTEC = summary_of({"fapm": dict.fromkeys(sorted(MVTEC_AD_ORDER), 0.95)}, anomalous_train=10)
+
+
+def test_mvtec_ad_comes_in_the_fields_order_with_published_results() -> None:
+    table = only(MVTEC)
+    assert table.categories == MVTEC_AD_ORDER
+    assert sum(table.test_images) == 1725
+    header = table.markdown().splitlines()[2]
+    assert header.startswith("| Method | Avg | Carpet | Grid | Leather | Tile | Wood | Bottle |")
+    assert " Metal Nut | Pill |" in header
+    by_method = {row.method: row for row in table.rows}
+    assert by_method["fapm"].values == (95.0,) * 15
+    assert by_method["FAPM (paper)"].average == 99
+    assert by_method["PatchCore (WideResNet-50)"].values[table.categories.index("screw")] == 98.8
+    assert by_method["BGAD (official code)"].values == (None,) * 15
+
+
+def test_footnotes_say_what_keeps_results_apart() -> None:
+    table = only(MVTEC)
+    assert set(table.notes) == {note for row in table.rows for note in row.notes}
+    assert table.notes["*"].startswith("This run: whole images at 256 pixels; masks resized by the nearest pixel")
+    assert "up to 10 real defects per category taken out of the test" in table.notes["*"]
+    bgad = next(row for row in table.rows if row.method == "BGAD (official code)")
+    texts = " ".join(table.notes[letter] for letter in bgad.notes)
+    assert "10 real defects" in texts
+    assert "best epoch on the test set" in texts
+    # a note that several share is written once
+    assert len(set(table.notes.values())) == len(table.notes)
+    assert "- <sup>a</sup> From: results.csv" in table.markdown()
+
+
+def test_some_categories_of_mvtec_ad() -> None:
+    table = only(summary_of({"fapm": {"zipper": 0.9, "carpet": 0.8}}))
+    assert table.categories == ("carpet", "zipper")
+    by_method = {row.method: row for row in table.rows}
+    assert by_method["FAPM (paper)"].average == pytest.approx((99.3 + 99.5) / 2)
+    assert "DiffusionAD (paper)" not in by_method  # of it the average over fifteen is known, and nothing else
+    assert table.notes["*"].endswith("Published averages are over the categories shown.")
+
+
+def test_the_files(tmp_path: Path) -> None:
+    write_tables(tmp_path, MVTEC)
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {"image_auroc.csv", "image_auroc.tex"}
+    assert (tmp_path / "tables.md").read_text(encoding="utf-8").count("## ") == 1
+
+
+def test_titles_of_categories() -> None:
+    assert category_title("metal_nut") == "Metal Nut"
+    assert category_title("my_Part") == "my_Part"

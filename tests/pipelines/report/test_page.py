@@ -1,0 +1,263 @@
+import hashlib
+import json
+import re
+from base64 import b64encode
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawn_cells import picture, summary_of, write_evaluation
+
+from pipelines.paths import Project
+from pipelines.report import gallery
+from pipelines.report import page as html_report
+from pipelines.report.page import page
+
+MODELS = ["fapm", "bgad"]
+HOSTILE = "</script><script>alert(1)</script><s onclick='x'>&amp;\u2028"
+
+
+def write_cells(project: Project, models: list[str], categories: list[str], defect: str = "cut") -> None:
+    for model in models:
+        for category in categories:
+            pictures = [
+                picture(f"test/{defect}/0.png", defect, 3.0),
+                picture(f"test/{defect}/1.png", defect, 1.0, seed=1),
+                picture("test/good/0.png", "good", 1.2, seed=2),
+            ]
+            write_evaluation(project, model, category, pictures)
+
+
+def written(project: Project, summary: dict[str, Any]) -> str:
+    path = html_report.write(summary, project, project.root)
+    assert path == project.root / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    write_cells(Project(tmp_path), MODELS, ["nut", "my bolt"])
+    return Project(tmp_path)
+
+
+class Reader(HTMLParser):
+    """Text by element, scripts apart, and every attribute."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.tags: list[str] = []
+        self.rows: list[list[str]] = []
+        self.inside = False  # of a row
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag in ("script", "style"):
+            self.open.append(tag)
+            self.scripts.append((dict(attrs) | {"tag": tag}, ""))
+        if tag == "tr":
+            self.rows.append([])
+            self.inside = True
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+        if tag == "tr":
+            self.rows[-1] = [" ".join(cell.split()) for cell in self.rows[-1]]
+            self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            attrs, text = self.scripts[-1]
+            self.scripts[-1] = (attrs, text + data)
+        else:
+            self.words += data
+            if self.inside and self.rows[-1]:
+                self.rows[-1][-1] += data
+
+
+def blocks(reader: Reader) -> dict[str, Any]:
+    return {str(attrs["id"]): json.loads(text) for attrs, text in reader.scripts if "id" in attrs}
+
+
+def test_the_tables_are_complete_without_a_script(project: Project) -> None:
+    reader = Reader(written(project, summary_of(MODELS, ["nut", "my bolt"])))
+    assert "2 models on 2 categories of drawn, 64 px, seed 0." in reader.words
+    assert ["Model", "average 24 images", "nut 12 images", "my bolt 12 images"] in reader.rows
+    first = [
+        "fapm",
+        "★97.9 (best)",
+        "≈98.0 (tied with the best)96.0 to 100.0",
+        "≈97.8 (tied with the best)95.8 to 99.8",
+    ]
+    assert first in reader.rows
+    assert [
+        "bgad",
+        "96.9",
+        "≈97.0 (tied with the best)95.0 to 99.0",
+        "≈96.8 (tied with the best)94.8 to 98.8",
+    ] in reader.rows
+    assert ["fapm", "11", "8.0", "20.9"] in reader.rows
+    assert ["fapm", "nut", "2.0", "2.0", "2.0", "2.0", "8.0", "10.0", "12.0", "130.0batch 8"] in reader.rows
+    assert ["average", "fapm beats bgad by 1.0 ± 1.1: not distinguishable"] in reader.rows
+    assert "On average the winner is fapm, distinguishable from every other model." in reader.words
+    assert "A CPU (2 cores)" in reader.words
+
+
+def test_a_metric_that_nobody_has_has_no_table(project: Project) -> None:
+    text = written(project, summary_of(MODELS, ["nut", "my bolt"]))
+    assert re.findall(r'data-metric="(\w+)"', text) == ["image_auroc", "image_f1_max", "false_alarms", "all"]
+    reader = Reader(text)
+    titles = ["Image AUROC", "Image F1-max (oracle)", "False alarms"]
+    assert ["Model", *(f"{title} 24 images" for title in titles)] in reader.rows
+    assert ["fapm", "★97.9 (best)", "★87.9 (best)"] in [row[:3] for row in reader.rows]
+    assert ["bgad", "96.9", "86.9"] in [row[:3] for row in reader.rows]
+
+
+def test_a_tie_is_called_a_tie_and_a_refusal_a_refusal(project: Project) -> None:
+    summary = summary_of(MODELS, ["nut", "my bolt"])
+    summary["champions"]["image_auroc"]["average"] = {
+        "best": "fapm",
+        "tied_with": ["bgad"],
+        "is_tie": True,
+        "reason": None,
+    }
+    summary["champions"]["image_f1_max"]["average"] = {
+        "best": None,
+        "tied_with": [],
+        "is_tie": False,
+        "reason": "they saw other images",
+    }
+    words = Reader(written(project, summary)).words
+    assert "On average it is a tie: fapm and bgad cannot be told apart on these images." in words
+    assert "On average there is no winner: they saw other images." in words
+
+
+def test_one_model_on_one_category_wins_nothing(tmp_path: Path) -> None:
+    write_cells(Project(tmp_path), ["fapm"], ["nut"])
+    reader = Reader(written(Project(tmp_path), summary_of(["fapm"], ["nut"])))
+    assert "1 model on 1 category of drawn" in reader.words
+    assert ["Model", "nut 12 images"] in reader.rows
+    assert ["fapm", "98.096.0 to 100.0"] in reader.rows
+    assert "★" not in reader.words
+    assert "winner" not in reader.words
+
+
+def test_several_seeds_show_their_spread(project: Project) -> None:
+    summary = summary_of(MODELS, ["nut", "my bolt"])
+    cell = summary["cells"][0]
+    cell["seeds"] = {"seeds": [0, 1, 2], "metrics": {"image_auroc": {"mean": 0.975, "sd": 0.004, "values": []}}}
+    reader = Reader(written(project, summary))
+    assert "seeds 0, 1, 2." in reader.words
+    assert "mean ± standard deviation over training seeds" in reader.words
+    row = next(row for row in reader.rows if row[0] == "fapm")
+    assert row[2].endswith("97.5 ± 0.4")
+
+
+def test_what_was_not_measured_is_a_dash(project: Project) -> None:
+    summary = summary_of(MODELS, ["nut", "my bolt"])
+    for cell in summary["cells"]:
+        cell |= {"latency": None, "image_auroc": None, "intervals": None, "run_url": None}
+    summary["averages"][0] |= {"latency_p50": None, "image_auroc": None}
+    reader = Reader(written(project, summary))
+    assert ["fapm", "11", "-", "20.9"] in reader.rows
+    assert "Latency in detail" not in reader.words
+    assert blocks(reader)["category-0"]["cells"]["fapm"]["runUrl"] is None
+
+
+def test_the_pages_hold_what_evaluate_wrote(project: Project) -> None:
+    content = blocks(Reader(written(project, summary_of(MODELS, ["nut", "my bolt"]))))
+    assert content["report"]["categories"] == ["nut", "my bolt"]
+    assert len(content["report"]["scale"]["colours"]) == len(content["report"]["scale"]["opacity"]) == 256
+    block = content["category-1"]
+    assert block["name"] == "my bolt"
+    assert block["images"] == [
+        ["test/cut/0.png", "cut", True],
+        ["test/cut/1.png", "cut", True],
+        ["test/good/0.png", "good", False],
+    ]
+    cell = block["cells"]["bgad"]
+    assert (cell["scores"], cell["threshold"]) == ([3.0, 1.0, 1.2], 2.0)
+    assert cell["runUrl"] == "http://127.0.0.1:5000/#/experiments/1/runs/0123"
+    assert cell["curves"]["pro"] == [[0.0, 0.3], [0.5, 0.9]]
+    assert cell["note"] == (
+        "The deployed threshold 2 was set on 20 held-out good parts for 5\xa0% false alarms; expected on further parts "
+        "like them are 4.76\xa0% (95\xa0% interval 0.13\xa0% to 16.8\xa0%)."
+    )
+
+
+def test_a_threshold_that_promises_too_much_says_so(project: Project) -> None:
+    summary = summary_of(MODELS, ["nut", "my bolt"])
+    summary["cells"][0]["threshold"] |= {"attainable": False, "num_images": 1, "num_images_needed": 19}
+    note = blocks(Reader(written(project, summary)))["category-0"]["cells"]["fapm"]["note"]
+    assert "on 1 held-out good part for" in note
+    assert note.endswith("To promise the rate takes 19 parts; until then it is their highest score.")
+
+
+def test_names_cannot_become_code(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    model = "fapm"
+    write_cells(project, [model], ["nut"], defect="cut")
+    folder = project.evaluation(model, "nut")
+    predictions = folder / "predictions.csv"
+    predictions.write_text(predictions.read_text(encoding="utf-8").replace(",cut,", f',"{HOSTILE}",'), encoding="utf-8")
+    summary = summary_of([model], ["nut"])
+    summary["data_set"] = HOSTILE
+    summary["cells"][0]["latency"]["hardware"] = HOSTILE
+    summary["cells"][0]["run_url"] = "javascript:alert(1)"
+    summary["cells"][0]["threshold"]["value"] = 2.0
+    text = written(project, summary)
+    reader = Reader(text)
+    assert text.count("<script>") == 1
+    assert "s" not in reader.tags
+    assert not [name for _, name, _ in reader.attributes if name.startswith("on")]
+    assert HOSTILE in reader.words
+    block = blocks(reader)["category-0"]
+    assert block["images"][0][1] == HOSTILE
+    assert block["cells"]["fapm"]["runUrl"] is None
+
+
+def test_a_hostile_category_is_escaped_in_text_and_address(project: Project) -> None:
+    name = 'a/b"><script>x'  # no folder can be called so; nothing else may rely on that
+    summary = summary_of(["fapm"], ["nut"])
+    summary["categories"] = [name]
+    summary["cells"][0]["category"] = name
+    summary["champions"] = {}
+    (project.evaluation("fapm", name)).parent.mkdir(parents=True)
+    project.evaluation("fapm", "nut").rename(project.evaluation("fapm", name))
+    text = written(project, summary)
+    assert text.count("<script>") == 1
+    assert page(name, "fapm") == "#/a%2Fb%22%3E%3Cscript%3Ex/fapm"
+    assert f'href="{page(name, "fapm")}"' in text
+
+
+def test_the_page_loads_nothing_and_allows_no_other_script(project: Project) -> None:
+    reader = Reader(written(project, summary_of(MODELS, ["nut", "my bolt"])))
+    links = [value for _, name, value in reader.attributes if name in ("src", "href", "srcset", "action", "data")]
+    assert links
+    assert all(value and value.startswith(("#", "data:")) for value in links)
+    (policy,) = [
+        value for tag, name, value in reader.attributes if tag == "meta" and name == "content" and "src" in str(value)
+    ]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        (text,) = [text for attrs, text in reader.scripts if attrs["tag"] == tag and "type" not in attrs]
+        digest = b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}'" in policy
+    assert not [value for _, name, value in reader.attributes if name == "style"]
+
+
+def test_pictures_shrink_to_what_the_page_may_take(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = summary_of(MODELS, ["nut", "my bolt"])
+    large = len(written(project, summary))
+    monkeypatch.setattr(gallery, "_MOST", 1)
+    assert len(written(project, summary)) < large

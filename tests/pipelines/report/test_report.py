@@ -1,0 +1,361 @@
+import contextlib
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up import BOTH, params_of, put, put_both
+from rich.console import Console
+
+from pipelines.errors import StageError
+from pipelines.files import write_json
+from pipelines.paths import Project
+from pipelines.report.report import (
+    against_the_best,
+    champion_table,
+    defect_table,
+    latency_machines,
+    latency_table,
+    leaderboard_table,
+    markdown_table,
+    one_line,
+    print_results,
+    report,
+    seed_table,
+    sentences,
+    threshold_table,
+)
+from pipelines.report.summary import summarise
+from pipelines.tracking.runs import Pages
+
+FEW = {
+    "value": 1.23456,
+    "rate_requested": 0.05,
+    "num_images": 10,
+    "rank": 10,
+    "expected_rate": 0.0909,
+    "interval_low": 0.0025,
+    "interval_high": 0.308,
+    "attainable": False,
+    "num_images_needed": 19,
+    "pixel_value": 2.0,
+    "oracle": 1.5,
+}
+
+
+def latency_of(network: float, threads: int = 1) -> dict[str, Any]:
+    """What the latency stage writes."""
+    fast = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
+    slow = {"p50": network, "p95": 2 * network, "p99": 3 * network}
+    parts = {"decode": fast, "resize": fast, "network": slow, "postprocess": fast, "total": slow}
+    return {
+        "hardware": "Quick 9 (2 cores)",
+        "threads": threads,
+        "onnxruntime": "1.32.0",
+        "num_runs": 100,
+        "milliseconds": parts,
+        "throughput": {"batch_size": 8, "images_per_second": 55.24},
+    }
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return put_both(Project(tmp_path))
+
+
+def shown(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def test_the_leaderboard(project: Project) -> None:
+    summary = summarise(BOTH, project)
+    lines = leaderboard_table(summary).splitlines()
+    assert lines[0] == (
+        "| Model | Category | Test images | Image AUROC | 95 % | Image AP | Image F1-max (oracle) | Defects found "
+        "| False alarms | Pixel AUROC | Pixel AP | Pixel F1-max (oracle) | AUPRO 0.3 | AUPRO 0.05 | Steps | Train, s |"
+    )
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [
+        ["| a", "nut", "30 + 40"],
+        ["| a", "my bolt", "20 + 20"],
+        ["| **a**", "**average**", "**110**"],
+        ["| b", "nut", "30 + 40"],
+        ["| b", "my bolt", "20 + 20"],
+        ["| **b**", "**average**", "**110**"],
+    ]
+    cell, average = summary["cells"][0], summary["averages"][0]
+    low, high = cell["intervals"]["image_auroc"]
+    assert lines[2].split(" | ")[3:5] == [shown(cell["image_auroc"]), f"{shown(low)} to {shown(high)}"]
+    assert lines[3].endswith("| - | - | - | - | - | 300 | 12 |")  # no masks
+    assert lines[4].split(" | ")[3] == f"**{shown(average['image_auroc'])}**"
+    assert lines[4].endswith("|  |  |  |  |  |  |")  # nor an average of them; nor of seconds
+
+
+def test_one_category_needs_no_average(project: Project) -> None:
+    table = leaderboard_table(summarise(params_of(["a", "b"], ["nut"]), project))
+    assert "average" not in table
+    assert len(table.splitlines()) == 4
+
+
+def test_a_kept_report_of_an_earlier_version_is_what_it_was() -> None:
+    cell = {"model": "a", "category": "nut", "image_auroc": 0.8, "counts": {"test_normal": 1, "test_anomalous": 2}}
+    summary = {"cells": [cell], "averages": [{"model": "a", "category": "average", "image_auroc": 0.8}]}
+    assert leaderboard_table(summary).splitlines() == [
+        "| Model | Category | Image AUROC |",
+        "| --- | --- | ---: |",
+        "| a | nut | 80.0 |",
+    ]
+
+
+def test_every_row_of_a_table_has_every_column(project: Project) -> None:
+    write_json(project.latency("a", "nut"), latency_of(20))
+    summary = summarise(BOTH, project)
+    tables = [leaderboard_table(summary), defect_table(summary), champion_table(summary), latency_table(summary)]
+    tables += [threshold_table(summary).split("\n\n")[0], markdown_table(["a", "b", "c"], [])]
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
+    assert markdown_table(["Category", "AUROC"], [["left|right", "99.0"]], num_names=1).endswith(
+        "\n| left\\|right | 99.0 |"
+    )
+
+
+def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None:
+    put(project, "a", "nut", threshold=FEW, good=30, defect=40)
+    summary = summarise(params_of(["a"], ["nut"]), project)
+    alarms = shown(summary["cells"][0]["false_alarms"])
+    lines = threshold_table(summary).splitlines()
+    assert lines[2] == f"| a | nut | 10 | 1.235 | 5.0 † | 9.1 | 0.2 to 30.8 | {alarms} of 30 | 1.5 |"
+    assert lines[-1].startswith("† Too few held-out parts")
+    put(project, "a", "nut", threshold={**FEW, "attainable": True, "oracle": None}, good=30, defect=40)
+    lines = threshold_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()
+    assert lines[2:] == [f"| a | nut | 10 | 1.235 | 5.0 | 9.1 | 0.2 to 30.8 | {alarms} of 30 | - |"]
+
+
+def test_the_defects(project: Project) -> None:
+    defects = {
+        "cut": {"count": 12, "recall": 0.75, "recall_interval": [0.428, 0.945], "recall_at_rate": 0.5, "auroc": 0.95},
+        "hole": {"count": 12, "recall": 0.25, "recall_interval": [0, 0.5], "recall_at_rate": None, "auroc": None},
+    }
+    put(project, "a", "nut", defects=defects)
+    lines = defect_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()
+    assert lines[2:] == [
+        "| a | nut | cut | 12 | 75.0 | 42.8 to 94.5 | 50.0 | 95.0 |",
+        "| a | nut | hole | 12 | 25.0 | 0.0 to 50.0 | - | - |",
+    ]
+
+
+def test_who_is_best(project: Project) -> None:
+    summary = summarise(BOTH, project)
+    lines = champion_table(summary).splitlines()
+    assert lines[0].startswith("| Category | Image AUROC | Image AP |")
+    assert lines[-1].startswith("| average | a | a |")
+    (sentence,) = [s for s in sentences(summary) if s.startswith("Image AUROC: a beats b by ")]
+    assert sentence.endswith(".")
+    tied = {**summary["champions"]["image_auroc"]["nut"], "tied_with": ["b"]}
+    champions = {**summary["champions"], "image_auroc": {**summary["champions"]["image_auroc"], "nut": tied}}
+    assert champion_table({**summary, "champions": champions}).splitlines()[2].startswith("| nut | a = b |")
+
+
+def test_seeds_are_a_mean_and_a_spread(project: Project) -> None:
+    summary = summarise(params_of(["a"], ["nut"]), project)
+    assert seed_table(summary) == ""
+    numbers = {"image_auroc": {"mean": 0.97, "sd": 0.004, "values": [0.966, 0.97, 0.974]}}
+    cell = {**summary["cells"][0], "seeds": {"seeds": [0, 1, 2], "metrics": numbers}}
+    lines = seed_table({**summary, "cells": [cell]}).splitlines()
+    assert lines[2] == "| a | nut | 0, 1, 2 | 97.0 ± 0.4 | - | - | - |"
+
+
+def test_latency_names_its_machine(project: Project) -> None:
+    assert latency_table(summarise(BOTH, project)) == ""
+    write_json(project.latency("a", "nut"), latency_of(20))
+    summary = summarise(BOTH, project)
+    assert latency_table(summary).splitlines()[2:] == [
+        "| a | nut | 1.0 / 2.0 / 3.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 "
+        "| 55.2 in batches of 8 | 100 |"
+    ]
+    assert latency_machines(summary["cells"]) == "Quick 9 (2 cores), 1 thread, ONNX Runtime 1.32.0"
+    write_json(project.latency("b", "nut"), latency_of(20, threads=2))
+    several = latency_machines(summarise(BOTH, project)["cells"])
+    assert several.startswith("Several machines, whose figures cannot be compared: Quick 9 (2 cores), 1 thread, ")
+    assert "2 threads" in several
+
+
+def test_one_line_for_the_terminal() -> None:
+    assert one_line({"image_auroc": 0.98765, "recall": 1.0, "false_alarms": 0.0, "threshold": 3.0}) == (
+        "Image AUROC 98.8, Defects found 100.0, False alarms 0.0, Pixel AUROC -, AUPRO 0.3 -"
+    )
+
+
+class Recorder:
+    """Stands in for an open run."""
+
+    def __init__(self) -> None:
+        self.logged: dict[str, float] = {}
+        self.tagged: dict[str, str] = {}
+        self.files: list[str] = []
+        self.description = ""
+
+    def metrics(self, values: dict[str, float]) -> None:
+        self.logged |= values
+
+    def tags(self, values: dict[str, str]) -> None:
+        self.tagged |= values
+
+    def describe(self, markdown: str) -> None:
+        self.description = markdown
+
+    def file(self, path: Path, folder: str) -> None:
+        assert path.exists()
+        self.files.append(f"{folder}/{path.name}")
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
+    """(experiment, key, what was logged) of each summary run; no page is drawn."""
+    opened: list[tuple[str, str, Recorder]] = []
+
+    @contextlib.contextmanager
+    def summary_run(_root: Path, experiment: str, key: str) -> Iterator[Recorder]:
+        opened.append((experiment, key, Recorder()))
+        yield opened[-1][2]
+
+    def write_html(_summary: Any, _project: Project, folder: Path) -> Path:
+        (folder / "report.html").touch()
+        return folder / "report.html"
+
+    monkeypatch.setattr("pipelines.tracking.runs.summary_run", summary_run)
+    monkeypatch.setattr("pipelines.tracking.runs.pages", lambda *_: Pages("http://127.0.0.1:5000", "3"))
+    monkeypatch.setattr("pipelines.tracking.runs.cell_runs", lambda *_: [])
+    monkeypatch.setattr("pipelines.report.page.write", write_html)
+    monkeypatch.setattr("pipelines.tracking.runs.crown", lambda *_: None)
+    return opened
+
+
+@pytest.mark.usefixtures("runs")
+def test_each_category_has_its_champion(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowned: list[Any] = []
+    monkeypatch.setattr("pipelines.tracking.runs.crown", lambda _root, *rest: crowned.append(rest))
+    report(BOTH, project)
+    summary = summarise(BOTH, project)
+    best = {cell["category"]: cell for cell in summary["cells"] if cell["model"] == "a"}
+    assert crowned == [
+        ("demo", f"demo-{category}", best[category]["run_id"], f"a: Image AUROC {shown(best[category]['image_auroc'])}")
+        for category in ("nut", "my bolt")
+    ]
+
+
+def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    examples = project.evaluation("a", "my bolt") / "examples.png"
+    examples.touch()
+    path = report(BOTH, project)
+    assert path == project.root / "reports" / "report.md"
+    assert sorted(file.name for file in project.reports.iterdir()) == [
+        "leaderboard.csv",
+        "report.html",
+        "report.md",
+        "summary.json",
+        "tables",
+        "tables.md",
+    ]
+    text = path.read_text(encoding="utf-8")
+    assert leaderboard_table(summarise(BOTH, project)) in text
+    assert "## Who is best" in text
+    assert text.count("![examples](") == 1
+    # a name with a space would end the link
+    assert "![examples](../evaluations/a/my%20bolt/examples.png)" in text
+    assert {file.name for file in (project.reports / "tables").iterdir()} == {
+        f"{metric}.{kind}"
+        for metric in ("image_auroc", "pixel_auroc", "pixel_f1_max", "aupro_30")
+        for kind in ("csv", "tex")
+    }
+    with (project.reports / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["cell"] for row in rows] == ["a-nut", "a-my bolt", "b-nut", "b-my bolt"]
+    assert (rows[0]["test_normal"], rows[0]["test_anomalous"], rows[0]["seed"]) == ("30", "40", "0")
+    assert float(rows[0]["image_auroc_low"]) < float(rows[0]["image_auroc"]) < float(rows[0]["image_auroc_high"])
+    assert (rows[1]["pixel_auroc"], rows[1]["pixel_auroc_low"]) == ("", "")
+    (experiment, _, run) = runs[0]
+    assert experiment == "demo"
+    assert run.logged["a.image_auroc"] == pytest.approx(summarise(BOTH, project)["averages"][0]["image_auroc"])
+    assert "b.pixel_auroc" not in run.logged
+    assert run.tagged["categories"] == "nut, my bolt"
+    assert "- Image AUROC: a beats b by " in run.description
+    names = ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json")
+    assert run.files == [f"report/{name}" for name in names]
+
+
+def test_one_model_has_nobody_to_beat(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    text = report(params_of(["a"], ["nut"]), project).read_text(encoding="utf-8")
+    assert "Who is best" not in text
+    assert "One seed each" in text
+    low, high = summarise(params_of(["a"], ["nut"]), project)["averages"][0]["intervals"]["image_auroc"]
+    assert f" ({shown(low)} to {shown(high)}), AUPRO 0.3 " in runs[0][2].description
+
+
+def test_the_same_cells_are_summed_up_in_the_same_run(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    report(BOTH, project)
+    report(params_of(["b", "a"], ["my bolt", "nut"]), project)
+    report(params_of(["a"], ["nut"]), project)
+    put(project, "a", "nut", run_id="trained-again", good=30, defect=40)
+    report(BOTH, project)
+    keys = [key for _, key, _ in runs]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def printed(project: Project, width: int = 120) -> str:
+    text = io.StringIO()
+    print_results(project, Console(file=text, width=width, no_color=True))
+    return text.getvalue()
+
+
+def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    report(BOTH, project)
+    text = printed(project)
+    summary = summarise(BOTH, project)
+    assert shown(summary["averages"][0]["image_auroc"]) in text
+    assert "my bolt" in text
+    assert "30+40" in text
+    assert "Image AUROC: a beats b by " in text
+    assert f"blemish predict {project.export('a', 'nut') / 'model.onnx'} IMAGE_OR_FOLDER" in text
+    assert len(runs) == 1
+
+
+def test_results_fit_a_terminal_of_eighty_columns(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    for category in ("hazelnut_toy", "nut"):
+        put(project, "efficient_ad", category)
+        write_json(project.latency("efficient_ad", category), latency_of(123.4))
+    report(params_of(["efficient_ad"], ["hazelnut_toy", "nut"]), project)
+    text = printed(project, width=80)
+    assert "…" not in text
+    assert "123.4" in text
+
+
+def test_the_terminal_compares_with_the_best_alone(project: Project) -> None:
+    for category in ("nut", "my bolt"):
+        put(
+            project,
+            "c",
+            category,
+            auroc=0.7,
+            good=30 if category == "nut" else 20,
+            defect=40 if category == "nut" else 20,
+        )
+    summary = summarise(params_of(["a", "b", "c"], ["nut", "my bolt"]), project)
+    assert len(sentences(summary, ["image_auroc"])) == 3
+    told = against_the_best(summary)
+    assert len(told) == 2
+    assert all(line.startswith("Image AUROC: a beats ") for line in told)
+    nobody = {**summary["champions"]["image_auroc"], "average": {"best": None, "tied_with": [], "reason": "why"}}
+    assert len(against_the_best({**summary, "champions": {"image_auroc": nobody}})) == 3
+
+
+def test_without_a_report_there_are_no_results(tmp_path: Path) -> None:
+    with pytest.raises(StageError) as caught:
+        printed(Project(tmp_path))
+    path = tmp_path / "reports" / "summary.json"
+    assert str(caught.value) == f"{path}: no report yet; run `make demo` or `dvc repro`"

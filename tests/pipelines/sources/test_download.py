@@ -1,0 +1,780 @@
+"""Archives from a local server: resumed, verified, extracted whole or not at all."""
+
+import hashlib
+import io
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from rich.console import Console
+
+from pipelines.errors import DatasetError, DownloadError, ParamsError
+from pipelines.files import DiskFull
+from pipelines.sources import demo_data
+from pipelines.sources import download as download_module
+from pipelines.sources.catalogue import MVTEC_AD_COUNTS, SOURCES, CategoryCounts, Source, check_mvtec_ad
+from pipelines.sources.download import ArchiveConfig, DownloadParams, acquire, download
+
+NOISE = np.random.default_rng(0).bytes(300_000)  # so that the archive does not shrink to nothing
+PHOTO = "dtd/images/banded/banded_0001.jpg"
+DEMO = {"image_size": 256, "train": 40, "test_good": 20, "test_defect": 10, "seed": 0}
+KNOWN = "demo, demo_textures, mvtec_ad, dtd, imagenette"
+TEXTURES = {"image_size": 256, "per_class": 4, "seed": 0}
+
+
+def tar_of(*members: tuple[str | tarfile.TarInfo, bytes], compression: str = "gz") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
+        for name, content in members:
+            member = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+GOOD = tar_of(("dtd/labels/test1.txt", b"labels"), (PHOTO, NOISE), ("dtd/images/dotted/dotted_0001.jpg", b"dots"))
+
+
+@dataclass
+class Server:
+    """What the next answers are like, and the headers of the requests that came."""
+
+    content: bytes = GOOD
+    etag: str | None = '"one"'
+    knows_ranges: bool = True
+    knows_if_range: bool = True
+    states_length: bool = True
+    statuses: list[int] = field(default_factory=list)  # of the next answers; 200 after these
+    cuts: list[int] = field(default_factory=list)  # bytes of body in the next answers; all of it after these
+    hang: threading.Event | None = None  # instead of closing a connection that is cut
+    requests: list[dict[str, str]] = field(default_factory=list)
+    url: str = ""
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        headers = {name.lower(): value for name, value in handler.headers.items()}
+        self.requests.append(headers)
+        if self.statuses:
+            handler.send_error(self.statuses.pop(0))
+            return
+        wants_range = self.knows_ranges and "range" in headers
+        if wants_range and self.knows_if_range and headers.get("if-range", self.etag) != self.etag:
+            wants_range = False
+        start = int(headers["range"].removeprefix("bytes=").removesuffix("-")) if wants_range else 0
+        if wants_range and start >= len(self.content):
+            handler.send_response(416)
+            handler.send_header("Content-Range", f"bytes */{len(self.content)}")
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        self.send_body(handler, self.content[start:], start if wants_range else None)
+
+    def send_body(self, handler: BaseHTTPRequestHandler, body: bytes, start: int | None) -> None:
+        handler.send_response(200 if start is None else 206)
+        if start is not None:
+            handler.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+        if self.states_length:
+            handler.send_header("Content-Length", str(len(body)))
+        if self.etag:
+            handler.send_header("ETag", self.etag)
+        handler.end_headers()
+        cut = self.cuts.pop(0) if self.cuts else None
+        handler.wfile.write(body[:cut])
+        handler.wfile.flush()
+        if cut is not None and self.hang is not None:
+            self.hang.wait(20)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.close_connection = True
+            state.answer(self)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        state.url = f"http://127.0.0.1:{listening.server_address[1]}/files/textures.tar.gz"
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield state
+        if state.hang is not None:
+            state.hang.set()
+        listening.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_pauses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_module, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def publish(monkeypatch: pytest.MonkeyPatch, server: Server) -> Callable[..., Source]:
+    """Let the server's content be the published DTD."""
+
+    def publish_dtd(content: bytes = GOOD, **changes: object) -> Source:
+        server.content = content
+        digest = hashlib.sha256(content).hexdigest()
+        source = replace(SOURCES["dtd"], url=server.url, sha256=digest, **changes)  # type: ignore[arg-type]
+        monkeypatch.setitem(SOURCES, "dtd", source)
+        return source
+
+    return publish_dtd
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def fetch(data: Path, archive: str = "official") -> None:
+    download("dtd", DownloadParams.model_validate({"dtd": {"archive": archive}}), data, quiet())
+
+
+def leave_part(data: Path, server: Server, num_bytes: int) -> None:
+    """Let a download end after `num_bytes`, for good."""
+    server.cuts = [num_bytes, 0, 0, 0]
+    with pytest.raises(DownloadError, match="run again to go on"):
+        fetch(data)
+    server.cuts.clear()
+    server.requests.clear()
+    assert part_of(data).stat().st_size == num_bytes
+
+
+def part_of(data: Path) -> Path:
+    return data / ".archives" / "textures.tar.gz.part"
+
+
+def assert_whole(data: Path) -> None:
+    """The data set stands and nothing else is left."""
+    assert (data / "dtd/images/banded/banded_0001.jpg").read_bytes() == NOISE
+    assert (data / "dtd/labels/test1.txt").read_bytes() == b"labels"
+    assert sorted(path.name for path in data.iterdir()) == [".archives", "dtd"]
+    assert not list((data / ".archives").iterdir())
+
+
+def assert_no_dataset(data: Path) -> None:
+    assert [path.name for path in data.iterdir() if path.name != ".archives"] == []
+
+
+# --- fetching
+
+
+def test_the_archive_becomes_a_folder_without_its_top_folder(tmp_path, server, publish):
+    publish()
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert "range" not in server.requests[0]
+
+
+def test_an_xz_archive_with_the_categories_at_its_top(tmp_path, server, monkeypatch):
+    server.content = tar_of(("bottle/train/good/000.png", b"png"), ("cable/license.txt", b"terms"), compression="xz")
+    digest = hashlib.sha256(server.content).hexdigest()
+    source = replace(
+        SOURCES["mvtec_ad"], url=server.url, size=len(server.content), sha256=digest, contents=("bottle", "cable")
+    )
+    monkeypatch.setitem(SOURCES, "mvtec_ad", source)
+    params = DownloadParams.model_validate({"mvtec_ad": {"archive": "official"}})
+    download("mvtec_ad", params, tmp_path, quiet())
+    assert (tmp_path / "mvtec_ad/bottle/train/good/000.png").read_bytes() == b"png"
+
+
+def test_a_second_download_replaces_the_folder(tmp_path, publish):
+    publish()
+    (tmp_path / "dtd").mkdir()
+    (tmp_path / "dtd/old.txt").write_text("old")
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert not (tmp_path / "dtd/old.txt").exists()
+
+
+def test_a_cut_connection_is_resumed_where_it_broke(tmp_path, server, publish):
+    publish()
+    server.cuts = [100_000]
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert [request.get("range") for request in server.requests] == [None, "bytes=100000-"]
+    assert server.requests[1]["if-range"] == '"one"'
+
+
+def test_a_later_run_resumes_what_an_earlier_one_left(tmp_path, server, publish):
+    publish()
+    leave_part(tmp_path, server, 200_000)
+    assert_no_dataset(tmp_path)
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert [request.get("range") for request in server.requests] == ["bytes=200000-"]
+
+
+def test_tries_that_get_further_do_not_count_against_the_three(tmp_path, server, publish):
+    publish()
+    server.cuts = [50_000] * 5
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert len(server.requests) == 6
+
+
+def test_a_server_without_ranges_starts_again(tmp_path, server, publish):
+    publish()
+    server.knows_ranges = False
+    server.cuts = [100_000]
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert "range" in server.requests[1]
+
+
+@pytest.mark.parametrize("knows_if_range", [True, False])
+def test_a_changed_source_is_fetched_from_its_beginning(tmp_path, server, publish, knows_if_range):
+    publish(tar_of((PHOTO, NOISE[::-1])))
+    leave_part(tmp_path, server, 100_000)
+    publish()
+    server.etag, server.knows_if_range = '"two"', knows_if_range
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+
+
+def test_without_etag_and_date_the_hash_alone_decides(tmp_path, server, publish):
+    server.etag = None
+    publish()
+    leave_part(tmp_path, server, 100_000)
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert server.requests[0]["range"] == "bytes=100000-"
+    assert "if-range" not in server.requests[0]
+
+
+def test_the_hash_covers_the_resumed_beginning(tmp_path, server, publish):
+    publish()
+    leave_part(tmp_path, server, 100_000)
+    with part_of(tmp_path).open("r+b") as file:
+        file.write(b"spoilt")
+    with pytest.raises(DownloadError, match="SHA-256 is"):
+        fetch(tmp_path)
+    assert_no_dataset(tmp_path)
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize("size_is_known", [True, False])
+def test_a_whole_part_is_not_fetched_again(tmp_path, server, publish, size_is_known):
+    publish(size=len(GOOD) if size_is_known else None)
+    leave_part(tmp_path, server, 100_000)
+    part_of(tmp_path).write_bytes(GOOD)
+    server.cuts = [0, 0, 0]  # no body will come
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert len(server.requests) == (0 if size_is_known else 1)
+
+
+def test_a_part_longer_than_the_source_is_started_again(tmp_path, server, publish):
+    publish()
+    leave_part(tmp_path, server, 100_000)
+    part_of(tmp_path).write_bytes(GOOD + b"more")
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+
+
+def test_another_mirror_does_not_continue_the_first_ones_file(tmp_path, server, publish):
+    publish()
+    leave_part(tmp_path, server, 100_000)
+    fetch(tmp_path, archive=f"{server.url}?mirror")
+    assert_whole(tmp_path)
+    assert "range" not in server.requests[0]
+
+
+def test_a_killed_process_leaves_no_data_set_and_the_next_one_goes_on(tmp_path, server, publish):
+    source = publish()
+    server.cuts, server.hang = [100_000], threading.Event()
+    script = (
+        "import dataclasses, sys; from pathlib import Path; from rich.console import Console\n"
+        "from pipelines.sources.download import DownloadParams, download\n"
+        "from pipelines.sources.catalogue import SOURCES\n"
+        "SOURCES['dtd'] = dataclasses.replace(SOURCES['dtd'], url=sys.argv[1], sha256=sys.argv[2])\n"
+        "params = DownloadParams.model_validate({'dtd': {'archive': 'official'}})\n"
+        "download('dtd', params, Path(sys.argv[3]), Console(stderr=True))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, server.url, source.sha256, str(tmp_path)],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (part_of(tmp_path).exists() and part_of(tmp_path).stat().st_size):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.kill()
+    assert process.wait(10) == -signal.SIGKILL
+    server.hang.set()
+    left = part_of(tmp_path).stat().st_size
+    assert 0 < left <= 100_000
+    assert_no_dataset(tmp_path)
+
+    server.requests.clear()
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert server.requests[0]["range"] == f"bytes={left}-"
+
+
+def test_a_server_that_states_no_length(tmp_path, server, publish):
+    publish()
+    server.states_length = False
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+
+
+# --- refusals
+
+
+def test_wrong_bytes_are_deleted_and_both_hashes_named(tmp_path, server, publish):
+    source = publish()
+    server.content = GOOD[:-1] + b"?"
+    with pytest.raises(DownloadError) as caught:
+        fetch(tmp_path)
+    found = hashlib.sha256(server.content).hexdigest()
+    assert str(caught.value) == (
+        f"{server.url}: SHA-256 is {found}, expected {source.sha256}; the file is deleted: try again, "
+        "or set download.dtd.archive to a mirror's URL or a local copy of textures.tar.gz"
+    )
+    assert_no_dataset(tmp_path)
+    assert not list((tmp_path / ".archives").iterdir())
+
+
+def test_another_size_is_refused_before_the_first_byte(tmp_path, server, publish):
+    publish(size=len(GOOD) + 1)
+    with pytest.raises(DownloadError, match=f"{len(GOOD):,} bytes are offered, expected {len(GOOD) + 1:,}; set "):
+        fetch(tmp_path)
+    assert not part_of(tmp_path).exists()
+
+
+@pytest.mark.parametrize(("status", "words"), [(404, "HTTP 404 Not Found"), (403, "HTTP 403 Forbidden")])
+def test_a_missing_file_is_one_line_at_once(tmp_path, server, publish, status, words):
+    publish()
+    server.statuses = [status]
+    with pytest.raises(DownloadError) as caught:
+        fetch(tmp_path)
+    assert str(caught.value) == (
+        f"{server.url}: {words}; set download.dtd.archive to a mirror's URL or a local copy of textures.tar.gz"
+    )
+    assert len(server.requests) == 1
+
+
+def test_a_busy_server_is_asked_again(tmp_path, server, publish):
+    publish()
+    server.statuses = [503, 429]
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+
+
+def test_three_tries_are_the_end(tmp_path, server, publish):
+    publish()
+    server.statuses = [500] * 9
+    with pytest.raises(DownloadError, match=r"HTTP 500 .* \(3 tries\)"):
+        fetch(tmp_path)
+    assert len(server.requests) == 3
+
+
+def test_no_server_there(tmp_path, publish):
+    publish()
+    with pytest.raises(
+        DownloadError, match=r"^http://127.0.0.1:9/x.tar.gz: .*Connection refused \(3 tries\); run again"
+    ):
+        fetch(tmp_path, archive="http://127.0.0.1:9/x.tar.gz")
+
+
+def test_a_server_that_says_nothing(tmp_path, server, publish, monkeypatch):
+    publish()
+    monkeypatch.setattr(download_module, "_TIMEOUT", (5.0, 0.1))
+    server.cuts, server.hang = [0, 0, 0], threading.Event()
+    with pytest.raises(DownloadError, match=r"\(3 tries\)"):
+        fetch(tmp_path)
+
+
+def test_a_url_that_is_none(tmp_path, publish):
+    publish()
+    with pytest.raises(DownloadError, match=r"^http://: .*; set download.dtd.archive"):
+        fetch(tmp_path, archive="http://")
+
+
+# --- local files and kept archives
+
+
+def test_a_local_archive_is_used_where_it_lies(tmp_path, server, publish):
+    publish()
+    local = tmp_path / "usb stick" / "my copy.tar.gz"
+    local.parent.mkdir()
+    local.write_bytes(GOOD)
+    data = tmp_path / "data"
+    fetch(data, archive=str(local))
+    assert (data / "dtd/images/banded/banded_0001.jpg").read_bytes() == NOISE
+    assert [path.name for path in data.iterdir()] == ["dtd"]
+    assert local.read_bytes() == GOOD
+    assert server.requests == []
+
+
+def test_a_local_archive_with_another_hash_is_refused_and_kept(tmp_path, publish):
+    source = publish()
+    local = tmp_path / "copy.tar.gz"
+    local.write_bytes(GOOD[:1000])
+    with pytest.raises(DownloadError, match=f"copy.tar.gz: SHA-256 is [0-9a-f]{{64}}, expected {source.sha256}; it is"):
+        fetch(tmp_path / "data", archive=str(local))
+    assert local.exists()
+
+
+def test_a_local_archive_that_is_not_there(tmp_path, publish):
+    publish()
+    with pytest.raises(
+        DownloadError, match=r"^download.dtd.archive: no such file '.*nowhere.tar.gz'; set download.dtd"
+    ):
+        fetch(tmp_path / "data", archive=str(tmp_path / "nowhere.tar.gz"))
+
+
+def test_an_interrupted_extraction_keeps_the_archive_and_no_folder(tmp_path, server, publish, monkeypatch):
+    publish()
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile.TarFile, "extract", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(tmp_path)
+    assert_no_dataset(tmp_path)
+    server.requests.clear()
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert server.requests == []
+
+
+def interrupt(*args: object, **kwargs: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_kept_archive_that_went_bad_is_fetched_again(tmp_path, server, publish):
+    publish()
+    kept = tmp_path / ".archives" / "textures.tar.gz"
+    kept.parent.mkdir()
+    kept.write_bytes(b"bad")
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+    assert len(server.requests) == 1
+
+
+# --- what an archive may hold
+
+
+@pytest.mark.parametrize(
+    ("member", "content"),
+    [
+        ("dtd/../../escaped.txt", b"x"),
+        ("dtd/images/../inside.txt", b"x"),
+        ("/escaped.txt", b"x"),
+        (special("dtd/link", tarfile.SYMTYPE, "../../escaped"), b""),
+        (special("dtd/link", tarfile.SYMTYPE, "/etc/passwd"), b""),
+        (special("dtd/link", tarfile.LNKTYPE, "../escaped.txt"), b""),
+        (special("dtd/link", tarfile.LNKTYPE, "/etc/passwd"), b""),
+        (special("dtd/device", tarfile.CHRTYPE), b""),
+        (special("dtd/pipe", tarfile.FIFOTYPE), b""),
+    ],
+)
+def test_unsafe_members_are_refused_and_nothing_is_left(tmp_path, publish, member, content):
+    publish(tar_of((PHOTO, b"photo"), (member, content)))
+    data = tmp_path / "inner" / "data"
+    name = member if isinstance(member, str) else member.name
+    with pytest.raises(DownloadError, match="refused, nothing is extracted: ") as caught:
+        fetch(data)
+    assert name.lstrip("/") in str(caught.value)
+    assert_no_dataset(data)
+    assert [path.name for path in tmp_path.rglob("*") if "escaped" in path.name] == []
+
+
+def test_links_that_lead_out_by_way_of_each_other_are_refused(tmp_path, publish):
+    # harmless while `dtd/a/loop` is not there, two folders further up once it is
+    out = special("dtd/out", tarfile.SYMTYPE, "a/loop/../../../x")
+    loop = special("dtd/a/loop", tarfile.SYMTYPE, ".")
+    publish(tar_of((PHOTO, b"photo"), (out, b""), (loop, b"")))
+    with pytest.raises(DownloadError, match="refused, nothing is extracted: 'out' links outside"):
+        fetch(tmp_path)
+    assert_no_dataset(tmp_path)
+    publish(tar_of((PHOTO, b"photo"), (out, b""), (loop, b""), ("dtd/out/escaped.txt", b"x")))
+    with pytest.raises(DownloadError, match=r"refused, nothing is extracted: .*escaped.txt"):
+        fetch(tmp_path / "data")
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_a_link_to_what_lies_beside_the_top_folder_is_refused(tmp_path, publish):
+    link = special("dtd/link", tarfile.SYMTYPE, "../beside.txt")
+    publish(tar_of((PHOTO, b"photo"), ("beside.txt", b"x"), (link, b"")))
+    with pytest.raises(DownloadError, match="'link' links outside"):
+        fetch(tmp_path)
+    assert_no_dataset(tmp_path)
+
+
+def test_links_that_stay_inside_are_kept(tmp_path, publish):
+    twin = special("dtd/images/banded/twin.jpg", tarfile.LNKTYPE, PHOTO)
+    alias = special("dtd/images/banded/alias.jpg", tarfile.SYMTYPE, "banded_0001.jpg")
+    publish(tar_of((PHOTO, b"photo"), (twin, b""), (alias, b"")))
+    fetch(tmp_path)
+    assert (tmp_path / "dtd/images/banded/twin.jpg").read_bytes() == b"photo"
+    assert (tmp_path / "dtd/images/banded/alias.jpg").read_bytes() == b"photo"
+
+
+@pytest.mark.parametrize("content", [GOOD[:150_000], GOOD[:-4], b"not an archive at all", b"", tar_of()[:10]])
+def test_a_damaged_archive_with_the_right_hash_is_refused(tmp_path, publish, content):
+    publish(content)
+    with pytest.raises(DownloadError, match=r"damaged or cut short \(|holds no images"):
+        fetch(tmp_path)
+    assert_no_dataset(tmp_path)
+
+
+def test_an_archive_without_the_folders_it_should_hold(tmp_path, publish):
+    publish(tar_of(("dtd/labels/test1.txt", b"labels")))
+    with pytest.raises(DownloadError, match=r"holds no images; set download.dtd.archive"):
+        fetch(tmp_path)
+    assert_no_dataset(tmp_path)
+
+
+# --- zip archives
+
+TEACHER = "efficientad_pretrained_weights/pretrained_teacher_small.pth"
+TWIN = "efficientad_pretrained_weights/pretrained_teacher_medium.pth"
+
+
+def zip_of(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def special_in_zip(name: str, kind: int, flags: int = 0) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)
+    member.external_attr, member.flag_bits = (kind | 0o777) << 16, flags
+    return member
+
+
+@pytest.fixture
+def fetch_zip(tmp_path, monkeypatch) -> Callable[[bytes], Path]:
+    """Extract the bytes as if they were the published teachers; gives the folder of data."""
+
+    def extract(content: bytes) -> Path:
+        archive, data = tmp_path / "teachers.zip", tmp_path / "inner" / "data"
+        archive.write_bytes(content)
+        source = replace(SOURCES["efficientad_teachers"], sha256=hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(SOURCES, "efficientad_teachers", source)
+        acquire("efficientad_teachers", ArchiveConfig(archive=str(archive)), data, quiet())
+        return data
+
+    return extract
+
+
+def test_a_zip_becomes_a_folder_without_its_top_folder(fetch_zip):
+    data = fetch_zip(zip_of(("efficientad_pretrained_weights/", b""), (TEACHER, NOISE), (TWIN, b"medium")))
+    folder = data / "efficientad_teachers"
+    assert (folder / "pretrained_teacher_small.pth").read_bytes() == NOISE
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "pretrained_teacher_medium.pth",
+        "pretrained_teacher_small.pth",
+    ]
+    assert [path.name for path in data.iterdir()] == ["efficientad_teachers"]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "../escaped.txt",
+        "efficientad_pretrained_weights/../../escaped.txt",
+        "efficientad_pretrained_weights/../inside.txt",
+        "/escaped.txt",
+        "..\\escaped.txt",
+        "C:\\escaped.txt",
+        special_in_zip("efficientad_pretrained_weights/link", stat.S_IFLNK),
+        special_in_zip("efficientad_pretrained_weights/pipe", stat.S_IFIFO),
+        special_in_zip("efficientad_pretrained_weights/device", stat.S_IFCHR),
+    ],
+)
+def test_unsafe_members_of_a_zip_are_refused_and_nothing_is_left(tmp_path, fetch_zip, member):
+    with pytest.raises(DownloadError, match=r"^[^\n]*teachers.zip: refused, nothing is extracted: "):
+        fetch_zip(zip_of((TEACHER, b"small"), (TWIN, b"medium"), (member, b"../../escaped.txt")))
+    assert list((tmp_path / "inner/data").iterdir()) == []
+    assert list(tmp_path.rglob("*escaped*")) == []
+
+
+def test_a_zip_with_a_password_is_refused(fetch_zip):
+    content = bytearray(zip_of((TEACHER, b"small")))
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flags of the first entry of its directory
+    with pytest.raises(DownloadError, match=r"refused, nothing is extracted: '.*small.pth' is encrypted"):
+        fetch_zip(bytes(content))
+
+
+@pytest.mark.parametrize("cut", [0, 10, 150_000, -4])
+def test_a_zip_that_is_cut_short_is_refused(tmp_path, fetch_zip, cut):
+    with pytest.raises(DownloadError, match=r"damaged or cut short \(|holds no pretrained"):
+        fetch_zip(zip_of((TEACHER, NOISE), (TWIN, b"medium"))[:cut])
+    assert list((tmp_path / "inner/data").iterdir()) == []
+
+
+def test_a_zip_with_a_spoilt_member_is_refused(tmp_path, fetch_zip):
+    content = bytearray(zip_of((TEACHER, NOISE), (TWIN, b"medium")))
+    content[100_000] ^= 0xFF
+    with pytest.raises(DownloadError, match=r"damaged or cut short \("):
+        fetch_zip(bytes(content))
+    assert list((tmp_path / "inner/data").iterdir()) == []
+
+
+def test_a_zip_that_unpacks_to_more_than_there_is_room_for(tmp_path, fetch_zip, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100_000))
+    with pytest.raises(DiskFull, match=r"efficientad_teachers needs 0\.0 GB"):
+        fetch_zip(zip_of((TEACHER, bytes(1_000_000)), (TWIN, b"medium")))  # a thousandth of it when packed
+    assert list((tmp_path / "inner/data").iterdir()) == []
+
+
+def test_a_zip_without_the_teachers(fetch_zip):
+    with pytest.raises(DownloadError, match=r"holds no pretrained_teacher_medium.pth; set download.efficientad_teach"):
+        fetch_zip(zip_of((TEACHER, b"small")))
+
+
+# --- room
+
+
+def test_too_little_room_is_said_before_the_download(tmp_path, publish, monkeypatch):
+    publish()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * len(GOOD) - 1))
+    with pytest.raises(DiskFull, match=r"dtd needs 0.0 GB there and 0.0 GB are free; free some space and run again"):
+        fetch(tmp_path)
+    assert not part_of(tmp_path).exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * len(GOOD)))
+    fetch(tmp_path)
+    assert_whole(tmp_path)
+
+
+def test_too_little_room_is_said_before_the_extraction(tmp_path, publish, monkeypatch):
+    publish()
+    local = tmp_path / "copy.tar.gz"
+    local.write_bytes(GOOD)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=len(GOOD) - 1))
+    with pytest.raises(DiskFull):
+        fetch(tmp_path / "data", archive=str(local))
+    assert_no_dataset(tmp_path / "data")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_disk_that_fills_up_meanwhile(tmp_path, publish):
+    publish()
+    part_of(tmp_path).parent.mkdir()
+    part_of(tmp_path).symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match=r"textures.tar.gz.part: the disk is full; what was fetched is kept: free some"):
+        fetch(tmp_path)
+    assert_no_dataset(tmp_path)
+
+
+# --- drawn data sets and the section of params.yaml
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "config"), [("demo", "draw_demo", DEMO), ("demo_textures", "draw_textures", TEXTURES)]
+)
+def test_a_drawn_data_set(tmp_path, monkeypatch, name, function, config):
+    params = DownloadParams.model_validate({name: config})
+
+    def draw(root: Path, drawn: object, on_progress: Callable[[int, int], None]) -> None:
+        assert drawn == getattr(params, name)
+        on_progress(1, 1)
+        (root / "image.png").write_bytes(b"drawn")
+
+    monkeypatch.setattr(demo_data, function, draw)
+    download(name, params, tmp_path, quiet())
+    assert (tmp_path / name / "image.png").read_bytes() == b"drawn"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_data, "draw_demo", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        download("demo", DownloadParams.model_validate({"demo": DEMO}), tmp_path, quiet())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_are_unknown_or_not_asked_for(tmp_path):
+    params = DownloadParams.model_validate({"dtd": {"archive": "official"}, "demo": DEMO})
+    with pytest.raises(ParamsError) as caught:
+        download("mvtec", params, tmp_path, quiet())
+    assert str(caught.value) == f"data set 'mvtec': unknown; known: {KNOWN}"
+    with pytest.raises(ParamsError) as caught:
+        download("mvtec_ad", params, tmp_path, quiet())
+    assert str(caught.value) == (
+        "data set 'mvtec_ad': not in the section 'download' of params.yaml, which lists: demo, dtd"
+    )
+
+
+def test_every_problem_of_the_section_is_listed():
+    with pytest.raises(ValidationError) as caught:
+        DownloadParams.model_validate({"mvtec": {}, "imagenet": {}, "dtd": {"archive": 3, "url": "x"}})
+    problems = {".".join(map(str, detail["loc"])): detail["msg"] for detail in caught.value.errors()}
+    unknown = f"Value error, unknown data set; known: {KNOWN}"
+    assert problems.keys() == {"mvtec", "imagenet", "dtd.archive", "dtd.url"}
+    assert problems["mvtec"] == problems["imagenet"] == unknown
+
+
+def test_an_empty_section_is_refused():
+    with pytest.raises(
+        ValidationError,
+        match=f"names no data set; known: {KNOWN}",
+    ):
+        DownloadParams.model_validate({})
+
+
+# --- sources
+
+
+def test_the_published_counts_sum_to_the_published_totals():
+    columns = zip(
+        *((c.train_good, c.test_good, c.test_defect, c.defect_types) for c in MVTEC_AD_COUNTS.values()), strict=True
+    )
+    assert [sum(column) for column in columns] == [3629, 467, 1258, 73]
+    assert len(MVTEC_AD_COUNTS) == 15
+
+
+def test_counts_are_compared_and_every_difference_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(MVTEC_AD_COUNTS, "bottle", CategoryCounts(2, 1, 2, 2))
+    names = ["train/good/000", "train/good/001", "test/good/000", "test/cut/000", "test/hole/000"]
+    names += ["ground_truth/cut/000_mask", "ground_truth/hole/000_mask"]
+    for name in names:
+        path = tmp_path / "bottle" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    check_mvtec_ad(tmp_path, ["bottle"])
+
+    (tmp_path / "bottle/train/good/001.png").unlink()
+    (tmp_path / "bottle/ground_truth/hole/000_mask.png").unlink()
+    with pytest.raises(DatasetError) as caught:
+        check_mvtec_ad(tmp_path, ["bottle"])
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}: not the published MVTec AD; take the original archive",
+        "  bottle: 1 training images, published are 2",
+        "  bottle: 1 masks, published are 2",
+    ]

@@ -1,0 +1,208 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CATEGORY, MeanColour, tiny_params, write_params
+from filelock import FileLock
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+
+from pipelines.errors import ParamsError, StageError, TrainingDiverged
+from pipelines.files import read_json
+from pipelines.preparation.prepare import prepare
+from pipelines.settings.params import load_params
+from pipelines.tracking import runs as tracking
+from pipelines.training import train
+
+CPU = torch.device("cpu")
+CLI = Path(train.__file__).resolve().parents[2] / "cli.py"
+
+
+@pytest.fixture
+def prepared(project, params):
+    prepare(project.root / "images" / CATEGORY, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+
+
+def run(project, model, console):
+    params = load_params(project.params, check_models=True)
+    train.train(model, CATEGORY, params, project, CPU, console)
+    return load_file(project.model(model, CATEGORY) / "model.safetensors")
+
+
+def runs(project):
+    client = MlflowClient(tracking.tracking_uri(project.root))
+    return client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_cell_leaves_weights_settings_and_a_finished_run(project, console):
+    run(project, "fapm", console)
+    result = read_json(project.model("fapm", CATEGORY) / "run.json")
+    assert result["settings"]["models"]["fapm"]["grid"] == 2
+    assert result["train_images"] == 9
+    (only,) = runs(project)
+    assert only.info.run_id == result["run_id"]
+    assert only.info.status == "FINISHED"
+    assert only.data.params["models.fapm.backbone.weights"] == "embedded"
+    assert only.data.tags["data_sha256"] == result["settings"]["data"]["sha256"]
+    assert not project.work("fapm", CATEGORY).exists()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_losses_are_logged_by_step(project, sixth_model, console):
+    run(project, sixth_model, console)
+    (only,) = runs(project)
+    history = MlflowClient(tracking.tracking_uri(project.root)).get_metric_history(only.info.run_id, "loss.distance")
+    assert [point.step for point in history] == list(range(1, 13))
+    assert history[-1].value < history[0].value
+    # an axis on which runs of different length lie over one another
+    client = MlflowClient(tracking.tracking_uri(project.root))
+    progress = client.get_metric_history(only.info.run_id, "progress_percent")
+    assert [(p.step, p.value) for p in progress[5::6]] == [(6, 50.0), (12, 100.0)]
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("killed_at", [0, 5, 11])
+def test_an_interrupted_run_ends_with_the_same_bits(project, sixth_model, console, monkeypatch, killed_at):
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    whole = run(project, sixth_model, console)
+    training_batch = train.PreparedData.training_batch
+
+    def interrupted(self, seed, step, batch_size):
+        if step == killed_at:
+            raise KeyboardInterrupt
+        return training_batch(self, seed, step, batch_size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.PreparedData, "training_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(project, sixth_model, console)
+    seen = []
+
+    def watched(self, seed, step, batch_size):
+        seen.append(step)
+        return training_batch(self, seed, step, batch_size)
+
+    monkeypatch.setattr(train.PreparedData, "training_batch", watched)
+    assert same(run(project, sixth_model, console), whole)
+    assert seen == list(range(killed_at, 12))  # resumed, not repeated
+    assert sorted(r.info.status for r in runs(project)) == ["FINISHED", "FINISHED"]  # the same run went on
+
+
+@pytest.mark.usefixtures("prepared")
+def test_changed_settings_do_not_resume(project, sixth_model, console, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+
+    def interrupted(self, batch, progress):
+        if progress.step == 6:
+            raise KeyboardInterrupt
+        yield {"distance": (batch.image.mean() - self.centre).square().mean()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MeanColour, "losses", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(project, sixth_model, console)
+    values = tiny_params()
+    values["models"] = {sixth_model: {"image_size": 64, "batch_size": 3, "steps": 12, "learning_rate": 0.01}}
+    write_params(project.root, values)
+    resumed = run(project, sixth_model, console)
+    assert same(run(project, sixth_model, console), resumed)
+    statuses = [r.info.status for r in runs(project)]
+    assert sorted(statuses) == ["FINISHED", "FINISHED", "KILLED"]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_loss_that_is_not_finite_stops_before_the_update(project, sixth_model, console, monkeypatch):
+    centres = []
+
+    def diverging(self, batch, progress):
+        centres.append(self.centre.detach().clone())
+        factor = float("nan") if progress.step == 3 else 1.0
+        yield {"distance": (batch.image.mean() - self.centre).square().mean() * factor}
+
+    monkeypatch.setattr(MeanColour, "losses", diverging)
+    with pytest.raises(TrainingDiverged, match=r"^step 3: a loss is not finite \(distance = nan\)"):
+        run(project, sixth_model, console)
+    assert centres[-1].isfinite().all()
+    assert not project.model(sixth_model, CATEGORY).exists()
+    assert [r.info.status for r in runs(project)] == ["FAILED"]
+
+
+@pytest.mark.usefixtures("prepared")
+def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, params, console, monkeypatch):
+    given = {"prepare": [], "losses": [], "calibrate": []}
+    for phase in ("prepare", "calibrate"):
+        original = getattr(MeanColour, phase)
+
+        def spy(self, batches, phase=phase, original=original):
+            given[phase] += [batch.image for batch in batches]
+            assert not any(batch.label.any() for batch in batches)
+            original(self, batches)
+
+        monkeypatch.setattr(MeanColour, phase, spy)
+    losses = MeanColour.losses
+
+    def spied_losses(self, batch, progress):
+        given["losses"].append(batch.image)
+        assert not batch.label.any()
+        yield from losses(self, batch, progress)
+
+    monkeypatch.setattr(MeanColour, "losses", spied_losses)
+    run(project, sixth_model, console)
+    data = train.PreparedData(project.prepared(CATEGORY), 64, CPU)
+    keys = {phase: {image.numpy().tobytes() for image in torch.cat(images)} for phase, images in given.items()}
+    test = {image.numpy().tobytes() for image in data.batch(data.rows("test")).image}
+    assert keys["prepare"] == keys["losses"]
+    assert not keys["prepare"] & keys["calibrate"]
+    assert not (keys["prepare"] | keys["calibrate"]) & test
+
+
+@pytest.mark.usefixtures("prepared")
+def test_two_processes_do_not_train_one_cell(project, params, console):
+    project.work("fapm", CATEGORY).parent.mkdir(parents=True)
+    lock = FileLock(project.work("fapm", CATEGORY).parent / f".{CATEGORY}.lock")
+    with lock, pytest.raises(StageError, match=r"^fapm on squares: another process is training this"):
+        train.train("fapm", CATEGORY, params, project, CPU, console)
+
+
+def test_what_is_not_there_is_named(project, params, console):
+    with pytest.raises(ParamsError, match=r"^model 'padim' is not in params.yaml, which lists: fapm$"):
+        train.train("padim", CATEGORY, params, project, CPU, console)
+    with pytest.raises(
+        ParamsError, match=r"^category 'nut' is not in params.yaml, whose data.categories lists: squares"
+    ):
+        train.train("fapm", "nut", params, project, CPU, console)
+    with pytest.raises(StageError, match="blemish prepare squares"):
+        train.train("fapm", CATEGORY, params, project, CPU, console)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_kill_9_leaves_nothing_running_and_the_same_model(project, console):
+    """A real process, killed while it learns; the next one completes the same run."""
+    whole = run(project, "fapm", console)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        [sys.executable, CLI, "train", "fapm", CATEGORY],
+        cwd=project.root,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    work, deadline = project.work("fapm", CATEGORY), time.monotonic() + 60
+    while process.poll() is None and not list(work.glob("*/run.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.communicate()[1] == ""
+    assert process.returncode == -signal.SIGKILL
+    assert [r.info.status for r in runs(project)].count("RUNNING") == 1
+    assert same(run(project, "fapm", console), whole)
+    assert [r.info.status for r in runs(project)] == ["FINISHED", "FINISHED"]

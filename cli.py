@@ -46,13 +46,13 @@ def _console() -> "Console":
 @app.command(rich_help_panel=PIPELINE)
 def download(source: Annotated[str, typer.Argument(help="A data set of params.yaml's download section.")]) -> None:
     """Fetch, verify and extract a data set, or draw an embedded one."""
-    from pipelines.settings.params import load_params
+    from pipelines.preview.check import load_checked
     from pipelines.sources.download import DownloadParams
     from pipelines.sources.download import download as run
 
     project = _project()
     # Usually the first stage: all of the file is checked here, so that nothing runs for an hour before a typo shows.
-    params = load_params(project.params, check_models=True)
+    params = load_checked(project.params)
     run(source, DownloadParams.model_validate(params.download), project.data, _console())
 
 
@@ -65,7 +65,7 @@ def prepare(category: Category) -> None:
     from pipelines.sources.catalogue import check_mvtec_ad
 
     project = _project()
-    params = load_params(project.params, check_models=False)
+    params = load_params(project.params)
     params.check_category(category)
     source = project.root / params.data.root / category
     if source.parent.resolve() == (project.data / "mvtec_ad").resolve():
@@ -82,12 +82,12 @@ def prepare(category: Category) -> None:
 def distill(model: Model, device: Device = "auto") -> None:
     """Make a model's teacher from a backbone and a folder of photos, or fetch the published one."""
     from pipelines.device import choose_device
-    from pipelines.settings.params import load_params
+    from pipelines.preview.check import load_checked
     from pipelines.teachers.distill import DistillConfig, Teachers, fetch_published
     from pipelines.teachers.distill import distill as run
 
     project = _project()
-    params = load_params(project.params, check_models=True)
+    params = load_checked(project.params)
     config = params.entry("distill", model, Teachers)
     if isinstance(config, DistillConfig):
         photos = project.root / params.photos
@@ -103,7 +103,7 @@ def penalty(model: Model) -> None:
     from pipelines.settings.params import load_params
 
     project = _project()
-    params = load_params(project.params, check_models=False)
+    params = load_params(project.params)
     config = params.entry("penalty", model, Penalties)
     number = make_penalty(config, project.root / params.photos, project.penalty(model), _console())
     typer.echo(f"{model}: {number} penalty images")
@@ -116,7 +116,7 @@ def textures(model: Model) -> None:
     from pipelines.settings.params import load_params
 
     project = _project()
-    params = load_params(project.params, check_models=False)
+    params = load_params(project.params)
     config = params.entry("textures", model, TextureSets)
     number = make_textures(config, project.root / params.texture_photos, project.textures(model), _console())
     typer.echo(f"{model}: {number} textures")
@@ -132,10 +132,10 @@ def train(
     ] = False,
 ) -> None:
     """Train one model on one category; goes on where a killed run stopped."""
-    from pipelines.settings.params import load_params
+    from pipelines.preview.check import load_checked
 
     project = _project()
-    params = load_params(project.params, check_models=True)
+    params = load_checked(project.params)
     if dry_run:
         from pipelines.preview.dry_run import estimate
 
@@ -152,11 +152,11 @@ def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
     """Measure a trained model on the test split: metrics, threshold, scores, figures."""
     from pipelines.device import choose_device
     from pipelines.evaluation.evaluate import evaluate as run
-    from pipelines.report.report import one_line
-    from pipelines.settings.params import load_params
+    from pipelines.preview.check import load_checked
+    from pipelines.report.terminal import one_line
 
     project = _project()
-    params = load_params(project.params, check_models=True)
+    params = load_checked(project.params)
     typer.echo(one_line(run(model, category, params, project, choose_device(device))))
 
 
@@ -164,10 +164,10 @@ def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
 def export(model: Model, category: Category) -> None:
     """Write a trained model as one ONNX file, kept only if it reproduces the original."""
     from pipelines.deployment.export import export as run
-    from pipelines.settings.params import load_params
+    from pipelines.preview.check import load_checked
 
     project = _project()
-    parity = run(model, category, load_params(project.params, check_models=True), project)
+    parity = run(model, category, load_checked(project.params), project)
     typer.echo(
         f"{project.export(model, category) / 'model.onnx'}: {parity.num_images} test images, maps within "
         f"{parity.max_map_difference:.1e}, scores within {parity.max_score_difference:.1e}, no decision changed"
@@ -180,7 +180,7 @@ def latency(model: Model, category: Category) -> None:
     from pipelines.deployment.latency import latency as run
     from pipelines.settings.params import load_params
 
-    found = run(model, category, load_params(_project().params, check_models=False), _project())
+    found = run(model, category, load_params(_project().params), _project())
     total = found.milliseconds["total"]
     typer.echo(
         f"{model} on {category}: {total['p50']:.1f} ms from file to decision (95 % within {total['p95']:.1f}), "
@@ -196,7 +196,7 @@ def report() -> None:
     from pipelines.settings.params import load_params
 
     project = _project()
-    typer.echo(f"{run(load_params(project.params, check_models=False), project)}: written")
+    typer.echo(f"{run(load_params(project.params), project)}: written")
 
 
 @app.command(rich_help_panel=USE)
@@ -221,7 +221,7 @@ def compare(
     from pipelines.settings.params import load_params
 
     project = _project()
-    params = load_params(project.params, check_models=False)
+    params = load_params(project.params)
     chosen = [run_id for part in runs or [] for run_id in part.split(",") if run_id]
     experiment = experiment or params.tracking.experiment
     compare_runs(project.root, experiment, by, metric, chosen, params.evaluate.bootstrap, Console())
@@ -232,7 +232,7 @@ def results() -> None:
     """Print the table of the last report, and where to look next."""
     from rich.console import Console
 
-    from pipelines.report.report import print_results
+    from pipelines.report.terminal import print_results
 
     print_results(_project(), Console())
 
@@ -273,11 +273,11 @@ def synthesis(
     """Draw a contact sheet of the synthetic defects that training will see."""
     from pipelines.device import choose_device
     from pipelines.files import atomic_file
+    from pipelines.preview.check import load_checked
     from pipelines.preview.contact_sheet import contact_sheet
-    from pipelines.settings.params import load_params
 
     project = _project()
-    params = load_params(project.params, check_models=True)
+    params = load_checked(project.params)
     sheet = contact_sheet(model, category, number, params, project, choose_device(device))
     path = output or Path(f"synthesis_{category}.png")
     with atomic_file(path) as temporary:
@@ -335,9 +335,9 @@ def preset(
 @app.command(rich_help_panel=USE)
 def check() -> None:
     """Validate params.yaml as a whole, and list every problem."""
-    from pipelines.settings.params import load_params
+    from pipelines.preview.check import load_checked
 
-    params = load_params(_project().params, check_models=True)
+    params = load_checked(_project().params)
     typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
 
 
@@ -362,10 +362,10 @@ def publish(
 def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> None:
     """Serve the MLflow page on this machine."""
     from pipelines.settings.params import load_params
-    from pipelines.tracking.runs import page_of, serve
+    from pipelines.tracking.pages import page_of, serve
 
     project = _project()
-    experiment = load_params(project.params, check_models=False).tracking.experiment
+    experiment = load_params(project.params).tracking.experiment
     typer.echo(f"The runs of '{experiment}': {page_of(project.root, experiment, port)}")
     serve(project.root, port)
 

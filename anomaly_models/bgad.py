@@ -64,6 +64,7 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import paste_defects
 from anomaly_models.common.feature_cache import FeatureCache
+from anomaly_models.common.statistics import Moments
 
 NUM_BLOCKS = 8  # per flow
 AXIS_CODE = 64  # numbers that say which column, and as many for the row
@@ -353,22 +354,6 @@ def mini_batches(abnormal: Tensor, number: int, size: int, generator: torch.Gene
 def usable_anomalies(batch: Batch) -> Tensor:
     """Which images (B,) are anomalous and say where."""
     return batch.label & batch.mask.flatten(1).any(dim=1)
-
-
-class Moments:
-    """Sums over the vectors of a level, in float64."""
-
-    def __init__(self, channels: int, device: torch.device) -> None:
-        self.count = 0
-        self.total = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
-
-    def update(self, features: Tensor) -> None:
-        """Take in (B, C, h, w)."""
-        rows = rearrange(features.double(), "b c h w -> (b h w) c")
-        self.count += len(rows)
-        self.total += rows.sum(dim=0)
-        self.products += rows.T @ rows
 
 
 class Whitening(nn.Module):

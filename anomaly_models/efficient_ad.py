@@ -29,8 +29,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import resize_map
+from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 
 Width = Literal["tiny", "small", "medium"]
 Precision = Literal["float32", "bf16"]
@@ -39,12 +41,8 @@ MIN_IMAGE_SIZE = 128  # the decoder's first map, image_size // 64 - 1, must have
 BORDER = 4  # cells by which an unpadded description map falls short of image_size / 4, on each side
 JITTER = 0.2  # brightness, contrast or saturation is multiplied by a factor in 1 -+ this
 GREY_PROBABILITY = 0.3  # of a penalty image
-LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision rounds it
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DROPOUT = 0.2  # in the decoder
 DECAY_AT = 0.95  # share of the steps after which the learning rate drops to a tenth
-MIN_STD = 1e-6  # of a teacher channel; below it the channel is dead
 # Normal parts spread the quantiles of a map by tens of per cent; constant images by rounding errors only.
 MIN_QUANTILE_SPREAD = 1e-3
 
@@ -203,12 +201,6 @@ def dropout_mask(features: Tensor, generator: torch.Generator) -> Tensor:
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def grey(image: Tensor) -> Tensor:
-    """(B, 3, H, W) to (B, 1, H, W)."""
-    luma = torch.tensor(LUMA, dtype=image.dtype, device=image.device)
-    return torch.einsum("bchw,c->bhw", image, luma).unsqueeze(1)
-
-
 def jitter(image: Tensor, generator: torch.Generator) -> Tensor:
     """Change brightness, contrast or saturation, one per image, as torchvision does; `generator` on its device.
 
@@ -261,34 +253,6 @@ def quantiles(values: Tensor, levels: tuple[float, float]) -> Tensor:
     return torch.lerp(ordered[below], ordered[above], weight)
 
 
-class ChannelStatistics:
-    """Mean and population standard deviation per channel, batch by batch (Chan et al. 1979), in float64."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self.squares = torch.zeros(())  # sum of squared deviations from the mean
-
-    def update(self, features: Tensor) -> None:
-        """Take in (B, C, H, W)."""
-        columns = rearrange(features.double(), "b c h w -> c (b h w)")
-        count = columns.shape[1]
-        mean = columns.mean(dim=1)
-        squares = (columns - mean.unsqueeze(1)).square().sum(dim=1)
-        if self.count == 0:
-            self.count, self.mean, self.squares = count, mean, squares
-            return
-        total = self.count + count
-        shift = mean - self.mean
-        self.mean = self.mean + shift * (count / total)
-        self.squares = self.squares + squares + shift.square() * (self.count * count / total)
-        self.count = total
-
-    @property
-    def std(self) -> Tensor:
-        return (self.squares / self.count).sqrt()
-
-
 def mean_square(left: Tensor, right: Tensor) -> Tensor:
     """(B, C, H, W) twice to (B, 1, H, W): the squared difference, averaged over channels."""
     return (left - right).square().mean(dim=1, keepdim=True)
@@ -305,25 +269,6 @@ class RawMaps(NamedTuple):
 
     local: Tensor  # student against teacher: structural anomalies
     overall: Tensor  # student against autoencoder: logical anomalies
-
-
-class ImageNetNormalisation(nn.Module):
-    """The only place where images are normalised, once for all three networks.
-
-    It also lays them out channels-last, which the convolutions then keep: on one CPU thread a training step takes 4 %
-    less time, most of it in the average pools.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", rearrange(torch.tensor(IMAGENET_MEAN), "c -> 1 c 1 1"), persistent=False)
-        self.register_buffer("std", rearrange(torch.tensor(IMAGENET_STD), "c -> 1 c 1 1"), persistent=False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return ((image - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------

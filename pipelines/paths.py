@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+INDEX_FILE = "index.json"  # of a folder of arrays: what its rows are
+
 
 @dataclass(frozen=True, slots=True)
 class Project:

@@ -18,7 +18,8 @@ import cli
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Config, Prediction, Progress
 from pipelines.paths import Project
-from pipelines.settings.params import Params, load_params
+from pipelines.preview.check import load_checked
+from pipelines.settings.params import Params
 
 CATEGORY = "squares"
 
@@ -106,7 +107,7 @@ def project(root: Path) -> Project:
 
 @pytest.fixture
 def params(root: Path) -> Params:
-    return load_params(root / "params.yaml", check_models=True)
+    return load_checked(root / "params.yaml")
 
 
 @pytest.fixture

@@ -10,16 +10,17 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from pipelines.evaluation.certainty import (
+from pipelines.evaluation.certainty import measure
+from pipelines.evaluation.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics
+from pipelines.evaluation.outcomes import (
     EVALUATION_FILE,
     PIXELS_FILE,
     PREDICTIONS_FILE,
     bin_edges,
     count_pixels,
-    measure,
     read_outcome,
 )
-from pipelines.evaluation.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics, threshold_at
+from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import write_json
 from pipelines.paths import Project
 from pipelines.settings.params import Params, load_params
@@ -143,7 +144,7 @@ def put_evaluation(
 
 def params_of(models: list[str], categories: list[str]) -> Params:
     """The demo's, for models that need not exist."""
-    params = load_params(PRESETS / "demo.yaml", check_models=False)
+    params = load_params(PRESETS / "demo.yaml")
     data = params.data.model_copy(update={"categories": categories})
     evaluate = params.evaluate.model_copy(update={"bootstrap": 60})
     return params.model_copy(update={"data": data, "evaluate": evaluate, "models": {name: {} for name in models}})

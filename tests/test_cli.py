@@ -195,7 +195,7 @@ def test_disk_full_while_saving(root, blemish, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.training.train.serialize", full)
+    monkeypatch.setattr("pipelines.training.trained.serialize", full)
     message = one_line(blemish("train", "fapm", CATEGORY))
     assert message.startswith("models/fapm/squares: No space left on device")
     assert DiskFull.__name__ not in message

@@ -21,19 +21,12 @@ from torch import Tensor
 
 from anomaly_models.common.appearance import change_appearance, rotate, to_bytes
 from anomaly_models.common.randomness import generator_on
-from anomaly_models.common.scoring import GaussianBlur
 
 TRIES = (1, 7, 14, 28)  # noises drawn at once for the masks that are still empty; nearly all are done after the first
 NUM_TRIES = sum(TRIES)
 NUM_STRIPS = 8  # per side
 WHOLE_SURFACE = 0.5  # probability that all of a surface may bear a defect, and not a rectangle of it only
 SMALLEST_SHARE = 0.25  # of the picture that such a rectangle covers
-BLUR_SIGMA = 1.0  # pixels; against the grain, before a part is told from its background
-COLOUR_FLOOR = 0.02  # standard deviation of a colour that any background has
-LEAST_DISTANCE = 0.7  # log(1 + 1): nothing within one deviation of the background is a part
-LEAST_SEPARABILITY = 0.8  # parts before a background have 0.85 to 0.95, surfaces 0.5 to 0.75
-SMALLEST_COMPONENT = 0.01  # of the picture; smaller pieces are no part
-FOREGROUND_RANGE = (0.02, 0.98)  # share of the picture, outside of which the part was not found
 
 
 class SynthesisConfig(BaseModel):
@@ -201,77 +194,3 @@ def _strip_order(keys: Tensor, size: int) -> Tensor:
     """Places (B, size) that sort strips by their keys (B, strips) and keep the order within a strip."""
     strip = torch.arange(size, device=keys.device) * NUM_STRIPS // size
     return keys[:, strip].argsort(dim=1, stable=True)
-
-
-# --- the part --------------------------------------------------------------------------------------------------------
-
-
-def foreground_mask(image: Tensor) -> Tensor:
-    """Where the part is: (B, 1, H, W) of 0 and 1, for images (B, 3, H, W) in [0, 1] of an object before a background.
-
-    The background is what has the colours of the picture's border; the distance from them is cut at its Otsu threshold.
-    Holes are filled and small pieces dropped. All of the picture is 1 where the distances are not of two kinds, and
-    where hardly anything or nearly everything would be left.
-    """
-    distance = _distance_from_border(image)
-    largest = distance.amax(dim=(1, 2, 3), keepdim=True)
-    level = to_bytes(255 * distance / largest.clamp(min=LEAST_DISTANCE))
-    threshold, separability = otsu_threshold(level)
-    part = level > rearrange(threshold, "b -> b 1 1 1")
-    cleaned = torch.stack([_cleaned(one) for one in part.squeeze(1).cpu()]).unsqueeze(1).to(image)
-    share = cleaned.mean(dim=(1, 2, 3))
-    least, most = FOREGROUND_RANGE
-    distinct = (largest.flatten() >= LEAST_DISTANCE) & (separability >= LEAST_SEPARABILITY)
-    found = distinct & (share >= least) & (share <= most)
-    return cleaned.where(rearrange(found, "b -> b 1 1 1"), 1.0)
-
-
-def _distance_from_border(image: Tensor) -> Tensor:
-    """How unlike the outermost pixels each pixel is, (B, 1, H, W): the logarithm of 1 + the Mahalanobis distance.
-
-    The colours of the border vary along some directions, mostly with the light, and count little there. The logarithm
-    keeps a part's own contrasts from being cut instead of its outline.
-    """
-    batch, _, height, width = image.shape
-    blurred = GaussianBlur(BLUR_SIGMA).to(image.device)(rearrange(image, "b c h w -> (b c) 1 h w"))
-    pixels = rearrange(blurred, "(b c) 1 h w -> b c (h w)", b=batch)
-    outermost = torch.ones(height, width, dtype=torch.bool, device=image.device)
-    outermost[1:-1, 1:-1] = False
-    border = pixels[:, :, outermost.flatten()]
-    mean = border.mean(dim=2, keepdim=True)
-    covariance = (border - mean) @ (border - mean).mT / border.shape[2]
-    covariance = covariance + COLOUR_FLOOR**2 * torch.eye(3, device=image.device)
-    squared = ((pixels - mean) * torch.linalg.solve(covariance, pixels - mean)).sum(dim=1)
-    return rearrange(squared.clamp(min=0).sqrt().log1p(), "b (h w) -> b 1 h w", h=height)
-
-
-def otsu_threshold(level: Tensor) -> tuple[Tensor, Tensor]:
-    """The byte (B,) that parts the bytes (B, 1, H, W) into those up to it and those above, variance between greatest.
-
-    The middle of equally good thresholds, and the variance between over the whole variance (B,): the paper's measure of
-    how well the two sides are told apart, 0 for a constant image, 1 for two values, 0.64 for a normal distribution.
-    Otsu, "A threshold selection method from gray-level histograms", 1979.
-    """
-    levels = torch.arange(256, device=level.device, dtype=torch.float64)
-    counts = torch.stack([torch.bincount(one.flatten().int(), minlength=256) for one in level]).double()
-    shares = counts / counts.sum(dim=1, keepdim=True)
-    weight = shares.cumsum(dim=1)  # of those up to each level
-    moment = (shares * levels).cumsum(dim=1)
-    mean = moment[:, -1:]
-    between = (mean * weight - moment).square() / (weight * (1 - weight)).clamp(min=1e-12)
-    greatest = between.amax(dim=1, keepdim=True)
-    best = between >= greatest * (1 - 1e-9)
-    variance = (shares * (levels - mean).square()).sum(dim=1)
-    return (levels * best).sum(dim=1) / best.sum(dim=1), greatest.squeeze(1) / variance.clamp(min=1e-12)
-
-
-def _cleaned(part: Tensor) -> Tensor:
-    """The mask (H, W), on the CPU, with its holes filled and its small pieces dropped."""
-    from scipy import ndimage  # here, since only pictures of objects need it
-
-    filled = ndimage.binary_fill_holes(part.numpy())
-    pieces, _ = ndimage.label(filled)
-    sizes = torch.from_numpy(pieces).flatten().bincount()
-    large = sizes >= SMALLEST_COMPONENT * part.numel()
-    large[0] = False  # the background
-    return large[torch.from_numpy(pieces).long()]

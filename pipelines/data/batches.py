@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from anomaly_models.base import Batch
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
+from pipelines.data.index import PreparedIndex, Split, images_file, masks_file
 from pipelines.errors import StageError
+from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
-from pipelines.preparation.prepare import INDEX_FILE, PreparedIndex, Split, images_file, masks_file
 
 
 class PreparedData:

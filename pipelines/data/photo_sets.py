@@ -3,62 +3,22 @@
 EfficientAD's penalty images and DiffusionAD's textures are such sets: see `penalty` and `textures`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
-from rich.console import Console
 from torch import Tensor
 
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import StageError
-from pipelines.files import atomic_folder, read_json, write_json
-from pipelines.preparation.photos import INDEX_FILE, Resize, find_photos, write_arrays
+from pipelines.files import read_json
+from pipelines.paths import INDEX_FILE
 
 FORMAT = 1  # of a set's folder; raised when what is written changes
 
 Kind = Literal["penalty", "textures"]  # the verb that makes it, and its section of params.yaml
 _WHAT: dict[Kind, str] = {"penalty": "penalty images", "textures": "textures"}
 _STREAMS: dict[Kind, int] = {"penalty": 1, "textures": 2}  # apart from the part's images, drawn by the same seed
-
-
-class PhotoSetConfig(BaseModel):
-    """An entry of the sections `penalty` and `textures`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    image_size: PositiveInt  # that of the model
-    limit: PositiveInt  # photos taken at most, evenly from the sorted list
-
-
-def make_photo_set(
-    config: PhotoSetConfig, resize: Resize, photos: Path, destination: Path, console: Console, kind: Kind
-) -> int:
-    """Decode `photos`, searched to the bottom, into `destination`; gives their number. Same files, same bytes.
-
-    Raises:
-        DatasetError: the folder is missing or holds no photo.
-        ImageError: photos that cannot be read; the message lists them.
-    """
-    paths = _evenly(find_photos([photos]), config.limit)
-    with atomic_folder(destination) as folder:
-        sha256 = write_arrays(paths, resize, [config.image_size], folder, console, kind)
-        index = {
-            "format": FORMAT,
-            "image_size": config.image_size,
-            "sha256": sha256,
-            "photos": [path.relative_to(photos).as_posix() for path in paths],
-        }
-        write_json(folder / INDEX_FILE, index)
-    return len(paths)
-
-
-def _evenly(paths: Sequence[Path], limit: int) -> list[Path]:
-    """At most `limit` of them, from all parts of the list: folders of photos are often sorted by class."""
-    number = min(limit, len(paths))
-    return [paths[place * len(paths) // number] for place in range(number)]
 
 
 class PhotoSet:

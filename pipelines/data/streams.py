@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from anomaly_models.base import Batch
-from anomaly_models.common.synthesis import foreground_mask
+from anomaly_models.common.foreground import foreground_mask
 from pipelines.data.arrays import BatchSource, stream_rows
 from pipelines.data.batches import PreparedData
+from pipelines.data.photo_sets import PhotoSet
 
 _STREAM = 3  # apart from the normal images, which are drawn by the same seed
 
@@ -75,3 +76,35 @@ class WithForeground:
             if row not in self._known:
                 self._known[row] = foreground_mask(image.unsqueeze(0))[0] > 0
         return torch.stack([self._known[row] for row in batch.row.tolist()]).float()
+
+
+@dataclass(frozen=True, slots=True)
+class WithPenalty:
+    """A stream of batches, each with as many penalty images as it has images."""
+
+    parts: BatchSource[Batch]
+    penalty: PhotoSet
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.device
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        batch = self.parts.training_batch(seed, step, batch_size)
+        return replace(batch, penalty=self.penalty.images(seed, step, len(batch.image)))
+
+
+@dataclass(frozen=True, slots=True)
+class WithTextures:
+    """A stream of batches, each with as many textures as it has images."""
+
+    parts: BatchSource[Batch]
+    textures: PhotoSet
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts.device
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        batch = self.parts.training_batch(seed, step, batch_size)
+        return replace(batch, texture=self.textures.images(seed, step, len(batch.image)))

@@ -22,10 +22,10 @@ from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
 from pipelines.errors import ExportError, StageError
 from pipelines.files import atomic_folder, read_json, write_json
-from pipelines.inference.predict import Detector, ModelCard
+from pipelines.inference.detector import Detector, ModelCard
 from pipelines.paths import Project
 from pipelines.settings.params import Params
-from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import cell_run
 from pipelines.training.trained import load_trained
 
 _EXAMPLE_BATCH = 2  # tracing with one image would fix the batch at one
@@ -167,7 +167,7 @@ def _difference(shipped: np.ndarray, seen: np.ndarray) -> float:
 
 def _track(project: Project, params: Params, run: dict[str, Any], parity: Parity, image_size: int) -> None:
     folder = project.export(run["model"], run["settings"]["data"]["category"])
-    with tracking.cell_run(
+    with cell_run(
         project.root, params.tracking.experiment, run["model"], run["settings"]["data"]["category"], run["run_id"]
     ) as opened:
         opened.tags({"parity": asdict(parity)})

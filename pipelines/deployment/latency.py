@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from pipelines.data.index import PreparedIndex
 from pipelines.environment import cpu_name
 from pipelines.errors import StageError
 from pipelines.files import write_json
-from pipelines.inference.predict import Detector, ModelCard
+from pipelines.inference.detector import Detector, ModelCard
 from pipelines.paths import Project
 from pipelines.pictures import images
 from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
-from pipelines.preparation.prepare import PreparedIndex
 from pipelines.settings.params import LatencyConfig, Params
 
 PARTS = ("decode", "resize", "network", "postprocess")
@@ -66,7 +66,7 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
         ExportError: the cell is not exported.
         ImageError: a test image cannot be read any more.
     """
-    from pipelines.tracking import runs as tracking
+    from pipelines.tracking.runs import cell_run
 
     params.check_category(category)
     onnx = project.export(model, category) / "model.onnx"
@@ -78,7 +78,7 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
         raise StageError(f"{source}: no test image to measure with; add some and run `blemish prepare {category}`")
     found = measure(detector, paths, params.latency)
     write_json(project.latency(model, category), asdict(found))
-    with tracking.cell_run(project.root, params.tracking.experiment, model, category, detector.card.run_id) as run:
+    with cell_run(project.root, params.tracking.experiment, model, category, detector.card.run_id) as run:
         run.metrics(found.metrics() | {"onnx_megabytes": round(onnx.stat().st_size / 1e6, 2)})
         run.tags({"latency": {"hardware": found.hardware, "threads": found.threads}})
         run.file(project.latency(model, category), "latency")

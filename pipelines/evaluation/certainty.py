@@ -11,30 +11,19 @@ Clopper and Pearson, and so has a perfect separation, whose every draw is perfec
 have given is in no test image; where runs with several seeds are known, their spread widens the comparison.
 """
 
-import csv
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.special import betaincinv, stdtrit
 
-from pipelines.errors import StageError
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-# What `evaluate` writes and everything here is read from
-EVALUATION_FILE = "evaluation.json"
-PREDICTIONS_FILE = "predictions.csv"  # a row per test and held-out image
-PIXELS_FILE = "pixels.npz"  # absent without masks
-EVALUATION_FOLDER = "evaluation"  # where a run keeps them
+from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
+from pipelines.evaluation.outcomes import Floats, Outcome, PixelCounts, TestSet
 
 CONFIDENCE = 0.95
 AVERAGE = "average"  # the category of a macro average
@@ -42,174 +31,6 @@ _TAIL = (1 - CONFIDENCE) / 2
 _PRO_LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}
 _SHARES = ("recall", "false_alarms")
 _SEPARATION = ("image_auroc", "image_ap", "image_f1_max")  # all 1 exactly when good and anomalous images separate
-_PIXEL_BINS = 500  # along the curves; the metrics of 500 bins are within a thousandth of the exact ones
-_EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A figure by which models are compared."""
-
-    key: str
-    title: str
-    higher_is_better: bool = True
-    oracle: bool = False  # its threshold is chosen on the test images
-
-
-METRICS = (
-    Metric("image_auroc", "Image AUROC"),
-    Metric("image_ap", "Image AP"),
-    Metric("image_f1_max", "Image F1-max", oracle=True),
-    Metric("recall", "Defects found"),
-    Metric("false_alarms", "False alarms", higher_is_better=False),
-    Metric("pixel_auroc", "Pixel AUROC"),
-    Metric("pixel_ap", "Pixel AP"),
-    Metric("pixel_f1_max", "Pixel F1-max", oracle=True),
-    Metric("aupro_30", "AUPRO 0.3"),
-    Metric("aupro_05", "AUPRO 0.05"),
-)
-METRIC_BY_KEY = {metric.key: metric for metric in METRICS}
-
-
-# ---- what is judged ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PixelCounts:
-    """The pixels of N test images by their score, in B bins from the highest scores to the lowest.
-
-    `regions` counts each pixel inside an anomalous region as one over the region's size: a whole region adds 1.
-    """
-
-    normal: NDArray[np.int32]  # (N, B), outside all regions
-    anomalous: NDArray[np.int32]  # (N, B)
-    regions: NDArray[np.float32]  # (N, B)
-
-    def save(self, path: Path) -> None:
-        np.savez_compressed(path, normal=self.normal, anomalous=self.anomalous, regions=self.regions)
-
-    @classmethod
-    def load(cls, path: Path) -> "PixelCounts":
-        with np.load(path) as arrays:
-            return cls(arrays["normal"], arrays["anomalous"], arrays["regions"])
-
-    def of(self, rows: Sequence[int]) -> "PixelCounts":
-        """The counts of these images, in this order."""
-        return PixelCounts(self.normal[rows], self.anomalous[rows], self.regions[rows])
-
-
-def bin_edges(curve_thresholds: Floats) -> NDArray[np.float32]:
-    """At most `_PIXEL_BINS` thresholds, highest first, of a curve whose points lie evenly along it.
-
-    The curve begins with nothing called anomalous and ends with everything.
-    """
-    inner = curve_thresholds[1:]
-    kept = np.linspace(0, len(inner) - 1, min(_PIXEL_BINS, len(inner))).round().astype(int)
-    edges: NDArray[np.float32] = np.unique(inner[kept].astype(np.float32))[::-1]
-    return edges
-
-
-def count_pixels(pairs: Iterable[tuple[NDArray[np.float32], Bools]], edges: NDArray[np.float32]) -> PixelCounts:
-    """Sort the pixels of (map, mask) pairs, one an image, into the bins that end at `edges`."""
-    ascending = edges[::-1]
-    counts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
-    for anomaly_map, mask in pairs:
-        below = np.searchsorted(ascending, anomaly_map.ravel(), side="left")  # edges that the score is above
-        bins = np.minimum(len(edges) - below, len(edges) - 1)  # rounding may put a score on the last edge
-        inside = mask.ravel()
-        labels, _ = ndimage.label(mask, structure=_EIGHT_CONNECTED)
-        sizes = np.bincount(labels.ravel())
-        weights = 1.0 / sizes[labels.ravel()[inside]]
-        for kept, values in zip(
-            counts,
-            (
-                np.bincount(bins[~inside], minlength=len(edges)),
-                np.bincount(bins[inside], minlength=len(edges)),
-                np.bincount(bins[inside], weights, minlength=len(edges)),
-            ),
-            strict=True,
-        ):
-            kept.append(values)
-    normal, anomalous, regions = (np.stack(kept) for kept in counts)
-    return PixelCounts(normal.astype(np.int32), anomalous.astype(np.int32), regions.astype(np.float32))
-
-
-@dataclass(frozen=True, slots=True)
-class TestSet:
-    """Which images a model was tested on. Two of them are the same if names, labels and pixels are."""
-
-    __test__ = False  # nothing for pytest to collect
-
-    category: str
-    images: tuple[tuple[str, bool], ...]  # (path, anomalous), sorted
-    data_sha256: str  # of all files of the category
-    image_size: int
-    pixels_sha256: str  # of the test images as the model saw them, at this size
-
-    def difference(self, other: "TestSet") -> str | None:
-        """What keeps results on the two from being compared, None if nothing does."""
-        if self.category != other.category:
-            return f"{self.category} and {other.category} are two categories"
-        if self.images != other.images:
-            if len(self.images) != len(other.images):
-                return f"{len(self.images)} and {len(other.images)} test images of {self.category}"
-            first = next(a for a, b in zip(self.images, other.images, strict=True) if a != b)
-            return f"the test images of {self.category} are not the same: {first[0]} is in one of the two only"
-        seen_alike = self.image_size == other.image_size and self.pixels_sha256 == other.pixels_sha256
-        if self.data_sha256 != other.data_sha256 and not seen_alike:
-            return f"the files of {self.category} changed between the two evaluations"
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one model said of the test images of one category, in the order of `test_set.images`."""
-
-    name: str
-    test_set: TestSet
-    scores: Floats  # (N,)
-    threshold: float
-    values: Mapping[str, float]  # as `evaluate` measured them, from every pixel
-    pixels: PixelCounts | None
-
-    @property
-    def labels(self) -> Bools:
-        return np.array([label for _, label in self.test_set.images], dtype=bool)
-
-
-def read_outcome(folder: Path, evaluation: Mapping[str, Any], name: str) -> Outcome:
-    """What `evaluate` wrote into `folder`; `evaluation` is the content of its JSON file, `name` what to call the model.
-
-    Raises:
-        StageError: the folder is not from this version.
-    """
-    rows = read_predictions(folder)
-    if "pixels_sha256" not in evaluation or any("split" not in row for row in rows):
-        model, category = evaluation["model"], evaluation["category"]
-        raise StageError(f"{folder}: by another version of Blemish; run `blemish evaluate {model} {category}` again")
-    tested = [row for row in rows if row["split"] == "test"]
-    order = sorted(range(len(tested)), key=lambda place: tested[place]["path"])
-    pixels = PixelCounts.load(folder / PIXELS_FILE).of(order) if (folder / PIXELS_FILE).exists() else None
-    return Outcome(
-        name=name,
-        test_set=TestSet(
-            category=evaluation["category"],
-            images=tuple((tested[place]["path"], tested[place]["label"] == "1") for place in order),
-            data_sha256=evaluation["data_sha256"],
-            image_size=evaluation["protocol"]["image_size"],
-            pixels_sha256=evaluation["pixels_sha256"],
-        ),
-        scores=np.array([float(tested[place]["score"]) for place in order]),
-        threshold=evaluation["threshold"]["value"],
-        values={key: value for key, value in evaluation["metrics"].items() if value is not None},
-        pixels=pixels,
-    )
-
-
-def read_predictions(folder: Path) -> list[dict[str, str]]:
-    """The rows of the images, test and held-out, in the order that `evaluate` wrote them."""
-    with (folder / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 # ---- resampling ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.evaluation.certainty import METRICS
+from pipelines.evaluation.measures import METRICS
 
 _SHOWN = 5  # images of each kind of error
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +19,12 @@ from numpy.typing import NDArray
 
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
+from pipelines.data.index import Split
 from pipelines.evaluation import figures
-from pipelines.evaluation.certainty import (
-    EVALUATION_FILE,
-    EVALUATION_FOLDER,
-    PIXELS_FILE,
-    PREDICTIONS_FILE,
-    PixelCounts,
-    bin_edges,
-    count_pixels,
-    measure,
-    read_outcome,
-    read_predictions,
-    share_interval,
-)
+from pipelines.evaluation.certainty import measure, share_interval
 from pipelines.evaluation.description import description
 from pipelines.evaluation.metrics import (
     ExactPixelMetrics,
-    HoldoutThreshold,
     ImageResult,
     PixelCurves,
     PixelMetrics,
@@ -45,38 +33,28 @@ from pipelines.evaluation.metrics import (
     confusion_at,
     image_metrics,
     recall_by_defect_type,
-    threshold_at,
 )
+from pipelines.evaluation.outcomes import (
+    EVALUATION_FILE,
+    EVALUATION_FOLDER,
+    PIXELS_FILE,
+    PREDICTIONS_FILE,
+    HeldOutImage,
+    PixelCounts,
+    TestImage,
+    bin_edges,
+    count_pixels,
+    read_outcome,
+    read_predictions,
+    write_predictions,
+)
+from pipelines.evaluation.thresholds import HoldoutThreshold, threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Project
 from pipelines.pictures.overlays import Map, resize_map
-from pipelines.preparation.prepare import GOOD, Split
 from pipelines.settings.params import Params
-from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import cell_run
 from pipelines.training.trained import Trained, load_trained
-
-
-@dataclass(frozen=True, slots=True)
-class TestImage:
-    """One test image's outcome."""
-
-    row: int  # in the prepared index
-    path: str
-    defect: str
-    label: bool
-    score: float
-    anomaly_map: Map  # (size, size)
-    milliseconds: float  # that the model took for it, alone
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutImage:
-    """A good part that the thresholds come from."""
-
-    path: str
-    score: float
-    peak: float  # the map's highest value
-    milliseconds: float
 
 
 def evaluate(
@@ -102,7 +80,7 @@ def evaluate(
     folder = project.evaluation(model_name, category)
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, pixels)
     with atomic_folder(folder) as temporary:
-        _write_predictions(temporary / PREDICTIONS_FILE, results, held_out, threshold.value)
+        write_predictions(temporary / PREDICTIONS_FILE, results, held_out, threshold.value)
         if counts:
             counts.save(temporary / PIXELS_FILE)
         measured = measure(read_outcome(temporary, evaluation, model_name), params.evaluate.bootstrap)
@@ -293,20 +271,6 @@ def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str,
     return numbers
 
 
-def _write_predictions(
-    path: Path, results: Sequence[TestImage], held_out: Sequence[HeldOutImage], threshold: float
-) -> None:
-    """The test images, then the held-out ones that the threshold comes from."""
-    rows = [("test", r.path, r.defect, r.label, r.score, r.milliseconds) for r in results]
-    rows += [("holdout", r.path, GOOD, False, r.score, r.milliseconds) for r in held_out]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
-        for split, name, defect, label, score, milliseconds in rows:
-            decision = "defect" if score > threshold else "good"
-            writer.writerow([name, split, defect, int(label), repr(score), decision, f"{milliseconds:.2f}"])
-
-
 def _write_curve(path: Path, curves: PixelCurves) -> None:
     """The PRO curve up to the integration limit, for `dvc plots`."""
     rates = np.linspace(0, 0.3, 101)
@@ -321,7 +285,7 @@ def _track(project: Project, params: Params, trained: Trained, evaluation: dict[
     metrics = {name: value for name, value in evaluation["metrics"].items() if value is not None}
     recalls = {f"recall.{name}": d["recall"] for name, d in evaluation["defects"].items()}
     folder = project.evaluation(evaluation["model"], evaluation["category"])
-    with tracking.cell_run(
+    with cell_run(
         project.root, params.tracking.experiment, evaluation["model"], evaluation["category"], trained.run["run_id"]
     ) as run:
         run.metrics({**metrics, **recalls})

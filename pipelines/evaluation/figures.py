@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipelines.evaluation.evaluate import TestImage
+    from pipelines.evaluation.outcomes import TestImage
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -18,7 +18,6 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,7 +25,6 @@ import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.special import betaincinv
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision, BinaryPrecisionRecallCurve
@@ -37,7 +35,6 @@ _PRO_LIMIT = 0.3
 _STRICT_PRO_LIMIT = 0.05
 _CURVE_POINTS = 2000  # enough for a figure; an exact curve may have millions
 _ROUNDING = 1e-9  # far above what float64 sums lose, far below any bound that matters
-_INTERVAL_TAIL = 0.025  # on each side of a central 95 % interval
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -90,7 +87,7 @@ def image_metrics(scores: Tensor, labels: Tensor) -> ImageResult:
     Raises:
         ValueError: the shapes differ, or a score is NaN or infinite.
     """
-    scores, labels = _checked_image_scores(scores, labels)
+    scores, labels = checked_image_scores(scores, labels)
     num_anomalous = int(labels.sum())
     num_normal = len(labels) - num_anomalous
     if not num_anomalous or not num_normal:
@@ -117,7 +114,7 @@ def confusion_at(scores: Tensor, labels: Tensor, threshold: float) -> ConfusionC
     Raises:
         ValueError: the shapes differ, or a score is NaN or infinite.
     """
-    scores, labels = _checked_image_scores(scores, labels)
+    scores, labels = checked_image_scores(scores, labels)
     called = scores > threshold
     return ConfusionCounts(
         true_positives=int((called & labels).sum()),
@@ -135,7 +132,7 @@ def recall_by_defect_type(
     Raises:
         ValueError: the lengths differ, or a score is NaN or infinite.
     """
-    scores, labels = _checked_image_scores(scores, labels)
+    scores, labels = checked_image_scores(scores, labels)
     if len(defect_types) != len(scores):
         raise ValueError(f"{len(scores)} scores but {len(defect_types)} defect types: give one for each image")
     found: dict[str, list[bool]] = {}
@@ -147,7 +144,7 @@ def recall_by_defect_type(
     return {name: DefectRecall(len(hits), sum(hits), sum(hits) / len(hits)) for name, hits in sorted(found.items())}
 
 
-def _checked_image_scores(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def checked_image_scores(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(
             f"image scores and labels are both (N,), found {tuple(scores.shape)} and {tuple(labels.shape)}"
@@ -582,58 +579,6 @@ def _aupro_bounds(points: _OperatingPoints, limit: float) -> Interval:
 
 def _interval(low: float, high: float) -> Interval:
     return Interval(max(low - _ROUNDING, 0.0), min(high + _ROUNDING, 1.0))
-
-
-# ---- the deployed threshold --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class HoldoutThreshold:
-    """Anomalous if score > value. The rates are false-alarm rates: normal images called anomalous."""
-
-    value: float
-    rate_requested: float
-    num_images: int
-    rank: int  # `value` is the rank-th smallest of the held-out scores
-    expected_rate: float
-    interval_low: float  # central 95 %, over the draw of the held-out images
-    interval_high: float
-    attainable: bool  # False: too few images to promise the requested rate
-    num_images_needed: int  # the fewest images that can promise it
-
-
-def threshold_at(scores: Tensor, false_alarm_rate: float) -> HoldoutThreshold:
-    """The threshold that held-out normal scores (N,) support at a stated false-alarm rate (the conformal quantile).
-
-    The value is the k-th smallest score, k = min(n, ceil((n + 1)(1 - rate))). If held-out and future normal images are
-    exchangeable and scores continuous, the k-th of n order statistics leaves above it a Beta(n + 1 - k, k) distributed
-    share of the normal images, whose mean is (n + 1 - k) / (n + 1), at most the requested rate unless k was cut to n
-    (David and Nagaraja, Order Statistics, 2003, chapter 2; Vovk, Machine Learning 92, 2013). Ties only lower it.
-
-    Raises:
-        ValueError: no score, a score that is NaN or infinite, or a rate outside (0, 1).
-    """
-    if not 0 < false_alarm_rate < 1:
-        raise ValueError(f"a false-alarm rate lies between 0 and 1, both excluded, found {false_alarm_rate}")
-    scores, _ = _checked_image_scores(scores, torch.zeros_like(scores))
-    n = len(scores)
-    if n < 1:
-        raise ValueError("a threshold needs at least one held-out normal image, found none: hold some out")
-    rate = Fraction(repr(float(false_alarm_rate)))  # as written: in floating point 10 * (1 - 0.7) exceeds 3
-    k = min(n, math.ceil((n + 1) * (1 - rate)))
-    num_above = n + 1 - k
-    num_images_needed = math.ceil(1 / rate) - 1
-    return HoldoutThreshold(
-        value=float(scores.sort().values[k - 1]),
-        rate_requested=float(false_alarm_rate),
-        num_images=n,
-        rank=k,
-        expected_rate=num_above / (n + 1),
-        interval_low=float(betaincinv(num_above, k, _INTERVAL_TAIL)),
-        interval_high=float(betaincinv(num_above, k, 1 - _INTERVAL_TAIL)),
-        attainable=n >= num_images_needed,
-        num_images_needed=num_images_needed,
-    )
 
 
 # ---- into JSON -----------------------------------------------------------------------------------------------------

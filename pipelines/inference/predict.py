@@ -1,42 +1,18 @@
 """An exported model and images -> scores, decisions, overlays. Needs onnxruntime, numpy and Pillow; never torch."""
 
 import csv
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 from PIL import Image
 
-from pipelines.errors import DatasetError, ExportError, ImageError
+from pipelines.errors import DatasetError, ImageError
 from pipelines.files import atomic_file, write_json
+from pipelines.inference.detector import Detector
 from pipelines.pictures import images
 from pipelines.pictures.overlays import Map, Pixels, heat_overlay, resize_map
-
-FORMAT = "1"  # of the metadata below
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    """What an exported file says of itself, in the ONNX metadata under `blemish.<field>`, each value as JSON."""
-
-    model: str
-    category: str
-    image_size: int  # side of the square input, pixels
-    white_level: int  # 16-bit value shown as white
-    threshold: float  # a score above it is a defect
-    pixel_threshold: float  # likewise for the map
-    false_alarm_rate: float  # of good parts, that the thresholds were set for
-    run_id: str
-    data_sha256: str
-    params: dict[str, object]
-
-    def to_metadata(self) -> dict[str, str]:
-        values = {f"blemish.{name}": json.dumps(value) for name, value in asdict(self).items()}
-        return {"blemish.format": FORMAT, **values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,66 +24,6 @@ class Result:
     decision: str | None  # "good" or "defect"
     overlay: str | None
     error: str | None
-
-
-class Detector:
-    """An exported model, ready to run.
-
-    Raises:
-        ExportError: the file is missing, no ONNX model, not exported by Blemish, or by a newer format.
-    """
-
-    def __init__(self, path: Path, providers: list[str] | None = None, threads: int | None = None) -> None:
-        self._session = open_session(path, providers, threads)
-        self.card = _read_card(path, self._session)
-
-    @property
-    def provider(self) -> str:
-        """What runs the graph, in ONNX Runtime's words."""
-        return str(self._session.get_providers()[0])
-
-    def load(self, path: Path) -> np.ndarray:
-        """A file -> (1, 3, H, W) float32 in [0, 1], by the path that `prepare` took."""
-        pixels, _ = images.load(path, self.card.image_size, self.card.white_level)
-        return images.to_input(pixels[None])
-
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, 3, H, W) in [0, 1] -> anomaly maps (B, 1, H, W) and scores (B,)."""
-        anomaly_map, score = self._session.run(["anomaly_map", "score"], {"image": image})
-        return anomaly_map, score
-
-
-def open_session(
-    path: Path, providers: list[str] | None = None, threads: int | None = None
-) -> onnxruntime.InferenceSession:
-    """Open any ONNX file, by default on the CPU with a thread per core.
-
-    Raises:
-        ExportError: the file is missing or onnxruntime cannot read it.
-    """
-    if not path.is_file():
-        raise ExportError(f"{path}: no such file; give the model.onnx that `blemish export` wrote")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: the warnings are about graph clean-up
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
-        reason = " ".join(str(error).split())[:200]
-        raise ExportError(f"{path}: not an ONNX model that onnxruntime can run ({reason})") from None
-
-
-def _read_card(path: Path, session: onnxruntime.InferenceSession) -> ModelCard:
-    metadata = session.get_modelmeta().custom_metadata_map
-    if "blemish.format" not in metadata:
-        raise ExportError(f"{path}: an ONNX model, but not one that `blemish export` wrote; it has no threshold")
-    if metadata["blemish.format"] != FORMAT:
-        raise ExportError(
-            f"{path}: written in format {metadata['blemish.format']}, this version reads {FORMAT}; export it again"
-        )
-    fields = ModelCard.__dataclass_fields__
-    return ModelCard(**{name: json.loads(metadata[f"blemish.{name}"]) for name in fields})
 
 
 def find_images(sources: Iterable[Path], results: Path) -> list[tuple[Path, Path]]:

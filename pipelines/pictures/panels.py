@@ -5,7 +5,6 @@ truth. Numpy and Pillow only, so that the report and the animation need neither 
 and the small maps that `evaluate` left.
 """
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -18,7 +17,6 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.evaluation.certainty import PREDICTIONS_FILE
 from pipelines.pictures.overlays import (
     CONTOUR,
     FULL,
@@ -263,25 +261,6 @@ class KeptMaps:
     def load(cls, folder: Path) -> Self:
         with np.load(folder / MAPS_FILE) as content:
             return cls(content["levels"], content["sizes"], bool(content["has_masks"]))
-
-
-@dataclass(frozen=True, slots=True)
-class TestedImage:
-    """A test image as `predictions.csv` has it."""
-
-    __test__ = False  # nothing for pytest to collect
-
-    path: str
-    defect: str
-    label: bool
-    score: float
-
-
-def read_tested(folder: Path) -> list[TestedImage]:
-    """The test images of an evaluation, in the order of its kept maps."""
-    with (folder / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    return [TestedImage(row["path"], row["defect"], row["label"] == "1", float(row["score"])) for row in rows]
 
 
 def read_panel(folder: Path, path: str, panel: int, size: tuple[int, int]) -> Image.Image:

@@ -5,19 +5,15 @@ A photo is resized to twice the image size and its centre cut out: the model see
 part is seen. The photos keep their colour here; the model makes three in ten grey at random.
 """
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import RootModel
 from rich.console import Console
 
-from anomaly_models.base import Batch
-from pipelines.data.arrays import BatchSource
-from pipelines.data.photo_sets import PhotoSet, PhotoSetConfig, make_photo_set
 from pipelines.pictures import images
+from pipelines.preparation.photo_sets import PhotoSetConfig, make_photo_set
 
 
 class Penalties(RootModel[dict[str, PhotoSetConfig]]):
@@ -35,19 +31,3 @@ def make_penalty(config: PhotoSetConfig, photos: Path, destination: Path, consol
 def _centre(photo: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     border = size // 2
     return images.resize_rgb(photo, 2 * size)[border : border + size, border : border + size]
-
-
-@dataclass(frozen=True, slots=True)
-class WithPenalty:
-    """A stream of batches, each with as many penalty images as it has images."""
-
-    parts: BatchSource[Batch]
-    penalty: PhotoSet
-
-    @property
-    def device(self) -> torch.device:
-        return self.parts.device
-
-    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
-        batch = self.parts.training_batch(seed, step, batch_size)
-        return replace(batch, penalty=self.penalty.images(seed, step, len(batch.image)))

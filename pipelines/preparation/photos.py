@@ -14,11 +14,11 @@ from rich.progress import MofNCompleteColumn
 
 from pipelines.errors import DatasetError, ImageError
 from pipelines.files import atomic_folder, read_json, write_json
+from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
 from pipelines.progress import progress_bar
 
 FORMAT = 1  # of a folder of arrays; raised when what is written changes
-INDEX_FILE = "index.json"
 
 _WHITE_LEVEL = 65535  # photos with 16 bits use all of them
 _CHUNK = 64  # photos decoded before the next are started: bounds memory, whatever the size of the folder

@@ -21,7 +21,7 @@ from pipelines.pictures.overlays import CONTOUR, outline
 from pipelines.pictures.panels import FAINT, PAPER, write_line
 from pipelines.settings.params import Params
 from pipelines.training.inputs import find_inputs
-from pipelines.training.train import step_seed
+from pipelines.training.loop import step_seed
 
 TILE, GAP, MARGIN, TITLE = 192, 6, 12, 24  # px
 _MOST_STEPS = 100  # of training without a defect, after which there is none to wait for

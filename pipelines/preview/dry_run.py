@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel
 from anomaly_models.common.backbones import Backbone
+from pipelines.data.index import PreparedIndex
 from pipelines.paths import Project
-from pipelines.preparation.prepare import PreparedIndex
 from pipelines.settings.params import Params
 
 _ADAM_COPIES = 4  # of every trained number: itself, its gradient and Adam's two moments

@@ -7,22 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.errors import StageError
-from pipelines.evaluation.certainty import (
-    AVERAGE,
+from pipelines.evaluation.certainty import AVERAGE, Measured, average, champion, compare, measure
+from pipelines.evaluation.measures import METRIC_BY_KEY
+from pipelines.evaluation.outcomes import (
     EVALUATION_FILE,
     EVALUATION_FOLDER,
-    METRIC_BY_KEY,
     PIXELS_FILE,
     PREDICTIONS_FILE,
-    Measured,
-    average,
-    champion,
-    compare,
-    measure,
     read_outcome,
 )
 from pipelines.files import read_json
-from pipelines.report.seeds import CellRun, average_seeds, cell_seeds, latest, short_names
+from pipelines.report.seeds import average_seeds, cell_seeds, latest, short_names
+from pipelines.tracking.records import CellRun
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,17 +54,17 @@ def compare_runs(
     Raises:
         StageError: no such metric, experiment or run, or the store cannot be reached.
     """
-    from pipelines.tracking import runs as tracking
+    from pipelines.tracking.cells import cell_runs, fetched
 
     metric = metric or ("recall" if by == "defect" else "image_auroc")
     _check_metric(metric, by)
-    runs = tracking.cell_runs(project, experiment)
+    runs = cell_runs(project, experiment)
     if not runs:
         raise StageError(f"experiment '{experiment}': no run has been evaluated yet; run `dvc repro`")
     chosen = [_find(runs, run_id) for run_id in run_ids] or latest(runs)
     names = short_names(chosen)
     files = (EVALUATION_FILE, PREDICTIONS_FILE, PIXELS_FILE)
-    with tracking.fetched(project, [run.run_id for run in chosen], files, EVALUATION_FOLDER) as folders:
+    with fetched(project, [run.run_id for run in chosen], files, EVALUATION_FOLDER) as folders:
         compared = gather(chosen, names, runs, folders, resamples)
     title, table = _TABLES[by](compared, metric)
     console.print(title, style="bold", highlight=False)

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.pictures.panels import MAPS_FILE, KeptMaps, TestedImage, read_panel, read_tested
+from pipelines.evaluation.outcomes import TestedImage, read_tested
+from pipelines.pictures.panels import MAPS_FILE, KeptMaps, read_panel
 
 _INPUT, _TRUTH = 0, 4  # places in a strip
 _MAP_QUALITY = 90  # of WebP; less moves the contour visibly

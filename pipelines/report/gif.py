@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.errors import StageError
-from pipelines.evaluation.certainty import EVALUATION_FILE
+from pipelines.evaluation.outcomes import EVALUATION_FILE, TestedImage, read_tested
 from pipelines.files import atomic_file, read_json
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR, FULL, coloured_map
@@ -24,10 +24,8 @@ from pipelines.pictures.panels import (
     TITLES,
     KeptMaps,
     Layout,
-    TestedImage,
     Verdict,
     read_panel,
-    read_tested,
     write_line,
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.errors import StageError
 from pipelines.files import atomic_file, read_json, write_json
 from pipelines.paths import Project
-from pipelines.report.report import leaderboard_table
+from pipelines.report.markdown import leaderboard_table
 from pipelines.report.summary import Summary
 
 

@@ -8,8 +8,6 @@ from pipelines.errors import StageError
 from pipelines.evaluation.certainty import (
     AVERAGE,
     CONFIDENCE,
-    EVALUATION_FILE,
-    METRICS,
     Champion,
     Comparison,
     Measured,
@@ -17,15 +15,17 @@ from pipelines.evaluation.certainty import (
     champion,
     compare_all,
     measure,
-    read_outcome,
 )
+from pipelines.evaluation.measures import METRICS
+from pipelines.evaluation.outcomes import EVALUATION_FILE, read_outcome
 from pipelines.files import read_json
 from pipelines.paths import Project
-from pipelines.report.seeds import CellRun, Seeds, average_seeds, cell_seeds
+from pipelines.report.seeds import Seeds, average_seeds, cell_seeds
 from pipelines.settings.params import Params
+from pipelines.tracking.records import CellRun
 
 if TYPE_CHECKING:
-    from pipelines.tracking.runs import Pages
+    from pipelines.tracking.pages import Pages
 
 Cell = dict[str, Any]  # one row of the leaderboard
 Summary = dict[str, Any]  # summary.json

@@ -38,18 +38,10 @@ from anomaly_models import efficient_ad
 from anomaly_models.base import Progress
 from anomaly_models.common import backbones
 from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.scoring import resize_map
-from anomaly_models.efficient_ad import (
-    CHANNELS,
-    MIN_STD,
-    ChannelStatistics,
-    ImageNetNormalisation,
-    Precision,
-    Width,
-    convolutions_in,
-    grey,
-    patch_description_network,
-)
+from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
+from anomaly_models.efficient_ad import CHANNELS, Precision, Width, convolutions_in, patch_description_network
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import WeightsError
 from pipelines.files import atomic_folder, write_json
@@ -60,7 +52,7 @@ from pipelines.sources.download import ArchiveConfig, acquire
 from pipelines.tracking.runs import OpenRun
 from pipelines.training import train
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.train import Learner, Schedule, run_steps
+from pipelines.training.loop import Learner, Schedule, run_steps
 from pipelines.training.weights import named_convolutions, pretrained_backbone, read_state_dict
 from pipelines.training.work import Work
 

@@ -38,25 +38,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from anomaly_models.base import Progress
 from anomaly_models.common import backbones
 from anomaly_models.common.backbones import Backbone, BackboneConfig
-from anomaly_models.efficient_ad import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    MIN_STD,
-    ChannelStatistics,
-    ImageNetNormalisation,
-    grey,
-)
+from anomaly_models.common.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageNetNormalisation, grey
+from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import WeightsError
 from pipelines.files import atomic_file
 from pipelines.paths import Project
 from pipelines.preparation.photos import PhotoArrays, decode_once
 from pipelines.progress import watched
-from pipelines.settings.params import problems_in, read_yaml, refusal
+from pipelines.settings.problems import problems_in, read_yaml, refusal
 from pipelines.tracking.runs import OpenRun
 from pipelines.training import train
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.train import Learner, Schedule, run_steps
+from pipelines.training.loop import Learner, Schedule, run_steps
 from pipelines.training.weights import pretrained_backbone
 from pipelines.training.work import Work
 

@@ -1,1 +1,11 @@
-"""MLflow; nothing else imports it."""
+"""MLflow; nothing else imports it. Here: what MLflow reads when it is imported, set before anyone does."""
+
+import logging
+import os
+
+# No telemetry, and no warning about a machine without git.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+for _chatty in ("alembic", "mlflow.store.db.utils"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)

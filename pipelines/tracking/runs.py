@@ -1,72 +1,46 @@
-"""MLflow, and the only module that imports it.
-
-One run per cell: `train` opens it, `evaluate` and `export` open it again by the id that travels in the trained model.
-The default store is one SQLite file in the project folder, named by its absolute path (a relative one would be made
-anew inside every temporary copy of the project) and created once under a lock (several processes at once break it).
-"""
+"""One run per cell: `train` opens it, `evaluate` and `export` open it again by the id that a trained model carries."""
 
 import contextlib
 import json
-import logging
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import mlflow
 import psutil
-from filelock import FileLock
-
-# Read by MLflow when it is imported: no telemetry, and no warning about a machine without git.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-for _chatty in ("alembic", "mlflow.store.db.utils"):
-    logging.getLogger(_chatty).setLevel(logging.WARNING)
-
-import mlflow  # noqa: E402
-from mlflow.entities import (  # noqa: E402
+from mlflow.entities import (
     Dataset,
     DatasetInput,
     InputTag,
-    LoggedModel,
     Metric,
     Param,
     Run,
     RunStatus,
     RunTag,
 )
-from mlflow.exceptions import MlflowException  # noqa: E402
 
-from pipelines.environment import environment, packages  # noqa: E402
-from pipelines.errors import StageError  # noqa: E402
-from pipelines.report.seeds import CellRun  # noqa: E402
+from pipelines.environment import environment, packages
+from pipelines.tracking.store import is_known, prepare_store, used_by_mlflow
 
-# MLflow's limits for one batch
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
 _DIGEST_LENGTH = 32  # characters; the store takes 36
+# MLflow's limits for one batch
 _MAX_METRICS_PER_CALL = 1000
 _MAX_PARAMS_PER_CALL = 100
 _MAX_TEXT = 5000  # characters that every store accepts in a tag
 _ENVIRONMENT_TAGS = ("python", "torch", "cpu", "gpu")  # to search by; all of it is logged as a file
 _DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as the run's description
-_MODELS_MODE = "workflowType=machine_learning"  # of MLflow's page, which would open in its mode for chats
-DEFAULT_PORT = 5000  # of `blemish ui`
 _POINTS_PER_CALL = 20
-_RUNS_PER_CALL = 1000
-_DOWNLOADS_AT_ONCE = 8
-_CHAMPION = "champion"  # the alias of a category's best model
 _CLOCK_SLACK = 5.0  # seconds by which a process's start seems to move when the clock is set
 
 
@@ -181,7 +155,7 @@ def cell_run(project: Path, experiment: str, model: str, category: str, run_id: 
 @contextlib.contextmanager
 def summary_run(project: Path, experiment: str, key: str) -> Iterator[OpenRun]:
     """Open the run that sums up a set of cells; the same set (by `key`) gets the same run again."""
-    uri, experiment_id = _prepare_store(project, experiment)
+    uri, experiment_id = prepare_store(project, experiment)
     found = mlflow.MlflowClient(uri).search_runs([experiment_id], f"tags.summary_key = '{key}'", max_results=1)
     run_id = found[0].info.run_id if found else None
     with open_run(project, experiment, "summary", {"summary_key": key}, run_id) as run:
@@ -196,14 +170,14 @@ def open_run(
 
     `sampled` draws the process's use of CPU and memory as long as the run is open.
     """
-    uri, experiment_id = _prepare_store(project, experiment)
+    uri, experiment_id = prepare_store(project, experiment)
     client = mlflow.MlflowClient(uri)
     reap(client, experiment_id)
-    run_id = run_id if run_id and _is_known(client, run_id) else None
+    run_id = run_id if run_id and is_known(client, run_id) else None
     # The commit that a cell was trained with stays; what a later stage ran with stands beside it.
     code = {f"latest.{name}" if run_id else name: value for name, value in git_tags(project).items()}
     tags = {**tags, **_process_tags(), **code}
-    with _sigterm_exits(), _used_by_mlflow(uri):
+    with _sigterm_exits(), used_by_mlflow(uri):
         # A known run is opened where it is, even if the experiment has another name by now.
         run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)
         opened = OpenRun(run.info.run_id, client)
@@ -320,216 +294,6 @@ def git_tags(project: Path) -> dict[str, str]:
     return {"git_commit": commit, "git_dirty": str(bool(dirty)).lower()}
 
 
-def tracking_uri(project: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or _local_uri(project)
-
-
-def _local_uri(project: Path) -> str:
-    return f"sqlite:///{project.resolve() / 'mlflow.db'}"
-
-
-def cell_runs(project: Path, experiment: str) -> list[CellRun]:
-    """Every evaluated run of a model on a category, wherever it was made, as the store knows it.
-
-    Raises:
-        StageError: the store cannot be reached, or has no such experiment.
-    """
-    uri, path = tracking_uri(project), project / "mlflow.db"
-    if uri == _local_uri(project) and not path.exists():
-        raise StageError(
-            f"{path}: no runs yet; run `dvc repro`, or set MLFLOW_TRACKING_URI to the server that has them"
-        )
-    with _told_at_once(uri):
-        client = mlflow.MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            known = ", ".join(f"'{other.name}'" for other in client.search_experiments())
-            raise StageError(f"experiment '{experiment}' is not in {_without_secrets(uri)}, which has: {known}")
-        return [_cell_run(run) for run in _finished(client, found.experiment_id) if _is_evaluated(run)]
-
-
-def _finished(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[Run]:
-    token: str | None = ""
-    while token is not None:
-        page = client.search_runs(
-            [experiment_id], "attributes.status = 'FINISHED'", max_results=_RUNS_PER_CALL, page_token=token or None
-        )
-        yield from page
-        token = page.token or None
-
-
-def _is_evaluated(run: Run) -> bool:
-    return {"model", "category"} <= run.data.tags.keys() and "threshold" in run.data.metrics
-
-
-def _cell_run(run: Run) -> CellRun:
-    return CellRun(
-        run_id=run.info.run_id,
-        model=run.data.tags["model"],
-        category=run.data.tags["category"],
-        started=run.info.start_time,
-        settings=dict(run.data.params),
-        metrics=dict(run.data.metrics),
-        tags={name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
-    )
-
-
-@contextlib.contextmanager
-def _told_at_once(uri: str) -> Iterator[None]:
-    """A server that does not answer is asked twice, not for minutes as where hours of training would be lost."""
-    before = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
-    try:
-        yield
-    except MlflowException as error:
-        raise _unusable(uri, error) from error
-    finally:
-        if before is None:
-            del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
-        else:
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = before
-
-
-@contextlib.contextmanager
-def fetched(project: Path, run_ids: Sequence[str], names: Sequence[str], folder: str) -> Iterator[dict[str, Path]]:
-    """Copy files that runs logged under `folder` into a temporary place each; gives the places by run id.
-
-    A file that a run does not have is left out.
-    """
-    client = mlflow.MlflowClient(tracking_uri(project))
-    with (
-        tempfile.TemporaryDirectory() as temporary,
-        _told_at_once(tracking_uri(project)),
-        ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool,
-    ):
-        places = {run_id: Path(temporary) / run_id for run_id in run_ids}
-        list(pool.map(lambda run_id: _fetch(client, run_id, names, folder, places[run_id]), run_ids))
-        yield places
-
-
-def _fetch(client: mlflow.MlflowClient, run_id: str, names: Sequence[str], folder: str, place: Path) -> None:
-    place.mkdir()
-    there = {item.path for item in client.list_artifacts(run_id, folder)}
-    for name in names:
-        if f"{folder}/{name}" in there:
-            # Some stores give the file back below `folder`, some without it.
-            found = Path(client.download_artifacts(run_id, f"{folder}/{name}", str(place)))
-            if found != place / name:
-                found.rename(place / name)
-
-
-@dataclass(frozen=True, slots=True)
-class Pages:
-    """Where an experiment's runs are shown: on the server's own page, or on the one that `blemish ui` serves."""
-
-    base: str
-    experiment_id: str
-
-    def run(self, run_id: str) -> str:
-        return f"{self.base}/#/experiments/{self.experiment_id}/runs/{run_id}?{_MODELS_MODE}"
-
-
-def pages(project: Path, experiment: str) -> Pages:
-    """The experiment is made if it is not there yet.
-
-    Raises:
-        StageError: the store cannot be used.
-    """
-    uri, experiment_id = _prepare_store(project, experiment)
-    base = _without_secrets(uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{DEFAULT_PORT}"
-    return Pages(base, experiment_id)
-
-
-def crown(project: Path, experiment: str, name: str, run_id: str | None, why: str) -> None:
-    """Give the exported model of a run the alias "champion" of the registered model `name`, with `why` beside it.
-
-    `models:/NAME@champion` is then that model, for MLflow's own tools. Without a run, or where its model was not
-    exported to this store, nobody is champion.
-
-    Raises:
-        StageError: the store cannot be used.
-    """
-    uri, _ = _prepare_store(project, experiment)
-    name = re.sub("[/:]", "_", name)  # which MLflow does not allow
-    with _told_at_once(uri):
-        client = mlflow.MlflowClient(uri)
-        best = _exported_model(client, run_id) if run_id and _is_known(client, run_id) else None
-        known = {model.name: model for model in client.search_registered_models(max_results=_RUNS_PER_CALL)}.get(name)
-        if best is None:
-            if known is not None and _CHAMPION in known.aliases:
-                client.delete_registered_model_alias(name, _CHAMPION)
-            return
-        if known is None:
-            client.create_registered_model(name, description="The best model of a category, by its test images.")
-        of_run = client.search_model_versions(f"run_id = '{run_id}'", max_results=_RUNS_PER_CALL)
-        same = [found for found in of_run if (found.name, found.source) == (name, best.artifact_location)]
-        version = same[0] if same else None
-        if version is None:
-            version = client.create_model_version(name, best.artifact_location, run_id, model_id=best.model_id)
-        client.update_model_version(name, version.version, why)
-        client.set_registered_model_alias(name, _CHAMPION, version.version)
-
-
-def _exported_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel | None:
-    """The last model that a run's export logged."""
-    outputs = client.get_run(run_id).outputs
-    models = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
-    return max(models, key=lambda model: model.creation_timestamp, default=None)
-
-
-def _unusable(uri: str, error: MlflowException) -> StageError:
-    reason = (
-        "does not answer" if "Max retries exceeded" in str(error) else " ".join(_without_secrets(str(error)).split())
-    )
-    return StageError(f"tracking store {_without_secrets(uri)}: {reason}; mend it, or check MLFLOW_TRACKING_URI")
-
-
-def _without_secrets(text: str) -> str:
-    """A server's address may hold a name and a password, which no report and no log should show."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
-
-
-def _prepare_store(project: Path, experiment: str) -> tuple[str, str]:
-    """Create the database and the experiment exactly once, however many processes ask; gives URI and experiment id."""
-    uri = tracking_uri(project)
-    try:
-        with FileLock(project / ".mlflow.lock"):
-            client = mlflow.MlflowClient(uri)
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                remote = uri.startswith("http")  # a server has a place of its own for artifacts
-                folder = None if remote else (project.resolve() / "mlartifacts").as_uri()
-                return uri, client.create_experiment(experiment, folder, _EXPERIMENT_TAGS)
-    except MlflowException as error:
-        raise _unusable(uri, error) from error
-    if found.lifecycle_stage == "deleted":
-        raise StageError(
-            f"experiment '{experiment}' is deleted in {uri}; restore it there (`mlflow experiments restore "
-            f"--experiment-id {found.experiment_id}`), or change tracking.experiment in params.yaml"
-        )
-    return uri, str(found.experiment_id)
-
-
-def _is_known(client: mlflow.MlflowClient, run_id: str) -> bool:
-    try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")  # a deleted run takes nothing more
-    except MlflowException:
-        return False
-
-
-@contextlib.contextmanager
-def _used_by_mlflow(uri: str) -> Iterator[None]:
-    """MLflow puts the URI it is to use into the environment, where another project in this process would find it."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # its annotation forgets what its code allows
-        if before is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = before
-
-
 @contextlib.contextmanager
 def _sigterm_exits() -> Iterator[None]:
     """SIGTERM ends a Python process without running its `finally` blocks; turn it into an exit that does."""
@@ -553,30 +317,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
-
-
-def page_of(project: Path, experiment: str, port: int) -> str:
-    """The address of the experiment's runs on the page that `serve` shows, in MLflow's mode for models.
-
-    The experiment is made if it is not there yet, and runs of dead processes are marked.
-
-    Raises:
-        StageError: the store cannot be used.
-    """
-    uri, experiment_id = _prepare_store(project, experiment)
-    reap(mlflow.MlflowClient(uri), experiment_id)
-    return f"http://127.0.0.1:{port}/#/experiments/{experiment_id}/runs?{_MODELS_MODE}"
-
-
-def serve(project: Path, port: int) -> None:
-    """Replace this process by MLflow's own server on this machine's loopback address.
-
-    Raises:
-        StageError: the runs are on a server, which has its own page.
-    """
-    uri = tracking_uri(project)
-    if uri.startswith("http"):
-        raise StageError(f"MLFLOW_TRACKING_URI is {uri}, a server with its own page: open it in a browser")
-    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes that nothing here uses
-    arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, *arguments, "--backend-store-uri", uri])

@@ -17,11 +17,9 @@ from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig
 from pipelines.data.arrays import BatchSource
 from pipelines.data.batches import PreparedData
 from pipelines.data.photo_sets import PhotoSet
-from pipelines.data.streams import WithAnomalies, WithForeground, anomalies_warning
+from pipelines.data.streams import WithAnomalies, WithForeground, WithPenalty, WithTextures, anomalies_warning
 from pipelines.errors import WeightsError
 from pipelines.paths import Project
-from pipelines.preparation.penalty import WithPenalty
-from pipelines.preparation.textures import WithTextures
 from pipelines.training.weights import load_pretrained, load_teacher_into
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from anomaly_models import MODELS
+from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
-from pipelines.files import read_json
+from pipelines.files import atomic_folder, read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +59,17 @@ def load_trained(folder: Path, device: torch.device) -> Trained:
         reason = " ".join(str(error).split())[:300]
         raise StageError(f"{folder}: weights of another version of {name} ({reason}); train again") from None
     return Trained(rebuilt.to(device).eval().requires_grad_(False), run)
+
+
+def build(model_name: str, config: contract.Config, seed: int) -> AnomalyModel:
+    """The model with its random parts drawn from `seed`; pretrained parts are still to be loaded."""
+    torch.manual_seed(seed)
+    return MODELS[model_name](config)
+
+
+def save_trained(model: AnomalyModel, result: dict[str, Any], folder: Path) -> None:
+    with atomic_folder(folder) as temporary:
+        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        # Through Python's own file: safetensors' file writer hides a full disk behind an error of its own.
+        (temporary / "model.safetensors").write_bytes(serialize(state))
+        write_json(temporary / "run.json", result)

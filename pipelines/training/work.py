@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import StageError
 from pipelines.files import read_json, write_json
-from pipelines.tracking import runs as tracking
+from pipelines.tracking.runs import OpenRun, open_run
 from pipelines.training.checkpoint import Checkpoint, fingerprint
 
 RUN_FILE = "run.json"
@@ -47,7 +47,7 @@ class Work:
     @contextlib.contextmanager
     def tracked(
         self, settings: Mapping[str, Any], sources: Iterable[Path], device: torch.device, root: Path, experiment: str
-    ) -> Iterator[tuple[Checkpoint, tracking.OpenRun]]:
+    ) -> Iterator[tuple[Checkpoint, OpenRun]]:
         """Open the checkpoint and the MLflow run of these settings and this code, or go on with those of a killed run.
 
         When the block ends well, checkpoints and caches are removed. Call it inside `locked`.
@@ -55,7 +55,7 @@ class Work:
         checkpoint = Checkpoint(self.folder, fingerprint({**settings, "device": device.type}, sources))
         run_file = checkpoint.folder / RUN_FILE
         known = str(read_json(run_file)["run_id"]) if run_file.exists() else None
-        with tracking.open_run(root, experiment, self.run_name, self.tags, known, sampled=True) as run:
+        with open_run(root, experiment, self.run_name, self.tags, known, sampled=True) as run:
             write_json(run_file, {"run_id": run.run_id})
             run.params(settings)
             run.tags({"device": device.type})

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as torchvision_functional
 
 from anomaly_models.base import Batch, ModelError, Progress
+from anomaly_models.common.statistics import ChannelStatistics
 from anomaly_models.efficient_ad import (
     CHANNELS,
     Autoencoder,
-    ChannelStatistics,
     EfficientAD,
     EfficientADConfig,
     RawMaps,

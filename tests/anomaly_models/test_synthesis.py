@@ -14,11 +14,10 @@ from torch import Tensor
 
 from anomaly_models.common import synthesis
 from anomaly_models.common.appearance import rotate
+from anomaly_models.common.foreground import foreground_mask, otsu_threshold
 from anomaly_models.common.synthesis import (
     SynthesisConfig,
     anomaly_masks,
-    foreground_mask,
-    otsu_threshold,
     perlin_noise,
     random_rectangles,
     shuffle_strips,

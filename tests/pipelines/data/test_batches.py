@@ -13,7 +13,8 @@ from pipelines.data.arrays import to_image
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.pictures import images
-from pipelines.preparation.prepare import AnomalousTrainConfig, PrepareConfig, prepare
+from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
+from pipelines.preparation.prepare import prepare
 
 SIZE = 8
 CONFIG = PrepareConfig(

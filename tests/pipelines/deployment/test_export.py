@@ -11,10 +11,10 @@ from pipelines.deployment.export import Parity, export
 from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.files import read_json
-from pipelines.inference.predict import Detector
+from pipelines.inference.detector import Detector
 from pipelines.pictures import images
 from pipelines.preparation.prepare import prepare
-from pipelines.settings.params import load_params
+from pipelines.preview.check import load_checked
 from pipelines.training.train import train
 from pipelines.training.trained import load_trained
 
@@ -83,7 +83,7 @@ def test_a_flipped_decision_is_refused_whatever_the_tolerance(project, monkeypat
     confusion = read_json(project.evaluation("fapm", CATEGORY) / "evaluation.json")["confusion"]
     called_defects = confusion["true_positives"] + confusion["false_positives"]
     with pytest.raises(ExportError, match=f"changes {called_defects} of 8 decisions"):
-        export("fapm", CATEGORY, load_params(project.params, check_models=True), project)
+        export("fapm", CATEGORY, load_checked(project.params), project)
     assert not project.export("fapm", CATEGORY).exists()
 
 

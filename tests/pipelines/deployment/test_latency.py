@@ -8,7 +8,7 @@ from conftest import CATEGORY, draw_part
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
 from pipelines.errors import StageError
-from pipelines.inference.predict import ModelCard
+from pipelines.inference.detector import ModelCard
 from pipelines.settings.params import LatencyConfig
 
 CARD = ModelCard("a", "nut", 32, 65535, 0.5, 0.5, 0.05, "run", "sha", {})

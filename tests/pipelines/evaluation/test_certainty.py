@@ -14,25 +14,20 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipelines.errors import StageError
 from pipelines.evaluation.certainty import (
-    METRICS,
     Measured,
-    Outcome,
-    PixelCounts,
     Spread,
-    TestSet,
     average,
-    bin_edges,
     champion,
     compare,
     compare_all,
-    count_pixels,
     measure,
-    read_outcome,
     resample,
     share_interval,
     spread_of,
 )
+from pipelines.evaluation.measures import METRICS
 from pipelines.evaluation.metrics import ExactPixelMetrics, image_metrics
+from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet, bin_edges, count_pixels, read_outcome
 from pipelines.files import read_json, write_json
 
 KEYS = [metric.key for metric in METRICS]

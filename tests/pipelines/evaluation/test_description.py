@@ -2,8 +2,8 @@ from pathlib import Path
 
 from made_up import put_evaluation
 
-from pipelines.evaluation.certainty import read_predictions
 from pipelines.evaluation.description import description
+from pipelines.evaluation.outcomes import read_predictions
 
 TAGS = {"git_commit": "c0ffee", "git_dirty": "true"}
 

@@ -8,12 +8,13 @@ from PIL import Image
 
 from pipelines.errors import StageError
 from pipelines.evaluation import evaluate as module
-from pipelines.evaluation.certainty import measure, read_outcome
+from pipelines.evaluation.certainty import measure
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.metrics import threshold_at
+from pipelines.evaluation.outcomes import read_outcome
+from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import read_json
 from pipelines.preparation.prepare import prepare
-from pipelines.settings.params import load_params
+from pipelines.preview.check import load_checked
 from pipelines.training.train import train
 
 CPU = torch.device("cpu")
@@ -139,7 +140,7 @@ def test_streaming_agrees_with_exact_and_says_its_bounds(project, params):
     values = tiny_params()
     values["evaluate"]["pixel_metrics"] = "streaming"
     write_params(project.root, values)
-    streaming = evaluate("fapm", CATEGORY, load_params(project.params, check_models=True), project, CPU)
+    streaming = evaluate("fapm", CATEGORY, load_checked(project.params), project, CPU)
     bounds = evaluation(project)["pixel_bounds"]
     for name in ("auroc", "aupro_30"):
         assert bounds[name]["low"] <= exact[f"pixel_{name}" if name == "auroc" else name] <= bounds[name]["high"]
@@ -162,7 +163,7 @@ def test_native_resolution_brings_the_map_to_the_mask(project, params, monkeypat
             update(self, anomaly_map, mask),
         ),
     )
-    native = evaluate("fapm", CATEGORY, load_params(project.params, check_models=True), project, CPU)
+    native = evaluate("fapm", CATEGORY, load_checked(project.params), project, CPU)
     assert set(shapes) == {((1, 64, 80), (1, 64, 80))}  # the originals are 80 x 64, the arrays 64 x 64
     assert native["pixel_auroc"] > 0.9
     assert evaluation(project)["protocol"]["mask_resize"] == "none"
@@ -183,7 +184,7 @@ def test_data_prepared_anew_asks_for_training(project, params):
     values = tiny_params()
     values["prepare"]["seed"] = 1  # the same images, split otherwise: a held-out part may have been trained on
     write_params(project.root, values)
-    changed = load_params(project.params, check_models=True)
+    changed = load_checked(project.params)
     prepare_category(project, changed)
     with pytest.raises(
         StageError, match=r"^squares: prepared anew since fapm was trained; run `blemish train fapm squares`"

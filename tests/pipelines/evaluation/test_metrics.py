@@ -23,8 +23,8 @@ from pipelines.evaluation.metrics import (
     confusion_at,
     image_metrics,
     recall_by_defect_type,
-    threshold_at,
 )
+from pipelines.evaluation.thresholds import threshold_at
 
 IMPLEMENTATIONS = {"exact": ExactPixelMetrics, "streaming": StreamingPixelMetrics}
 RANKED = ("auroc", "ap", "f1_max", "aupro_30", "aupro_05")

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from pipelines.errors import DatasetError, ExportError
-from pipelines.inference.predict import Detector, ModelCard, Result, find_images, predict
+from pipelines.inference.detector import Detector, ModelCard
+from pipelines.inference.predict import Result, find_images, predict
 from pipelines.pictures.images import SUFFIXES
 
 ROOT = Path(__file__).parents[3]

@@ -8,18 +8,17 @@ import pytest
 from drawn_cells import THRESHOLDS, picture
 from PIL import Image
 
+from pipelines.evaluation.outcomes import TestedImage, read_tested
 from pipelines.pictures.overlays import coloured_map, heat_overlay
 from pipelines.pictures.panels import (
     MARKS,
     STRIP,
     KeptMaps,
     Layout,
-    TestedImage,
     Thresholds,
     Verdict,
     panels,
     read_panel,
-    read_tested,
     save_strip,
     sheet,
     strip,

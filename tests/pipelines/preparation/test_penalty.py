@@ -10,11 +10,13 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from anomaly_models.base import Batch
-from pipelines.data.photo_sets import PhotoSet, PhotoSetConfig
+from pipelines.data.photo_sets import PhotoSet
+from pipelines.data.streams import WithPenalty
 from pipelines.errors import DatasetError, StageError
 from pipelines.files import read_json
 from pipelines.paths import Project
-from pipelines.preparation.penalty import WithPenalty, make_penalty
+from pipelines.preparation.penalty import make_penalty
+from pipelines.preparation.photo_sets import PhotoSetConfig
 
 SIZE = 16
 CPU = torch.device("cpu")

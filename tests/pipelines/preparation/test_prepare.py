@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from pipelines.data.index import IndexedImage, PreparedIndex
 from pipelines.errors import DatasetError, ImageError, StageError
 from pipelines.files import DiskFull
 from pipelines.pictures import images
-from pipelines.preparation.prepare import AnomalousTrainConfig, IndexedImage, PrepareConfig, PreparedIndex, prepare
+from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
+from pipelines.preparation.prepare import prepare
 
 CONFIG = PrepareConfig(
     image_sizes=[16, 8],

@@ -8,11 +8,13 @@ from PIL import Image
 from rich.console import Console
 
 from anomaly_models.base import Batch
-from pipelines.data.photo_sets import PhotoSet, PhotoSetConfig
+from pipelines.data.photo_sets import PhotoSet
+from pipelines.data.streams import WithTextures
 from pipelines.errors import StageError
 from pipelines.paths import Project
 from pipelines.preparation.penalty import make_penalty
-from pipelines.preparation.textures import WithTextures, make_textures
+from pipelines.preparation.photo_sets import PhotoSetConfig
+from pipelines.preparation.textures import make_textures
 
 SIZE = 16
 CPU = torch.device("cpu")

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from anomaly_models import diffusion_ad
 from pipelines.data.batches import PreparedData
-from pipelines.data.photo_sets import PhotoSetConfig
 from pipelines.paths import Project
+from pipelines.preparation.photo_sets import PhotoSetConfig
 from pipelines.preparation.textures import make_textures
 from pipelines.preview import contact_sheet as sheets
+from pipelines.preview.check import load_checked
 from pipelines.preview.contact_sheet import GAP, MARGIN, TILE, TITLE, training_defects
-from pipelines.settings.params import load_params
 from pipelines.training.inputs import find_inputs
 
 SIZE = 64
@@ -58,7 +58,7 @@ def prepared(root, blemish, draw_textures):
 
 
 def defects_of(project):
-    params = load_params(project.params, check_models=True)
+    params = load_checked(project.params)
     config = params.model_config_of("diffusion_ad")
     data = PreparedData(project.prepared(CATEGORY), SIZE, CPU)
     batches = find_inputs("diffusion_ad", config, project, CPU).added_to(data)

@@ -19,9 +19,9 @@ from made_up import put_evaluation
 from rich.console import Console
 
 from pipelines.errors import StageError
-from pipelines.evaluation.certainty import EVALUATION_FOLDER
+from pipelines.evaluation.outcomes import EVALUATION_FOLDER
 from pipelines.report.compare import compare_runs
-from pipelines.tracking import runs as tracking
+from pipelines.tracking import cells, pages, runs
 
 QUALITY = {"strong": 0.98, "weak": 0.88, "twin": 0.98}
 
@@ -31,7 +31,7 @@ def log_run(
 ) -> str:
     """A run as `train`, `evaluate` and `latency` leave it."""
     evaluation = put_evaluation(folder, model, category, auroc=auroc, seed=seed, good=60, defect=60, **changes)
-    with tracking.cell_run(root, "tests", model, category, None) as run:
+    with runs.cell_run(root, "tests", model, category, None) as run:
         run.params({"train": {"seed": seed}, "models": {model: evaluation["settings"]}})
         run.metrics({name: value for name, value in evaluation["metrics"].items() if value is not None})
         run.metrics({"latency.total.p50": 12.5, "onnx_megabytes": 20.0})
@@ -149,7 +149,7 @@ def test_two_seeds_of_one_model_are_a_tie(root: Path, tmp_path: Path) -> None:
     """Twelve points apart on the same images: still what another seed does, and nothing says it would do less."""
     log_run(root, tmp_path / "0", "seeded", "nut", seed=0, auroc=0.96)
     log_run(root, tmp_path / "1", "seeded", "nut", seed=1, auroc=0.84)
-    found = [run for run in tracking.cell_runs(root, "tests") if run.model == "seeded"]
+    found = [run for run in cells.cell_runs(root, "tests") if run.model == "seeded"]
     text = printed(root, runs=tuple(run.run_id for run in found))
     assert re.search(r"seeded seed 0 beats seeded seed 1 by 1?\d\.\d ± \d+\.\d: not distinguishable\.", text)
     assert re.search(r"2 \(± \d+\.\d\)", text)
@@ -195,7 +195,7 @@ def test_a_fresh_project_has_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_run_of_another_version_says_what_to_do(root: Path, tmp_path: Path) -> None:
-    with tracking.cell_run(root, "tests", "ancient", "nut", None) as run:
+    with runs.cell_run(root, "tests", "ancient", "nut", None) as run:
         run.metrics({"threshold": 1.0, "image_auroc": 0.9})
     with pytest.raises(
         StageError, match=rf"^run {run.run_id} \(ancient on nut\): holds no evaluation/predictions.csv; "
@@ -204,7 +204,7 @@ def test_a_run_of_another_version_says_what_to_do(root: Path, tmp_path: Path) ->
 
 
 def test_nothing_evaluated_yet(root: Path, tmp_path: Path) -> None:
-    with tracking.cell_run(root, "empty", "fapm", "nut", None):
+    with runs.cell_run(root, "empty", "fapm", "nut", None):
         pass
     with pytest.raises(StageError, match=r"^experiment 'empty': no run has been evaluated yet; run `dvc repro`$"):
         compare_runs(root, "empty", "model", None, (), 50, Console(quiet=True))
@@ -267,5 +267,5 @@ def test_runs_on_a_server(server: str, tmp_path: Path, monkeypatch: pytest.Monke
     text = printed(here)
     assert re.search(r"^strong beats weak by \d+\.\d ± \d+\.\d\.$", text, re.MULTILINE)
     assert not list(here.iterdir())
-    assert tracking.pages(here, "tests").base == server
+    assert pages.pages(here, "tests").base == server
     assert mlflow.MlflowClient(server).get_experiment_by_name("tests") is not None

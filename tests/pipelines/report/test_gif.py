@@ -7,9 +7,10 @@ from drawn_cells import picture, write_evaluation
 from PIL import Image
 
 from pipelines.errors import StageError
+from pipelines.evaluation.outcomes import TestedImage
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR
-from pipelines.pictures.panels import MARKS, TestedImage, Verdict
+from pipelines.pictures.panels import MARKS, Verdict
 from pipelines.report.gif import _Part, choose, write_gif
 
 

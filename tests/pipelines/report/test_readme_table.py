@@ -8,8 +8,8 @@ import pytest
 from pipelines.errors import StageError
 from pipelines.files import read_json, write_json
 from pipelines.paths import Project
+from pipelines.report.markdown import leaderboard_table
 from pipelines.report.readme import keep_report, kept_report, update_readme, with_table
-from pipelines.report.report import leaderboard_table
 
 ROOT = Path(__file__).parents[3]
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from pipelines.errors import StageError
 from pipelines.files import write_json
 from pipelines.paths import Project
-from pipelines.report.report import (
+from pipelines.report.markdown import (
     against_the_best,
     champion_table,
     defect_table,
@@ -20,15 +20,14 @@ from pipelines.report.report import (
     latency_table,
     leaderboard_table,
     markdown_table,
-    one_line,
-    print_results,
-    report,
     seed_table,
     sentences,
     threshold_table,
 )
+from pipelines.report.report import report
 from pipelines.report.summary import summarise
-from pipelines.tracking.runs import Pages
+from pipelines.report.terminal import one_line, print_results
+from pipelines.tracking.pages import Pages
 
 FEW = {
     "value": 1.23456,
@@ -228,17 +227,17 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
         return folder / "report.html"
 
     monkeypatch.setattr("pipelines.tracking.runs.summary_run", summary_run)
-    monkeypatch.setattr("pipelines.tracking.runs.pages", lambda *_: Pages("http://127.0.0.1:5000", "3"))
-    monkeypatch.setattr("pipelines.tracking.runs.cell_runs", lambda *_: [])
+    monkeypatch.setattr("pipelines.tracking.pages.pages", lambda *_: Pages("http://127.0.0.1:5000", "3"))
+    monkeypatch.setattr("pipelines.tracking.cells.cell_runs", lambda *_: [])
     monkeypatch.setattr("pipelines.report.page.write", write_html)
-    monkeypatch.setattr("pipelines.tracking.runs.crown", lambda *_: None)
+    monkeypatch.setattr("pipelines.tracking.registry.crown", lambda *_: None)
     return opened
 
 
 @pytest.mark.usefixtures("runs")
 def test_each_category_has_its_champion(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     crowned: list[Any] = []
-    monkeypatch.setattr("pipelines.tracking.runs.crown", lambda _root, *rest: crowned.append(rest))
+    monkeypatch.setattr("pipelines.tracking.registry.crown", lambda _root, *rest: crowned.append(rest))
     report(BOTH, project)
     summary = summarise(BOTH, project)
     best = {cell["category"]: cell for cell in summary["cells"] if cell["model"] == "a"}

@@ -1,6 +1,7 @@
 import pytest
 
-from pipelines.report.seeds import CellRun, average_seeds, cell_seeds, latest, seeds_of, short_names
+from pipelines.report.seeds import average_seeds, cell_seeds, latest, seeds_of, short_names
+from pipelines.tracking.records import CellRun
 
 
 def run(

@@ -8,9 +8,9 @@ from made_up import BOTH, params_of, put, put_both
 from pipelines.errors import StageError
 from pipelines.files import write_json
 from pipelines.paths import Project
-from pipelines.report.seeds import CellRun
 from pipelines.report.summary import summarise
-from pipelines.tracking.runs import Pages
+from pipelines.tracking.pages import Pages
+from pipelines.tracking.records import CellRun
 
 LATENCY = {
     "hardware": "Quick 9 (2 cores)",

@@ -8,7 +8,9 @@ import yaml
 
 from anomaly_models.fapm import FAPMConfig
 from pipelines.errors import ParamsError
-from pipelines.settings.params import Params, load_params, read_yaml
+from pipelines.preview.check import load_checked
+from pipelines.settings.params import Params, load_params
+from pipelines.settings.problems import read_yaml
 
 DEMO = Path(__file__).parents[3] / "presets" / "demo.yaml"
 
@@ -45,11 +47,11 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
 def problems(tmp_path: Path) -> Problems:
     """The lines of the message about the demo's parameters, changed."""
 
-    def of(changes: dict[str, Any], check_models: bool = True) -> list[str]:
+    def of(changes: dict[str, Any], with_models: bool = True) -> list[str]:
         path = tmp_path / "params.yaml"
         path.write_text(yaml.safe_dump(changed(changes), sort_keys=False), encoding="utf-8")
         with pytest.raises(ParamsError) as caught:
-            load_params(path, check_models=check_models)
+            load_checked(path) if with_models else load_params(path)
         first, *lines = str(caught.value).splitlines()
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         assert first == f"{path}: {count}"
@@ -62,11 +64,11 @@ def problems(tmp_path: Path) -> Problems:
 def load_text(tmp_path: Path, text: str | bytes) -> Params:
     path = tmp_path / "params.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return load_params(path, check_models=True)
+    return load_checked(path)
 
 
 def test_the_demo_is_read() -> None:
-    params = load_params(DEMO, check_models=True)
+    params = load_checked(DEMO)
     assert list(params.models) == ["adfa", "bgad", "diffusion_ad", "efficient_ad", "fapm"]
     assert params.cells()[-2:] == [("fapm", "fabric"), ("fapm", "gear")]
     assert len(params.cells()) == 10
@@ -79,13 +81,13 @@ def test_the_demo_is_read() -> None:
 def test_models_need_not_be_checked(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(changed({"models": {"no_such_model": {"anything": 1}}})))
-    assert load_params(path, check_models=False).cells()[0] == ("no_such_model", "fabric")
+    assert load_params(path).cells()[0] == ("no_such_model", "fabric")
     with pytest.raises(ParamsError, match="unknown model"):
-        load_params(path, check_models=True)
+        load_checked(path)
 
 
 def test_unknown_names_are_refused_later_too() -> None:
-    params = load_params(DEMO, check_models=True)
+    params = load_checked(DEMO)
     with pytest.raises(ParamsError) as caught:
         params.model_config_of("padim")
     listed = "adfa, bgad, diffusion_ad, efficient_ad, fapm"
@@ -117,7 +119,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         demo = demo.replace(old, new)
     path.write_text(demo, encoding="utf-8")
     with pytest.raises(ParamsError) as caught:
-        load_params(path, check_models=True)
+        load_checked(path)
     assert (
         str(caught.value)
         == f"""{path}: 17 problems
@@ -228,7 +230,7 @@ def test_a_long_section_is_not_printed(problems: Problems) -> None:
 
 
 def test_without_its_models_the_rest_is_still_checked(problems: Problems) -> None:
-    assert problems({"models.fapm.crop": 512, "train.seed": -1}, check_models=False) == [
+    assert problems({"models.fapm.crop": 512, "train.seed": -1}, with_models=False) == [
         "train.seed = -1: Input should be greater than or equal to 0"
     ]
 
@@ -243,7 +245,7 @@ def test_a_preset_can_share_settings_between_sections(tmp_path: Path) -> None:
 
 
 def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
-    assert load_text(tmp_path, b"\xef\xbb\xbf" + DEMO.read_bytes()) == load_params(DEMO, check_models=True)
+    assert load_text(tmp_path, b"\xef\xbb\xbf" + DEMO.read_bytes()) == load_checked(DEMO)
 
 
 @pytest.mark.parametrize(

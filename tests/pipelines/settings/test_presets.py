@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import ParamsError
+from pipelines.preview.check import load_checked
 from pipelines.settings import presets
-from pipelines.settings.params import load_params
 from pipelines.settings.presets import PRESETS, names, put_in_place
 
 
@@ -35,7 +35,7 @@ def commit(target: Path) -> None:
 def test_every_preset_is_valid() -> None:
     assert names() == ["demo", "folder", "mvtec_ad"]
     for name in names():
-        params = load_params(PRESETS / f"{name}.yaml", check_models=True)
+        params = load_checked(PRESETS / f"{name}.yaml")
         assert params.tracking.experiment == {"folder": "my_images"}.get(name, name)
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from anomaly_models.base import Progress
-from anomaly_models.efficient_ad import grey, patch_description_network
+from anomaly_models.common.imagenet import grey
+from anomaly_models.efficient_ad import patch_description_network
 from pipelines.errors import DatasetError, StageError, WeightsError
 from pipelines.files import read_json
 from pipelines.paths import Project
@@ -31,8 +32,8 @@ from pipelines.teachers.distill import (
     distill,
     pooling_kernels,
 )
-from pipelines.tracking.runs import tracking_uri
-from pipelines.training import train
+from pipelines.tracking.store import tracking_uri
+from pipelines.training import loop
 from pipelines.training.weights import pretrained_backbone
 
 CPU = torch.device("cpu")
@@ -203,7 +204,7 @@ def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monkeypatch) -> None:
     distill("whole", CONFIG, project.root / "photos", "test", project, CPU, quiet())
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # after every step
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)  # after every step
     with monkeypatch.context() as patch:
         original = DescribedPhotos.training_batch
 
@@ -230,7 +231,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monk
 
 
 def test_other_settings_start_afresh(project: Project, monkeypatch) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
     with monkeypatch.context() as patch:
         patch.setattr(module, "atomic_folder", None)  # fails when the last step is taken
         with pytest.raises(TypeError):

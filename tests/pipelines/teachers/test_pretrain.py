@@ -19,8 +19,8 @@ from pipelines.paths import Project
 from pipelines.preparation.photos import PhotoArrays, decode_once
 from pipelines.teachers import pretrain as module
 from pipelines.teachers.pretrain import Crops, PretrainConfig, load_config, pretrain, warmup_cosine
-from pipelines.tracking.runs import tracking_uri
-from pipelines.training import train, weights
+from pipelines.tracking.store import tracking_uri
+from pipelines.training import loop, weights
 from pipelines.training.weights import EMBEDDED, pretrained_backbone
 
 CPU = torch.device("cpu")
@@ -156,7 +156,7 @@ def test_the_losses_fall(project: Project) -> None:
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, killed = (project.root / f"{name}.safetensors" for name in ("whole", "killed"))
     pretrain(CONFIG, whole, project, CPU, quiet())
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # after every step
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)  # after every step
     with monkeypatch.context() as patch:
         original = Crops.training_batch
 

@@ -20,8 +20,10 @@ from mlflow.entities import Run
 from onnx import TensorProto, helper
 
 from pipelines.errors import StageError
-from pipelines.tracking import runs as tracking
-from pipelines.tracking.runs import OpenRun, cell_run, flatten, git_tags, page_of, serve, summary_run, tracking_uri
+from pipelines.tracking import cells, pages, registry, runs
+from pipelines.tracking.pages import page_of, serve
+from pipelines.tracking.runs import OpenRun, cell_run, flatten, git_tags, summary_run
+from pipelines.tracking.store import tracking_uri
 
 # SQLAlchemy warns of what MLflow's tables ask of it.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated:DeprecationWarning")
@@ -101,7 +103,7 @@ def client_of(project: Path) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(tracking_uri(project))
 
 
-def runs(project: Path, experiment: str = EXPERIMENT) -> list[Run]:
+def runs_in(project: Path, experiment: str = EXPERIMENT) -> list[Run]:
     client = client_of(project)
     found = client.get_experiment_by_name(experiment)
     return [] if found is None else list(client.search_runs([found.experiment_id]))
@@ -122,7 +124,7 @@ def open_cell(project: Path, run_id: str | None = None, experiment: str = EXPERI
 def test_a_run_is_running_and_then_finished(project: Path) -> None:
     with cell_run(project, EXPERIMENT, "fapm", "bolt", None) as run:
         assert status(project, run.run_id) == "RUNNING"
-    (found,) = runs(project)
+    (found,) = runs_in(project)
     assert found.info.run_id == run.run_id
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "fapm-bolt"
@@ -212,7 +214,7 @@ def test_a_known_run_is_opened_again(project: Path, monkeypatch: pytest.MonkeyPa
     with cell_run(project, EXPERIMENT, "fapm", "bolt", first) as run:
         assert run.run_id == first
         assert status(project, first) == "RUNNING"
-    (found,) = runs(project)
+    (found,) = runs_in(project)
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "fapm-bolt"
     assert found.data.tags["stage"] == "evaluate@fapm-bolt"
@@ -221,7 +223,7 @@ def test_a_known_run_is_opened_again(project: Path, monkeypatch: pytest.MonkeyPa
 def test_an_unknown_id_makes_a_new_run(project: Path) -> None:
     new = open_cell(project, "0123456789abcdef0123456789abcdef")
     assert new != "0123456789abcdef0123456789abcdef"
-    assert len(runs(project)) == 1
+    assert len(runs_in(project)) == 1
 
 
 def test_a_deleted_run_is_not_opened_again(project: Path) -> None:
@@ -233,10 +235,10 @@ def test_a_deleted_run_is_not_opened_again(project: Path) -> None:
 def test_a_run_stays_where_it_is_when_the_experiment_is_renamed(project: Path) -> None:
     first = open_cell(project)
     assert open_cell(project, first, experiment="renamed") == first
-    assert [run.info.run_id for run in runs(project)] == [first]
-    assert runs(project, "renamed") == []
+    assert [run.info.run_id for run in runs_in(project)] == [first]
+    assert runs_in(project, "renamed") == []
     assert len({first, open_cell(project, None, "renamed")}) == 2
-    assert len(runs(project, "renamed")) == 1
+    assert len(runs_in(project, "renamed")) == 1
 
 
 def test_a_deleted_experiment_says_what_to_do(project: Path) -> None:
@@ -261,8 +263,8 @@ def test_the_same_key_opens_the_same_summary(project: Path) -> None:
 
     ids = [summary("aaaa"), summary("bbbb"), summary("aaaa")]
     assert ids[0] == ids[2] != ids[1]
-    assert {run.info.run_name for run in runs(project)} == {"summary"}
-    assert len(runs(project)) == 2
+    assert {run.info.run_name for run in runs_in(project)} == {"summary"}
+    assert len(runs_in(project)) == 2
 
 
 # What is logged
@@ -367,7 +369,7 @@ def test_the_champion_is_the_exported_model_of_a_run(project: Path, graph: Path)
     client = mlflow.MlflowClient(tracking_uri(project))
 
     def crown(model: str | None) -> dict[str, Any]:
-        tracking.crown(project, EXPERIMENT, "it's parts/nut", ids[model] if model else None, f"why {model}")
+        registry.crown(project, EXPERIMENT, "it's parts/nut", ids[model] if model else None, f"why {model}")
         aliases = client.get_registered_model("it's parts_nut").aliases  # a database has numbers, a server texts
         return {alias: str(version) for alias, version in aliases.items()}
 
@@ -380,7 +382,7 @@ def test_the_champion_is_the_exported_model_of_a_run(project: Path, graph: Path)
     assert crown("unexported") == {}
     assert crown("adfa") == {"champion": "2"}
     assert crown(None) == {}
-    tracking.crown(project, EXPERIMENT, "bolt", None, "")
+    registry.crown(project, EXPERIMENT, "bolt", None, "")
     assert [model.name for model in client.search_registered_models()] == ["it's parts_nut"]
 
 
@@ -418,7 +420,7 @@ def test_the_environment_is_logged_whole_and_tagged_in_part(project: Path) -> No
 
 
 def test_runs_of_several_seeds_have_names_of_their_own() -> None:
-    assert [tracking.cell_name("fapm", "bolt", seed) for seed in (0, 1)] == ["fapm-bolt", "fapm-bolt-seed1"]
+    assert [runs.cell_name("fapm", "bolt", seed) for seed in (0, 1)] == ["fapm-bolt", "fapm-bolt-seed1"]
 
 
 def test_a_data_set_has_its_name_and_digest(run: OpenRun, project: Path) -> None:
@@ -463,8 +465,8 @@ class Recorder:
 
 def sampled(monkeypatch: pytest.MonkeyPatch, seconds: float, before: int = 0) -> Recorder:
     clock, run = Clock(seconds), Recorder()
-    monkeypatch.setattr(tracking, "time", clock)
-    tracking._sample(run, clock, before)  # type: ignore[arg-type]
+    monkeypatch.setattr(runs, "time", clock)
+    runs._sample(run, clock, before)  # type: ignore[arg-type]
     return run
 
 
@@ -488,13 +490,13 @@ def test_a_day_is_drawn_with_some_hundred_points_in_few_calls(monkeypatch: pytes
 
 
 def test_a_short_run_is_drawn_too_and_one_that_is_only_opened_is_not(project: Path) -> None:
-    with tracking.open_run(project, EXPERIMENT, "fapm-bolt", {}, None, sampled=True) as run:
+    with runs.open_run(project, EXPERIMENT, "fapm-bolt", {}, None, sampled=True) as run:
         pass
     (point,) = points(project, run.run_id, "system/process_memory_megabytes")
     assert points(project, open_cell(project), "system/process_memory_megabytes") == []
-    with tracking.open_run(project, EXPERIMENT, "", {}, run.run_id, sampled=True) as again:
+    with runs.open_run(project, EXPERIMENT, "", {}, run.run_id, sampled=True) as again:
         again.metric_points([("system/process_memory_megabytes", 1.0, 300)])
-    with tracking.open_run(project, EXPERIMENT, "", {}, run.run_id, sampled=True):
+    with runs.open_run(project, EXPERIMENT, "", {}, run.run_id, sampled=True):
         pass
     assert points(project, run.run_id, "system/process_memory_megabytes")[-1].step >= 300
     assert point.step < 300
@@ -515,7 +517,7 @@ def test_evaluated_runs_are_read_back(project: Path) -> None:
     open_cell(project)  # trained and not yet evaluated
     with summary_run(project, EXPERIMENT, "key") as summary:
         summary.metrics({"threshold": 1.0})
-    (found,) = tracking.cell_runs(project, EXPERIMENT)
+    (found,) = cells.cell_runs(project, EXPERIMENT)
     assert (found.run_id, found.model, found.category, found.seed) == (run_id, "fapm", "bolt", 7)
     assert found.metrics["image_auroc"] == 0.9
     assert not any(name.startswith("mlflow.") for name in found.tags)
@@ -523,20 +525,20 @@ def test_evaluated_runs_are_read_back(project: Path) -> None:
 
 def test_more_runs_than_one_call_gives(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = {evaluated(project, f"model_{number}") for number in range(5)}
-    monkeypatch.setattr(tracking, "_RUNS_PER_CALL", 2)
-    assert {run.run_id for run in tracking.cell_runs(project, EXPERIMENT)} == ids
+    monkeypatch.setattr(cells, "RUNS_PER_CALL", 2)
+    assert {run.run_id for run in cells.cell_runs(project, EXPERIMENT)} == ids
 
 
 def test_reading_makes_nothing(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"mlflow\.db: no runs yet; run `dvc repro`"):
-        tracking.cell_runs(tmp_path, EXPERIMENT)
+        cells.cell_runs(tmp_path, EXPERIMENT)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_experiment_is_named_with_those_there_are(project: Path) -> None:
     evaluated(project)
     with pytest.raises(StageError) as caught:
-        tracking.cell_runs(project, "else")
+        cells.cell_runs(project, "else")
     assert str(caught.value).startswith(f"experiment 'else' is not in {tracking_uri(project)}, which has: 'parts'")
     assert client_of(project).get_experiment_by_name("else") is None
 
@@ -549,18 +551,18 @@ def test_files_are_fetched_for_as_long_as_they_are_needed(project: Path, tmp_pat
             if has_file:
                 run.file(tmp_path / "scores.csv", "evaluation")
         ids.append(run.run_id)
-    with tracking.fetched(project, ids, ["scores.csv", "else.csv"], "evaluation") as folders:
+    with cells.fetched(project, ids, ["scores.csv", "else.csv"], "evaluation") as folders:
         assert (folders[ids[0]] / "scores.csv").read_text() == "1"
         assert list(folders[ids[1]].iterdir()) == []
     assert not folders[ids[0]].exists()
 
 
 def test_the_pages_of_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tracking.pages(project, EXPERIMENT)
+    found = pages.pages(project, EXPERIMENT)
     mode = "workflowType=machine_learning"
     assert found.run("abc") == f"http://127.0.0.1:5000/#/experiments/{found.experiment_id}/runs/abc?{mode}"
-    monkeypatch.setattr(tracking, "_prepare_store", lambda *_: ("https://me:secret@mlflow.example.org/", "7"))
-    url = tracking.pages(project, EXPERIMENT).run("abc")
+    monkeypatch.setattr(pages, "prepare_store", lambda *_: ("https://me:secret@mlflow.example.org/", "7"))
+    url = pages.pages(project, EXPERIMENT).run("abc")
     assert url == f"https://mlflow.example.org/#/experiments/7/runs/abc?{mode}"
 
 
@@ -571,7 +573,7 @@ def test_four_processes_at_once_on_a_fresh_store(tmp_path: Path) -> None:
     children = {f"cell{number}": start(tmp_path, f"cell{number}") for number in range(4)}
     for what, child in children.items():
         assert child.wait(100) == 0, log_of(tmp_path, what)
-    found = runs(tmp_path)
+    found = runs_in(tmp_path)
     assert {run.data.tags["category"] for run in found} == set(children)
     assert {run.info.status for run in found} == {"FINISHED"}
     assert all(run.data.metrics == {"loss": 1.0} for run in found)
@@ -584,7 +586,7 @@ def test_the_store_is_an_absolute_path_in_the_project(
     assert tracking_uri(Path()) == f"sqlite:///{project / 'mlflow.db'}"
     open_cell(Path())
     monkeypatch.chdir(tmp_path)
-    assert len(runs(project)) == 1
+    assert len(runs_in(project)) == 1
     experiment = client_of(project).get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     assert experiment.artifact_location == (project / "mlartifacts").as_uri()
@@ -596,8 +598,8 @@ def test_two_projects_in_one_process_stay_apart(project: Path, tmp_path: Path, e
     shutil.copy(empty_store, other / "mlflow.db")
     first = open_cell(project)
     second = open_cell(other)
-    assert [run.info.run_id for run in runs(project)] == [first]
-    assert [run.info.run_id for run in runs(other)] == [second]
+    assert [run.info.run_id for run in runs_in(project)] == [first]
+    assert [run.info.run_id for run in runs_in(other)] == [second]
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
@@ -685,4 +687,4 @@ def test_without_git_there_are_no_tags(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_telemetry_is_off_by_its_own_name() -> None:
-    assert tracking.os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert runs.os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

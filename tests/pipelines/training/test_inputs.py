@@ -16,7 +16,7 @@ from pipelines.files import read_json
 from pipelines.paths import Project
 from pipelines.sources.catalogue import SOURCES
 from pipelines.teachers.distill import PublishedTeacherConfig, fetch_published
-from pipelines.training import train
+from pipelines.training import loop
 
 TEACHER = "pretrained/efficient_ad/teacher/teacher.safetensors"
 
@@ -84,7 +84,7 @@ def test_from_textures_to_a_file_that_decides(root, blemish, efficient_ad, monke
             raise KeyboardInterrupt
         return losses(self, batch, progress)
 
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(EfficientAD, "losses", interrupted)
         assert blemish("train", *cell).code != 0

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from pipelines.errors import ParamsError, StageError, TrainingDiverged
 from pipelines.files import read_json
 from pipelines.preparation.prepare import prepare
-from pipelines.settings.params import load_params
-from pipelines.tracking import runs as tracking
-from pipelines.training import train
+from pipelines.preview.check import load_checked
+from pipelines.tracking import store
+from pipelines.training import loop, train
 
 CPU = torch.device("cpu")
 CLI = Path(train.__file__).resolve().parents[2] / "cli.py"
@@ -29,13 +29,13 @@ def prepared(project, params):
 
 
 def run(project, model, console):
-    params = load_params(project.params, check_models=True)
+    params = load_checked(project.params)
     train.train(model, CATEGORY, params, project, CPU, console)
     return load_file(project.model(model, CATEGORY) / "model.safetensors")
 
 
 def runs(project):
-    client = MlflowClient(tracking.tracking_uri(project.root))
+    client = MlflowClient(store.tracking_uri(project.root))
     return client.search_runs([client.get_experiment_by_name("tests").experiment_id])
 
 
@@ -61,11 +61,11 @@ def test_a_cell_leaves_weights_settings_and_a_finished_run(project, console):
 def test_losses_are_logged_by_step(project, sixth_model, console):
     run(project, sixth_model, console)
     (only,) = runs(project)
-    history = MlflowClient(tracking.tracking_uri(project.root)).get_metric_history(only.info.run_id, "loss.distance")
+    history = MlflowClient(store.tracking_uri(project.root)).get_metric_history(only.info.run_id, "loss.distance")
     assert [point.step for point in history] == list(range(1, 13))
     assert history[-1].value < history[0].value
     # an axis on which runs of different length lie over one another
-    client = MlflowClient(tracking.tracking_uri(project.root))
+    client = MlflowClient(store.tracking_uri(project.root))
     progress = client.get_metric_history(only.info.run_id, "progress_percent")
     assert [(p.step, p.value) for p in progress[5::6]] == [(6, 50.0), (12, 100.0)]
 
@@ -73,7 +73,7 @@ def test_losses_are_logged_by_step(project, sixth_model, console):
 @pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("killed_at", [0, 5, 11])
 def test_an_interrupted_run_ends_with_the_same_bits(project, sixth_model, console, monkeypatch, killed_at):
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     whole = run(project, sixth_model, console)
     training_batch = train.PreparedData.training_batch
 
@@ -100,7 +100,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(project, sixth_model, consol
 
 @pytest.mark.usefixtures("prepared")
 def test_changed_settings_do_not_resume(project, sixth_model, console, monkeypatch):
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
 
     def interrupted(self, batch, progress):
         if progress.step == 6:

@@ -1,0 +1,30 @@
+"""The figures by which models are compared."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure by which models are compared."""
+
+    key: str
+    title: str
+    higher_is_better: bool = True
+    oracle: bool = False  # its threshold is chosen on the test images
+
+
+METRICS = (
+    Metric("image_auroc", "Image AUROC"),
+    Metric("image_ap", "Image AP"),
+    Metric("image_f1_max", "Image F1-max", oracle=True),
+    Metric("recall", "Defects found"),
+    Metric("false_alarms", "False alarms", higher_is_better=False),
+    Metric("pixel_auroc", "Pixel AUROC"),
+    Metric("pixel_ap", "Pixel AP"),
+    Metric("pixel_f1_max", "Pixel F1-max", oracle=True),
+    Metric("aupro_30", "AUPRO 0.3"),
+    Metric("aupro_05", "AUPRO 0.05"),
+)
+
+
+METRIC_BY_KEY = {metric.key: metric for metric in METRICS}

@@ -1,0 +1,41 @@
+"""Section `prepare` of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+
+
+class AnomalousTrainConfig(BaseModel):
+    """Section `prepare.anomalous_train`: the real anomalies that supervised methods may learn from.
+
+    They leave the test split for every model, so that all rows of a report are on the same test. `spread` is the
+    published protocol of BGAD (Yao et al., CVPR 2023): count // T of each of the T types, the rest at random; at least
+    half of each type stays. `one_type` is the open-set protocol: all from one type, drawn by the seed, and nothing else
+    of that type is tested on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    count: NonNegativeInt  # per category, at the most
+    protocol: Literal["spread", "one_type"]
+
+
+class PrepareConfig(BaseModel):
+    """Section `prepare` of `params.yaml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    image_sizes: Annotated[list[PositiveInt], Field(min_length=1)]  # pixels; every size that a model asks for
+    white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white
+    holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
+    test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only
+    anomalous_train: AnomalousTrainConfig
+    surfaces: list[str]  # categories that fill the image: no part stands out from a background
+    seed: NonNegativeInt
+
+    @field_validator("image_sizes")
+    @classmethod
+    def _unique(cls, sizes: list[int]) -> list[int]:
+        if len(set(sizes)) != len(sizes):
+            raise ValueError("sizes must differ from one another")
+        return sizes

@@ -1,0 +1,195 @@
+"""Which image is fitted, held out, learnt from as a defect, or tested on; files of the same bytes stay together."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.index import GOOD, Split
+from pipelines.preparation.config import PrepareConfig
+from pipelines.preparation.layouts import Findings, Listing, counted, some
+
+_ANOMALY_STREAM = 1  # apart from the draws of normal images, which the same seed orders
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image on its way into the arrays."""
+
+    path: str
+    split: Split
+    defect: str
+    mask: str | None
+
+
+def split(
+    source: Path,
+    listing: Listing,
+    masks: Mapping[str, str],
+    digests: Mapping[str, str],
+    config: PrepareConfig,
+    findings: Findings,
+) -> list[Item]:
+    """Give every image its split, in the order of the index.
+
+    Files of the same bytes stay together: an image that was fitted tells nothing when it is met again as held out.
+    """
+    rng = np.random.default_rng(config.seed)
+    groups = _same_content(sorted(listing.training), digests)
+    needed = 3 if listing.takes_test_normal else 2
+    test_normal, holdout = listing.test_normal, []
+    if len(groups) < needed:
+        findings.problem(_too_few(source, listing, len(groups), needed))
+    else:
+        if listing.takes_test_normal:
+            drawn, groups = _draw(groups, config.test_normal, reserve=2, rng=rng)
+            test_normal = _flatten(drawn)
+        drawn, groups = _draw(groups, config.holdout, reserve=1, rng=rng)
+        holdout = _flatten(drawn)
+    train = _flatten(groups)
+    _warn_test(train + holdout, test_normal, listing, digests, findings)
+    taught, tested = _draw_anomalies(source, listing.anomalous, digests, config, findings)
+    return [
+        *(Item(path, "train", GOOD, None) for path in sorted(train)),
+        *(Item(path, "holdout", GOOD, None) for path in sorted(holdout)),
+        *(Item(path, "anomalous_train", listing.anomalous[path], masks.get(path)) for path in sorted(taught)),
+        *(
+            Item(path, "test", listing.anomalous.get(path, GOOD), masks.get(path))
+            for path in sorted([*test_normal, *tested])
+        ),
+    ]
+
+
+def _draw_anomalies(
+    source: Path,
+    anomalous: Mapping[str, str],
+    digests: Mapping[str, str],
+    config: PrepareConfig,
+    findings: Findings,
+) -> tuple[list[str], list[str]]:
+    """Share the anomalies out: (those to learn from, those to test on). Files of the same bytes stay together."""
+    by_type: defaultdict[str, list[str]] = defaultdict(list)
+    for path in sorted(anomalous):
+        by_type[anomalous[path]].append(path)
+    count = config.anomalous_train.count
+    if count == 0 or not by_type:
+        return [], list(anomalous)
+    # A stream of its own: the normal images' splits are the same whatever is asked for here.
+    rng = np.random.default_rng([config.seed, _ANOMALY_STREAM])
+    types = {name: _shuffled(_same_content(paths, digests), rng) for name, paths in sorted(by_type.items())}
+    if config.anomalous_train.protocol == "one_type":
+        return _draw_one_type(source, types, count, rng, findings)
+    taken = _spread(types, count, rng)
+    if len(taken) < count:
+        findings.warnings.append(
+            f"{len(taken)} of {counted(len(anomalous), 'anomaly', 'anomalies')} to learn from, where "
+            f"prepare.anomalous_train.count asks for {count}: at least half of each type is kept for the test"
+        )
+    return taken, [path for path in anomalous if path not in taken]
+
+
+def _spread(types: Mapping[str, list[list[str]]], count: int, rng: np.random.Generator) -> list[str]:
+    """`count` // T images of each of the T types and the rest from all that is left, at most half of each type."""
+    room = {name: sum(map(len, groups)) // 2 for name, groups in types.items()}
+    taken: list[str] = []
+    left: list[tuple[str, list[str]]] = []
+    for name, groups in types.items():
+        share = min(count // len(types), room[name])
+        for group in groups:
+            if len(group) <= share:
+                taken += group
+                share -= len(group)
+                room[name] -= len(group)
+            else:
+                left.append((name, group))
+    for index in rng.permutation(len(left)):
+        name, group = left[index]
+        if len(group) <= min(room[name], count - len(taken)):
+            taken += group
+            room[name] -= len(group)
+    return taken
+
+
+def _draw_one_type(
+    source: Path, types: Mapping[str, list[list[str]]], count: int, rng: np.random.Generator, findings: Findings
+) -> tuple[list[str], list[str]]:
+    if len(types) < 2:
+        findings.problem(
+            f"{source}: one type of defect ({some(types)}), but prepare.anomalous_train.protocol is one_type, which "
+            "tests on the other types; take spread"
+        )
+        return [], []
+    chosen = list(types)[rng.integers(len(types))]
+    taken: list[str] = []
+    for group in types[chosen]:
+        if len(taken) + len(group) <= count:
+            taken += group
+    unused = sum(map(len, types[chosen])) - len(taken)
+    findings.warnings.append(
+        f"{counted(len(taken), 'anomaly', 'anomalies')} of type {chosen} to learn from, {unused} more of it in no "
+        "split: one_type tests on the other types"
+    )
+    return taken, [path for name, groups in types.items() if name != chosen for path in _flatten(groups)]
+
+
+def _shuffled(groups: list[list[str]], rng: np.random.Generator) -> list[list[str]]:
+    return [groups[index] for index in rng.permutation(len(groups))]
+
+
+def _same_content(paths: list[str], digests: Mapping[str, str]) -> list[list[str]]:
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        groups[digests[path]].append(path)
+    return list(groups.values())
+
+
+def _draw(
+    groups: list[list[str]], share: float, reserve: int, rng: np.random.Generator
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Draw groups until they hold `share` of the images, rounded half up, and return (drawn, left).
+
+    At least one is drawn and at least `reserve` are left. A group that would make too many images is passed over; where
+    each would, the smallest is drawn.
+    """
+    num_images = sum(map(len, groups))
+    wanted = min(max(math.floor(share * num_images + 0.5), 1), num_images - reserve)
+    order = [int(position) for position in rng.permutation(len(groups))]
+    chosen: set[int] = set()
+    for position in order:
+        if len(chosen) < len(groups) - reserve and len(groups[position]) <= wanted:
+            chosen.add(position)
+            wanted -= len(groups[position])
+    if not chosen:
+        chosen = {min(order, key=lambda position: len(groups[position]))}
+    rest = [group for position, group in enumerate(groups) if position not in chosen]
+    return [groups[position] for position in sorted(chosen)], rest
+
+
+def _flatten(groups: list[list[str]]) -> list[str]:
+    return [path for group in groups for path in group]
+
+
+def _too_few(source: Path, listing: Listing, found: int, needed: int) -> str:
+    purpose = "to fit, to hold out and to test" if needed == 3 else "to fit and to hold out"
+    if not listing.training:
+        return (
+            f"{source}: {listing.training_folder} holds no image; put at least {needed} normal images there, {purpose}"
+        )
+    number = counted(found, "image")
+    return f"{source}: {listing.training_folder} holds {number} of different content; {purpose} takes at least {needed}"
+
+
+def _warn_test(
+    training: list[str], test_normal: list[str], listing: Listing, digests: Mapping[str, str], findings: Findings
+) -> None:
+    seen = {digests[path]: path for path in training}
+    test = sorted([*test_normal, *listing.anomalous])
+    if repeated := [f"{path} = {seen[digests[path]]}" for path in test if digests[path] in seen]:
+        findings.warnings.append(f"{counted(len(repeated), 'test image')} met in training too: {some(repeated)}")
+    if not test_normal:
+        findings.warnings.append("no normal image to test on: metrics that need both kinds cannot be computed")
+    if not listing.anomalous:
+        findings.warnings.append("no anomalous image to test on: metrics that need both kinds cannot be computed")

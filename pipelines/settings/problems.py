@@ -1,0 +1,140 @@
+"""YAML read strictly, and pydantic's errors in the user's words."""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipelines.errors import ParamsError
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys and says nothing; a second `fapm:` would silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # a key that cannot be one is the parent's to refuse, and `<<` may stand beside what it merges
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' appears twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The file's mapping, unvalidated.
+
+    Raises:
+        ParamsError: there is no such file, it is not YAML, or not a mapping at the top.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{path}: no such file; run in the project's folder, or put a preset in place with `blemish preset demo`"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    try:
+        # a subclass of SafeLoader: nothing but plain YAML types is constructed
+        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise ParamsError(f"{path}: not valid YAML{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(value, dict):
+        raise ParamsError(f"{path}: holds {type(value).__name__}, not a mapping of sections")
+    return value
+
+
+def section_problems(raw: dict[str, Any], name: str, schema: type[BaseModel]) -> list[str]:
+    section = raw.get(name)
+    if not isinstance(section, dict):
+        return []  # already reported
+    try:
+        schema.model_validate(section)
+    except ValidationError as error:
+        return problems_in(error, name, schema, section)
+    return []
+
+
+def refusal(path: Path, problems: list[str]) -> ParamsError:
+    """One message with every problem of a file."""
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    return ParamsError("\n  ".join([f"{path}: {count}", *problems]))
+
+
+def problems_in(error: ValidationError, prefix: str, schema: type[BaseModel], value: object) -> list[str]:
+    """Each problem that validation found, as `dotted.path = value: what is wrong`."""
+    return [_problem(dict(detail), prefix, schema, value) for detail in error.errors(include_url=False)]
+
+
+def _problem(detail: dict[str, Any], prefix: str, schema: type[BaseModel], value: object) -> str:
+    """`dotted.path = value: what is wrong`, with a guess at what a misspelt key was to be."""
+    kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
+    parts = _parts_of_the_file(detail["loc"], value)
+    if kind == "missing":
+        parts.append(str(detail["loc"][-1]))
+    if kind in ("union_tag_invalid", "union_tag_not_found"):  # the key that chooses between several schemas
+        parts.append(context["discriminator"].strip("'"))
+        found = context.get("tag")
+    path = ".".join([prefix, *parts] if prefix else parts) or "settings"
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{path}: missing"
+    what = path if isinstance(found, dict) else f"{path} = {found!r}"
+    if kind == "extra_forbidden":
+        return f"{what}: unknown key{hint(parts[-1], _known_keys(schema, detail['loc'][:-1]))}"
+    return f"{what}: {_message(detail, found)}"
+
+
+def _message(detail: dict[str, Any], found: object) -> str:
+    """Pydantic's message, where it does not speak of Python or pydantic."""
+    match detail["type"]:
+        case "model_type" | "dict_type":
+            return "Input should be a mapping"
+        case "tuple_type":
+            return "Input should be a list"
+        case "union_tag_invalid":
+            return f"Input should be one of {detail['ctx']['expected_tags']}"
+        case "float_type" | "int_type" if isinstance(found, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", found):
+            return f"{detail['msg']}; YAML takes it for text: write 1.0e-4, not 1e-4"
+        case _:
+            return str(detail["msg"]).removeprefix("Value error, ")
+
+
+def _parts_of_the_file(location: tuple[int | str, ...], value: Any) -> list[str]:
+    """Pydantic's location without its own additions, such as the name of the tried member of a union."""
+    parts = []
+    for part in location:
+        held = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+        if part in held:
+            value = held[part]
+            parts.append(str(part))
+    return parts
+
+
+def _known_keys(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section at `location` may have."""
+    schemas = [schema]
+    for part in location:
+        fields = [known.model_fields[part] for known in schemas if part in known.model_fields]
+        if fields:
+            schemas = [inner for field in fields for inner in _schemas_in(field.annotation)]
+    return [name for known in schemas for name in known.model_fields]
+
+
+def _schemas_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [schema for argument in get_args(annotation) for schema in _schemas_in(argument)]
+
+
+def hint(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

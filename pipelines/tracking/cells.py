@@ -1,0 +1,90 @@
+"""Evaluated runs read back, and their files fetched."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Run
+
+from pipelines.errors import StageError
+from pipelines.tracking.records import CellRun
+from pipelines.tracking.store import RUNS_PER_CALL, local_uri, told_at_once, tracking_uri, without_secrets
+
+_DOWNLOADS_AT_ONCE = 8
+
+
+def cell_runs(project: Path, experiment: str) -> list[CellRun]:
+    """Every evaluated run of a model on a category, wherever it was made, as the store knows it.
+
+    Raises:
+        StageError: the store cannot be reached, or has no such experiment.
+    """
+    uri, path = tracking_uri(project), project / "mlflow.db"
+    if uri == local_uri(project) and not path.exists():
+        raise StageError(
+            f"{path}: no runs yet; run `dvc repro`, or set MLFLOW_TRACKING_URI to the server that has them"
+        )
+    with told_at_once(uri):
+        client = mlflow.MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(f"'{other.name}'" for other in client.search_experiments())
+            raise StageError(f"experiment '{experiment}' is not in {without_secrets(uri)}, which has: {known}")
+        return [_cell_run(run) for run in _finished(client, found.experiment_id) if _is_evaluated(run)]
+
+
+def _finished(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[Run]:
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(
+            [experiment_id], "attributes.status = 'FINISHED'", max_results=RUNS_PER_CALL, page_token=token or None
+        )
+        yield from page
+        token = page.token or None
+
+
+def _is_evaluated(run: Run) -> bool:
+    return {"model", "category"} <= run.data.tags.keys() and "threshold" in run.data.metrics
+
+
+def _cell_run(run: Run) -> CellRun:
+    return CellRun(
+        run_id=run.info.run_id,
+        model=run.data.tags["model"],
+        category=run.data.tags["category"],
+        started=run.info.start_time,
+        settings=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags={name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
+    )
+
+
+@contextlib.contextmanager
+def fetched(project: Path, run_ids: Sequence[str], names: Sequence[str], folder: str) -> Iterator[dict[str, Path]]:
+    """Copy files that runs logged under `folder` into a temporary place each; gives the places by run id.
+
+    A file that a run does not have is left out.
+    """
+    client = mlflow.MlflowClient(tracking_uri(project))
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        told_at_once(tracking_uri(project)),
+        ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool,
+    ):
+        places = {run_id: Path(temporary) / run_id for run_id in run_ids}
+        list(pool.map(lambda run_id: _fetch(client, run_id, names, folder, places[run_id]), run_ids))
+        yield places
+
+
+def _fetch(client: mlflow.MlflowClient, run_id: str, names: Sequence[str], folder: str, place: Path) -> None:
+    place.mkdir()
+    there = {item.path for item in client.list_artifacts(run_id, folder)}
+    for name in names:
+        if f"{folder}/{name}" in there:
+            # Some stores give the file back below `folder`, some without it.
+            found = Path(client.download_artifacts(run_id, f"{folder}/{name}", str(place)))
+            if found != place / name:
+                found.rename(place / name)

@@ -1,0 +1,48 @@
+"""The champion of each category in MLflow's model registry."""
+
+import re
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import LoggedModel
+
+from pipelines.tracking.store import RUNS_PER_CALL, is_known, prepare_store, told_at_once
+
+_CHAMPION = "champion"  # the alias of a category's best model
+
+
+def crown(project: Path, experiment: str, name: str, run_id: str | None, why: str) -> None:
+    """Give the exported model of a run the alias "champion" of the registered model `name`, with `why` beside it.
+
+    `models:/NAME@champion` is then that model, for MLflow's own tools. Without a run, or where its model was not
+    exported to this store, nobody is champion.
+
+    Raises:
+        StageError: the store cannot be used.
+    """
+    uri, _ = prepare_store(project, experiment)
+    name = re.sub("[/:]", "_", name)  # which MLflow does not allow
+    with told_at_once(uri):
+        client = mlflow.MlflowClient(uri)
+        best = _exported_model(client, run_id) if run_id and is_known(client, run_id) else None
+        known = {model.name: model for model in client.search_registered_models(max_results=RUNS_PER_CALL)}.get(name)
+        if best is None:
+            if known is not None and _CHAMPION in known.aliases:
+                client.delete_registered_model_alias(name, _CHAMPION)
+            return
+        if known is None:
+            client.create_registered_model(name, description="The best model of a category, by its test images.")
+        of_run = client.search_model_versions(f"run_id = '{run_id}'", max_results=RUNS_PER_CALL)
+        same = [found for found in of_run if (found.name, found.source) == (name, best.artifact_location)]
+        version = same[0] if same else None
+        if version is None:
+            version = client.create_model_version(name, best.artifact_location, run_id, model_id=best.model_id)
+        client.update_model_version(name, version.version, why)
+        client.set_registered_model_alias(name, _CHAMPION, version.version)
+
+
+def _exported_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel | None:
+    """The last model that a run's export logged."""
+    outputs = client.get_run(run_id).outputs
+    models = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
+    return max(models, key=lambda model: model.creation_timestamp, default=None)

@@ -1,16 +1,27 @@
 """Visual anomaly detectors: tensors in, tensors out."""
 
-from anomaly_models.adfa import ADFA
-from anomaly_models.base import AnomalyModel
-from anomaly_models.bgad import BGAD
-from anomaly_models.diffusion_ad import DiffusionAD
-from anomaly_models.efficient_ad import EfficientAD
-from anomaly_models.fapm import FAPM
+from collections import UserDict
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-MODELS: dict[str, type[AnomalyModel]] = {
-    "adfa": ADFA,
-    "bgad": BGAD,
-    "diffusion_ad": DiffusionAD,
-    "efficient_ad": EfficientAD,
-    "fapm": FAPM,
-}
+if TYPE_CHECKING:
+    from anomaly_models.base import AnomalyModel
+
+
+class _Models(UserDict[str, Any]):
+    """A model's file, and torch with it, is imported when the model is asked for: to know its name needs neither."""
+
+    def __getitem__(self, name: str) -> "type[AnomalyModel]":
+        model: type[AnomalyModel] = resolve_name(self.data[name])
+        return model
+
+
+MODELS = _Models(
+    {
+        "adfa": "anomaly_models.adfa:ADFA",
+        "bgad": "anomaly_models.bgad:BGAD",
+        "diffusion_ad": "anomaly_models.diffusion_ad:DiffusionAD",
+        "efficient_ad": "anomaly_models.efficient_ad:EfficientAD",
+        "fapm": "anomaly_models.fapm:FAPM",
+    }
+)

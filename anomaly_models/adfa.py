@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
 from einops import rearrange, repeat
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -42,6 +42,7 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.feature_cache import FeatureCache
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
+from anomaly_models.common.settings import Settings
 
 GATE_KERNEL = 9  # channels that the gate sees at once; fixed, not the adaptive size of the ECA paper
 GATE_WEIGHT = 0.1  # of the gated descriptor, which is added to the descriptor
@@ -58,11 +59,7 @@ CPU_CHUNK = 2**20
 GPU_CHUNK = 2**26
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class SoftTopKSettings(_Settings):
+class SoftTopKSettings(Settings):
     """The paper's objective: the sum of the k smallest distances, softened by optimal transport."""
 
     name: Literal["soft_topk"]
@@ -81,7 +78,7 @@ class SoftTopKSettings(_Settings):
         return self
 
 
-class HypersphereSettings(_Settings):
+class HypersphereSettings(Settings):
     """CFA's objective: the nearest centres are drawn inside a radius, the next ones pushed out of it."""
 
     name: Literal["hypersphere"]

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from anomaly_models.common.settings import Settings
 
 
 class ModelError(ValueError):
     """Data or settings that a model cannot work with; the message is meant for the user."""
 
 
-class Config(BaseModel):
+class Config(Settings):
     """Hyper-parameters of a model, straight from `params.yaml`.
 
     No field has a default: a default is a parameter that DVC cannot see.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     image_size: PositiveInt  # side of the square input, pixels; one of `prepare.image_sizes`
     batch_size: PositiveInt  # images per training step, and per gradient-free pass

@@ -47,8 +47,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -64,6 +62,7 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import paste_defects
 from anomaly_models.common.feature_cache import FeatureCache
+from anomaly_models.common.settings import Settings
 from anomaly_models.common.statistics import Moments
 
 NUM_BLOCKS = 8  # per flow
@@ -82,30 +81,26 @@ MIN_VARIANCE = 1e-9  # of a level's features relative to their squared mean; bel
 WHITENING_FLOOR = 1e-3  # of a level's mean variance, added to the variance in every direction
 
 
-class _Choice(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class BatchBoundary(_Choice):
+class BatchBoundary(Settings):
     """The boundary is the quantile of the mini-batch at hand, as published."""
 
     name: Literal["batch"]
 
 
-class AverageBoundary(_Choice):
+class AverageBoundary(Settings):
     """The boundary is a moving average of the mini-batches' quantiles."""
 
     name: Literal["ema"]
     momentum: Annotated[float, Field(ge=0, lt=1)]  # share of the old value
 
 
-class NearestMasks(_Choice):
+class NearestMasks(Settings):
     """A cell is what its top left pixel is, as published."""
 
     name: Literal["nearest"]
 
 
-class AreaMasks(_Choice):
+class AreaMasks(Settings):
     """A cell is abnormal if enough of it is; others that the defect touches, or that touch these, are left out."""
 
     name: Literal["area"]

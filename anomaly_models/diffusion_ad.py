@@ -45,8 +45,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -63,6 +61,7 @@ from torch.utils.checkpoint import checkpoint
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import resize_map
+from anomaly_models.common.settings import Settings
 from anomaly_models.common.synthesis import SynthesisConfig, Synthesised, synthesise
 
 NUM_STEPS = 1000  # of the diffusion
@@ -79,10 +78,8 @@ MAX_GROUPS, MIN_CHANNELS_PER_GROUP = 32, 4
 Rate = Callable[[int], float]  # training step to the factor of a learning rate
 
 
-class UNetConfig(BaseModel):
+class UNetConfig(Settings):
     """The paper: the image's size, width 128, multipliers 1 1 2 2 4 4, 2 blocks, attention at 32 16 8, 4 heads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     image_size: PositiveInt  # side of what is denoised, pixels: the model's image_size, or a power of two less
     width: Annotated[int, Field(gt=0, multiple_of=MIN_CHANNELS_PER_GROUP)]  # channels of the finest level

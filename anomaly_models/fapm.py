@@ -29,7 +29,7 @@ from typing import Annotated, Literal, Self
 
 import torch
 from einops import rearrange, repeat
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,32 +37,29 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
+from anomaly_models.common.settings import Settings
 
 
-class _Rule(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class ComparedRule(_Rule):
+class ComparedRule(Settings):
     """A patch is far if its covering radius exceeds the layer's mean or median."""
 
     name: Literal["mean", "median"]
 
 
-class FixedRule(_Rule):
+class FixedRule(Settings):
     """No patch is far, or every patch is."""
 
     name: Literal["none", "all"]
 
 
-class QuantileRule(_Rule):
+class QuantileRule(Settings):
     """A patch is far if its covering radius exceeds this quantile of the layer's."""
 
     name: Literal["quantile"]
     value: Annotated[float, Field(gt=0, lt=1)]
 
 
-class MeanStdRule(_Rule):
+class MeanStdRule(Settings):
     """A patch is far if its covering radius exceeds the layer's mean by this many standard deviations."""
 
     name: Literal["mean_std"]

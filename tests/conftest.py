@@ -191,7 +191,7 @@ class MeanColour(AnomalyModel):
 @pytest.fixture
 def sixth_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """`mean_colour`, registered and in params.yaml."""
-    monkeypatch.setitem(MODELS, "mean_colour", MeanColour)
+    monkeypatch.setitem(MODELS.data, "mean_colour", "conftest:MeanColour")
     values = tiny_params()
     values["models"] = {"mean_colour": {"image_size": 64, "batch_size": 3, "steps": 12, "learning_rate": 0.05}}
     write_params(root, values)

@@ -46,8 +46,9 @@ def copy(tmp_path: Path) -> Path:
     (root / "anomaly_models" / "mean_colour.py").write_text(source, encoding="utf-8")
     # 2: its place in MODELS
     table = root / "anomaly_models" / "__init__.py"
-    change(table, r"(?=\n\nMODELS)", "\nfrom anomaly_models.mean_colour import MeanColour")
-    change(table, r"(?<=type\[AnomalyModel\]\] = \{)", '"mean_colour": MeanColour, ')
+    change(
+        table, r"(?<=MODELS = _Models\(\n    \{)", '\n        "mean_colour": "anomaly_models.mean_colour:MeanColour",'
+    )
     # 3: its section in params.yaml, and its folder
     section = "\n  mean_colour:\n    image_size: 256\n    batch_size: 4\n    steps: 2\n    learning_rate: 0.01"
     change(root / "params.yaml", r"(?<=\nmodels:)", section)

@@ -10,19 +10,18 @@ from typing import Annotated
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 from timm.models import FeatureInfo, get_pretrained_cfg
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from anomaly_models.base import ModelError
+from anomaly_models.common.settings import Settings
 
 
-class BackboneConfig(BaseModel):
+class BackboneConfig(Settings):
     """Which network, with which weights, read at which depths."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str  # timm model with its pinned tag, e.g. "wide_resnet50_2.tv_in1k"
     weights: Annotated[str, Field(min_length=1)]  # "embedded", "timm" (the hub), or the path of a state dict

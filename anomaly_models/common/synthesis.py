@@ -16,11 +16,12 @@ from typing import Annotated, Self
 
 import torch
 from einops import rearrange, repeat
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 from anomaly_models.common.appearance import change_appearance, rotate, to_bytes
 from anomaly_models.common.randomness import generator_on
+from anomaly_models.common.settings import Settings
 
 TRIES = (1, 7, 14, 28)  # noises drawn at once for the masks that are still empty; nearly all are done after the first
 NUM_TRIES = sum(TRIES)
@@ -29,10 +30,8 @@ WHOLE_SURFACE = 0.5  # probability that all of a surface may bear a defect, and 
 SMALLEST_SHARE = 0.25  # of the picture that such a rectangle covers
 
 
-class SynthesisConfig(BaseModel):
+class SynthesisConfig(Settings):
     """DiffusionAD: 0.5, 0.5, 0.2, 0.8, 0.5, 5."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     probability: Annotated[float, Field(ge=0, le=1)]  # that a picture gets a defect
     self_augmentation: Annotated[float, Field(ge=0, le=1)]  # probability for objects; the others are textured

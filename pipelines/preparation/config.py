@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+
+from anomaly_models.common.settings import Settings
 
 
-class AnomalousTrainConfig(BaseModel):
+class AnomalousTrainConfig(Settings):
     """Section `prepare.anomalous_train`: the real anomalies that supervised methods may learn from.
 
     They leave the test split for every model, so that all rows of a report are on the same test. `spread` is the
@@ -14,16 +16,12 @@ class AnomalousTrainConfig(BaseModel):
     of that type is tested on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     count: NonNegativeInt  # per category, at the most
     protocol: Literal["spread", "one_type"]
 
 
-class PrepareConfig(BaseModel):
+class PrepareConfig(Settings):
     """Section `prepare` of `params.yaml`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     image_sizes: Annotated[list[PositiveInt], Field(min_length=1)]  # pixels; every size that a model asks for
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white

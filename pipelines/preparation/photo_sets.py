@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import PositiveInt
 from rich.console import Console
 
+from anomaly_models.common.settings import Settings
 from pipelines.data.photo_sets import FORMAT, Kind
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.preparation.photos import Resize, find_photos, write_arrays
 
 
-class PhotoSetConfig(BaseModel):
+class PhotoSetConfig(Settings):
     """An entry of the sections `penalty` and `textures`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     image_size: PositiveInt  # that of the model
     limit: PositiveInt  # photos taken at most, evenly from the sorted list

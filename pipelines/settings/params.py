@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
@@ -14,6 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
+from anomaly_models.common.settings import Settings
 from pipelines.errors import ParamsError
 from pipelines.preparation.config import PrepareConfig
 from pipelines.settings.problems import hint, problems_in, read_yaml, refusal, section_problems
@@ -37,11 +36,7 @@ def _distinct_names(categories: list[str]) -> list[str]:
     return categories
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class DataConfig(_Section):
+class DataConfig(Settings):
     root: Annotated[str, Field(min_length=1)]  # the folder that holds a folder per category
     categories: Annotated[
         list[Annotated[str, Field(pattern=_NAME)]], Field(min_length=1), AfterValidator(_distinct_names)
@@ -53,33 +48,33 @@ class DataConfig(_Section):
         return Path(self.root).resolve().name
 
 
-class TrainConfig(_Section):
+class TrainConfig(Settings):
     seed: NonNegativeInt
 
 
-class EvaluateConfig(_Section):
+class EvaluateConfig(Settings):
     resolution: Literal["prepared", "native"]  # where pixels are compared: mask down, or map up
     pixel_metrics: Literal["exact", "streaming"]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of good parts; the threshold is set for it
     bootstrap: Annotated[int, Field(ge=50)]  # drawn test sets, for intervals and comparisons
 
 
-class ExportConfig(_Section):
+class ExportConfig(Settings):
     opset: Annotated[int, Field(ge=18)]
     tolerance: Annotated[float, Field(gt=0)]  # largest difference of a map or score, absolute up to 1, relative above
 
 
-class LatencyConfig(_Section):
+class LatencyConfig(Settings):
     threads: PositiveInt  # of ONNX Runtime
     seconds: Annotated[float, Field(gt=0)]  # of measuring images one by one, and as long again in batches
     batch_size: PositiveInt  # images at once, for the throughput
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Settings):
     experiment: Annotated[str, Field(min_length=1)]
 
 
-class Params(_Section):
+class Params(Settings):
     """The whole file.
 
     `models`, `distill`, `penalty` and `textures` are plain mappings until `preview.check.load_checked` has looked.

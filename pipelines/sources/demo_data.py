@@ -12,8 +12,9 @@ from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
+from anomaly_models.common.settings import Settings
 from pipelines.sources.demo_scenes import DEFECTS, GOOD, photograph
 from pipelines.sources.demo_textures import TEXTURES, draw_texture
 
@@ -28,10 +29,8 @@ _JPEG_QUALITY = 92
 _PNG_LEVEL = 3  # half the time of the default for files that grain makes incompressible anyway
 
 
-class DemoConfig(BaseModel):
+class DemoConfig(Settings):
     """How much of the embedded data set to draw, for each of the categories."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     image_size: ImageSide
     train: PositiveInt  # normal images to learn from
@@ -40,10 +39,8 @@ class DemoConfig(BaseModel):
     seed: NonNegativeInt
 
 
-class DemoTexturesConfig(BaseModel):
+class DemoTexturesConfig(Settings):
     """How many textures to draw."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     image_size: ImageSide
     per_class: PositiveInt

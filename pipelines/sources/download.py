@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from urllib3.exceptions import HTTPError, MaxRetryError
 
+from anomaly_models.common.settings import Settings
 from pipelines.errors import DownloadError, ParamsError
 from pipelines.files import DiskFull, atomic_folder, read_json, reporting_full_disk, write_json
 from pipelines.progress import counting, progress_bar
@@ -40,10 +41,8 @@ _PAUSES = (1.0, 4.0)  # seconds between the three tries
 _TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and every 5xx
 
 
-class ArchiveConfig(BaseModel):
+class ArchiveConfig(Settings):
     """`archive`: "official", the URL of a mirror, or the path of a local file, which is left where it is."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     archive: str
 
@@ -58,11 +57,11 @@ def _refuse_unknown(_config: object) -> object:
     raise ValueError(f"unknown data set; known: {', '.join(DownloadParams.model_fields)}")
 
 
-class DownloadParams(BaseModel):
+class DownloadParams(Settings):
     """The section `download`: each data set that is wanted, by name. One that is not wanted is left out."""
 
     # as good as "forbid", but the message lists what is known, beside the problems of the other entries
-    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[Any, BeforeValidator(_refuse_unknown)]]
 
     demo: demo_data.DemoConfig | None = None

@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -40,6 +38,7 @@ from anomaly_models.common import backbones
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.scoring import resize_map
+from anomaly_models.common.settings import Settings
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from anomaly_models.efficient_ad import CHANNELS, Precision, Width, convolutions_in, patch_description_network
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
@@ -68,13 +67,11 @@ _PUBLISHED = "efficientad_teachers"  # in SOURCES
 _GREY_STREAM = 2  # which photos are grey is apart from their order, drawn by the same seed
 
 
-class DistillConfig(BaseModel):
+class DistillConfig(Settings):
     """An entry of the section `distill`: the model that the teacher is for is its name.
 
     The paper: 256 px, 60,000 steps of 16, 1e-4, 1e-5, float32, layers 2 and 3 of wide_resnet101_2.tv_in1k, ImageNet.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     source: Literal["distilled"]
     width: Width
@@ -88,10 +85,8 @@ class DistillConfig(BaseModel):
     seed: NonNegativeInt
 
 
-class PublishedTeacherConfig(BaseModel):
+class PublishedTeacherConfig(Settings):
     """The other kind of entry: the authors' method on ImageNet, as others have published the result."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     source: Literal["published"]
     width: Literal["small", "medium"]

@@ -19,8 +19,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -39,6 +37,7 @@ from anomaly_models.base import Progress
 from anomaly_models.common import backbones
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageNetNormalisation, grey
+from anomaly_models.common.settings import Settings
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import WeightsError
@@ -64,10 +63,8 @@ _CROP_STREAM = 3  # apart from the photos' order, drawn by the same seed
 _STATISTICS_SEED = 4  # added to the seed: other crops than the first that are learnt from
 
 
-class PretrainConfig(BaseModel):
+class PretrainConfig(Settings):
     """A whole file of settings, for one set of weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     student: str  # timm model; the package's embedded weights are those of a resnet18
     teacher: BackboneConfig  # three layers, of the same strides as the student's: 4, 8 and 16

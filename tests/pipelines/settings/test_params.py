@@ -1,5 +1,5 @@
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,32 @@ def test_without_its_models_the_rest_is_still_checked(problems: Problems) -> Non
     assert problems({"models.fapm.crop": 512, "train.seed": -1}, with_models=False) == [
         "train.seed = -1: Input should be greater than or equal to 0"
     ]
+
+
+def fractions(section: Any, path: str) -> Iterator[str]:
+    """The dotted paths of all numbers with a fraction, as the presets write them."""
+    if isinstance(section, dict):
+        for name, value in section.items():
+            yield from fractions(value, f"{path}.{name}".lstrip("."))
+    elif isinstance(section, float):
+        yield path
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_no_setting_is_infinite(tmp_path: Path, value: float) -> None:
+    values = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    paths = list(fractions(values, ""))
+    assert {"models.adfa.learning_rate", "distill.efficient_ad.weight_decay", "evaluate.false_alarm_rate"} < set(paths)
+    for path in paths:
+        *parents, last = path.split(".")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    with pytest.raises(ParamsError) as caught:
+        load_text(tmp_path, yaml.safe_dump(values))
+    message = str(caught.value)
+    assert [path for path in paths if f"{path} = {value!r}: Input should be a finite number" not in message] == []
 
 
 def test_a_preset_can_share_settings_between_sections(tmp_path: Path) -> None:

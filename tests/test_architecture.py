@@ -10,45 +10,44 @@ from typing import Any
 import pytest
 import yaml
 
+import anomaly_models
 import cli
+from pipelines.lineage import code_of
 
 ROOT = Path(__file__).parents[1]
 MODELS = sorted((ROOT / "anomaly_models").rglob("*.py"))
 PIPELINES = sorted((ROOT / "pipelines").rglob("*.py"))
 
+# What a room may import, beside itself and the ground. In brackets: of that room, these files alone.
+ALLOWED = {
+    "pictures": "",
+    "tracking": "",
+    "sources": "",
+    "inference": "pictures",
+    "data": "pictures anomaly_models",
+    "preparation": "data pictures",
+    "settings": "preparation(config) sources anomaly_models(base)",
+    "training": "data settings tracking anomaly_models",
+    "teachers": "training data preparation sources settings tracking anomaly_models",
+    "evaluation": "training(trained) data pictures settings tracking anomaly_models",
+    "deployment": "inference training(trained) data pictures settings tracking anomaly_models",
+    "report": "evaluation pictures sources settings tracking",
+    "preview": "teachers training preparation data pictures settings anomaly_models",
+}
+GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
+GROUND_OF_MODELS = {"anomaly_models/__init__.py", "anomaly_models/common/settings.py"}  # the names, the settings base
+
 # A machine on the line runs `predict` without torch, and the rest answers sooner for it.
 TORCH_FREE = (
-    "cli",
-    "pipelines.report.compare",
-    "pipelines.sources.demo_data",
-    "pipelines.evaluation.description",
-    "pipelines.sources.download",
-    "pipelines.environment",
-    "pipelines.errors",
-    "pipelines.files",
-    "pipelines.report.gallery",
-    "pipelines.report.gif",
-    "pipelines.report.seeds",
-    "pipelines.report.page",
-    "pipelines.pictures.images",
-    "pipelines.deployment.latency",
-    "pipelines.evaluation.certainty",
-    "pipelines.pictures.overlays",
-    "pipelines.pictures.panels",
-    "pipelines.settings.params",
-    "pipelines.paths",
-    "pipelines.inference.predict",
-    "pipelines.preparation.prepare",
-    "pipelines.settings.presets",
-    "pipelines.report.readme",
-    "pipelines.report.literature",
-    "pipelines.report.report",
-    "pipelines.sources.catalogue",
-    "pipelines.report.summary",
-    "pipelines.report.field_tables",
-    "pipelines.tracking.runs",
+    *(f"pipelines/{room}/*.py" for room in ("pictures", "inference", "sources", "settings", "tracking", "report")),
+    *(f"pipelines/preparation/{name}.py" for name in ("config", "layouts", "splits", "prepare")),
+    "pipelines/data/index.py",
+    *(f"pipelines/evaluation/{name}.py" for name in ("outcomes", "measures", "certainty", "description")),
+    "pipelines/deployment/latency.py",
+    *(f"pipelines/{name}.py" for name in sorted(GROUND - {"device"})),
+    "cli.py",
 )
-MLFLOW_FREE = tuple(name for name in TORCH_FREE if name != "pipelines.tracking.runs")
+MLFLOW_FREE = (*(pattern for pattern in TORCH_FREE if "tracking" not in pattern), "pipelines/tracking/records.py")
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -101,6 +100,69 @@ def test_there_are_no_packages_of_tests() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 
 
+def room_of(path: Path) -> str:
+    """The room that a file stands in; the models are one, the ground has no name."""
+    first, *rest = path.relative_to(ROOT).parts
+    return first if first == "anomaly_models" else rest[0] if len(rest) > 1 else ""
+
+
+def files_imported(path: Path) -> set[Path]:
+    """The project's own files that a file imports, wherever in it the import stands."""
+    files = {ROOT / f"{module.replace('.', '/')}.py" for module in imports(path)}
+    packages = {ROOT / module.replace(".", "/") / "__init__.py" for module in imports(path)}
+    return {file for file in files | packages if file.exists() and file.relative_to(ROOT).parts[0] != "tests"}
+
+
+def may_import(room: str, path: Path) -> bool:
+    if room_of(path) in (room, "") or relative(path) in GROUND_OF_MODELS:
+        return True
+    for entry in ALLOWED[room].split():
+        name, _, files = entry.partition("(")
+        if name == room_of(path) and (not files or path.stem in (files.rstrip(")"), "__init__")):
+            return True
+    return False
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = {path.name for path in (ROOT / "pipelines").iterdir() if (path / "__init__.py").exists()}
+    assert rooms == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", [path for path in PIPELINES if room_of(path)], ids=relative)
+def test_a_room_imports_what_the_table_allows(path: Path) -> None:
+    assert [relative(other) for other in files_imported(path) if not may_import(room_of(path), other)] == []
+
+
+def test_the_ground_knows_no_room() -> None:
+    for name in GROUND:
+        path = ROOT / "pipelines" / f"{name}.py"
+        assert {room_of(other) for other in files_imported(path) if relative(other) not in GROUND_OF_MODELS} <= {""}, (
+            name
+        )
+
+
+def test_no_imports_go_round_in_a_circle() -> None:
+    done: set[Path] = set()
+
+    def visit(path: Path, way: tuple[Path, ...]) -> None:
+        assert path not in way, " -> ".join(map(relative, (*way, path)))
+        if path not in done:
+            for other in sorted(files_imported(path) - {path}):
+                visit(other, (*way, path))
+            done.add(path)
+
+    for path in (*MODELS, *PIPELINES):
+        visit(path, ())
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_says_in_one_line_what_it_is(room: str) -> None:
+    (line,) = (ROOT / "pipelines" / room / "__init__.py").read_text(encoding="utf-8").splitlines()[:1]
+    assert ast.literal_eval(line).endswith(".")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"^  {room}/ +\S", readme, re.MULTILINE), f"README's tree has no line for {room}"
+
+
 IMPORT_ALL = """
 import importlib, sys
 for name in {names}:
@@ -110,13 +172,21 @@ for name in {names}:
 """
 
 
+def modules(patterns: tuple[str, ...]) -> list[str]:
+    paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    return [
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__") for path in paths
+    ]
+
+
 @pytest.mark.parametrize(
-    ("names", "heavy"),
+    ("patterns", "heavy"),
     [(TORCH_FREE, {"torch", "torchvision", "timm", "kornia"}), (MLFLOW_FREE, {"mlflow", "dvc", "matplotlib"})],
     ids=["torch", "mlflow"],
 )
-def test_light_modules_import_nothing_heavy(names: tuple[str, ...], heavy: set[str]) -> None:
-    code = IMPORT_ALL.format(names=names, heavy=heavy)
+def test_light_modules_import_nothing_heavy(patterns: tuple[str, ...], heavy: set[str]) -> None:
+    assert all(list(ROOT.glob(pattern)) for pattern in patterns)
+    code = IMPORT_ALL.format(names=modules(patterns), heavy=heavy)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -187,13 +257,50 @@ def test_the_arguments_of_a_stage_are_those_of_its_verb() -> None:
         assert arguments == expected == list(stage.get("matrix", {})), name
 
 
-def test_sources_that_a_stage_depends_on_exist_and_are_its_own() -> None:
-    for name, stage in STAGES.items():
-        sources = [path for path in stage.get("deps", []) if path.startswith(("pipelines/", "anomaly_models/"))]
-        for path in sources:
-            assert (ROOT / path.replace("${item.model}", "fapm")).exists(), f"{name}: {path}"
-        if name != "download":
-            assert any(path.endswith(f"/{name}.py") for path in sources), name
+def file_of(name: str) -> Path:
+    """The one file that is called as the stage."""
+    (found,) = (ROOT / "pipelines").glob(f"*/{name}.py")
+    return found
+
+
+def code_in_deps(name: str, model: str) -> set[Path]:
+    """The files of code that dvc.yaml names for a stage, folders taken apart."""
+    found: set[Path] = set()
+    for dep in STAGES[name].get("deps", []):
+        if dep.startswith(("pipelines/", "anomaly_models/")):
+            path = ROOT / dep.replace("${item.model}", model)
+            assert path.exists(), f"{name}: {dep}"
+            found |= set(path.rglob("*.py")) if path.is_dir() else {path}
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "download"])
+def test_the_code_of_a_stage_is_complete(name: str) -> None:
+    """All that a stage's module imports, to the end, is in its `deps`; for what follows `train`, in theirs or train's.
+
+    A trained model carries the id of its run, so that after a retraining all that follows runs again. `download` has no
+    code among its deps: gigabytes are not fetched again because a line moved.
+    """
+    model = "efficient_ad"
+    own = (f"anomaly_models/{model}.py",) if name == "train" else ()
+    named = code_in_deps(name, model)
+    assert file_of(name) in named
+    if name in ("evaluate", "export", "latency", "report"):
+        named |= code_in_deps("train", model)
+    needed = code_of(relative(file_of(name)), *own)
+    needed = [path for path in needed if path.stem == model or path.stem not in anomaly_models.MODELS]
+    assert [relative(path) for path in needed if path not in named and relative(path) not in GROUND_OF_MODELS] == []
+
+
+@pytest.mark.parametrize(("name", "own"), [("train", "fapm.py"), ("distill", "efficient_ad.py")])
+def test_a_killed_run_resumes_on_no_less_than_the_code_that_dvc_looks_at(name: str, own: str) -> None:
+    """The same answer serves both: what is in `deps` and is imported is in the fingerprint."""
+    resumed_on = set(code_of(relative(file_of(name)), f"anomaly_models/{own}"))
+    assert file_of(name) in resumed_on
+    assert ROOT / "pipelines" / "data" / "arrays.py" in resumed_on
+    assert ROOT / "anomaly_models" / own in resumed_on
+    left_out = [path for path in resumed_on if path.match("tracking/*.py") or path.match("settings/*.py")]
+    assert [path for path in left_out if "common" not in path.parts] == []
 
 
 def test_parameters_that_a_stage_depends_on_exist() -> None:

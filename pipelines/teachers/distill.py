@@ -32,9 +32,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR
 
-from anomaly_models import efficient_ad
 from anomaly_models.base import Progress
-from anomaly_models.common import backbones
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.scoring import resize_map
@@ -44,12 +42,12 @@ from anomaly_models.efficient_ad import CHANNELS, Precision, Width, convolutions
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import WeightsError
 from pipelines.files import atomic_folder, write_json
+from pipelines.lineage import code_of
 from pipelines.paths import Project
 from pipelines.preparation.photos import PhotoArrays, decode_once
 from pipelines.progress import watched
 from pipelines.sources.download import ArchiveConfig, acquire
 from pipelines.tracking.runs import OpenRun
-from pipelines.training import train
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.loop import Learner, Schedule, run_steps
 from pipelines.training.weights import named_convolutions, pretrained_backbone, read_state_dict
@@ -263,7 +261,8 @@ def distill(
             "distill": {model_name: config.model_dump()},
             "data": {"photos": photos.num_photos, "sha256": photos.sha256},
         }
-        with work.tracked(settings, _SOURCES, device, project.root, experiment) as (checkpoint, run):
+        code = code_of("pipelines/teachers/distill.py")
+        with work.tracked(settings, code, device, project.root, experiment) as (checkpoint, run):
             module = _fit(config, photos, device, checkpoint, run, console)
             with atomic_folder(project.teacher(model_name)) as output:
                 state = {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}
@@ -318,7 +317,3 @@ def _fit(
     schedule = Schedule(config.seed, config.batch_size, first_step, config.steps)
     run_steps(Learner(module, module.losses, training), stream, schedule, checkpoint, run, console)
     return module
-
-
-# The code whose change makes a half-finished run another run.
-_SOURCES = [Path(str(module.__file__)) for module in (efficient_ad, backbones, train)] + [Path(__file__)]

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_models.base import Progress
-from anomaly_models.common import backbones
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageNetNormalisation, grey
 from anomaly_models.common.settings import Settings
@@ -42,12 +41,12 @@ from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import WeightsError
 from pipelines.files import atomic_file
+from pipelines.lineage import code_of
 from pipelines.paths import Project
 from pipelines.preparation.photos import PhotoArrays, decode_once
 from pipelines.progress import watched
 from pipelines.settings.problems import problems_in, read_yaml, refusal
 from pipelines.tracking.runs import OpenRun
-from pipelines.training import train
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.loop import Learner, Schedule, run_steps
 from pipelines.training.weights import pretrained_backbone
@@ -210,7 +209,8 @@ def pretrain(config: PretrainConfig, output: Path, project: Project, device: tor
             "pretrain": config.model_dump(),
             "data": {"photos": photos.num_photos, "sha256": photos.sha256},
         }
-        with work.tracked(settings, _SOURCES, device, project.root, EXPERIMENT) as (checkpoint, run):
+        code = code_of("pipelines/teachers/pretrain.py")
+        with work.tracked(settings, code, device, project.root, EXPERIMENT) as (checkpoint, run):
             module = _fit(config, photos, device, checkpoint, run, console)
             with atomic_file(output) as temporary:
                 temporary.write_bytes(serialize(embeddable(module.student.state_dict()), _metadata(config, photos)))
@@ -269,7 +269,3 @@ def _metadata(config: PretrainConfig, photos: PhotoArrays) -> dict[str, str]:
         "made": f"feature distillation from {config.teacher.name}, layers {list(config.teacher.layers)}, "
         f"on {photos.num_photos:,} photos, {config.steps:,} steps of {config.batch_size}",
     }
-
-
-# The code whose change makes a half-finished run another run.
-_SOURCES = [Path(str(module.__file__)) for module in (backbones, train)] + [Path(__file__)]

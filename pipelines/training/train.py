@@ -1,18 +1,17 @@
 """The loop: any model, from prepared arrays to trained weights; resumable at any moment, ended by a bad loss."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-import anomaly_models
 from anomaly_models import MODELS
 from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
+from pipelines.lineage import code_of
 from pipelines.paths import INDEX_FILE, Project
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import OpenRun, cell_name, cell_tags
@@ -55,10 +54,11 @@ def train(
         folder=project.work(model_name, category),
         tags=cell_tags(model_name, category),
     )
+    code = code_of("pipelines/training/train.py", inspect.getfile(MODELS[model_name]))
     experiment = params.tracking.experiment
     with (
         work.locked(),
-        work.tracked(settings, _sources(model_name), device, project.root, experiment) as (checkpoint, run),
+        work.tracked(settings, code, device, project.root, experiment) as (checkpoint, run),
     ):
         source = project.root / params.data.root / category
         run.dataset(f"{params.data.name}/{category}", data.index.data_sha256, source)
@@ -122,10 +122,3 @@ def _fit(
         "state_megabytes": round(state_bytes(model.state_dict()) / 1e6, 3),
     }
     return model, summary
-
-
-def _sources(model_name: str) -> list[Path]:
-    """The code whose change makes a half-finished run another run."""
-    package = Path(anomaly_models.__file__).parent
-    own = Path(inspect.getfile(MODELS[model_name]))
-    return [package / "base.py", own, *(package / "common").glob("*.py"), Path(__file__)]

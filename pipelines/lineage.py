@@ -1,0 +1,64 @@
+"""Which code a stage's result depends on: what its module imports, followed to the end.
+
+A killed run may go on only on the same code, and DVC's `deps` must name all of it: both are held to this one answer.
+"""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# Not followed, since no result depends on it: where things lie, what is said of them and who is told; how weights are
+# kept; what reads and checks settings, whose values DVC compares; what is fetched, which a SHA-256 pins.
+NO_PART_OF_A_RESULT = (
+    "anomaly_models/__init__.py",
+    "pipelines/*.py",
+    "pipelines/settings/*",
+    "pipelines/sources/download.py",
+    "pipelines/tracking/*",
+    "pipelines/training/checkpoint.py",
+    "pipelines/training/trained.py",
+    "pipelines/training/work.py",
+)
+
+
+def code_of(*files: str) -> list[Path]:
+    """The project's files that these import, themselves first, wherever in a file the import stands.
+
+    Files are named from the folder that holds `pipelines`, such as "pipelines/training/train.py".
+    """
+    found = dict.fromkeys(ROOT / file for file in files)
+    waiting = list(found)
+    while waiting:
+        for path in _imported(waiting.pop()):
+            if path not in found and not _is_no_part(path):
+                found[path] = None
+                waiting.append(path)
+    return list(found)
+
+
+def _is_no_part(path: Path) -> bool:
+    relative = path.relative_to(ROOT)
+    # A pattern of as many parts: the star of `Path.match` stays within one.
+    return any(relative.match(p) and p.count("/") == len(relative.parts) - 1 for p in NO_PART_OF_A_RESULT)
+
+
+@cache
+def _imported(path: Path) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(_files_in(ast.parse(path.read_text(encoding="utf-8")))))
+
+
+def _files_in(tree: ast.Module) -> Iterator[Path]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for module in modules:
+            path = ROOT / f"{module.replace('.', '/')}.py"
+            if module.partition(".")[0] in ("anomaly_models", "pipelines") and path.is_file():
+                yield path

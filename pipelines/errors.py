@@ -1,5 +1,8 @@
 """Errors that are the user's to mend: `cli` prints them as one line and exits. Anything else keeps its traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class BlemishError(Exception):
     """Names the thing, the value that was found, and the remedy."""
@@ -35,3 +38,9 @@ class StageError(BlemishError):
 
 class ExportError(BlemishError):
     """An exported graph that does not reproduce its model, or a file that is no exported model."""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """A guess at what a misspelt name was to be, to stand behind it in a message; empty where nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

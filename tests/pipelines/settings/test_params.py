@@ -102,7 +102,8 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
     demo = demo_with_one_model()
     for old, new in (
         ("  root: data/demo", "  roots: data/demo"),
-        ("    - gear", "    - Fabric"),
+        ("\n    - gear", "\n    - Fabric"),
+        ("      - gear", "      - gaer"),
         ("  holdout: 0.25", "  holdout: 1.5"),
         ("train:\n  seed: 0", "train:\n  seed: -1"),
         ("prepared # or", "prepard # or"),
@@ -122,7 +123,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         load_checked(path)
     assert (
         str(caught.value)
-        == f"""{path}: 17 problems
+        == f"""{path}: 18 problems
   data.root: missing
   data.categories = ['fabric', 'Fabric']: 'fabric' and 'Fabric' are the same folder where case is ignored: rename one
   data.roots = 'data/demo': unknown key (did you mean 'root'?)
@@ -132,6 +133,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   export.opset = 9: Input should be greater than or equal to 18
   export.tolerance = '1e-4': Input should be a valid number; YAML takes it for text: write 1.0e-4, not 1e-4
   tracking: missing
+  download.demo.categories.1 = 'gaer': unknown category (did you mean 'gear'?); known: blister, fabric, gear, wood
   download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette
   models.fapm.backbone.weights: missing
   models.fapm.backbone.weight = 'embedded': unknown key (did you mean 'weights'?)

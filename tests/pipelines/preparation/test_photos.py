@@ -1,6 +1,7 @@
 """Photos are found at any depth, decoded once, and streamed as a function of (seed, step)."""
 
 import io
+import resource
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from rich.console import Console
 
 from pipelines.data.arrays import Rows, stream_rows, to_image
 from pipelines.errors import DatasetError, ImageError
+from pipelines.files import DiskFull
 from pipelines.pictures import images
-from pipelines.preparation import photos
+from pipelines.preparation import rows
 from pipelines.preparation.photos import decode_once, find_photos
 
 
@@ -100,10 +102,21 @@ def test_photos_that_cannot_be_read_are_listed_and_nothing_is_kept(folder, tmp_p
 
 def test_more_photos_than_are_decoded_at_once(folder, tmp_path, monkeypatch):
     whole = decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding")
-    monkeypatch.setattr(photos, "_CHUNK", 2)
+    monkeypatch.setattr(rows, "_CHUNK", 2)
     parts = decode_once([folder], [8], tmp_path / "parts", quiet(), "decoding")
     assert parts.file(8).read_bytes() == whole.file(8).read_bytes()
     assert parts.sha256 == whole.sha256
+
+
+def test_a_full_disk_is_told_and_nothing_is_kept(folder, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DiskFull, match=r"cache: .*free some space and run again"):
+            decode_once([folder], [256], tmp_path / "cache", quiet(), "decoding")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 def test_rows_are_the_same_on_the_device_and_on_disk(tmp_path):

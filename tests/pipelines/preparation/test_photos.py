@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from drawn_folders import write_image
 from rich.console import Console
 
 from pipelines.data.arrays import Rows, stream_rows, to_image
@@ -23,19 +23,13 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def draw(path: Path, seed: int, size: tuple[int, int] = (40, 30)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "photos"
     for seed, name in enumerate(["b/deep/er/1.png", "a/2.PNG", "z.png"]):
-        draw(root / name, seed)
+        write_image(root / name, seed)
     (root / "readme.txt").write_text("not a photo")
-    draw(root / ".thumbnails/1.png", 9)
+    write_image(root / ".thumbnails/1.png", 9)
     return root
 
 
@@ -76,10 +70,10 @@ def test_photos_are_decoded_once(folder, tmp_path, monkeypatch):
 def test_other_photos_or_sizes_are_decoded_anew(folder, tmp_path):
     first = decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding")
     assert decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding").file(8).exists()
-    draw(folder / "a/2.PNG", 5, (41, 30))
+    write_image(folder / "a/2.PNG", 5, width=41)
     changed = decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding")
     assert changed.sha256 != first.sha256
-    draw(folder / "new.png", 6)
+    write_image(folder / "new.png", 6)
     assert decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding").num_photos == 4
 
 

@@ -3,20 +3,10 @@
 import shutil
 
 import pytest
-from drawn_folders import CONFIG, HEIGHT, WIDTH, draw_mvtec, draw_plain, paths_of, problem, run, write_image, write_mask
+from drawn_folders import CONFIG, HEIGHT, WIDTH, paths_of, problem, run, write_image, write_mask
 
 from pipelines.data.index import IndexedImage
 from pipelines.preparation.prepare import prepare
-
-
-@pytest.fixture
-def mvtec(tmp_path):
-    return draw_mvtec(tmp_path / "nut")
-
-
-@pytest.fixture
-def plain(tmp_path):
-    return draw_plain(tmp_path / "part")
 
 
 def test_mvtec_layout(mvtec):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folders import CONFIG, HEIGHT, WIDTH, draw_mvtec, draw_plain, problem, run, write_mask
+from drawn_folders import CONFIG, HEIGHT, WIDTH, problem, run, write_mask
 from PIL import Image
 from pydantic import ValidationError
 
@@ -23,16 +23,6 @@ INSPECTION = next(
     (root for root in (parent / "shared/data/inspection" for parent in Path(__file__).parents[3:5]) if root.is_dir()),
     None,
 )
-
-
-@pytest.fixture
-def mvtec(tmp_path):
-    return draw_mvtec(tmp_path / "nut")
-
-
-@pytest.fixture
-def plain(tmp_path):
-    return draw_plain(tmp_path / "part")
 
 
 # Sound folders

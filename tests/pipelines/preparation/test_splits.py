@@ -5,20 +5,10 @@ import shutil
 from collections import Counter
 
 import pytest
-from drawn_folders import CONFIG, draw_mvtec, draw_plain, paths_of, problem, run, write_image, write_mask
+from drawn_folders import CONFIG, paths_of, problem, run, write_image, write_mask
 
 from pipelines.errors import DatasetError
 from pipelines.preparation.config import AnomalousTrainConfig
-
-
-@pytest.fixture
-def mvtec(tmp_path):
-    return draw_mvtec(tmp_path / "nut")
-
-
-@pytest.fixture
-def plain(tmp_path):
-    return draw_plain(tmp_path / "part")
 
 
 def test_normal_images_are_enough(plain):

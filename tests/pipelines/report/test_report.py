@@ -56,6 +56,8 @@ def latency_of(network: float, threads: int = 1) -> dict[str, Any]:
         "num_runs": 100,
         "milliseconds": parts,
         "throughput": {"batch_size": 8, "images_per_second": 55.24},
+        "provider": "CPUExecutionProvider",
+        "num_images": 40,
     }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up import draw_maps, draw_scores, put_evaluation, rng
+from made_up import draw_maps, draw_scores, pixels_of, put_evaluation, rng
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from scipy.stats import t as student
@@ -111,7 +111,7 @@ def test_every_draw_is_the_metric_of_the_images_drawn() -> None:
     maps = (maps * 40).round() / 40  # few distinct scores: every one has a bin of its own
     exact = ExactPixelMetrics()
     exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
-    pixels = count_pixels(zip(maps, masks, strict=True), bin_edges(exact.curves().threshold))
+    pixels = count_pixels(pixels_of(maps, masks), bin_edges(exact.operating_points().curves().threshold))
     one = outcome("a", test_set, scores, 2.0, pixels)
     found = exact.compute()
     names = {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
@@ -149,7 +149,7 @@ def test_five_hundred_bins_are_close_to_every_pixel() -> None:
     exact = ExactPixelMetrics()
     exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
     found = exact.compute()
-    counts = count_pixels(zip(maps, masks, strict=True), bin_edges(exact.curves().threshold))
+    counts = count_pixels(pixels_of(maps, masks), bin_edges(exact.operating_points().curves().threshold))
     assert counts.normal.shape == (40, 500)
     assert counts.normal.sum() == (~masks).sum()
     assert counts.anomalous.sum() == masks.sum()

@@ -72,7 +72,6 @@ class DefectRecall:
     """How many images of one defect type are called anomalous."""
 
     num_images: int
-    num_found: int
     recall: float
 
 
@@ -128,7 +127,7 @@ def recall_by_defect_type(
     ):
         if is_anomalous:
             found.setdefault(defect_type, []).append(is_found)
-    return {name: DefectRecall(len(hits), sum(hits), sum(hits) / len(hits)) for name, hits in sorted(found.items())}
+    return {name: DefectRecall(len(hits), sum(hits) / len(hits)) for name, hits in sorted(found.items())}
 
 
 def checked_image_scores(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

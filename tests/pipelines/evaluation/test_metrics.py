@@ -448,7 +448,7 @@ def test_recall_by_defect_type():
     scores = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.7])
     labels = torch.tensor([0, 0, 1, 1, 1])
     recall = recall_by_defect_type(scores, labels, ["good", "good", "scratch", "scratch", "dent"], 0.5)
-    assert recall == {"dent": DefectRecall(1, 1, 1.0), "scratch": DefectRecall(2, 1, 0.5)}
+    assert recall == {"dent": DefectRecall(1, 1.0), "scratch": DefectRecall(2, 0.5)}
     assert list(recall) == ["dent", "scratch"]
     with pytest.raises(ValueError, match="5 scores but 2 defect types"):
         recall_by_defect_type(scores, labels, ["good", "dent"], 0.5)
@@ -472,7 +472,7 @@ def test_results_are_json(make):
         "pixel": measured(make(), torch.rand(2, 4, 4), torch.zeros(2, 4, 4)),
         "image": image_metrics(torch.tensor([0.0, 1.0]), torch.tensor([0, 1])),
         "threshold": threshold_at(torch.rand(5), 0.2),
-        "recall": {"dent": DefectRecall(2, 1, 0.5)},
+        "recall": {"dent": DefectRecall(2, 0.5)},
         "named": "text",
     }
     read = json.loads(json.dumps(as_json(results), allow_nan=False))

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from pipelines.data.index import Split
 from pipelines.evaluation.certainty import measure
-from pipelines.evaluation.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics
+from pipelines.evaluation.metrics import ExactPixelMetrics, confusion_at, image_metrics, known
 from pipelines.evaluation.outcomes import (
     Evaluation,
     ScoredImage,
@@ -134,9 +134,12 @@ def put_evaluation(
             "seed": seed,
         },
         "counts": {"train": 40, "holdout": 20, "anomalous_train": 0, "test_normal": good, "test_anomalous": defect},
-        "metrics": as_json({**metrics, "threshold": threshold.value, "train_seconds": 12.4, "train_steps": 300}),
-        "threshold": as_json({**as_json(threshold), "pixel_value": 1.0, "oracle": image.oracle_threshold}),
-        "confusion": as_json(counts),
+        "metrics": {
+            **{name: known(value) for name, value in metrics.items()},
+            "threshold": threshold.value, "train_seconds": 12.4, "train_steps": 300,
+        },
+        "threshold": {**dict(threshold), "pixel_value": 1.0, "oracle": known(image.oracle_threshold)},
+        "confusion": counts,
         "defects": {
             name: {
                 "count": len(hits),

@@ -8,7 +8,6 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -29,18 +28,18 @@ from pipelines.evaluation.metrics import (
     PixelMetrics,
     PixelResult,
     StreamingPixelMetrics,
-    as_json,
     confusion_at,
     image_metrics,
+    known,
     recall_by_defect_type,
 )
 from pipelines.evaluation.outcomes import (
     EVALUATION_FOLDER,
-    Confusion,
     Counts,
     DefectOutcome,
     Evaluation,
     HeldOutImage,
+    HoldoutThreshold,
     PixelCounts,
     Protocol,
     TestImage,
@@ -53,7 +52,7 @@ from pipelines.evaluation.outcomes import (
     write_predictions,
 )
 from pipelines.evaluation.regions import Pixels, Regions
-from pipelines.evaluation.thresholds import HoldoutThreshold, threshold_at
+from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import Map, resize_map
@@ -226,9 +225,9 @@ def _summarise(
             seed=run.settings.train.seed,
         ),
         counts=Counts.model_validate(data.index.counts),
-        metrics=as_json(metrics),
-        threshold=Threshold(**asdict(threshold), pixel_value=pixel_threshold, oracle=as_json(image.oracle_threshold)),
-        confusion=Confusion(**asdict(counts)),
+        metrics={name: known(value) for name, value in metrics.items()},
+        threshold=Threshold(**dict(threshold), pixel_value=pixel_threshold, oracle=known(image.oracle_threshold)),
+        confusion=counts,
         defects=_defects(results, threshold),
         intervals={},
     )
@@ -275,7 +274,7 @@ def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str,
             recall=recall.recall,
             recall_interval=share_interval(recall.recall, recall.num_images),
             recall_at_rate=at_rate[name].recall if at_rate else None,
-            auroc=as_json(image_metrics(scores[chosen], labels[chosen]).auroc),
+            auroc=known(image_metrics(scores[chosen], labels[chosen]).auroc),
         )
     return outcomes
 

@@ -13,9 +13,8 @@ does the first by default, batch by batch); a metric that needs a class which is
 taken from the test labels is called the oracle threshold. There is one decision rule: anomalous if score > threshold.
 """
 
-import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pipelines.evaluation.curves import PRO_LIMITS, Curve, Floats, image_curve, last_of_equals
+from pipelines.evaluation.outcomes import Confusion
 from pipelines.evaluation.regions import Pixels, Regions
 
 _NAN = float("nan")
@@ -48,23 +48,6 @@ class ImageResult:
     oracle_threshold: float  # just below a score, as a float32, which is what models give
     num_normal: int
     num_anomalous: int
-
-
-@dataclass(frozen=True, slots=True)
-class ConfusionCounts:
-    """Decisions against labels at one threshold."""
-
-    true_positives: int
-    false_positives: int
-    true_negatives: int
-    false_negatives: int
-
-    @property
-    def f1(self) -> float:
-        """NaN when nothing is anomalous and nothing is called so."""
-        wrong = self.false_positives + self.false_negatives
-        found = 2 * self.true_positives
-        return found / (found + wrong) if found + wrong else _NAN
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +77,7 @@ def image_metrics(scores: Tensor, labels: Tensor) -> ImageResult:
     )
 
 
-def confusion_at(scores: Tensor, labels: Tensor, threshold: float) -> ConfusionCounts:
+def confusion_at(scores: Tensor, labels: Tensor, threshold: float) -> Confusion:
     """Count the four outcomes of "anomalous if score > threshold" for scores (N,) and labels (N,).
 
     Raises:
@@ -102,7 +85,7 @@ def confusion_at(scores: Tensor, labels: Tensor, threshold: float) -> ConfusionC
     """
     scores, labels = checked_image_scores(scores, labels)
     called = scores > threshold
-    return ConfusionCounts(
+    return Confusion(
         true_positives=int((called & labels).sum()),
         false_positives=int((called & ~labels).sum()),
         true_negatives=int((~called & ~labels).sum()),
@@ -433,16 +416,6 @@ def _corners(start: float, above: NDArray[Any], at: NDArray[Any], end: float) ->
 # ---- into JSON -----------------------------------------------------------------------------------------------------
 
 
-def as_json(result: Any) -> Any:
-    """Results, however nested in mappings and sequences, as what JSON can hold: fields by name, None for NaN."""
-    if isinstance(result, float):
-        return None if math.isnan(result) else result
-    if dataclasses.is_dataclass(result) and not isinstance(result, type):
-        return {field.name: as_json(getattr(result, field.name)) for field in dataclasses.fields(result)}
-    if isinstance(result, tuple) and hasattr(result, "_asdict"):
-        return as_json(result._asdict())
-    if isinstance(result, Mapping):
-        return {name: as_json(value) for name, value in result.items()}
-    if isinstance(result, Iterable) and not isinstance(result, str):
-        return [as_json(value) for value in result]
-    return result
+def known(value: float | None) -> float | None:
+    """None for NaN, which JSON does not have."""
+    return None if value is None or math.isnan(value) else value

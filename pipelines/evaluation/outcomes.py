@@ -44,29 +44,41 @@ class Counts(Record):
     test_anomalous: int
 
 
-class Threshold(Record):
-    """The deployed threshold, as `evaluation.thresholds` describes it, and those that stand beside it."""
+class HoldoutThreshold(Record):
+    """Anomalous if score > value. The rates are false-alarm rates: normal images called anomalous."""
 
     value: float
     rate_requested: Share
     num_images: int
-    rank: int
+    rank: int  # `value` is the rank-th smallest of the held-out scores
     expected_rate: Share
-    interval_low: Share
+    interval_low: Share  # central 95 %, over the draw of the held-out images
     interval_high: Share
-    attainable: bool
-    num_images_needed: int
+    attainable: bool  # False: too few images to promise the requested rate
+    num_images_needed: int  # the fewest images that can promise it
+
+
+class Threshold(HoldoutThreshold):
+    """The deployed one, and those that stand beside it."""
+
     pixel_value: float  # likewise for the map
     oracle: float | None  # what the test images would have chosen; never used
 
 
 class Confusion(Record):
-    """Decisions on the test images at the deployed threshold."""
+    """Decisions against labels at one threshold."""
 
     true_positives: int
     false_positives: int
     true_negatives: int
     false_negatives: int
+
+    @property
+    def f1(self) -> float:
+        """NaN when nothing is anomalous and nothing is called so."""
+        wrong = self.false_positives + self.false_negatives
+        found = 2 * self.true_positives
+        return found / (found + wrong) if found + wrong else float("nan")
 
 
 class DefectOutcome(Record):

@@ -1,12 +1,13 @@
 """Evaluations with drawn pictures, and a summary to go with them, for the report and the animation."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up import scored_image
 
+from pipelines.evaluation.outcomes import Confusion, Counts, Evaluation, write_predictions
 from pipelines.files import write_json
 from pipelines.paths import Project
 from pipelines.pictures.panels import KeptMaps, Picture, Thresholds, save_strip
@@ -50,23 +51,40 @@ def write_evaluation(
     project: Project, model: str, category: str, pictures: Sequence[Picture], strips: bool = True
 ) -> Path:
     """What `evaluate` would leave, in so far as pictures are made of it."""
-    folder = project.evaluation(model, category)
+    cell = project.cell(model, category)
+    folder = cell.evaluated
     folder.mkdir(parents=True)
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
-        for p in pictures:
-            decision = "defect" if p.score > THRESHOLDS.score else "good"
-            writer.writerow([p.path, "test", p.defect, int(p.label), repr(p.score), decision, "1.00"])
-        writer.writerow(["train/good/000.png", "holdout", "good", 0, "1.5", "good", "1.00"])
-    write_json(folder / "evaluation.json", {"threshold": threshold()})
+    rows = [scored_image(p.path, p.defect, p.label, p.score, threshold=THRESHOLDS.score) for p in pictures]
+    rows.append(scored_image("train/good/000.png", "good", False, 1.5, "holdout", threshold=THRESHOLDS.score))
+    write_predictions(folder, rows)
+    evaluation(model, category).save(cell.evaluation)
     KeptMaps.of(((p.anomaly_map, (p.width, p.height)) for p in pictures), THRESHOLDS.pixel, has_masks=True).save(folder)
     if strips:
         for p in pictures:
             save_strip(folder, p, THRESHOLDS)
     curve = [[0.0, 0.5, 1.0], [0.0, 0.8, 1.0]]
-    write_json(folder / "curves.json", {"roc": curve, "precision_recall": curve, "pro": [[0.0, 0.3], [0.5, 0.9]]})
+    write_json(cell.curves, {"roc": curve, "precision_recall": curve, "pro": [[0.0, 0.3], [0.5, 0.9]]})
     return folder
+
+
+def evaluation(model: str, category: str) -> Evaluation:
+    """Nothing but the thresholds is looked at."""
+    return Evaluation.model_validate(
+        {
+            **dict.fromkeys(("run_id", "data_set", "data_sha256", "index_sha256", "pixels_sha256"), "0123"),
+            "model": model,
+            "category": category,
+            "settings": {},
+            "protocol": {"image_size": 64, "resolution": "prepared", "mask_resize": "nearest", "pixel_metrics": "exact"}
+            | {"threshold_from": "held-out good parts", "seed": 0},
+            "counts": dict.fromkeys(Counts.model_fields, 20),
+            "metrics": {},
+            "threshold": threshold(),
+            "confusion": dict.fromkeys(Confusion.model_fields, 0),
+            "defects": {},
+            "intervals": {},
+        }
+    )
 
 
 def threshold() -> dict[str, Any]:

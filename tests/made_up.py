@@ -1,6 +1,5 @@
 """Evaluations of models that never were: scores and maps of a chosen quality, in the folders that `evaluate` writes."""
 
-import csv
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,20 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from pipelines.data.index import Split
 from pipelines.evaluation.certainty import measure
-from pipelines.evaluation.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics
+from pipelines.evaluation.metrics import ExactPixelMetrics, confusion_at, image_metrics, known
 from pipelines.evaluation.outcomes import (
-    EVALUATION_FILE,
-    PIXELS_FILE,
-    PREDICTIONS_FILE,
+    Evaluation,
+    ScoredImage,
     bin_edges,
     count_pixels,
     read_outcome,
+    write_predictions,
 )
+from pipelines.evaluation.regions import Pixels, Regions
 from pipelines.evaluation.thresholds import threshold_at
-from pipelines.files import write_json
-from pipelines.paths import Project
+from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, Project
 from pipelines.settings.params import Params, load_params
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -51,8 +51,23 @@ def draw_maps(scores: NDArray[np.float64], labels: NDArray[np.bool_], category: 
     return noise + masks * scores[:, None, None].astype(np.float32) / 8, masks
 
 
+def pixels_of(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> list[Pixels]:
+    """The pixels of each image by its mask."""
+    return [Regions.of(mask).split(anomaly_map, "image") for anomaly_map, mask in zip(maps, masks, strict=True)]
+
+
 def rng(*key: object) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256(repr(key).encode()).digest()))
+
+
+def scored_image(
+    path: str, defect: str, label: bool, score: float, split: Split = "test", *, threshold: float
+) -> ScoredImage:
+    """A row of predictions.csv."""
+    decision = "defect" if score > threshold else "good"
+    return ScoredImage(
+        path=path, split=split, defect=defect, label=label, score=score, decision=decision, milliseconds=1.5
+    )
 
 
 def put_evaluation(
@@ -67,7 +82,7 @@ def put_evaluation(
     masks: bool = True,
     alike: float = 0.7,
     **changes: Any,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Write evaluation.json, predictions.csv and pixels.npz into `folder`; `changes` replace entries of the first."""
     labels = np.arange(good + defect) >= good
     types = ["good"] * good + [TYPES[number % len(TYPES)] for number in range(defect)]
@@ -89,20 +104,19 @@ def put_evaluation(
         maps, inside = draw_maps(scores, labels, category)
         exact = ExactPixelMetrics()
         exact.update(torch.from_numpy(maps), torch.from_numpy(inside))
-        count_pixels(zip(maps, inside, strict=True), bin_edges(exact.curves().threshold)).save(folder / PIXELS_FILE)
+        edges = bin_edges(exact.operating_points().curves().threshold)
+        count_pixels(pixels_of(maps, inside), edges).save(folder / PIXELS_FILE)
         found = exact.compute()
         metrics |= {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
         metrics |= {"aupro_30": found.aupro_30, "aupro_05": found.aupro_05}
-    with (folder / PREDICTIONS_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
-        rows = [("test", *row) for row in zip(paths, types, labels, scores, strict=True)]
-        rows += [("holdout", f"train/good/{n:03}.png", "good", False, score) for n, score in enumerate(held_out)]
-        for split, path, kind, label, score in rows:
-            decision = "defect" if score > threshold.value else "good"
-            writer.writerow([path, split, kind, int(label), repr(float(score)), decision, "1.50"])
+    tested = zip(paths, types, labels.tolist(), scores.tolist(), strict=True)
+    rows = [scored_image(*row, threshold=threshold.value) for row in tested]
+    for number, score in enumerate(held_out.tolist()):
+        path = f"train/good/{number:03}.png"
+        rows.append(scored_image(path, "good", False, score, "holdout", threshold=threshold.value))
+    write_predictions(folder, rows)
     found_of = {name: [s > threshold.value for s, t in zip(scores, types, strict=True) if t == name] for name in TYPES}
-    evaluation: dict[str, Any] = {
+    content: dict[str, Any] = {
         "model": model,
         "category": category,
         "run_id": f"run-{model}-{category}-{seed}",
@@ -120,15 +134,17 @@ def put_evaluation(
             "seed": seed,
         },
         "counts": {"train": 40, "holdout": 20, "anomalous_train": 0, "test_normal": good, "test_anomalous": defect},
-        "metrics": as_json({**metrics, "threshold": threshold.value, "train_seconds": 12.4, "train_steps": 300}),
-        "pixel_bounds": None,
-        "threshold": as_json({**as_json(threshold), "pixel_value": 1.0, "oracle": image.oracle_threshold}),
-        "confusion": as_json(counts),
+        "metrics": {
+            **{name: known(value) for name, value in metrics.items()},
+            "threshold": threshold.value, "train_seconds": 12.4, "train_steps": 300,
+        },
+        "threshold": {**dict(threshold), "pixel_value": 1.0, "oracle": known(image.oracle_threshold)},
+        "confusion": counts,
         "defects": {
             name: {
                 "count": len(hits),
                 "recall": sum(hits) / len(hits),
-                "recall_interval": [0.25, 0.75],
+                "recall_interval": (0.25, 0.75),
                 "recall_at_rate": 0.5,
                 "auroc": image.auroc,
             }
@@ -137,8 +153,10 @@ def put_evaluation(
         },
         **changes,
     }
-    evaluation["intervals"] = measure(read_outcome(folder, evaluation, model), 50).intervals
-    write_json(folder / EVALUATION_FILE, evaluation)
+    evaluation = Evaluation.model_validate({**content, "intervals": {}})
+    intervals = measure(read_outcome(folder, evaluation, model), 50).intervals
+    evaluation = evaluation.model_copy(update={"intervals": intervals})
+    evaluation.save(folder / EVALUATION_FILE)
     return evaluation
 
 
@@ -150,8 +168,8 @@ def params_of(models: list[str], categories: list[str]) -> Params:
     return params.model_copy(update={"data": data, "evaluate": evaluate, "models": {name: {} for name in models}})
 
 
-def put(project: Project, model: str, category: str, **options: Any) -> dict[str, Any]:
-    return put_evaluation(project.evaluation(model, category), model, category, **options)
+def put(project: Project, model: str, category: str, **options: Any) -> Evaluation:
+    return put_evaluation(project.cell(model, category).evaluated, model, category, **options)
 
 
 BOTH = params_of(["a", "b"], ["nut", "my bolt"])

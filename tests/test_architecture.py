@@ -27,11 +27,11 @@ ALLOWED = {
     "data": "pictures anomaly_models",
     "preparation": "data pictures",
     "settings": "preparation(config) sources anomaly_models(base)",
-    "training": "data settings tracking anomaly_models",
+    "training": "data preparation(config) settings tracking anomaly_models",
     "teachers": "training data preparation sources settings tracking anomaly_models",
     "evaluation": "training(trained) data pictures settings tracking anomaly_models",
-    "deployment": "inference training(trained) data pictures settings tracking anomaly_models",
-    "report": "evaluation pictures sources settings tracking",
+    "deployment": "inference training(trained) evaluation(outcomes) data pictures settings tracking anomaly_models",
+    "report": "evaluation deployment(records) pictures sources settings tracking",
     "preview": "teachers training preparation data pictures settings anomaly_models",
 }
 GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
@@ -42,8 +42,11 @@ TORCH_FREE = (
     *(f"pipelines/{room}/*.py" for room in ("pictures", "inference", "sources", "settings", "tracking", "report")),
     *(f"pipelines/preparation/{name}.py" for name in ("config", "layouts", "splits", "prepare")),
     "pipelines/data/index.py",
-    *(f"pipelines/evaluation/{name}.py" for name in ("outcomes", "measures", "certainty", "description")),
-    "pipelines/deployment/latency.py",
+    *(
+        f"pipelines/evaluation/{name}.py"
+        for name in ("curves", "regions", "outcomes", "measures", "certainty", "description")
+    ),
+    *(f"pipelines/deployment/{name}.py" for name in ("latency", "records")),
     *(f"pipelines/{name}.py" for name in sorted(GROUND - {"device"})),
     "cli.py",
 )

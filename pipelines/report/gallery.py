@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.evaluation.outcomes import TestedImage, read_tested
+from pipelines.evaluation.outcomes import ScoredImage, read_tested
 from pipelines.pictures.panels import MAPS_FILE, KeptMaps, read_panel
 
 _INPUT, _TRUTH = 0, 4  # places in a strip
@@ -65,7 +65,7 @@ class CategoryGallery:
     def __init__(self, folders: Mapping[str, Path]) -> None:
         """`folders`: the evaluation of each model."""
         self.tested = {model: {image.path: image for image in read_tested(folder)} for model, folder in folders.items()}
-        self.images: dict[str, TestedImage] = {}
+        self.images: dict[str, ScoredImage] = {}
         for tested in self.tested.values():
             self.images |= tested
         self._cells = {model: _read_cell(folder, list(self.tested[model])) for model, folder in folders.items()}

@@ -7,6 +7,7 @@ from conftest import CATEGORY, draw_part
 
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
+from pipelines.deployment.records import Latency, Milliseconds, Percentiles
 from pipelines.errors import StageError
 from pipelines.inference.detector import ModelCard
 from pipelines.settings.params import LatencyConfig
@@ -64,10 +65,10 @@ def test_percentiles_by_part_and_throughput(clock: Clock, paths: list[Path]) -> 
     found = measure(FakeDetector(clock), paths, LatencyConfig(threads=2, seconds=5.6, batch_size=4))
     # 3 warm-ups, then 1 slow call in 5: 28 ms on average, 200 of them in 5.6 seconds
     assert found.num_runs == pytest.approx(200, abs=5)
-    assert found.milliseconds["network"] == {"p50": 10.0, "p95": 100.0, "p99": 100.0}
-    assert found.milliseconds["total"] == found.milliseconds["network"]
-    assert found.milliseconds["decode"] == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
-    assert set(found.milliseconds) == {*PARTS, "total"}
+    assert found.milliseconds.network == Percentiles(p50=10.0, p95=100.0, p99=100.0)
+    assert found.milliseconds.total == found.milliseconds.network
+    assert found.milliseconds.decode == Percentiles(p50=0.0, p95=0.0, p99=0.0)
+    assert set(Milliseconds.model_fields) == {*PARTS, "total"}
     assert (found.throughput.batch_size, found.throughput.images_per_second) == (4, 200.0)
     assert (found.threads, found.num_images) == (2, 2)
     assert found.metrics()["latency.network.p95"] == 100.0
@@ -82,18 +83,18 @@ def test_an_exported_cell_is_measured(root, blemish) -> None:
     for verb in ("prepare", "train", "evaluate", "export", "latency"):
         outcome = blemish(*([verb, CATEGORY] if verb == "prepare" else [verb, "fapm", CATEGORY]))
         assert outcome.code == 0, outcome.err
-    found = json.loads((root / "latency" / "fapm" / f"{CATEGORY}.json").read_text())
-    assert outcome.out.startswith(f"fapm on {CATEGORY}: {found['milliseconds']['total']['p50']:.1f} ms from file")
-    parts = [found["milliseconds"][part]["p50"] for part in PARTS]
-    assert all(0 < part < found["milliseconds"]["total"]["p50"] for part in parts)
-    assert found["num_images"] == 8
+    found = Latency.load(root / "latency" / "fapm" / f"{CATEGORY}.json", "measure again")
+    total = found.milliseconds.total.p50
+    assert outcome.out.startswith(f"fapm on {CATEGORY}: {total:.1f} ms from file")
+    assert all(0 < getattr(found.milliseconds, part).p50 < total for part in PARTS)
+    assert found.num_images == 8
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
-    assert run.data.metrics["latency.total.p50"] == found["milliseconds"]["total"]["p50"]
+    assert run.data.metrics["latency.total.p50"] == total
     assert run.data.metrics["onnx_megabytes"] > 1
-    assert run.data.tags["latency.hardware"] == found["hardware"]
+    assert run.data.tags["latency.hardware"] == found.hardware
     explains_itself(root, run, client)
 
 

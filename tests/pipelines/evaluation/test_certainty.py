@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up import draw_maps, draw_scores, put_evaluation, rng
+from made_up import draw_maps, draw_scores, pixels_of, put_evaluation, rng
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from scipy.stats import t as student
@@ -28,7 +28,6 @@ from pipelines.evaluation.certainty import (
 from pipelines.evaluation.measures import METRICS
 from pipelines.evaluation.metrics import ExactPixelMetrics, image_metrics
 from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet, bin_edges, count_pixels, read_outcome
-from pipelines.files import read_json, write_json
 
 KEYS = [metric.key for metric in METRICS]
 
@@ -111,7 +110,7 @@ def test_every_draw_is_the_metric_of_the_images_drawn() -> None:
     maps = (maps * 40).round() / 40  # few distinct scores: every one has a bin of its own
     exact = ExactPixelMetrics()
     exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
-    pixels = count_pixels(zip(maps, masks, strict=True), bin_edges(exact.curves().threshold))
+    pixels = count_pixels(pixels_of(maps, masks), bin_edges(exact.operating_points().curves().threshold))
     one = outcome("a", test_set, scores, 2.0, pixels)
     found = exact.compute()
     names = {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
@@ -149,7 +148,7 @@ def test_five_hundred_bins_are_close_to_every_pixel() -> None:
     exact = ExactPixelMetrics()
     exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
     found = exact.compute()
-    counts = count_pixels(zip(maps, masks, strict=True), bin_edges(exact.curves().threshold))
+    counts = count_pixels(pixels_of(maps, masks), bin_edges(exact.operating_points().curves().threshold))
     assert counts.normal.shape == (40, 500)
     assert counts.normal.sum() == (~masks).sum()
     assert counts.anomalous.sum() == masks.sum()
@@ -159,14 +158,6 @@ def test_five_hundred_bins_are_close_to_every_pixel() -> None:
     test_set = images_of(20, 20)
     measured = measure(Outcome("a", test_set, np.zeros(40), 1.0, values, counts), 1)
     assert {key: measured.draws[key][0] for key in values} == pytest.approx(values, abs=1e-3)
-
-
-def test_pixels_survive_the_file(tmp_path: Path) -> None:
-    kept = PixelCounts(np.eye(3, dtype=np.int32), np.ones((3, 3), np.int32), np.full((3, 3), 0.25, np.float32))
-    kept.save(tmp_path / "pixels.npz")
-    read = PixelCounts.load(tmp_path / "pixels.npz").of([2, 0])
-    assert (read.normal == [[0, 0, 1], [1, 0, 0]]).all()
-    assert read.regions.dtype == np.float32
 
 
 # Intervals
@@ -457,17 +448,18 @@ def test_an_outcome_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert read.pixels is not None
     # an image's pixels went with it: only the anomalous have any inside
     assert ((read.pixels.anomalous.sum(1) > 0) == read.labels).all()
-    assert roc_auc_score(read.labels, read.scores) == pytest.approx(evaluation["metrics"]["image_auroc"])
+    assert roc_auc_score(read.labels, read.scores) == pytest.approx(evaluation.metrics["image_auroc"])
 
 
 def test_files_of_another_version_say_so(tmp_path: Path) -> None:
-    put_evaluation(tmp_path, "a", "nut")
-    evaluation = read_json(tmp_path / "evaluation.json")
-    del evaluation["pixels_sha256"]
-    write_json(tmp_path / "evaluation.json", evaluation)
+    evaluation = put_evaluation(tmp_path, "a", "nut")
+    path = tmp_path / "predictions.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(",split,", ",part,", 1), encoding="utf-8")
     with pytest.raises(StageError) as caught:
         read_outcome(tmp_path, evaluation, "a")
-    assert str(caught.value) == f"{tmp_path}: by another version of Blemish; run `blemish evaluate a nut` again"
+    assert str(caught.value) == (
+        f"{path}: damaged, or by another version of Blemish (split: Field required); run `blemish evaluate a nut` again"
+    )
 
 
 def test_five_models_on_fifteen_categories_take_seconds(tmp_path: Path) -> None:
@@ -479,7 +471,10 @@ def test_five_models_on_fifteen_categories_take_seconds(tmp_path: Path) -> None:
     PixelCounts(normal, inside, (inside / 100).astype(np.float32)).save(tmp_path / "pixels.npz")
     started = time.process_time()
     cells = [
-        [measure(read_outcome(tmp_path, {**evaluation, "category": f"c{c}"}, f"m{m}"), 1000) for c in range(15)]
+        [
+            measure(read_outcome(tmp_path, evaluation.model_copy(update={"category": f"c{c}"}), f"m{m}"), 1000)
+            for c in range(15)
+        ]
         for m in range(5)
     ]
     pairs = [compare_all(KEYS, [row[c] for row in cells]) for c in range(15)]

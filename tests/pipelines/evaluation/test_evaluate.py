@@ -10,7 +10,7 @@ from pipelines.errors import StageError
 from pipelines.evaluation import evaluate as module
 from pipelines.evaluation.certainty import measure
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.outcomes import read_outcome
+from pipelines.evaluation.outcomes import Evaluation, read_outcome
 from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import read_json
 from pipelines.preparation.prepare import prepare
@@ -31,7 +31,7 @@ def trained(project, params, console):
 
 
 def evaluation(project):
-    return read_json(project.evaluation("fapm", CATEGORY) / "evaluation.json")
+    return read_json(project.cell("fapm", CATEGORY).evaluation)
 
 
 @pytest.mark.usefixtures("trained")
@@ -39,7 +39,7 @@ def test_an_evaluation_is_written_whole(project, params):
     metrics = evaluate("fapm", CATEGORY, params, project, CPU)
     assert metrics["image_auroc"] == 1.0  # bright squares on noise
     assert metrics["pixel_auroc"] > 0.9
-    folder = project.evaluation("fapm", CATEGORY)
+    folder = project.cell("fapm", CATEGORY).evaluated
     assert {path.name for path in folder.iterdir()} == {
         "curves.json",
         "curves.png",
@@ -49,10 +49,9 @@ def test_an_evaluation_is_written_whole(project, params):
         "panels",
         "pixels.npz",
         "predictions.csv",
-        "pro.csv",
     }
     assert len(list(folder.glob("panels/test/*/*.jpg"))) == 8
-    flat = read_json(project.metrics("fapm", CATEGORY))
+    flat = read_json(project.cell("fapm", CATEGORY).metrics)
     assert flat["image_auroc"] == metrics["image_auroc"]
     assert flat["recall.square"] == evaluation(project)["defects"]["square"]["recall"]
     with (folder / "predictions.csv").open(newline="") as file:
@@ -79,7 +78,8 @@ def test_an_evaluation_says_how_sure_it_is_and_of_which_images(project, params):
     assert found["intervals"]["image_auroc"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
     assert found["defects"]["square"]["recall_interval"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
     assert found["data_set"] == "images"
-    again = read_outcome(project.evaluation("fapm", CATEGORY), found, "fapm")
+    cell = project.cell("fapm", CATEGORY)
+    again = read_outcome(cell.evaluated, Evaluation.load(cell.evaluation, "run it again"), "fapm")
     assert again.test_set.pixels_sha256 == found["pixels_sha256"]
     assert again.pixels.normal.sum() + again.pixels.anomalous.sum() == 8 * 64 * 64
     drawn = measure(again, 50)
@@ -107,15 +107,16 @@ def test_recall_at_the_same_rate_for_all():
     """Of 20 good images 5 % is one: the threshold is the second highest good score."""
 
     def image(score, defect="good"):
-        return module.TestImage(0, "", defect, defect != "good", score, np.zeros((1, 1), np.float32), 1.0)
+        blank = np.zeros((1, 1), np.float32)
+        return module.TestImage("", defect, defect != "good", score, blank, blank, None, 1, 1, 1.0, None)
 
     results = [image(float(score)) for score in range(20)]
     results += [image(score, "cut") for score in (17.5, 18.0, 18.5, 19.5)]
     threshold = threshold_at(torch.arange(30.0), 0.05)
     assert threshold.value == 29.0
     found = module._defects(results, threshold)
-    assert found["cut"]["recall"] == 0.0
-    assert found["cut"]["recall_at_rate"] == 0.5  # 18.5 and 19.5 are above 18
+    assert found["cut"].recall == 0.0
+    assert found["cut"].recall_at_rate == 0.5  # 18.5 and 19.5 are above 18
 
 
 @pytest.mark.usefixtures("trained")
@@ -135,16 +136,14 @@ def test_the_threshold_does_not_see_the_test_images(project, params, console):
 
 
 @pytest.mark.usefixtures("trained")
-def test_streaming_agrees_with_exact_and_says_its_bounds(project, params):
+def test_streaming_agrees_with_exact(project, params):
     exact = evaluate("fapm", CATEGORY, params, project, CPU)
     values = tiny_params()
     values["evaluate"]["pixel_metrics"] = "streaming"
     write_params(project.root, values)
     streaming = evaluate("fapm", CATEGORY, load_checked(project.params), project, CPU)
-    bounds = evaluation(project)["pixel_bounds"]
-    for name in ("auroc", "aupro_30"):
-        assert bounds[name]["low"] <= exact[f"pixel_{name}" if name == "auroc" else name] <= bounds[name]["high"]
-    assert streaming["pixel_auroc"] == pytest.approx(exact["pixel_auroc"], abs=1e-5)
+    for name in ("pixel_auroc", "aupro_30"):
+        assert streaming[name] == pytest.approx(exact[name], abs=1e-5)
     assert streaming["image_auroc"] == exact["image_auroc"]
 
 
@@ -154,17 +153,15 @@ def test_native_resolution_brings_the_map_to_the_mask(project, params, monkeypat
     values["evaluate"]["resolution"] = "native"
     write_params(project.root, values)
     shapes = []
-    update = module.ExactPixelMetrics.update
-    monkeypatch.setattr(
-        module.ExactPixelMetrics,
-        "update",
-        lambda self, anomaly_map, mask: (
-            shapes.append((anomaly_map.shape, mask.shape)),
-            update(self, anomaly_map, mask),
-        ),
-    )
+    split = module.Regions.split
+
+    def noted(regions, anomaly_map, name):
+        shapes.append((anomaly_map.shape, regions.shape))
+        return split(regions, anomaly_map, name)
+
+    monkeypatch.setattr(module.Regions, "split", noted)
     native = evaluate("fapm", CATEGORY, load_checked(project.params), project, CPU)
-    assert set(shapes) == {((1, 64, 80), (1, 64, 80))}  # the originals are 80 x 64, the arrays 64 x 64
+    assert shapes == [((64, 80), (64, 80))] * 8  # the originals are 80 x 64, the arrays 64 x 64; each is taken once
     assert native["pixel_auroc"] > 0.9
     assert evaluation(project)["protocol"]["mask_resize"] == "none"
 

@@ -56,6 +56,8 @@ def latency_of(network: float, threads: int = 1) -> dict[str, Any]:
         "num_runs": 100,
         "milliseconds": parts,
         "throughput": {"batch_size": 8, "images_per_second": 55.24},
+        "provider": "CPUExecutionProvider",
+        "num_images": 40,
     }
 
 
@@ -136,8 +138,8 @@ def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None
 
 def test_the_defects(project: Project) -> None:
     defects = {
-        "cut": {"count": 12, "recall": 0.75, "recall_interval": [0.428, 0.945], "recall_at_rate": 0.5, "auroc": 0.95},
-        "hole": {"count": 12, "recall": 0.25, "recall_interval": [0, 0.5], "recall_at_rate": None, "auroc": None},
+        "cut": {"count": 12, "recall": 0.75, "recall_interval": (0.428, 0.945), "recall_at_rate": 0.5, "auroc": 0.95},
+        "hole": {"count": 12, "recall": 0.25, "recall_interval": (0, 0.5), "recall_at_rate": None, "auroc": None},
     }
     put(project, "a", "nut", defects=defects)
     lines = defect_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()

@@ -58,7 +58,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import paste_defects
 from anomaly_models.common.feature_cache import FeatureCache
@@ -149,6 +149,10 @@ class BGADConfig(Config):
                 "anomalies_per_batch is 0; raise it, or set both to 0"
             )
         return self
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(anomalies=self.anomalies_per_batch, foreground=True)
 
 
 # --- flow ------------------------------------------------------------------------------------------------------------

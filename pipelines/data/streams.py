@@ -31,7 +31,7 @@ class WithAnomalies:
     def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         normal = self.data.training_batch(seed, step, batch_size)
         rows = self.data.rows("anomalous_train")
-        if not rows or not self.number or not self.data.index.has_masks:
+        if not rows or not self.data.index.has_masks:
             return normal
         chosen = stream_rows(len(rows), (seed, _STREAM), step, self.number)
         anomalous = self.data.batch([rows[place] for place in chosen])

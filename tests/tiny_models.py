@@ -158,10 +158,10 @@ def settings_of(name: str) -> dict[str, Any]:
     return SETTINGS[name]
 
 
-def build(name: str) -> AnomalyModel:
+def build(name: str, **changes: Any) -> AnomalyModel:
     torch.manual_seed(0)
     model_class = MODELS[name]
-    return model_class(model_class.Config.model_validate(settings_of(name)))
+    return model_class(model_class.Config.model_validate(settings_of(name) | changes))
 
 
 def random_images(name: str, number: int, seed: int) -> Tensor:

@@ -40,7 +40,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
 from anomaly_models.common.backbones import Backbone, BackboneConfig
-from anomaly_models.common.feature_cache import FeatureCache
+from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
 from anomaly_models.common.settings import Settings
 
@@ -364,7 +364,7 @@ class ADFA(AnomalyModel):
         if isinstance(config.objective, HypersphereSettings):
             self._add_radius(config.objective)
         self.blur = GaussianBlur(config.blur_sigma) if config.blur_sigma else nn.Identity()
-        self._cache = FeatureCache()
+        self._cache = RowCache()
 
     def _add_radius(self, settings: HypersphereSettings) -> None:
         radius = torch.tensor(settings.radius)

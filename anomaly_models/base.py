@@ -4,7 +4,7 @@ A model sees tensors only. Files, YAML, MLflow and the terminal belong to `pipel
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeAlias
 
@@ -15,10 +15,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from anomaly_models.common.settings import Settings
+from anomaly_models.common.synthesis import SynthesisConfig
 
 
 class ModelError(ValueError):
     """Data or settings that a model cannot work with; the message is meant for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What training reads beside the normal images of a category; the pipeline finds it and puts it into batches."""
+
+    anomalies: int = 0  # real ones that follow the normal images of each batch, where the category has any
+    foreground: bool = False  # where the part is, unless the category is a surface
+    penalty: bool = False  # as many out-of-domain images as a batch has images
+    textures: bool = False  # as many other surfaces
+    teacher: str | None = None  # the setting `teacher`: a file of weights, for `load_teacher`
+    synthesis: SynthesisConfig | None = None  # how the model draws defects into its batches, for whoever shows them
 
 
 class Config(Settings):
@@ -29,6 +42,11 @@ class Config(Settings):
 
     image_size: PositiveInt  # side of the square input, pixels; one of `prepare.image_sizes`
     batch_size: PositiveInt  # images per training step, and per gradient-free pass
+
+    @property
+    def wants(self) -> Wants:
+        """What a model of these settings wants; most want nothing."""
+        return Wants()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,10 @@ class AnomalyModel(nn.Module, ABC):
     @abstractmethod
     def forward(self, image: Tensor) -> Prediction:
         """Score images (B, 3, H, W) in [0, 1], each by itself and deterministically."""
+
+    def load_teacher(self, state: Mapping[str, Tensor]) -> None:
+        """Put in the weights of the file that the settings want; raises ModelError if they do not fit."""
+        raise NotImplementedError(f"{type(self).__name__} wants a teacher but takes none")
 
     def prepare(self, normals: Iterable[Batch]) -> None:
         """Learn what needs no gradient from one pass over the normal images, before the first step."""

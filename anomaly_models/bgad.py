@@ -58,10 +58,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import paste_defects
-from anomaly_models.common.feature_cache import FeatureCache
+from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.settings import Settings
 from anomaly_models.common.statistics import Moments
 
@@ -149,6 +149,10 @@ class BGADConfig(Config):
                 "anomalies_per_batch is 0; raise it, or set both to 0"
             )
         return self
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(anomalies=self.anomalies_per_batch, foreground=True)
 
 
 # --- flow ------------------------------------------------------------------------------------------------------------
@@ -408,7 +412,7 @@ class BGAD(AnomalyModel):
         self.register_buffer("boundary", torch.zeros(levels))
         self.register_buffer("boundary_known", torch.zeros(levels, dtype=torch.bool))
         self.register_buffer("ceiling", torch.zeros(levels))
-        self._cache = FeatureCache()
+        self._cache = RowCache()
         if not any(self.steps_per_batch(phase=1)):
             raise ModelError(
                 f"BGAD's vectors_per_step is {config.vectors_per_step}, more than any level has in a batch "

@@ -58,7 +58,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.checkpoint import checkpoint
 
-from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import resize_map
 from anomaly_models.common.settings import Settings
@@ -155,6 +155,10 @@ class DiffusionADConfig(Config):
         if self.top_pixels > self.image_size**2:
             raise ModelError(f"top_pixels must be at most the {self.image_size**2} pixels; found {self.top_pixels}")
         return self
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(textures=True, foreground=True, synthesis=self.synthesis)
 
 
 # --- diffusion -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
-from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import resize_map
@@ -75,6 +75,10 @@ class EfficientADConfig(Config):
                 f"quantile_low must be below quantile_high; found {self.quantile_low} and {self.quantile_high}"
             )
         return self
+
+    @property
+    def wants(self) -> Wants:
+        return Wants(teacher=self.teacher, penalty=self.penalty_weight > 0)
 
 
 # --- networks --------------------------------------------------------------------------------------------------------

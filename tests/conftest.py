@@ -24,6 +24,13 @@ from pipelines.settings.params import Params
 
 CATEGORY = "squares"
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--renew-goldens", action="store_true", help="write tests/goldens.json anew (tests/test_goldens.py)"
+    )
+
+
 FAPM = {
     "image_size": 64,
     "batch_size": 4,

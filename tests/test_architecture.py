@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-import anomaly_models
 import cli
 from pipelines.lineage import code_of
 
@@ -291,7 +290,6 @@ def test_the_code_of_a_stage_is_complete(name: str) -> None:
     if name in ("evaluate", "export", "latency", "report"):
         named |= code_in_deps("train", model)
     needed = code_of(relative(file_of(name)), *own)
-    needed = [path for path in needed if path.stem == model or path.stem not in anomaly_models.MODELS]
     assert [relative(path) for path in needed if path not in named and relative(path) not in GROUND_OF_MODELS] == []
 
 

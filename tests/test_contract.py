@@ -2,88 +2,31 @@
 
 import copy
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tiny_models import SETTINGS, onnx_session
+from tiny_models import (
+    CARD,
+    STEPS,
+    build,
+    exported,
+    normals,
+    predict,
+    pretrain,
+    random_images,
+    settings_of,
+    take_steps,
+)
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from anomaly_models import MODELS
-from anomaly_models.base import AnomalyModel, Batch, Prediction, Progress
+from anomaly_models.base import AnomalyModel, Prediction
 from anomaly_models.common.backbones import Backbone
-from anomaly_models.efficient_ad import EfficientAD
-
-Training = tuple[Optimizer, LRScheduler]
-BATCH_SIZE = 4
-STEPS = 3
-
-
-def pretrain(name: str, model: AnomalyModel) -> None:
-    """Stand in for pretrained weights; a random Backbone needs nothing more."""
-    if name == "efficient_ad":
-        assert isinstance(model, EfficientAD)
-        model.load_teacher(model.teacher.state_dict())
-
-
-def settings_of(name: str) -> dict[str, Any]:
-    if name not in SETTINGS:
-        pytest.fail(f"{name} is in MODELS, but tiny_models.SETTINGS has no smallest settings for it")
-    return SETTINGS[name]
-
-
-def build(name: str) -> AnomalyModel:
-    torch.manual_seed(0)
-    model_class = MODELS[name]
-    return model_class(model_class.Config.model_validate(settings_of(name)))
-
-
-def random_images(name: str, number: int, seed: int) -> Tensor:
-    side = settings_of(name)["image_size"]
-    return torch.rand(number, 3, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-def normals(name: str, seed: int) -> Iterator[Batch]:
-    for index in range(2):
-        image = random_images(name, BATCH_SIZE, seed + index)
-        yield Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(BATCH_SIZE, dtype=torch.bool))
-
-
-def training_batch(name: str, step: int) -> Batch:
-    """Half of the images have an anomalous square."""
-    image = random_images(name, BATCH_SIZE, 100 + step)
-    mask, label = torch.zeros_like(image[:, :1]), torch.arange(BATCH_SIZE) % 2 == 1
-    mask[label, :, 8:24, 8:24] = 1
-    return Batch(
-        image,
-        mask,
-        label,
-        penalty=random_images(name, BATCH_SIZE, 200 + step),
-        texture=random_images(name, BATCH_SIZE, 300 + step),
-        row=torch.arange(BATCH_SIZE) + BATCH_SIZE * step,
-    )
-
-
-def take_steps(model: AnomalyModel, training: Training, name: str, steps: range) -> Iterator[dict[str, Tensor]]:
-    """The loop of `pipelines.training.train`, without what surrounds it; gives the terms of each optimiser step."""
-    optimizer, schedule = training
-    model.train()
-    for step in steps:
-        progress = Progress(step, STEPS, torch.Generator().manual_seed(step))
-        for losses in model.losses(training_batch(name, step), progress):
-            optimizer.zero_grad()
-            torch.stack([term for term in losses.values() if term.requires_grad]).sum().backward()
-            optimizer.step()
-            schedule.step()
-            yield losses
 
 
 @dataclass(frozen=True)
@@ -98,7 +41,7 @@ class Trained:
 @cache
 def trained(name: str) -> Trained:
     model = build(name)
-    pretrain(name, model)
+    pretrain(model)
     model.train()
     model.prepare(normals(name, seed=0))
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
@@ -114,12 +57,6 @@ def trained(name: str) -> Trained:
     model.eval()
     model.calibrate(normals(name, seed=10))
     return Trained(model, frozenset(optimised), frozenset(received), before, terms)
-
-
-@torch.no_grad()
-def predict(model: AnomalyModel, image: Tensor) -> Prediction:
-    prediction: Prediction = model(image)
-    return prediction
 
 
 def assert_same(found: Prediction, expected: Prediction, tolerance: float) -> None:
@@ -154,7 +91,7 @@ def test_an_image_alone_scores_as_in_a_batch(name: str) -> None:
 @each_model
 def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
     killed = build(name)
-    pretrain(name, killed)
+    pretrain(killed)
     killed.prepare(normals(name, seed=0))
     training = killed.optimizer(STEPS)
     if training is None:
@@ -258,12 +195,11 @@ def test_train_mode_leaves_frozen_parts_alone(name: str) -> None:
 
 
 @each_model
-def test_onnx_graph_gives_the_same_at_any_batch_size(name: str, tmp_path: Path) -> None:
+def test_the_exported_file_gives_the_same_at_any_batch_size(name: str, tmp_path: Path) -> None:
     model = trained(name).model
-    session = onnx_session(model, settings_of(name)["image_size"], tmp_path / "model.onnx")
+    detector = exported(model, settings_of(name)["image_size"], tmp_path / "model.onnx")
+    assert detector.card == replace(CARD, image_size=settings_of(name)["image_size"])
     for number in (1, 4):
         image = random_images(name, number, seed=7)
-        expected = predict(model, image)
-        found = session.run(["anomaly_map", "score"], {"image": image.numpy()})
-        for value, reference in zip(found, expected, strict=True):
-            np.testing.assert_allclose(value, reference.numpy(), rtol=0, atol=1e-4)
+        for found, expected in zip(detector(image.numpy()), predict(model, image), strict=True):
+            np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4)

@@ -49,7 +49,7 @@ def copy(tmp_path: Path) -> Path:
     change(
         table, r"(?<=MODELS = _Models\(\n    \{)", '\n        "mean_colour": "anomaly_models.mean_colour:MeanColour",'
     )
-    # 3: its section in params.yaml, and its folder
+    # 3: its section in params.yaml; and its folder, for DVC
     section = "\n  mean_colour:\n    image_size: 256\n    batch_size: 4\n    steps: 2\n    learning_rate: 0.01"
     change(root / "params.yaml", r"(?<=\nmodels:)", section)
     (root / "pretrained" / "mean_colour").mkdir()

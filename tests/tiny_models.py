@@ -1,11 +1,22 @@
-"""The smallest settings that exercise each model, and a session of ONNX Runtime on its graph."""
+"""The smallest settings that exercise each model, and its way from random weights over three steps to a file."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+import numpy as np
+import pytest
 import torch
-from torch import nn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from anomaly_models import MODELS
+from anomaly_models.base import AnomalyModel, Batch, Prediction, Progress
+from anomaly_models.efficient_ad import EfficientAD
+from pipelines.deployment.export import write_graph
+from pipelines.inference.detector import Detector, ModelCard
 
 SYNTHESIS: dict[str, Any] = {
     "probability": 0.5,
@@ -118,19 +129,90 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 
+Training = tuple[Optimizer, LRScheduler]
+BATCH_SIZE = 4
+STEPS = 3
+CARD = ModelCard(
+    model="tiny",
+    category="noise",
+    image_size=64,
+    white_level=65535,
+    threshold=0.5,
+    pixel_threshold=0.75,
+    false_alarm_rate=0.1,
+    run_id="none",
+    data_sha256="none",
+    params={"seed": 0},
+)
 
-def onnx_session(model: nn.Module, image_size: int, path: Path) -> onnxruntime.InferenceSession:
-    """Export a model whose images have that side to `path`, for any number of them at once."""
-    torch.onnx.export(
-        model,
-        (torch.rand(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)),),
-        path,
-        input_names=["image"],
-        output_names=["anomaly_map", "score"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        dynamo=True,
-        opset_version=18,
-        external_data=False,
-        verbose=False,
+
+def pretrain(model: AnomalyModel) -> None:
+    """Stand in for pretrained weights; a random Backbone needs nothing more."""
+    if isinstance(model, EfficientAD):
+        model.load_teacher(model.teacher.state_dict())
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    if name not in SETTINGS:
+        pytest.fail(f"{name} is in MODELS, but tiny_models.SETTINGS has no smallest settings for it")
+    return SETTINGS[name]
+
+
+def build(name: str, **changes: Any) -> AnomalyModel:
+    torch.manual_seed(0)
+    model_class = MODELS[name]
+    return model_class(model_class.Config.model_validate(settings_of(name) | changes))
+
+
+def random_images(name: str, number: int, seed: int) -> Tensor:
+    """Noise, from a stream that numpy has frozen: the goldens depend on it."""
+    side = settings_of(name)["image_size"]
+    pixels = np.random.RandomState(seed).random_sample((number, 3, side, side))
+    return torch.from_numpy(pixels.astype(np.float32))
+
+
+def normals(name: str, seed: int) -> Iterator[Batch]:
+    for index in range(2):
+        image = random_images(name, BATCH_SIZE, seed + index)
+        yield Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(BATCH_SIZE, dtype=torch.bool))
+
+
+def training_batch(name: str, step: int) -> Batch:
+    """Half of the images have an anomalous square."""
+    image = random_images(name, BATCH_SIZE, 100 + step)
+    mask, label = torch.zeros_like(image[:, :1]), torch.arange(BATCH_SIZE) % 2 == 1
+    mask[label, :, 8:24, 8:24] = 1
+    return Batch(
+        image,
+        mask,
+        label,
+        penalty=random_images(name, BATCH_SIZE, 200 + step),
+        texture=random_images(name, BATCH_SIZE, 300 + step),
+        row=torch.arange(BATCH_SIZE) + BATCH_SIZE * step,
     )
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def take_steps(model: AnomalyModel, training: Training, name: str, steps: range) -> Iterator[dict[str, Tensor]]:
+    """The loop of `pipelines.training.loop`, without what surrounds it; gives the terms of each optimiser step."""
+    optimizer, schedule = training
+    model.train()
+    for step in steps:
+        progress = Progress(step, STEPS, torch.Generator().manual_seed(step))
+        for losses in model.losses(training_batch(name, step), progress):
+            optimizer.zero_grad()
+            torch.stack([term for term in losses.values() if term.requires_grad]).sum().backward()
+            optimizer.step()
+            schedule.step()
+            yield losses
+
+
+@torch.no_grad()
+def predict(model: AnomalyModel, image: Tensor) -> Prediction:
+    prediction: Prediction = model(image)
+    return prediction
+
+
+def exported(model: AnomalyModel, image_size: int, path: Path) -> Detector:
+    """The model as `blemish export` ships it, at `path`, opened as `blemish predict` does."""
+    write_graph(model, path, image_size, opset=18, card=replace(CARD, image_size=image_size))
+    return Detector(path)

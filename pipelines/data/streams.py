@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from anomaly_models.base import Batch
 from anomaly_models.common.foreground import foreground_mask
+from anomaly_models.common.row_cache import RowCache
 from pipelines.data.arrays import BatchSource, stream_rows
 from pipelines.data.batches import PreparedData
 from pipelines.data.photo_sets import PhotoSet
@@ -31,7 +31,7 @@ class WithAnomalies:
     def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         normal = self.data.training_batch(seed, step, batch_size)
         rows = self.data.rows("anomalous_train")
-        if not rows or not self.number or not self.data.index.has_masks:
+        if not rows or not self.data.index.has_masks:
             return normal
         chosen = stream_rows(len(rows), (seed, _STREAM), step, self.number)
         anomalous = self.data.batch([rows[place] for place in chosen])
@@ -60,7 +60,7 @@ class WithForeground:
     """A stream of batches of a category that shows a part before a background."""
 
     parts: BatchSource[Batch]
-    _known: dict[int, Tensor] = field(default_factory=dict)  # by row: (1, H, W) bool; a function of the image alone
+    _cache: RowCache = field(default_factory=RowCache)
 
     @property
     def device(self) -> torch.device:
@@ -68,14 +68,8 @@ class WithForeground:
 
     def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         batch = self.parts.training_batch(seed, step, batch_size)
-        return replace(batch, foreground=self._foreground(batch))
-
-    def _foreground(self, batch: Batch) -> Tensor:
-        assert batch.row is not None
-        for row, image in zip(batch.row.tolist(), batch.image, strict=True):
-            if row not in self._known:
-                self._known[row] = foreground_mask(image.unsqueeze(0))[0] > 0
-        return torch.stack([self._known[row] for row in batch.row.tolist()]).float()
+        (foreground,) = self._cache(lambda image: [foreground_mask(image) > 0], batch.image, batch.row)
+        return replace(batch, foreground=foreground.float())
 
 
 @dataclass(frozen=True, slots=True)

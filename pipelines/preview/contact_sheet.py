@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from anomaly_models.base import Batch
-from anomaly_models.common.synthesis import synthesise
-from anomaly_models.diffusion_ad import DiffusionADConfig
+from anomaly_models.common.synthesis import SynthesisConfig, synthesise
 from pipelines.data.arrays import BatchSource
 from pipelines.data.batches import PreparedData
 from pipelines.errors import ParamsError
@@ -50,27 +49,30 @@ def contact_sheet(
     """
     params.check_category(category)
     config = params.model_config_of(model_name)
-    if not isinstance(config, DiffusionADConfig):
+    synthesis = config.wants.synthesis
+    if synthesis is None:
         raise ParamsError(f"model '{model_name}' draws no synthetic defects: only DiffusionAD does; name its entry")
     data = PreparedData(project.prepared(category), config.image_size, device)
     batches = find_inputs(model_name, config, project, device).added_to(data)
-    defects = list(islice(training_defects(batches, config, params.train.seed), number))
+    defects = list(islice(training_defects(batches, synthesis, config.batch_size, params.train.seed), number))
     if len(defects) < number:
         raise ParamsError(
             f"models.{model_name}.synthesis: {len(defects)} defects on {category} in {_MOST_STEPS} steps; raise "
-            f"probability (found {config.synthesis.probability}) or lower perlin_threshold "
-            f"(found {config.synthesis.perlin_threshold})"
+            f"probability (found {synthesis.probability}) or lower perlin_threshold "
+            f"(found {synthesis.perlin_threshold})"
         )
     return _sheet(f"{model_name} on {category}: the first synthetic defects of training", defects)
 
 
-def training_defects(batches: BatchSource[Batch], config: DiffusionADConfig, seed: int) -> Iterator[Defect]:
+def training_defects(
+    batches: BatchSource[Batch], synthesis: SynthesisConfig, batch_size: int, seed: int
+) -> Iterator[Defect]:
     """The defects of the first steps, as the loop and the model draw them."""
     generator = torch.Generator(device=batches.device)
     for step in range(_MOST_STEPS):
         generator.manual_seed(step_seed(seed, step))
-        batch = batches.training_batch(seed, step, config.batch_size)
-        made = synthesise(batch.image, batch.texture, batch.foreground, config.synthesis, generator)
+        batch = batches.training_batch(seed, step, batch_size)
+        made = synthesise(batch.image, batch.texture, batch.foreground, synthesis, generator)
         for row in made.label.nonzero().flatten().tolist():
             foreground = None if batch.foreground is None else batch.foreground[row]
             texture = None if batch.texture is None else batch.texture[row]

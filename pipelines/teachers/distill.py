@@ -35,6 +35,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from anomaly_models.base import Progress
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
+from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import resize_map
 from anomaly_models.common.settings import Settings
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
@@ -174,8 +175,7 @@ class DescribedPhotos:
         self._small, self._large = (Rows(file, self.device, resident) for file in files)
         self._describe = descriptions
         self._is_grey = np.random.default_rng([seed, _GREY_STREAM]).random(len(self._small)) < GREY_PROBABILITY
-        self._remembered: dict[int, Tensor] = {}
-        self._room = MEMORY_BYTES
+        self._cache = RowCache(MEMORY_BYTES)
 
     def __len__(self) -> int:
         return len(self._small)
@@ -185,24 +185,13 @@ class DescribedPhotos:
         return Described(self._images(self._small, rows), self.descriptions(rows))
 
     def descriptions(self, rows: Sequence[int]) -> Tensor:
-        missing = [row for row in dict.fromkeys(rows) if row not in self._remembered]
-        # a convolution's last bits may depend on what else is in the batch
-        at_once = 1 if self.device.type == "cpu" else max(1, len(missing))
-        found: dict[int, Tensor] = {}
-        for start in range(0, len(missing), at_once):
-            chunk = missing[start : start + at_once]
-            described = self._describe(self._images(self._large, chunk)).half()
-            found |= dict(zip(chunk, described.unbind(), strict=True))
-        self._remember(found)
-        return torch.stack([found[row] if row in found else self._remembered[row] for row in rows]).float()
+        wanted = torch.tensor(rows)
+        at_once = 1 if self.device.type == "cpu" else len(rows)
+        (description,) = self._cache(self._described, wanted, wanted, at_once)
+        return description.float()
 
-    def _remember(self, found: dict[int, Tensor]) -> None:
-        for row, description in found.items():
-            size = description.numel() * description.element_size()
-            if size > self._room:
-                return
-            self._remembered[row] = description.contiguous()
-            self._room -= size
+    def _described(self, rows: Tensor) -> list[Tensor]:
+        return [self._describe(self._images(self._large, rows.tolist())).half()]
 
     def _images(self, pixels: Rows, rows: Sequence[int]) -> Tensor:
         image = to_image(pixels.gather(rows))

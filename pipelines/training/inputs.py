@@ -1,8 +1,4 @@
-"""What the training of some models reads besides normal images of a category.
-
-EfficientAD: a teacher and penalty images. DiffusionAD: textures and where the part is. BGAD: real anomalies and where
-the part is.
-"""
+"""What the training of some models reads besides normal images of a category: what `Config.wants` says, found."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,9 +7,6 @@ from pathlib import Path
 import torch
 
 from anomaly_models.base import AnomalyModel, Batch, Config
-from anomaly_models.bgad import BGADConfig
-from anomaly_models.diffusion_ad import DiffusionADConfig
-from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig
 from pipelines.data.arrays import BatchSource
 from pipelines.data.batches import PreparedData
 from pipelines.data.photo_sets import PhotoSet
@@ -42,15 +35,15 @@ class Inputs:
         """
         load_pretrained(model)
         if self.teacher is not None:
-            assert isinstance(model, EfficientAD)
             load_teacher_into(model, self.teacher, _remedy(self.model_name))
 
     def added_to(self, data: PreparedData) -> BatchSource[Batch]:
         """The training batches of `data`, with all that the model wants in them."""
         batches: BatchSource[Batch] = data
-        if isinstance(self.config, BGADConfig):
-            batches = WithAnomalies(data, self.config.anomalies_per_batch)
-        if isinstance(self.config, BGADConfig | DiffusionADConfig) and not data.index.surface:
+        wants = self.config.wants
+        if wants.anomalies:
+            batches = WithAnomalies(data, wants.anomalies)
+        if wants.foreground and not data.index.surface:
             batches = WithForeground(batches)
         if self.penalty is not None:
             batches = WithPenalty(batches, self.penalty)
@@ -60,11 +53,11 @@ class Inputs:
 
     def warning(self, data: PreparedData) -> str | None:
         """What the model would like to have and `data` does not hold; it learns without."""
-        return anomalies_warning(data) if isinstance(self.config, BGADConfig) else None
+        return anomalies_warning(data) if self.config.wants.anomalies else None
 
 
 def find_inputs(model_name: str, config: Config, project: Project, device: torch.device) -> Inputs:
-    """Look for what `config` names.
+    """Look for what `config` wants.
 
     Raises:
         WeightsError: the teacher's file is not there.
@@ -72,15 +65,15 @@ def find_inputs(model_name: str, config: Config, project: Project, device: torch
     """
     teacher = penalty = textures = None
     version = {}
-    if isinstance(config, EfficientADConfig):
-        teacher = project.root / config.teacher
+    if config.wants.teacher is not None:
+        teacher = project.root / config.wants.teacher
         if not teacher.is_file():
             raise WeightsError(f"teacher {teacher}: no such file; {_remedy(model_name)}")
         version["teacher_sha256"] = hashlib.sha256(teacher.read_bytes()).hexdigest()
-        if config.penalty_weight > 0:
-            penalty = PhotoSet(project.penalty(model_name), config.image_size, device, "penalty")
-            version["penalty_sha256"] = penalty.sha256
-    if isinstance(config, DiffusionADConfig):
+    if config.wants.penalty:
+        penalty = PhotoSet(project.penalty(model_name), config.image_size, device, "penalty")
+        version["penalty_sha256"] = penalty.sha256
+    if config.wants.textures:
         textures = PhotoSet(project.textures(model_name), config.image_size, device, "textures")
         version["textures_sha256"] = textures.sha256
     return Inputs(model_name, config, teacher, penalty, textures, version)

@@ -1,6 +1,5 @@
 """The loop: any learner, step by step; resumable at any moment, ended by a bad loss."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -21,7 +21,7 @@ from pipelines.tracking.runs import OpenRun
 from pipelines.training.checkpoint import Checkpoint
 
 CHECKPOINT_SECONDS = 30.0  # how much work a kill may cost; has no effect on the result
-LOG_POINTS = 200  # points in a loss curve, however long training is
+LOG_POINTS = 200  # points in a curve, however long training is
 Training = tuple[Optimizer, LRScheduler] | None
 B = TypeVar("B")  # what a batch is to this learner
 
@@ -46,26 +46,49 @@ class Schedule:
 
 
 @dataclass(slots=True)
-class _LossLog:
-    """Loss terms averaged between the points of the curve, held back until the checkpoint that covers them.
+class _Curves:
+    """The points of a run's curves, held back until the checkpoint that covers them.
 
-    `progress_percent` goes with them: an axis on which runs of different length lie over one another.
+    Loss terms are averaged between the points; their sums stay on the device until then. Learning rate and gradient
+    norm are those of the step at the point. `progress_percent` goes with them: an axis on which runs of different
+    length lie over one another.
     """
 
     every: int
     total: int
     points: list[tuple[str, float, int]] = field(default_factory=list)
-    _sums: dict[str, float] = field(default_factory=dict)
+    _sums: dict[str, Tensor] = field(default_factory=dict)
     _count: int = 0
 
-    def add(self, terms: dict[str, float], step: int) -> None:
+    def add(self, terms: dict[str, Tensor], optimizer: Optimizer, step: int) -> None:
+        """Take in a step's terms, in float64, when the optimiser has its gradients and has not used them."""
         for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._count += 1
         if (step + 1) % self.every == 0:
-            self.points.append(("progress_percent", 100 * (step + 1) / self.total, step + 1))
-            self.points += [(f"loss.{name}", value / self._count, step + 1) for name, value in self._sums.items()]
+            means = (torch.stack(list(self._sums.values())) / self._count).tolist()
+            found = {
+                "progress_percent": 100 * (step + 1) / self.total,
+                **_learning_rates(optimizer),
+                "gradient_norm": _gradient_norm(optimizer),
+                **{f"loss.{name}": mean for name, mean in zip(self._sums, means, strict=True)},
+            }
+            self.points += [(name, value, step + 1) for name, value in found.items()]
             self._sums, self._count = {}, 0
+
+
+def _learning_rates(optimizer: Optimizer) -> dict[str, float]:
+    """The rate; that of each parameter group if they differ."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if len(set(rates)) == 1:
+        return {"learning_rate": rates[0]}
+    return {f"learning_rate.{number}": rate for number, rate in enumerate(rates)}
+
+
+def _gradient_norm(optimizer: Optimizer) -> float:
+    """Over all parameters; before any clipping, which is part of the optimiser's step."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return float(get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None))
 
 
 def run_steps(
@@ -76,13 +99,13 @@ def run_steps(
     run: OpenRun,
     console: Console,
 ) -> None:
-    """Take the schedule's batches, with checkpoints, loss curves and a progress bar.
+    """Take the schedule's batches, with checkpoints, curves and a progress bar.
 
     Raises:
         TrainingDiverged: a term is not finite; the parameters are those before the step.
     """
     seed, first, total = schedule.seed, schedule.first, schedule.total
-    log = _LossLog(every=max(1, total // LOG_POINTS), total=total)
+    curves = _Curves(every=max(1, total // LOG_POINTS), total=total)
     generator = torch.Generator(device=data.device)
     saved = time.monotonic()
     learner.module.train()
@@ -94,30 +117,30 @@ def run_steps(
             generator.manual_seed(step_seed(seed, step))
             batch = data.training_batch(seed, step, schedule.batch_size)
             for terms in learner.losses(batch, contract.Progress(step, total, generator)):
-                log.add(_optimise(terms, learner.training, step), step)
-            _show(bar, task, step + 1, rate, log)
+                _optimise(terms, learner.training, step, curves)
+            _show(bar, task, step + 1, rate, curves)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == total:
-                run.metric_points(log.points)
-                log.points.clear()
+                run.metric_points(curves.points)
+                curves.points.clear()
                 checkpoint.save(step + 1, learner.module, learner.training)
                 saved = time.monotonic()
 
 
-def _optimise(terms: dict[str, Tensor], training: tuple[Optimizer, LRScheduler], step: int) -> dict[str, float]:
+def _optimise(terms: dict[str, Tensor], training: tuple[Optimizer, LRScheduler], step: int, curves: _Curves) -> None:
     """One optimiser step on the sum of the terms; a term that is not finite stops the run before the update."""
     optimizer, scheduler = training
-    values = {name: float(term.detach()) for name, term in terms.items()}
-    if not all(map(math.isfinite, values.values())):
-        listed = ", ".join(f"{name} = {value:g}" for name, value in values.items())
+    values = torch.stack([term.detach() for term in terms.values()]).double()
+    if not bool(values.isfinite().all()):  # the one wait for the device in a step
+        listed = ", ".join(f"{name} = {value:g}" for name, value in zip(terms, values.tolist(), strict=True))
         raise TrainingDiverged(
             f"step {step}: a loss is not finite ({listed}); lower the learning rate or check the data"
         )
     loss = torch.stack([term for term in terms.values() if term.requires_grad]).sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+    curves.add(dict(zip(terms, values.unbind(), strict=True)), optimizer, step)
     optimizer.step()
     scheduler.step()
-    return values
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -135,6 +158,6 @@ class _Rate:
         return (step - self._first) / max(time.monotonic() - self._started, 1e-9)
 
 
-def _show(bar: Progress, task: TaskID, step: int, rate: _Rate, log: _LossLog) -> None:
-    loss = f"{log.points[-1][0].removeprefix('loss.')} {log.points[-1][1]:.4g}" if log.points else ""
+def _show(bar: Progress, task: TaskID, step: int, rate: _Rate, curves: _Curves) -> None:
+    loss = f"{curves.points[-1][0].removeprefix('loss.')} {curves.points[-1][1]:.4g}" if curves.points else ""
     bar.update(task, completed=step, rate=f"{rate.at(step):.1f} steps/s", loss=loss)

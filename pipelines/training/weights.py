@@ -7,7 +7,6 @@ that has learnt nothing cannot stand in for one that has.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import requests
 import torch
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import anomaly_models
-from anomaly_models.base import ModelError
+from anomaly_models.base import AnomalyModel, ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from pipelines.errors import WeightsError
 
@@ -52,13 +51,7 @@ def pretrained_backbone(config: BackboneConfig) -> Backbone:
     return backbone
 
 
-class Taught(Protocol):
-    """A model that learns from a teacher, whose weights `load_teacher` takes or refuses with a ModelError."""
-
-    def load_teacher(self, state: Mapping[str, Tensor]) -> None: ...
-
-
-def load_teacher_into(model: Taught, path: Path, remedy: str) -> None:
+def load_teacher_into(model: AnomalyModel, path: Path, remedy: str) -> None:
     """Put in the teacher of the file: one that `distill` made, or a published one.
 
     Raises:

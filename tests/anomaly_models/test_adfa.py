@@ -12,7 +12,7 @@ import pytest
 import torch
 from einops import rearrange
 from pydantic import ValidationError
-from tiny_models import SETTINGS, onnx_session
+from tiny_models import SETTINGS, exported
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -636,10 +636,10 @@ def test_resumed_training_ends_with_the_same_bits(train: Tensor) -> None:
 def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], tmp_path: Path) -> None:
     """The contract suite covers candidates."""
     model = fitted(train, objective=objective)
-    session = onnx_session(model, SIDE, tmp_path / "model.onnx")
+    detector = exported(model, SIDE, tmp_path / "model.onnx")
     expected = model(test)
     for number in (1, 4):
-        anomaly_map, score = session.run(None, {"image": test[:number].numpy()})
+        anomaly_map, score = detector(test[:number].numpy())
         np.testing.assert_allclose(anomaly_map, expected.anomaly_map[:number].numpy(), rtol=0, atol=1e-4)
         np.testing.assert_allclose(score, expected.score[:number].numpy(), rtol=0, atol=1e-4)
 

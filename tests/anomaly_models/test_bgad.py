@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
-from tiny_models import onnx_session
 from torch import Tensor, nn
 
 from anomaly_models import bgad
@@ -874,19 +872,6 @@ def test_folded_model_is_the_same_function(features: str) -> None:
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.score, expected.score, rtol=0, atol=1e-5)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-@torch.no_grad()
-def test_onnx_of_the_folded_model(tmp_path: Path) -> None:
-    with torch.enable_grad():
-        model = trained(model_of(features="whitened"))
-    model.eval().calibrate([normals(4, seed=30)])
-    session = onnx_session(model.exportable(), SIZE, tmp_path / "model.onnx")
-    for number in (1, 4):
-        image = images(number, seed=32)
-        expected = model(image)
-        for value, reference in zip(session.run(None, {"image": image.numpy()}), expected, strict=True):
-            np.testing.assert_allclose(value, reference.numpy(), rtol=0, atol=1e-4)
 
 
 # --- what users can get wrong

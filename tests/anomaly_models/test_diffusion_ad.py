@@ -13,7 +13,7 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from tiny_models import onnx_session
+from tiny_models import exported
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -909,13 +909,13 @@ def test_folding_leaves_no_step_and_no_batch_normalisation() -> None:
 def test_exported_graph_agrees_and_holds_no_embedding(tmp_path: Path) -> None:
     model = trained_randomly(unet=small_unet(image_size=32, attention_sizes=[16]))
     path = tmp_path / "model.onnx"
-    session = onnx_session(model.exportable(), SIZE, path)
+    detector = exported(model, SIZE, path)
     operations = {node.op_type for node in onnx.load(path).graph.node}
     assert not {"Sin", "Cos", "Gemm", "BatchNormalization", "RandomNormal"} & operations
     for number in (1, 4):
         image = smooth_images(number, seed=3)
         expected = model(image)
-        for found, reference in zip(session.run(None, {"image": image.numpy()}), expected, strict=True):
+        for found, reference in zip(detector(image.numpy()), expected, strict=True):
             np.testing.assert_allclose(found, reference.numpy(), rtol=0, atol=1e-5)
 
 

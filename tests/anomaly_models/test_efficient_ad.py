@@ -12,7 +12,7 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
-from tiny_models import onnx_session
+from tiny_models import exported
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as torchvision_functional
 
@@ -488,12 +488,12 @@ def test_folded_is_the_same_function(calibrated: EfficientAD) -> None:
 
 @torch.no_grad()
 def test_onnx_of_the_folded_model(calibrated: EfficientAD, tmp_path: Path) -> None:
-    session = onnx_session(calibrated.exportable(), SIZE, tmp_path / "model.onnx")
+    detector = exported(calibrated, SIZE, tmp_path / "model.onnx")
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) == 4 + 4 + 14
     for batch_size in (1, 4):
         image = textures(batch_size, seed=9)
-        anomaly_map, score = session.run(None, {"image": image.numpy()})
+        anomaly_map, score = detector(image.numpy())
         expected = calibrated(image)
         np.testing.assert_allclose(anomaly_map, expected.anomaly_map.numpy(), rtol=0, atol=1e-4)
         np.testing.assert_allclose(score, expected.score.numpy(), rtol=0, atol=1e-4)

@@ -62,7 +62,7 @@ def defects_of(project):
     config = params.model_config_of("diffusion_ad")
     data = PreparedData(project.prepared(CATEGORY), SIZE, CPU)
     batches = find_inputs("diffusion_ad", config, project, CPU).added_to(data)
-    return training_defects(batches, config, params.train.seed)
+    return training_defects(batches, config.wants.synthesis, config.batch_size, params.train.seed)
 
 
 @pytest.mark.parametrize("surface", [True, False])

@@ -1,15 +1,18 @@
-"""EfficientAD through its verbs: teacher, penalty images, training that is killed and goes on, evaluation, export."""
+"""What models want reaches them; EfficientAD through its verbs, from a killed training to the exported file."""
 
 import hashlib
 import zipfile
 from dataclasses import replace
 
 import pytest
+import tiny_models
 import torch
-from conftest import CATEGORY, tiny_params, write_params
+from conftest import CATEGORY, MeanColour, MeanColourConfig, tiny_params, write_params
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from anomaly_models.base import Wants
+from anomaly_models.common.synthesis import SynthesisConfig
 from anomaly_models.efficient_ad import EfficientAD, patch_description_network
 from pipelines.errors import WeightsError
 from pipelines.files import read_json
@@ -92,6 +95,63 @@ def test_from_textures_to_a_file_that_decides(root, blemish, efficient_ad, monke
     resumed = load_file(root / "models/efficient_ad" / CATEGORY / "model.safetensors")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     succeed(blemish, ["evaluate", *cell], ["export", *cell])
+
+
+@pytest.fixture
+def demanding(root, sixth_model, monkeypatch):
+    """A sixth model that wants all there is; gives the batches and the teacher that training hands to it."""
+    values = tiny_params()
+    values["prepare"]["anomalous_train"] = {"count": 2, "protocol": "spread"}
+    values["penalty"] = values["textures"] = {sixth_model: {"image_size": 64, "limit": 5}}
+    values["models"] = {sixth_model: {"image_size": 64, "batch_size": 3, "steps": 2, "learning_rate": 0.05}}
+    write_params(root, values)
+    wants = Wants(
+        anomalies=2,
+        foreground=True,
+        penalty=True,
+        textures=True,
+        teacher="teacher.safetensors",
+        synthesis=SynthesisConfig(**tiny_models.SYNTHESIS),
+    )
+    batches, teachers, losses = [], [], MeanColour.losses
+
+    def watched(self, batch, progress):
+        batches.append(batch)
+        return losses(self, batch, progress)
+
+    monkeypatch.setattr(MeanColourConfig, "wants", wants)
+    monkeypatch.setattr(MeanColour, "losses", watched)
+    monkeypatch.setattr(MeanColour, "load_teacher", lambda _, state: teachers.append(state))
+    return batches, teachers
+
+
+def test_a_sixth_model_gets_what_it_wants(root, blemish, sixth_model, demanding):
+    batches, teachers = demanding
+    cell = (sixth_model, CATEGORY)
+    succeed(blemish, ["download", "demo_textures"], ["prepare", CATEGORY])
+    assert blemish("train", *cell).err == (
+        "error: teacher teacher.safetensors: no such file; run `blemish distill mean_colour`, or correct "
+        "models.mean_colour.teacher\n"
+    )
+    save_file({"weight": torch.ones(1)}, root / "teacher.safetensors")
+    for kind in ("penalty", "textures"):
+        assert f"run `blemish {kind} mean_colour`" in blemish("train", *cell).err
+        succeed(blemish, [kind, sixth_model])
+    succeed(blemish, ["train", *cell])
+    assert teachers == [{"weight": torch.ones(1)}]
+    assert len(batches) == 2
+    for batch in batches:
+        assert batch.label.tolist() == [False] * 3 + [True] * 2
+        assert batch.foreground.shape == (5, 1, 64, 64)
+        assert batch.penalty.shape == batch.texture.shape == batch.image.shape
+    inputs = read_json(root / "models" / sixth_model / CATEGORY / "run.json")["settings"]["inputs"]
+    assert inputs.keys() == {"teacher_sha256", "penalty_sha256", "textures_sha256"}
+    succeed(blemish, ["synthesis", CATEGORY, "--model", sixth_model, "--number", "1"])
+
+
+def test_a_model_that_wants_nothing_gets_nothing(root, blemish, sixth_model):
+    succeed(blemish, ["prepare", CATEGORY], ["train", sixth_model, CATEGORY])
+    assert read_json(root / "models" / sixth_model / CATEGORY / "run.json")["settings"]["inputs"] == {}
 
 
 def test_what_is_missing_is_one_line(root, blemish, efficient_ad):

@@ -58,19 +58,6 @@ def test_a_cell_leaves_weights_settings_and_a_finished_run(project, console):
 
 
 @pytest.mark.usefixtures("prepared")
-def test_losses_are_logged_by_step(project, sixth_model, console):
-    run(project, sixth_model, console)
-    (only,) = runs(project)
-    history = MlflowClient(store.tracking_uri(project.root)).get_metric_history(only.info.run_id, "loss.distance")
-    assert [point.step for point in history] == list(range(1, 13))
-    assert history[-1].value < history[0].value
-    # an axis on which runs of different length lie over one another
-    client = MlflowClient(store.tracking_uri(project.root))
-    progress = client.get_metric_history(only.info.run_id, "progress_percent")
-    assert [(p.step, p.value) for p in progress[5::6]] == [(6, 50.0), (12, 100.0)]
-
-
-@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize("killed_at", [0, 5, 11])
 def test_an_interrupted_run_ends_with_the_same_bits(project, sixth_model, console, monkeypatch, killed_at):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)

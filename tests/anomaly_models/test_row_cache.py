@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomaly_models.common import feature_cache
 from anomaly_models.common.backbones import Backbone, BackboneConfig
-from anomaly_models.common.feature_cache import FeatureCache
+from anomaly_models.common.row_cache import RowCache
 
 
 class Counting(Backbone):
@@ -29,19 +28,19 @@ def image() -> Tensor:
 
 
 def test_maps_are_the_backbones_and_do_not_depend_on_what_is_known(backbone: Counting, image: Tensor) -> None:
-    cache, rows = FeatureCache(), torch.tensor([7, 2, 5, 0])
+    cache, rows = RowCache(), torch.tensor([7, 2, 5, 0])
     first = cache(backbone, image, rows)
     for layer, expected in zip(first, backbone(image), strict=True):
         torch.testing.assert_close(layer, expected)
         assert not layer.requires_grad
-    for found in (cache(backbone, image, rows), cache(backbone, image, None), FeatureCache()(backbone, image, rows)):
+    for found in (cache(backbone, image, rows), cache(backbone, image, None), RowCache()(backbone, image, rows)):
         assert all(torch.equal(a, b) for a, b in zip(found, first, strict=True))
     one = cache(backbone, image[2:3], rows[2:3])
     assert all(torch.equal(a, b[2:3]) for a, b in zip(one, first, strict=True))
 
 
 def test_a_row_is_computed_once_and_an_unknown_image_each_time(backbone: Counting, image: Tensor) -> None:
-    cache = FeatureCache()
+    cache = RowCache()
     cache(backbone, image, torch.tensor([3, 1, 3, 2]))
     assert backbone.seen == 3
     cache(backbone, image[:2], torch.tensor([2, 9]))
@@ -53,10 +52,23 @@ def test_a_row_is_computed_once_and_an_unknown_image_each_time(backbone: Countin
     assert backbone.seen == 9
 
 
-def test_what_does_not_fit_is_computed_anew(backbone: Counting, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_computed_anew(backbone: Counting, image: Tensor) -> None:
     size = sum(layer[:1].numel() * 4 for layer in backbone(image))
-    monkeypatch.setattr(feature_cache, "CACHE_BYTES", 2 * size)
-    cache, backbone.seen = FeatureCache(), 0
+    cache, backbone.seen = RowCache(2 * size), 0
     for expected in (4, 6):  # rows 0 and 1 fit
         cache(backbone, image, torch.arange(4))
         assert backbone.seen == expected
+
+
+def test_several_at_once_are_computed_together(backbone: Counting, image: Tensor) -> None:
+    sizes = []
+
+    def compute(batch: Tensor) -> list[Tensor]:
+        sizes.append(len(batch))
+        return backbone(batch)
+
+    cache = RowCache()
+    cache(compute, image[:1], torch.tensor([8]))
+    found = cache(compute, image, torch.tensor([8, 6, 7, 6]), at_once=3)
+    assert sizes == [1, 2]
+    assert all(torch.equal(layer[1], layer[3]) for layer in found)

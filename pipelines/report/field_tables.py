@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.evaluation.certainty import AVERAGE
+from pipelines.numbers import decimal
 from pipelines.report.literature import MVTEC_AD_ORDER, Published, is_mvtec_ad, load_published
 
 FIELD_METRICS = {
@@ -57,7 +58,7 @@ class FieldTable:
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
         lines.append(["*Test images*", *(f"*{n}*" for n in (sum(self.test_images), *self.test_images))])
         for row in self.rows:
-            shown = [_percent(value) for value in (row.average, *row.values)]
+            shown = [decimal(value) for value in (row.average, *row.values)]
             places = (AVERAGE, *self.categories)
             marked = [f"**{text}**" if place in row.best else text for text, place in zip(shown, places, strict=True)]
             mark = f" <sup>{' '.join(row.notes)}</sup>" if row.notes else ""
@@ -105,7 +106,7 @@ class FieldTable:
             if before is not None and (before == _OURS) != (row.source == _OURS):
                 yield r"\midrule"
             before = row.source
-            shown = [_percent(value) for value in (row.average, *row.values)]
+            shown = [decimal(value) for value in (row.average, *row.values)]
             places = (AVERAGE, *self.categories)
             marked = [rf"\textbf{{{t}}}" if place in row.best else t for t, place in zip(shown, places, strict=True)]
             mark = f"$^{{{','.join(row.notes)}}}$" if row.notes else ""
@@ -219,10 +220,6 @@ def category_title(category: str) -> str:
 
 def _times_100(value: float | None) -> float | None:
     return None if value is None else 100 * value
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _letter(number: int) -> str:

@@ -7,31 +7,12 @@ from urllib.parse import quote
 
 from pipelines.evaluation.certainty import AVERAGE
 from pipelines.evaluation.measures import METRICS
+from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, score, seconds, spread
 from pipelines.paths import Project
 from pipelines.report.summary import Cell, Summary
 
 _SPOKEN_OF = ("image_auroc", "aupro_30")  # metrics whose comparisons are written out
 _SEED_METRICS = ("image_auroc", "pixel_auroc", "pixel_f1_max", "aupro_30")
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _one_digit(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _interval(value: Sequence[float] | None) -> str:
-    return "-" if value is None else f"{100 * value[0]:.1f} to {100 * value[1]:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +26,10 @@ class Column:
 
 COLUMNS = (
     *(Column(metric.key, metric.title + " (oracle)" * metric.oracle, percent) for metric in METRICS),
-    Column("train_steps", "Steps", _count),
-    Column("train_seconds", "Train, s", _seconds),
-    Column("latency_ms", "Latency, ms", _one_digit),
-    Column("onnx_megabytes", "ONNX, MB", _one_digit),
+    Column("train_steps", "Steps", count),
+    Column("train_seconds", "Train, s", seconds),
+    Column("latency_ms", "Latency, ms", decimal),
+    Column("onnx_megabytes", "ONNX, MB", decimal),
 )
 
 
@@ -81,7 +62,7 @@ def leaderboard_table(summary: Summary) -> str:
         group = [cell for cell in summary["cells"] if cell["model"] == row["model"]]
         rows += [_row(cell, columns, with_intervals) for cell in group]
         if len(group) > 1:
-            rows.append([f"**{text}**" if text != "-" else "" for text in _row(row, columns, with_intervals)])
+            rows.append([f"**{text}**" if text != UNKNOWN else "" for text in _row(row, columns, with_intervals)])
     return markdown_table(header, rows)
 
 
@@ -89,7 +70,7 @@ def _row(cell: Cell, columns: Sequence[Column], with_intervals: bool) -> list[st
     names, figures = [cell["model"], cell["category"]], [c.show(cell.get(c.key)) for c in columns]
     if not with_intervals:
         return [*names, *figures]
-    return [*names, test_images(cell), figures[0], _interval(cell["intervals"].get(columns[0].key)), *figures[1:]]
+    return [*names, test_images(cell), figures[0], interval(cell["intervals"].get(columns[0].key)), *figures[1:]]
 
 
 def test_images(cell: Cell) -> str:
@@ -110,7 +91,7 @@ def champion_table(summary: Summary) -> str:
 
 
 def _champion(found: Mapping[str, Any]) -> str:
-    return "-" if found["best"] is None else " = ".join([found["best"], *found["tied_with"]])
+    return UNKNOWN if found["best"] is None else " = ".join([found["best"], *found["tied_with"]])
 
 
 def sentences(summary: Summary, metrics: Sequence[str] = _SPOKEN_OF) -> list[str]:
@@ -129,7 +110,7 @@ def headlines(summary: Summary) -> list[str]:
     titles = {metric["key"]: metric["title"] for metric in summary["metrics"]}
     figures = [
         ", ".join(
-            f"{titles[key]} {percent(row[key])} ({_interval(row['intervals'].get(key))})"
+            f"{titles[key]} {percent(row[key])} ({interval(row['intervals'].get(key))})"
             for key in _SPOKEN_OF
             if row[key] is not None
         )
@@ -163,7 +144,7 @@ def _seed_titles(summary: Summary) -> list[str]:
 
 def _spreads(seeds: Mapping[str, Any]) -> list[str]:
     found = [seeds["metrics"].get(key) for key in _SEED_METRICS]
-    return ["-" if s is None else f"{100 * s['mean']:.1f} ± {100 * s['sd']:.1f}" for s in found]
+    return [UNKNOWN if s is None else spread(s["mean"], s["sd"]) for s in found]
 
 
 def latency_table(summary: Summary) -> str:
@@ -173,14 +154,14 @@ def latency_table(summary: Summary) -> str:
         if (found := cell["latency"]) is None:
             continue
         parts = [found["milliseconds"][part] for part in ("decode", "resize", "network", "postprocess", "total")]
-        shown = [" / ".join(f"{part[p]:.1f}" for p in ("p50", "p95", "p99")) for part in parts]
+        shown = [" / ".join(decimal(part[p]) for p in ("p50", "p95", "p99")) for part in parts]
         throughput = found["throughput"]
         rows.append(
             [
                 cell["model"],
                 cell["category"],
                 *shown,
-                f"{throughput['images_per_second']:.1f} in batches of {throughput['batch_size']}",
+                f"{decimal(throughput['images_per_second'])} in batches of {throughput['batch_size']}",
                 str(found["num_runs"]),
             ]
         )
@@ -223,12 +204,12 @@ def threshold_table(summary: Summary) -> str:
                 cell["model"],
                 cell["category"],
                 str(t["num_images"]),
-                f"{t['value']:.4g}",
+                score(t["value"]),
                 percent(t["rate_requested"]) + ("" if t["attainable"] else " †"),
                 percent(t["expected_rate"]),
-                f"{percent(t['interval_low'])} to {percent(t['interval_high'])}",
+                interval((t["interval_low"], t["interval_high"])),
                 f"{percent(cell['false_alarms'])} of {good}",
-                "-" if t["oracle"] is None else f"{t['oracle']:.4g}",
+                score(t["oracle"]),
             ]
         )
     text = markdown_table(header, rows)
@@ -246,7 +227,7 @@ def defect_table(summary: Summary) -> str:
             defect,
             str(found["count"]),
             percent(found["recall"]),
-            _interval(found["recall_interval"]),
+            interval(found["recall_interval"]),
             percent(found["recall_at_rate"]),
             percent(found["auroc"]),
         ]

@@ -9,8 +9,10 @@ security policy allows this one script and no connection.
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,8 +20,9 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 
-from pipelines.evaluation.certainty import AVERAGE
+from pipelines.evaluation.certainty import AVERAGE, share_interval
 from pipelines.files import atomic_file, read_json
+from pipelines.numbers import count, decimal, interval, percent, rate, score, spread
 from pipelines.paths import Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
 from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
@@ -97,7 +100,7 @@ def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"page": page, "number": _number}
+    environment.filters |= {"page": page, "count": count, "decimal": decimal}
     report = {
         "dataSet": summary["data_set"],
         "categories": summary["categories"],
@@ -137,19 +140,6 @@ def _csp_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _rate(share: float) -> str:
-    """With its unit, which does not leave it at the end of a line."""
-    return f"{100 * share:.3g}\u00a0%"
-
-
-def _percent(value: float | None) -> str:
-    return _number(None if value is None else 100 * value, 1)
-
-
 # ---- the leaderboard -----------------------------------------------------------------------------------------------
 
 
@@ -157,13 +147,12 @@ def _facts(summary: Summary) -> str:
     cells = summary["cells"]
     seeds = sorted({seed for cell in cells for seed in (cell["seeds"] or {"seeds": [cell["seed"]]})["seeds"]})
     sizes = sorted({cell["protocol"]["image_size"] for cell in cells})
-    rate = _rate(cells[0]["threshold"]["rate_requested"])
     models = _counted(len(summary["models"]), "model")
     categories = _counted(len(summary["categories"]), "category", "categories")
     return (
         f"{models} on {categories} of {summary['data_set']}, {' and '.join(map(str, sizes))} px, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
-        f"Thresholds are set on held-out good parts for {rate} false alarms."
+        f"Thresholds are set on held-out good parts for {rate(cells[0]['threshold']['rate_requested'])} false alarms."
     )
 
 
@@ -236,7 +225,7 @@ def _num_images(cell: Cell) -> int:
 
 
 def _figure(cell: Cell, key: str, model: str, champion: Mapping[str, Any] | None) -> _Figure:
-    value, interval = cell.get(key), (cell.get("intervals") or {}).get(key)
+    value, ends = cell.get(key), (cell.get("intervals") or {}).get(key)
     seeds = (cell["seeds"] or {"metrics": {}})["metrics"].get(key)
     mark = ""
     if champion and champion["best"]:
@@ -245,9 +234,9 @@ def _figure(cell: Cell, key: str, model: str, champion: Mapping[str, Any] | None
             mark = "tie" if len(leaders) > 1 else "best"
     return _Figure(
         value=value,
-        text=_percent(value),
-        interval=f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "",
-        spread=f"{_percent(seeds['mean'])} ± {_percent(seeds['sd'])}" if seeds else "",
+        text=percent(value),
+        interval=interval(ends) if ends else "",
+        spread=spread(seeds["mean"], seeds["sd"]) if seeds else "",
         mark=mark,
         href="" if cell["category"] == AVERAGE or value is None else page(cell["category"], model),
     )
@@ -290,8 +279,18 @@ def _category(
         "hasMasks": gallery.has_masks,
         "images": [[image.path, image.defect, image.label] for image in gallery.images.values()],
         "pictures": pictures,
+        "intervals": _intervals(gallery),
         "cells": {model: _cell(cell, project, gallery, model) for model, cell in cells.items()},
     }
+
+
+def _intervals(gallery: CategoryGallery) -> dict[int, list[tuple[float, float]]]:
+    """Number of images -> the interval of each share of them, of every group that the page counts: as in the tables."""
+    sizes = set[int]()
+    for tested in gallery.tested.values():
+        for of in (attrgetter("defect"), attrgetter("label")):
+            sizes.update(Counter(map(of, tested.values())).values())
+    return {size: [share_interval(hits / size, size) for hits in range(size + 1)] for size in sorted(sizes)}
 
 
 def _cell(cell: Cell, project: Project, gallery: CategoryGallery, model: str) -> dict[str, Any]:
@@ -309,11 +308,11 @@ def _cell(cell: Cell, project: Project, gallery: CategoryGallery, model: str) ->
 
 def _threshold_note(threshold: Mapping[str, Any]) -> str:
     parts = _counted(threshold["num_images"], "held-out good part")
-    low, high = _rate(threshold["interval_low"]), _rate(threshold["interval_high"])
+    low, high = rate(threshold["interval_low"]), rate(threshold["interval_high"])
     text = (
-        f"The deployed threshold {threshold['value']:.4g} was set on {parts} for {_rate(threshold['rate_requested'])} "
-        f"false alarms; expected on further parts like them are {_rate(threshold['expected_rate'])} "
-        f"(95\u00a0% interval {low} to {high})."
+        f"The deployed threshold {score(threshold['value'])} was set on {parts} for "
+        f"{rate(threshold['rate_requested'])} false alarms; expected on further parts like them are "
+        f"{rate(threshold['expected_rate'])} (95\u00a0% interval {low} to {high})."
     )
     if threshold["attainable"]:
         return text

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pipelines.evaluation.measures import METRICS
 from pipelines.files import atomic_folder, write_json
+from pipelines.numbers import percent
 from pipelines.paths import Project
 from pipelines.report.field_tables import write_tables
-from pipelines.report.markdown import COLUMNS, headlines, percent, report_markdown
+from pipelines.report.markdown import COLUMNS, headlines, report_markdown
 from pipelines.report.summary import Cell, Summary, summarise
 from pipelines.settings.params import Params
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import StageError
 from pipelines.files import read_json
+from pipelines.numbers import narrow_interval
 from pipelines.paths import Project
 from pipelines.report.markdown import COLUMNS, Column, against_the_best, test_images
 from pipelines.report.summary import Cell
@@ -58,7 +59,6 @@ def print_results(project: Project, console: "Console") -> None:
 
 def _short_row(cell: Cell, columns: Sequence[Column]) -> list[str]:
     """For a terminal of 80 columns."""
-    interval = cell["intervals"].get(columns[0].key)
-    ends = "-" if interval is None else f"{100 * interval[0]:.0f}-{100 * interval[1]:.0f}"
+    ends = narrow_interval(cell["intervals"].get(columns[0].key))
     first, *rest = (column.show(cell.get(column.key)) for column in columns)
     return [cell["model"], cell["category"], test_images(cell).replace(" ", ""), first, ends, *rest]

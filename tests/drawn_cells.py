@@ -2,14 +2,16 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, images_file, masks_file
 from pipelines.files import write_json
-from pipelines.paths import Project
-from pipelines.pictures.panels import KeptMaps, Picture, Thresholds, save_strip
+from pipelines.paths import INDEX_FILE, Project
+from pipelines.pictures.panels import KeptMaps, Picture, Thresholds
 
 THRESHOLDS = Thresholds(score=2.0, pixel=1.0)
 METRICS = (
@@ -46,10 +48,26 @@ def picture(
     )
 
 
-def write_evaluation(
-    project: Project, model: str, category: str, pictures: Sequence[Picture], strips: bool = True
-) -> Path:
-    """What `evaluate` would leave, in so far as pictures are made of it."""
+def write_prepared(project: Project, category: str, pictures: Sequence[Picture]) -> Path:
+    """The test images as `prepare` would leave them."""
+    folder = project.prepared(category)
+    folder.mkdir(parents=True)
+    masked = [p for p in pictures if p.label and p.truth is not None]
+    rows = {p.path: row for row, p in enumerate(masked)}
+    images = [
+        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, None, rows.get(p.path)) for p in pictures
+    ]
+    (side,) = {len(p.rgb) for p in pictures}
+    np.save(images_file(folder, side), np.stack([p.rgb for p in pictures]))
+    if masked:
+        np.save(masks_file(folder, side), np.stack([p.truth for p in masked]))
+    index = PreparedIndex(category, "folder", (side,), 255, bool(masked), False, {}, "", (), tuple(images))
+    write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
+    return folder
+
+
+def write_evaluation(project: Project, model: str, category: str, pictures: Sequence[Picture]) -> Path:
+    """What `evaluate` would leave, in so far as the report's page is made of it."""
     folder = project.evaluation(model, category)
     folder.mkdir(parents=True)
     with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
@@ -60,10 +78,7 @@ def write_evaluation(
             writer.writerow([p.path, "test", p.defect, int(p.label), repr(p.score), decision, "1.00"])
         writer.writerow(["train/good/000.png", "holdout", "good", 0, "1.5", "good", "1.00"])
     write_json(folder / "evaluation.json", {"threshold": threshold()})
-    KeptMaps.of(((p.anomaly_map, (p.width, p.height)) for p in pictures), THRESHOLDS.pixel, has_masks=True).save(folder)
-    if strips:
-        for p in pictures:
-            save_strip(folder, p, THRESHOLDS)
+    KeptMaps.of(((p.anomaly_map, (p.width, p.height)) for p in pictures), THRESHOLDS.pixel).save(folder)
     curve = [[0.0, 0.5, 1.0], [0.0, 0.8, 1.0]]
     write_json(folder / "curves.json", {"roc": curve, "precision_recall": curve, "pro": [[0.0, 0.3], [0.5, 0.9]]})
     return folder

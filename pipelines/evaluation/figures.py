@@ -44,7 +44,7 @@ def draw(
         save_strip(folder, _picture(result, data), thresholds)
     entries = [data.index.images[result.row] for result in results]
     maps = ((result.anomaly_map, (e.width, e.height)) for result, e in zip(results, entries, strict=True))
-    KeptMaps.of(maps, pixel_threshold, data.index.has_masks).save(folder)
+    KeptMaps.of(maps, pixel_threshold).save(folder)
     groups = [
         (title, [strip(_picture(result, data), thresholds, _SHEET) for result in chosen])
         for title, chosen in telling(results, threshold)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,9 @@ def write(summary: Summary, project: Project, folder: Path) -> Path:
     """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path."""
     cells = {(cell["model"], cell["category"]): cell for cell in summary["cells"]}
     galleries = [
-        CategoryGallery({model: project.evaluation(model, category) for model in summary["models"]})
+        CategoryGallery(
+            project.prepared(category), {model: project.evaluation(model, category) for model in summary["models"]}
+        )
         for category in summary["categories"]
     ]
     quality = choose_quality(galleries, len(cells))
@@ -278,7 +280,7 @@ def _category(
         "name": name,
         "hasMasks": gallery.has_masks,
         "images": [[image.path, image.defect, image.label] for image in gallery.images.values()],
-        "pictures": pictures,
+        "pictures": asdict(pictures),
         "intervals": _intervals(gallery),
         "cells": {model: _cell(cell, project, gallery, model) for model, cell in cells.items()},
     }

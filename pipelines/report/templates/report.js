@@ -450,11 +450,10 @@
       || outside(y > 0, place - width) || outside(y < height - 1, place + width);
   }
 
-  /** What fills a panel's place: a canvas that will be painted, or a word where there is nothing to show. */
+  /** What fills a panel's place: a canvas that will be painted, or a word where the category has no masks. */
   function panelOf(place, model, panel) {
     const { pictures, hasMasks } = state.block;
-    const nothing = !pictures.sizes[place] || (["map", "overlay", "mask"].includes(panel) && !pictures.maps[model][place]);
-    if (nothing || (panel === "truth" && !hasMasks)) return element("span", { class: "blank" }, nothing ? "no picture" : "no mask");
+    if (panel === "truth" && !hasMasks) return element("span", { class: "blank" }, "no mask");
     const [width, height] = pictures.sizes[place];
     return element("canvas", { width, height, role: "img", "aria-label": `${PANELS[panel]} of ${state.block.images[place][0]}` });
   }

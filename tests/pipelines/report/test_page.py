@@ -2,12 +2,13 @@ import hashlib
 import json
 import re
 from base64 import b64encode
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn_cells import picture, summary_of, write_evaluation
+from drawn_cells import picture, summary_of, write_evaluation, write_prepared
 
 from pipelines.paths import Project
 from pipelines.report import gallery
@@ -19,13 +20,14 @@ HOSTILE = "</script><script>alert(1)</script><s onclick='x'>&amp;\u2028"
 
 
 def write_cells(project: Project, models: list[str], categories: list[str], defect: str = "cut") -> None:
-    for model in models:
-        for category in categories:
-            pictures = [
-                picture(f"test/{defect}/0.png", defect, 3.0),
-                picture(f"test/{defect}/1.png", defect, 1.0, seed=1),
-                picture("test/good/0.png", "good", 1.2, seed=2),
-            ]
+    pictures = [
+        picture(f"test/{defect}/0.png", defect, 3.0),
+        picture(f"test/{defect}/1.png", defect, 1.0, seed=1),
+        picture("test/good/0.png", "good", 1.2, seed=2),
+    ]
+    for category in categories:
+        write_prepared(project, category, pictures)
+        for model in models:
             write_evaluation(project, model, category, pictures)
 
 
@@ -231,8 +233,9 @@ def test_a_hostile_category_is_escaped_in_text_and_address(project: Project) -> 
     summary["categories"] = [name]
     summary["cells"][0]["category"] = name
     summary["champions"] = {}
-    (project.evaluation("fapm", name)).parent.mkdir(parents=True)
-    project.evaluation("fapm", "nut").rename(project.evaluation("fapm", name))
+    for folder_of in (partial(project.evaluation, "fapm"), project.prepared):
+        folder_of(name).parent.mkdir(parents=True)
+        folder_of("nut").rename(folder_of(name))
     text = written(project, summary)
     assert text.count("<script>") == 1
     assert page(name, "fapm") == "#/a%2Fb%22%3E%3Cscript%3Ex/fapm"

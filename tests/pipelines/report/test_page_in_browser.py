@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, browse, chromium
-from drawn_cells import picture, summary_of, write_evaluation
+from drawn_cells import picture, summary_of, write_evaluation, write_prepared
 from scipy.stats import binomtest
 
 from pipelines.evaluation.certainty import share_interval
@@ -32,6 +32,8 @@ def write_cells(project: Project) -> None:
                 for number, score in enumerate(scores)
             ]
             write_evaluation(project, model, category, pictures)
+            if model == MODELS[0]:  # all were tested on the same images
+                write_prepared(project, category, pictures)
 
 
 @pytest.fixture(scope="module")
@@ -368,8 +370,9 @@ def test_a_large_report_stays_small_and_quick(
             picture(f"test/{kind}/{n}.png", kind, 1.0 + n / num_images, seed=n, side=256)
             for n, kind in zip(range(num_images), cycle(("good", "cut", "hole")), strict=False)
         ]
+        write_prepared(Project(tmp_path), category, pictures)
         for model in models:
-            write_evaluation(Project(tmp_path), model, category, pictures, strips=model == models[0])
+            write_evaluation(Project(tmp_path), model, category, pictures)
     good = (num_images + 2) // 3
     summary = summary_of(models, categories, num_good=good, num_defects=num_images - good)
     path = html_report.write(summary, Project(tmp_path), tmp_path)

@@ -169,7 +169,7 @@ def export(model: Model, category: Category) -> None:
     project = _project()
     parity = run(model, category, load_checked(project.params), project)
     typer.echo(
-        f"{project.export(model, category) / 'model.onnx'}: {parity.num_images} test images, maps within "
+        f"{project.cell(model, category).onnx}: {parity.num_images} test images, maps within "
         f"{parity.max_map_difference:.1e}, scores within {parity.max_score_difference:.1e}, no decision changed"
     )
 
@@ -181,9 +181,9 @@ def latency(model: Model, category: Category) -> None:
     from pipelines.settings.params import load_params
 
     found = run(model, category, load_params(_project().params), _project())
-    total = found.milliseconds["total"]
+    total = found.milliseconds.total
     typer.echo(
-        f"{model} on {category}: {total['p50']:.1f} ms from file to decision (95 % within {total['p95']:.1f}), "
+        f"{model} on {category}: {total.p50:.1f} ms from file to decision (95 % within {total.p95:.1f}), "
         f"{found.throughput.images_per_second:.1f} images/s in batches of {found.throughput.batch_size}, "
         f"on {found.hardware}"
     )

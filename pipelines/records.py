@@ -26,11 +26,18 @@ class Record(Settings):
         """
         try:
             return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise StageError(f"{path}: not there; {remedy}") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise StageError(
-                f"{path}: damaged, or by another version of Blemish ({where}: {first['msg']}); {remedy}"
-            ) from None
+        except (OSError, ValidationError) as error:
+            raise refusal(path, error, remedy) from None
+
+
+def refusal(path: Path, error: Exception, remedy: str) -> StageError:
+    """Why a file cannot be read, in one line."""
+    if isinstance(error, FileNotFoundError):
+        return StageError(f"{path}: not there; {remedy}")
+    if isinstance(error, OSError):
+        return StageError(f"{path}: {error.strerror}; {remedy}")
+    reason = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+    return StageError(f"{path}: damaged, or by another version of Blemish ({reason}); {remedy}")

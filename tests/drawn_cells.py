@@ -1,6 +1,5 @@
 """Evaluations with drawn pictures, and a summary to go with them, for the report and the animation."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,15 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, images_file, masks_file
+from pipelines.evaluation.outcomes import (
+    Confusion,
+    Counts,
+    Evaluation,
+    HeldOutImage,
+    TestImage,
+    scored,
+    write_predictions,
+)
 from pipelines.files import write_json
 from pipelines.paths import INDEX_FILE, Project
 from pipelines.pictures.panels import KeptMaps, Picture, Thresholds
@@ -68,20 +76,37 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
 
 def write_evaluation(project: Project, model: str, category: str, pictures: Sequence[Picture]) -> Path:
     """What `evaluate` would leave, in so far as the report's page is made of it."""
-    folder = project.evaluation(model, category)
+    cell = project.cell(model, category)
+    folder = cell.evaluated
     folder.mkdir(parents=True)
-    with (folder / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
-        for p in pictures:
-            decision = "defect" if p.score > THRESHOLDS.score else "good"
-            writer.writerow([p.path, "test", p.defect, int(p.label), repr(p.score), decision, "1.00"])
-        writer.writerow(["train/good/000.png", "holdout", "good", 0, "1.5", "good", "1.00"])
-    write_json(folder / "evaluation.json", {"threshold": threshold()})
+    results = [TestImage(n, p.path, p.defect, p.label, p.score, p.anomaly_map, 1.0) for n, p in enumerate(pictures)]
+    held_out = [HeldOutImage("train/good/000.png", 1.5, 1.0, 1.0)]
+    write_predictions(folder, scored(results, held_out, THRESHOLDS.score))
+    evaluation(model, category).save(cell.evaluation)
     KeptMaps.of(((p.anomaly_map, (p.width, p.height)) for p in pictures), THRESHOLDS.pixel).save(folder)
     curve = [[0.0, 0.5, 1.0], [0.0, 0.8, 1.0]]
-    write_json(folder / "curves.json", {"roc": curve, "precision_recall": curve, "pro": [[0.0, 0.3], [0.5, 0.9]]})
+    write_json(cell.curves, {"roc": curve, "precision_recall": curve, "pro": [[0.0, 0.3], [0.5, 0.9]]})
     return folder
+
+
+def evaluation(model: str, category: str) -> Evaluation:
+    """Nothing but the thresholds is looked at."""
+    return Evaluation.model_validate(
+        {
+            **dict.fromkeys(("run_id", "data_set", "data_sha256", "index_sha256", "pixels_sha256"), "0123"),
+            "model": model,
+            "category": category,
+            "settings": {},
+            "protocol": {"image_size": 64, "resolution": "prepared", "mask_resize": "nearest", "pixel_metrics": "exact"}
+            | {"threshold_from": "held-out good parts", "seed": 0},
+            "counts": dict.fromkeys(Counts.model_fields, 20),
+            "metrics": {},
+            "threshold": threshold(),
+            "confusion": dict.fromkeys(Confusion.model_fields, 0),
+            "defects": {},
+            "intervals": {},
+        }
+    )
 
 
 def threshold() -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Evaluations of models that never were: scores and maps of a chosen quality, in the folders that `evaluate` writes."""
 
-import csv
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,17 @@ from scipy.stats import norm
 from pipelines.evaluation.certainty import measure
 from pipelines.evaluation.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics
 from pipelines.evaluation.outcomes import (
-    EVALUATION_FILE,
-    PIXELS_FILE,
-    PREDICTIONS_FILE,
+    Evaluation,
+    HeldOutImage,
+    TestImage,
     bin_edges,
     count_pixels,
     read_outcome,
+    scored,
+    write_predictions,
 )
 from pipelines.evaluation.thresholds import threshold_at
-from pipelines.files import write_json
-from pipelines.paths import Project
+from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, Project
 from pipelines.settings.params import Params, load_params
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -67,7 +67,7 @@ def put_evaluation(
     masks: bool = True,
     alike: float = 0.7,
     **changes: Any,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Write evaluation.json, predictions.csv and pixels.npz into `folder`; `changes` replace entries of the first."""
     labels = np.arange(good + defect) >= good
     types = ["good"] * good + [TYPES[number % len(TYPES)] for number in range(defect)]
@@ -93,16 +93,15 @@ def put_evaluation(
         found = exact.compute()
         metrics |= {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
         metrics |= {"aupro_30": found.aupro_30, "aupro_05": found.aupro_05}
-    with (folder / PREDICTIONS_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
-        rows = [("test", *row) for row in zip(paths, types, labels, scores, strict=True)]
-        rows += [("holdout", f"train/good/{n:03}.png", "good", False, score) for n, score in enumerate(held_out)]
-        for split, path, kind, label, score in rows:
-            decision = "defect" if score > threshold.value else "good"
-            writer.writerow([path, split, kind, int(label), repr(float(score)), decision, "1.50"])
+    blank = np.zeros((1, 1), dtype=np.float32)
+    rows = zip(paths, types, labels.tolist(), scores.tolist(), strict=True)
+    results = [
+        TestImage(row, path, kind, label, score, blank, 1.5) for row, (path, kind, label, score) in enumerate(rows)
+    ]
+    good_parts = [HeldOutImage(f"train/good/{n:03}.png", score, 1.0, 1.5) for n, score in enumerate(held_out.tolist())]
+    write_predictions(folder, scored(results, good_parts, threshold.value))
     found_of = {name: [s > threshold.value for s, t in zip(scores, types, strict=True) if t == name] for name in TYPES}
-    evaluation: dict[str, Any] = {
+    content: dict[str, Any] = {
         "model": model,
         "category": category,
         "run_id": f"run-{model}-{category}-{seed}",
@@ -121,14 +120,13 @@ def put_evaluation(
         },
         "counts": {"train": 40, "holdout": 20, "anomalous_train": 0, "test_normal": good, "test_anomalous": defect},
         "metrics": as_json({**metrics, "threshold": threshold.value, "train_seconds": 12.4, "train_steps": 300}),
-        "pixel_bounds": None,
         "threshold": as_json({**as_json(threshold), "pixel_value": 1.0, "oracle": image.oracle_threshold}),
         "confusion": as_json(counts),
         "defects": {
             name: {
                 "count": len(hits),
                 "recall": sum(hits) / len(hits),
-                "recall_interval": [0.25, 0.75],
+                "recall_interval": (0.25, 0.75),
                 "recall_at_rate": 0.5,
                 "auroc": image.auroc,
             }
@@ -137,8 +135,10 @@ def put_evaluation(
         },
         **changes,
     }
-    evaluation["intervals"] = measure(read_outcome(folder, evaluation, model), 50).intervals
-    write_json(folder / EVALUATION_FILE, evaluation)
+    evaluation = Evaluation.model_validate({**content, "intervals": {}})
+    intervals = measure(read_outcome(folder, evaluation, model), 50).intervals
+    evaluation = evaluation.model_copy(update={"intervals": intervals})
+    evaluation.save(folder / EVALUATION_FILE)
     return evaluation
 
 
@@ -150,8 +150,8 @@ def params_of(models: list[str], categories: list[str]) -> Params:
     return params.model_copy(update={"data": data, "evaluate": evaluate, "models": {name: {} for name in models}})
 
 
-def put(project: Project, model: str, category: str, **options: Any) -> dict[str, Any]:
-    return put_evaluation(project.evaluation(model, category), model, category, **options)
+def put(project: Project, model: str, category: str, **options: Any) -> Evaluation:
+    return put_evaluation(project.cell(model, category).evaluated, model, category, **options)
 
 
 BOTH = params_of(["a", "b"], ["nut", "my bolt"])

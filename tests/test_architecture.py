@@ -27,11 +27,11 @@ ALLOWED = {
     "data": "pictures anomaly_models",
     "preparation": "data pictures",
     "settings": "preparation(config) sources anomaly_models(base)",
-    "training": "data settings tracking anomaly_models",
+    "training": "data preparation(config) settings tracking anomaly_models",
     "teachers": "training data preparation sources settings tracking anomaly_models",
     "evaluation": "training(trained) data pictures settings tracking anomaly_models",
-    "deployment": "inference training(trained) data pictures settings tracking anomaly_models",
-    "report": "evaluation data(index) pictures sources settings tracking",
+    "deployment": "inference training(trained) evaluation(outcomes) data pictures settings tracking anomaly_models",
+    "report": "evaluation deployment(records) data(index) pictures sources settings tracking",
     "preview": "teachers training preparation data pictures settings anomaly_models",
 }
 GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
@@ -43,7 +43,7 @@ TORCH_FREE = (
     *(f"pipelines/preparation/{name}.py" for name in ("config", "layouts", "splits", "prepare")),
     "pipelines/data/index.py",
     *(f"pipelines/evaluation/{name}.py" for name in ("outcomes", "measures", "certainty", "description")),
-    "pipelines/deployment/latency.py",
+    *(f"pipelines/deployment/{name}.py" for name in ("latency", "records")),
     *(f"pipelines/{name}.py" for name in sorted(GROUND - {"device"})),
     "cli.py",
 )

@@ -19,6 +19,15 @@ from pipelines.data.index import PreparedIndex, Split, images_file, masks_file
 from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
+from pipelines.records import Record
+
+
+class DataVersion(Record):
+    """What tells two data sets apart: the images' bytes, and the index of how they were split and resized."""
+
+    category: str
+    sha256: str
+    index_sha256: str
 
 
 class PreparedData:
@@ -46,13 +55,8 @@ class PreparedData:
         self._index_sha256 = hashlib.sha256((folder / INDEX_FILE).read_bytes()).hexdigest()
 
     @property
-    def version(self) -> dict[str, str]:
-        """What tells two data sets apart: the images' bytes, and the index of how they were split and resized."""
-        return {
-            "category": self.index.category,
-            "sha256": self.index.data_sha256,
-            "index_sha256": self._index_sha256,
-        }
+    def version(self) -> DataVersion:
+        return DataVersion(category=self.index.category, sha256=self.index.data_sha256, index_sha256=self._index_sha256)
 
     def rows(self, split: Split) -> list[int]:
         return self.index.rows(split)

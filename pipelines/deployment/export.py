@@ -9,9 +9,7 @@ import io
 import math
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -20,8 +18,9 @@ import torch
 
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
-from pipelines.errors import ExportError, StageError
-from pipelines.files import atomic_folder, read_json, write_json
+from pipelines.deployment.records import Parity
+from pipelines.evaluation.outcomes import Evaluation
+from pipelines.files import atomic_folder
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.paths import Project
 from pipelines.settings.params import Params
@@ -30,29 +29,6 @@ from pipelines.training.trained import load_trained
 
 _EXAMPLE_BATCH = 2  # tracing with one image would fix the batch at one
 _BATCH_CHECK = 4  # the same file must also score several images at once
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far the exported graph is from its original, over real images from their original files."""
-
-    num_images: int
-    tolerance: float
-    max_map_difference: float
-    max_score_difference: float
-    max_batch_difference: float  # of maps and scores, `_BATCH_CHECK` images at once against one by one
-    decisions_changed: int
-    onnxruntime: str
-
-    def check(self, model: str, category: str) -> None:
-        """Raise ExportError if the file must not be kept."""
-        worst = max(self.max_map_difference, self.max_score_difference, self.max_batch_difference)
-        if self.decisions_changed or not worst <= self.tolerance:
-            raise ExportError(
-                f"{model} on {category}: the exported graph differs from the trained model by {worst:.2g} (allowed: "
-                f"{self.tolerance:.2g}) and changes {self.decisions_changed} of {self.num_images} decisions; "
-                "the file was not kept"
-            )
 
 
 def export(model_name: str, category: str, params: Params, project: Project) -> Parity:
@@ -64,39 +40,35 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         ExportError: the graph does not reproduce the model; nothing is kept.
     """
     params.check_category(category)
-    trained = load_trained(project.model(model_name, category), torch.device("cpu"))
-    evaluation = _evaluation(project, model_name, category)
+    cell = project.cell(model_name, category, params.train.seed)
+    trained = load_trained(cell, torch.device("cpu"))
+    threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} first").threshold
     card = ModelCard(
         model=model_name,
         category=category,
         image_size=trained.image_size,
-        white_level=int(trained.run["settings"]["prepare"]["white_level"]),
-        threshold=evaluation["threshold"]["value"],
-        pixel_threshold=evaluation["threshold"]["pixel_value"],
-        false_alarm_rate=evaluation["threshold"]["rate_requested"],
-        run_id=trained.run["run_id"],
-        data_sha256=trained.data_sha256,
-        params=trained.run["settings"],
+        white_level=trained.run.settings.prepare.white_level,
+        threshold=threshold.value,
+        pixel_threshold=threshold.pixel_value,
+        false_alarm_rate=threshold.rate_requested,
+        run_id=trained.run.run_id,
+        data_sha256=trained.run.settings.data.sha256,
+        params=trained.run.settings.model_dump(),
     )
-    with atomic_folder(project.export(model_name, category)) as folder:
-        path = folder / "model.onnx"
+    with atomic_folder(cell.exported) as folder:
+        path = folder / cell.onnx.name
         write_graph(trained.model, path, trained.image_size, params.export.opset, card)
         source = Path(params.data.root) / category
         data = PreparedData(project.prepared(category), trained.image_size, torch.device("cpu"))
         trained.check_data(data)
         parity = measure_parity(trained.model, Detector(path), data, project.root / source, params.export.tolerance)
         parity.check(model_name, category)
-        write_json(folder / "parity.json", asdict(parity))
-    _track(project, params, trained.run, parity, card.image_size)
+        parity.save(folder / cell.parity.name)
+    with cell_run(cell, params.tracking.experiment, card.run_id) as run:
+        run.tags({"parity": parity.model_dump()})
+        run.file(cell.parity, "export")
+        run.onnx_model(cell.onnx, card.image_size)
     return parity
-
-
-def _evaluation(project: Project, model_name: str, category: str) -> dict[str, Any]:
-    path = project.evaluation(model_name, category) / "evaluation.json"
-    if not path.exists():
-        raise StageError(f"{path}: not there; run `blemish evaluate {model_name} {category}` first")
-    evaluation: dict[str, Any] = read_json(path)
-    return evaluation
 
 
 def write_graph(model: AnomalyModel, path: Path, image_size: int, opset: int, card: ModelCard) -> None:
@@ -163,13 +135,3 @@ def _difference(shipped: np.ndarray, seen: np.ndarray) -> float:
     """
     difference = float((np.abs(shipped - seen) / np.maximum(1, np.abs(seen))).max())
     return float("inf") if math.isnan(difference) else difference
-
-
-def _track(project: Project, params: Params, run: dict[str, Any], parity: Parity, image_size: int) -> None:
-    folder = project.export(run["model"], run["settings"]["data"]["category"])
-    with cell_run(
-        project.root, params.tracking.experiment, run["model"], run["settings"]["data"]["category"], run["run_id"]
-    ) as opened:
-        opened.tags({"parity": asdict(parity)})
-        opened.file(folder / "parity.json", "export")
-        opened.onnx_model(folder / "model.onnx", image_size)

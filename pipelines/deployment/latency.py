@@ -7,7 +7,6 @@ its name and the number of threads stand beside every figure.
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -15,9 +14,9 @@ import numpy as np
 import onnxruntime
 
 from pipelines.data.index import PreparedIndex
+from pipelines.deployment.records import Latency, Milliseconds, Percentiles, Throughput
 from pipelines.environment import cpu_name
 from pipelines.errors import StageError
-from pipelines.files import write_json
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.paths import Project
 from pipelines.pictures import images
@@ -25,36 +24,8 @@ from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
 from pipelines.settings.params import LatencyConfig, Params
 
 PARTS = ("decode", "resize", "network", "postprocess")
-_PERCENTILES = (50, 95, 99)
 _WARM_UP = 3  # ONNX Runtime plans its memory in the first runs
 _FEWEST = 10  # runs, however slow the model: of fewer a percentile means nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """The network alone, on images that are already decoded and resized."""
-
-    batch_size: int
-    images_per_second: float
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Milliseconds of single images by part, and images a second in batches."""
-
-    hardware: str
-    provider: str
-    threads: int
-    onnxruntime: str
-    num_images: int  # different files
-    num_runs: int
-    milliseconds: dict[str, dict[str, float]]  # part or "total" -> "p50", "p95", "p99"
-    throughput: Throughput
-
-    def metrics(self) -> dict[str, float]:
-        """Flat, for MLflow."""
-        flat = {f"latency.{part}.{p}": value for part, found in self.milliseconds.items() for p, value in found.items()}
-        return flat | {"latency.images_per_second": self.throughput.images_per_second}
 
 
 def latency(model: str, category: str, params: Params, project: Project) -> Latency:
@@ -69,19 +40,19 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
     from pipelines.tracking.runs import cell_run
 
     params.check_category(category)
-    onnx = project.export(model, category) / "model.onnx"
-    detector = Detector(onnx, threads=params.latency.threads)
+    cell = project.cell(model, category, params.train.seed)
+    detector = Detector(cell.onnx, threads=params.latency.threads)
     source = project.root / params.data.root / category
     index = PreparedIndex.load(project.prepared(category))
     paths = [source / index.images[row].path for row in index.rows("test")]
     if not paths:
         raise StageError(f"{source}: no test image to measure with; add some and run `blemish prepare {category}`")
     found = measure(detector, paths, params.latency)
-    write_json(project.latency(model, category), asdict(found))
-    with cell_run(project.root, params.tracking.experiment, model, category, detector.card.run_id) as run:
-        run.metrics(found.metrics() | {"onnx_megabytes": round(onnx.stat().st_size / 1e6, 2)})
+    found.save(cell.latency)
+    with cell_run(cell, params.tracking.experiment, detector.card.run_id) as run:
+        run.metrics(found.metrics() | {"onnx_megabytes": round(cell.onnx.stat().st_size / 1e6, 2)})
         run.tags({"latency": {"hardware": found.hardware, "threads": found.threads}})
-        run.file(project.latency(model, category), "latency")
+        run.file(cell.latency, "latency")
     return found
 
 
@@ -99,7 +70,7 @@ def measure(detector: Detector, paths: list[Path], config: LatencyConfig) -> Lat
         onnxruntime=onnxruntime.__version__,
         num_images=len(paths),
         num_runs=len(runs),
-        milliseconds={part: _percentiles(values) for part, values in by_part.items()},
+        milliseconds=Milliseconds(**{part: _percentiles(values) for part, values in by_part.items()}),
         throughput=_throughput(detector, paths, config),
     )
 
@@ -133,8 +104,9 @@ def _for_seconds(paths: Iterator[Path], seconds: float) -> Iterator[Path]:
         yield path
 
 
-def _percentiles(values: np.ndarray) -> dict[str, float]:
-    return {f"p{p}": round(float(np.percentile(values, p)), 3) for p in _PERCENTILES}
+def _percentiles(values: np.ndarray) -> Percentiles:
+    p50, p95, p99 = (round(float(np.percentile(values, p)), 3) for p in (50, 95, 99))
+    return Percentiles(p50=p50, p95=p95, p99=p99)
 
 
 def _throughput(detector: Detector, paths: list[Path], config: LatencyConfig) -> Throughput:
@@ -145,4 +117,6 @@ def _throughput(detector: Detector, paths: list[Path], config: LatencyConfig) ->
         detector(batch)
         num_batches += 1
     seconds = time.perf_counter() - started
-    return Throughput(config.batch_size, round(num_batches * config.batch_size / seconds, 2))
+    return Throughput(
+        batch_size=config.batch_size, images_per_second=round(num_batches * config.batch_size / seconds, 2)
+    )

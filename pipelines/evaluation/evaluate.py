@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,22 +34,26 @@ from pipelines.evaluation.metrics import (
     recall_by_defect_type,
 )
 from pipelines.evaluation.outcomes import (
-    EVALUATION_FILE,
     EVALUATION_FOLDER,
-    PIXELS_FILE,
-    PREDICTIONS_FILE,
+    Confusion,
+    Counts,
+    DefectOutcome,
+    Evaluation,
     HeldOutImage,
     PixelCounts,
+    Protocol,
     TestImage,
+    Threshold,
     bin_edges,
     count_pixels,
     read_outcome,
-    read_predictions,
+    read_tested,
+    scored,
     write_predictions,
 )
 from pipelines.evaluation.thresholds import HoldoutThreshold, threshold_at
 from pipelines.files import atomic_folder, write_json
-from pipelines.paths import Project
+from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import Map, resize_map
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import cell_run
@@ -59,7 +62,7 @@ from pipelines.training.trained import Trained, load_trained
 
 def evaluate(
     model_name: str, category: str, params: Params, project: Project, device: torch.device
-) -> dict[str, float | None]:
+) -> dict[str, float | int | None]:
     """Write `evaluations/<model>/<category>` and `metrics/<model>/<category>.json`; gives the latter's numbers.
 
     Raises:
@@ -67,7 +70,8 @@ def evaluate(
         StageError: the cell is not trained, or its data has changed since.
     """
     params.check_category(category)
-    trained = load_trained(project.model(model_name, category), device)
+    cell = project.cell(model_name, category, params.train.seed)
+    trained = load_trained(cell, device)
     data = PreparedData(project.prepared(category), trained.image_size, device)
     trained.check_data(data)
     held_out = score_held_out_images(trained.model, data)
@@ -77,23 +81,21 @@ def evaluate(
     pixels = _pixel_metrics(results, data, params, source) if data.index.has_masks else None
     curves = _curves(pixels)
     counts = _count_pixels(results, data, params, source, curves) if curves else None
-    folder = project.evaluation(model_name, category)
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, pixels)
-    with atomic_folder(folder) as temporary:
-        write_predictions(temporary / PREDICTIONS_FILE, results, held_out, threshold.value)
+    with atomic_folder(cell.evaluated) as temporary:
+        write_predictions(temporary, scored(results, held_out, threshold.value))
         if counts:
-            counts.save(temporary / PIXELS_FILE)
+            counts.save(temporary / cell.pixels.name)
         measured = measure(read_outcome(temporary, evaluation, model_name), params.evaluate.bootstrap)
-        evaluation["intervals"] = measured.intervals
-        write_json(temporary / EVALUATION_FILE, evaluation)
+        evaluation = evaluation.model_copy(update={"intervals": measured.intervals})
+        evaluation.save(temporary / cell.evaluation.name)
         drawn = figures.draw(temporary, results, data, threshold.value, pixel_threshold, pixels)
         if curves:
             _write_curve(temporary / "pro.csv", curves)
     # The flat file is written last: it stands for a finished evaluation, and DVC compares it.
-    flat = {**evaluation["metrics"], **{f"recall.{name}": d["recall"] for name, d in evaluation["defects"].items()}}
-    write_json(project.metrics(model_name, category), {k: v for k, v in flat.items() if v is not None})
-    _track(project, params, trained, evaluation, [folder / name for name in drawn])
-    return dict(evaluation["metrics"])
+    write_json(cell.metrics, evaluation.known | evaluation.recalls)
+    _track(cell, params, evaluation, drawn)
+    return evaluation.metrics
 
 
 def score_held_out_images(model: AnomalyModel, data: PreparedData) -> list[HeldOutImage]:
@@ -175,45 +177,46 @@ def _summarise(
     threshold: HoldoutThreshold,
     pixel_threshold: float,
     pixels: PixelMetrics | None,
-) -> dict[str, Any]:
+) -> Evaluation:
+    """All but the intervals, which are drawn from what is written."""
     scores = torch.tensor([result.score for result in results], dtype=torch.float32)
     labels = torch.tensor([result.label for result in results])
     image = image_metrics(scores, labels)
     counts = confusion_at(scores, labels, threshold.value)
-    model = trained.run["model"]
+    run = trained.run
     metrics = {
         **_image_numbers(image),
         "recall": counts.true_positives / image.num_anomalous if image.num_anomalous else None,
         "false_alarms": counts.false_positives / image.num_normal if image.num_normal else None,
         **_pixel_numbers(pixels),
         "threshold": threshold.value,
-        "train_seconds": trained.run["train_seconds"],
-        "train_steps": trained.run["train_steps"],
+        "train_seconds": run.train_seconds,
+        "train_steps": run.train_steps,
     }
-    return {
-        "model": model,
-        "category": data.index.category,
-        "run_id": trained.run["run_id"],
-        "data_set": params.data.name,
-        "data_sha256": trained.data_sha256,
-        "index_sha256": data.version["index_sha256"],
-        "pixels_sha256": _pixels_sha256(data),
-        "settings": trained.run["settings"]["models"][model],
-        "protocol": {
-            "image_size": trained.image_size,
-            "resolution": params.evaluate.resolution,
-            "mask_resize": "none" if params.evaluate.resolution == "native" else "nearest",
-            "pixel_metrics": params.evaluate.pixel_metrics,
-            "threshold_from": "held-out good parts",
-            "seed": trained.run["settings"]["train"]["seed"],
-        },
-        "counts": data.index.counts,
-        "metrics": as_json(metrics),
-        "pixel_bounds": as_json(pixels.error_bounds()._asdict()) if isinstance(pixels, StreamingPixelMetrics) else None,
-        "threshold": as_json({**asdict(threshold), "pixel_value": pixel_threshold, "oracle": image.oracle_threshold}),
-        "confusion": asdict(counts),
-        "defects": as_json(_defects(results, threshold)),
-    }
+    return Evaluation(
+        model=run.model,
+        category=data.index.category,
+        run_id=run.run_id,
+        data_set=params.data.name,
+        data_sha256=run.settings.data.sha256,
+        index_sha256=run.settings.data.index_sha256,
+        pixels_sha256=_pixels_sha256(data),
+        settings=run.model_settings,
+        protocol=Protocol(
+            image_size=trained.image_size,
+            resolution=params.evaluate.resolution,
+            mask_resize="none" if params.evaluate.resolution == "native" else "nearest",
+            pixel_metrics=params.evaluate.pixel_metrics,
+            threshold_from="held-out good parts",
+            seed=run.settings.train.seed,
+        ),
+        counts=Counts.model_validate(data.index.counts),
+        metrics=as_json(metrics),
+        threshold=Threshold(**asdict(threshold), pixel_value=pixel_threshold, oracle=as_json(image.oracle_threshold)),
+        confusion=Confusion(**asdict(counts)),
+        defects=_defects(results, threshold),
+        intervals={},
+    )
 
 
 def _pixels_sha256(data: PreparedData) -> str:
@@ -243,13 +246,8 @@ def _pixel_numbers(pixels: PixelMetrics | None) -> dict[str, float]:
     }
 
 
-def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str, dict[str, Any]]:
-    """Per defect type: how many are found, and the AUROC of this type alone against all good parts.
-
-    `recall` is at the deployed threshold. Two models whose thresholds let different shares of good test images through
-    are compared by `recall_at_rate`: at the lowest threshold that lets no more than the asked share of them through,
-    which only the test images can tell.
-    """
+def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str, DefectOutcome]:
+    """Each type of defect by itself."""
     scores = torch.tensor([result.score for result in results], dtype=torch.float32)
     labels = torch.tensor([result.label for result in results])
     types = [result.defect for result in results]
@@ -258,17 +256,17 @@ def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str,
     allowed = math.floor(threshold.rate_requested * len(good) + 1e-9)
     level = good[allowed] if len(good) else None
     at_rate = recall_by_defect_type(scores, labels, types, float(level)) if level is not None else {}
-    numbers: dict[str, dict[str, Any]] = {}
+    outcomes: dict[str, DefectOutcome] = {}
     for name, recall in found.items():
         chosen = torch.tensor([not result.label or result.defect == name for result in results])
-        numbers[name] = {
-            "count": recall.num_images,
-            "recall": recall.recall,
-            "recall_interval": share_interval(recall.recall, recall.num_images),
-            "recall_at_rate": at_rate[name].recall if at_rate else None,
-            "auroc": image_metrics(scores[chosen], labels[chosen]).auroc,
-        }
-    return numbers
+        outcomes[name] = DefectOutcome(
+            count=recall.num_images,
+            recall=recall.recall,
+            recall_interval=share_interval(recall.recall, recall.num_images),
+            recall_at_rate=at_rate[name].recall if at_rate else None,
+            auroc=as_json(image_metrics(scores[chosen], labels[chosen]).auroc),
+        )
+    return outcomes
 
 
 def _write_curve(path: Path, curves: PixelCurves) -> None:
@@ -281,18 +279,13 @@ def _write_curve(path: Path, curves: PixelCurves) -> None:
         writer.writerows(zip(rates.tolist(), overlaps.tolist(), strict=True))
 
 
-def _track(project: Project, params: Params, trained: Trained, evaluation: dict[str, Any], drawn: list[Path]) -> None:
-    metrics = {name: value for name, value in evaluation["metrics"].items() if value is not None}
-    recalls = {f"recall.{name}": d["recall"] for name, d in evaluation["defects"].items()}
-    folder = project.evaluation(evaluation["model"], evaluation["category"])
-    with cell_run(
-        project.root, params.tracking.experiment, evaluation["model"], evaluation["category"], trained.run["run_id"]
-    ) as run:
-        run.metrics({**metrics, **recalls})
-        run.tags({"protocol": evaluation["protocol"], "threshold": evaluation["threshold"]})
-        run.describe(description(evaluation, read_predictions(folder), run.known_tags()))
-        for path in drawn:
-            run.file(path, "figures")
-        for name in (EVALUATION_FILE, PREDICTIONS_FILE, PIXELS_FILE):
-            if (folder / name).exists():
-                run.file(folder / name, EVALUATION_FOLDER)
+def _track(cell: Cell, params: Params, evaluation: Evaluation, drawn: list[str]) -> None:
+    with cell_run(cell, params.tracking.experiment, evaluation.run_id) as run:
+        run.metrics(evaluation.known | evaluation.recalls)
+        run.tags({"protocol": evaluation.protocol.model_dump(), "threshold": evaluation.threshold.model_dump()})
+        run.describe(description(evaluation, read_tested(cell.evaluated), run.known_tags()))
+        for name in drawn:
+            run.file(cell.evaluated / name, "figures")
+        for path in (cell.evaluation, cell.predictions, cell.pixels):
+            if path.exists():
+                run.file(path, EVALUATION_FOLDER)

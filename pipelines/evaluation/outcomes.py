@@ -1,18 +1,116 @@
-"""What an evaluation leaves on disk, written and read: predictions, pixel counts, test set."""
+"""What an evaluation leaves on disk, written and read: its record, predictions, pixel counts, test set."""
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pipelines.data.index import GOOD
-from pipelines.errors import StageError
+from anomaly_models.common.settings import Settings
+from pipelines.data.index import GOOD, Split
+from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.pictures.overlays import Map
+from pipelines.records import Record, refusal
+
+EVALUATION_FOLDER = "evaluation"  # where a run keeps what `evaluate` wrote
+
+Share = float  # of images, in [0, 1]
+Interval = tuple[float, float]  # 95 %, over the draw of the test images
+
+
+class Protocol(Record):
+    """How a cell was measured."""
+
+    image_size: int
+    resolution: Literal["prepared", "native"]
+    mask_resize: Literal["none", "nearest"]
+    pixel_metrics: Literal["exact", "streaming"]
+    threshold_from: str
+    seed: int
+
+
+class Counts(Record):
+    """Images of a category by split."""
+
+    train: int
+    holdout: int
+    anomalous_train: int
+    test_normal: int
+    test_anomalous: int
+
+
+class Threshold(Record):
+    """The deployed threshold, as `evaluation.thresholds` describes it, and those that stand beside it."""
+
+    value: float
+    rate_requested: Share
+    num_images: int
+    rank: int
+    expected_rate: Share
+    interval_low: Share
+    interval_high: Share
+    attainable: bool
+    num_images_needed: int
+    pixel_value: float  # likewise for the map
+    oracle: float | None  # what the test images would have chosen; never used
+
+
+class Confusion(Record):
+    """Decisions on the test images at the deployed threshold."""
+
+    true_positives: int
+    false_positives: int
+    true_negatives: int
+    false_negatives: int
+
+
+class DefectOutcome(Record):
+    """How many images of one type of defect are found, and the AUROC of this type alone against all good ones.
+
+    `recall` is at the deployed threshold. Two models whose thresholds let different shares of good test images through
+    are compared by `recall_at_rate`: at the lowest threshold that lets no more than the asked share of them through,
+    which only the test images can tell.
+    """
+
+    count: int
+    recall: Share
+    recall_interval: Interval
+    recall_at_rate: Share | None
+    auroc: Share | None
+
+
+class Evaluation(Record):
+    """One cell measured: `evaluation.json`."""
+
+    model: str
+    category: str
+    run_id: str
+    data_set: str
+    data_sha256: str  # of all files of the category
+    index_sha256: str
+    pixels_sha256: str  # of the test images as the model saw them
+    settings: dict[str, Any]  # the model's
+    protocol: Protocol
+    counts: Counts
+    metrics: dict[str, float | int | None]  # None where the images do not allow it; pixel metrics need masks
+    threshold: Threshold
+    confusion: Confusion
+    defects: dict[str, DefectOutcome]
+    intervals: dict[str, Interval]  # of the metrics that have one
+
+    @property
+    def known(self) -> dict[str, float]:
+        """The metrics that have a value."""
+        return {name: value for name, value in self.metrics.items() if value is not None}
+
+    @property
+    def recalls(self) -> dict[str, Share]:
+        """Flat, beside the metrics in MLflow and DVC."""
+        return {f"recall.{name}": found.recall for name, found in self.defects.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,48 +136,73 @@ class HeldOutImage:
     milliseconds: float
 
 
-def write_predictions(
-    path: Path, results: Sequence[TestImage], held_out: Sequence[HeldOutImage], threshold: float
-) -> None:
-    """The test images, then the held-out ones that the threshold comes from."""
-    rows = [("test", r.path, r.defect, r.label, r.score, r.milliseconds) for r in results]
-    rows += [("holdout", r.path, GOOD, False, r.score, r.milliseconds) for r in held_out]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
-        for split, name, defect, label, score, milliseconds in rows:
-            decision = "defect" if score > threshold else "good"
-            writer.writerow([name, split, defect, int(label), repr(score), decision, f"{milliseconds:.2f}"])
-
-
-@dataclass(frozen=True, slots=True)
-class TestedImage:
-    """A test image as `predictions.csv` has it."""
-
-    __test__ = False  # nothing for pytest to collect
+class ScoredImage(Settings):
+    """A row of `predictions.csv`."""
 
     path: str
+    split: Split
     defect: str
     label: bool
     score: float
+    decision: Literal["good", "defect"]
+    milliseconds: float
 
 
-def read_tested(folder: Path) -> list[TestedImage]:
-    """The test images of an evaluation, in the order of its kept maps."""
-    with (folder / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
-    return [TestedImage(row["path"], row["defect"], row["label"] == "1", float(row["score"])) for row in rows]
+def scored(results: Sequence[TestImage], held_out: Sequence[HeldOutImage], threshold: float) -> list[ScoredImage]:
+    """The test images, then the held-out ones that the threshold comes from."""
+    rows: list[tuple[Split, str, str, bool, float, float]]
+    rows = [("test", r.path, r.defect, r.label, r.score, r.milliseconds) for r in results]
+    rows += [("holdout", r.path, GOOD, False, r.score, r.milliseconds) for r in held_out]
+    return [
+        ScoredImage(
+            path=path,
+            split=split,
+            defect=defect,
+            label=label,
+            score=score,
+            decision="defect" if score > threshold else "good",
+            milliseconds=milliseconds,
+        )
+        for split, path, defect, label, score, milliseconds in rows
+    ]
+
+
+def write_predictions(folder: Path, images: Iterable[ScoredImage]) -> None:
+    with (folder / PREDICTIONS_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(ScoredImage.model_fields)
+        for i in images:
+            cells = [i.path, i.split, i.defect, int(i.label), repr(i.score), i.decision, f"{i.milliseconds:.2f}"]
+            writer.writerow(cells)
+
+
+def read_predictions(folder: Path, remedy: str = "evaluate again") -> list[ScoredImage]:
+    """All images, in the order that `evaluate` wrote them; `remedy` ends the message if they cannot be read.
+
+    Raises:
+        StageError: there are none, or the file is damaged or another version's.
+    """
+    path = folder / PREDICTIONS_FILE
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file, restkey="too many", strict=True)
+            found = [ScoredImage.model_validate_strings(row) for row in rows]
+    except (OSError, ValueError, csv.Error) as error:
+        raise refusal(path, error, remedy) from None
+    if not found:
+        raise refusal(path, ValueError("no image"), remedy)
+    return found
+
+
+def read_tested(folder: Path, remedy: str = "evaluate again") -> list[ScoredImage]:
+    """The test images alone, in the order of the kept maps."""
+    return [image for image in read_predictions(folder, remedy) if image.split == "test"]
 
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 
-# What `evaluate` writes and everything here is read from
-EVALUATION_FILE = "evaluation.json"
-PREDICTIONS_FILE = "predictions.csv"  # a row per test and held-out image
-PIXELS_FILE = "pixels.npz"  # absent without masks
-EVALUATION_FOLDER = "evaluation"  # where a run keeps them
 _PIXEL_BINS = 500  # along the curves; the metrics of 500 bins are within a thousandth of the exact ones
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
 
@@ -187,36 +310,26 @@ class Outcome:
         return np.array([label for _, label in self.test_set.images], dtype=bool)
 
 
-def read_outcome(folder: Path, evaluation: Mapping[str, Any], name: str) -> Outcome:
-    """What `evaluate` wrote into `folder`; `evaluation` is the content of its JSON file, `name` what to call the model.
+def read_outcome(folder: Path, evaluation: Evaluation, name: str) -> Outcome:
+    """What `evaluate` wrote into `folder`; `evaluation` is its record, `name` what to call the model.
 
     Raises:
-        StageError: the folder is not from this version.
+        StageError: the predictions are damaged, or another version's.
     """
-    rows = read_predictions(folder)
-    if "pixels_sha256" not in evaluation or any("split" not in row for row in rows):
-        model, category = evaluation["model"], evaluation["category"]
-        raise StageError(f"{folder}: by another version of Blemish; run `blemish evaluate {model} {category}` again")
-    tested = [row for row in rows if row["split"] == "test"]
-    order = sorted(range(len(tested)), key=lambda place: tested[place]["path"])
+    tested = read_tested(folder, f"run `blemish evaluate {evaluation.model} {evaluation.category}` again")
+    order = sorted(range(len(tested)), key=lambda place: tested[place].path)
     pixels = PixelCounts.load(folder / PIXELS_FILE).of(order) if (folder / PIXELS_FILE).exists() else None
     return Outcome(
         name=name,
         test_set=TestSet(
-            category=evaluation["category"],
-            images=tuple((tested[place]["path"], tested[place]["label"] == "1") for place in order),
-            data_sha256=evaluation["data_sha256"],
-            image_size=evaluation["protocol"]["image_size"],
-            pixels_sha256=evaluation["pixels_sha256"],
+            category=evaluation.category,
+            images=tuple((tested[place].path, tested[place].label) for place in order),
+            data_sha256=evaluation.data_sha256,
+            image_size=evaluation.protocol.image_size,
+            pixels_sha256=evaluation.pixels_sha256,
         ),
-        scores=np.array([float(tested[place]["score"]) for place in order]),
-        threshold=evaluation["threshold"]["value"],
-        values={key: value for key, value in evaluation["metrics"].items() if value is not None},
+        scores=np.array([tested[place].score for place in order]),
+        threshold=evaluation.threshold.value,
+        values=evaluation.known,
         pixels=pixels,
     )
-
-
-def read_predictions(folder: Path) -> list[dict[str, str]]:
-    """The rows of the images, test and held-out, in the order that `evaluate` wrote them."""
-    with (folder / PREDICTIONS_FILE).open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -4,20 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import StageError
 from pipelines.evaluation.certainty import AVERAGE, Measured, average, champion, compare, measure
 from pipelines.evaluation.measures import METRIC_BY_KEY
-from pipelines.evaluation.outcomes import (
-    EVALUATION_FILE,
-    EVALUATION_FOLDER,
-    PIXELS_FILE,
-    PREDICTIONS_FILE,
-    read_outcome,
-)
-from pipelines.files import read_json
+from pipelines.evaluation.outcomes import EVALUATION_FOLDER, DefectOutcome, Evaluation, read_outcome
 from pipelines.numbers import UNKNOWN, decimal, half, interval, percent, seconds
+from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.report.seeds import average_seeds, cell_seeds, latest, short_names
 from pipelines.tracking.records import CellRun
 
@@ -38,7 +32,7 @@ class Compared:
     categories: tuple[str, ...]
     runs: Mapping[tuple[str, str], CellRun]  # (name, category)
     measured: Mapping[tuple[str, str], Measured]  # (name, category or "average")
-    defects: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]
+    defects: Mapping[tuple[str, str], Mapping[str, DefectOutcome]]
 
 
 def compare_runs(
@@ -118,9 +112,11 @@ def gather(
                 f"run {run.run_id} ({run.model} on {run.category}): holds no {EVALUATION_FOLDER}/{PREDICTIONS_FILE}; "
                 f"run `blemish evaluate {run.model} {run.category}` again"
             )
-        evaluation = read_json(folder / EVALUATION_FILE)
+        evaluation = Evaluation.load(
+            folder / EVALUATION_FILE, f"run `blemish evaluate {run.model} {run.category}` again"
+        )
         measured[cell] = measure(read_outcome(folder, evaluation, cell[0]), resamples, cell_seeds(run, runs).spreads())
-        defects[cell] = evaluation["defects"]
+        defects[cell] = evaluation.defects
     for name in shown:
         own = sorted((run for (other, _), run in by_cell.items() if other == name), key=lambda run: run.category)
         cells = [measured[name, run.category] for run in own]
@@ -217,8 +213,8 @@ def table_by_defect(compared: Compared, metric: str) -> "tuple[str, Table]":
         types = dict.fromkeys(defect for defects in found.values() for defect in defects)
         for defect in types:
             own = {name: defects[defect] for name, defects in found.items() if defect in defects}
-            images = sorted({numbers["count"] for numbers in own.values()})
-            texts = [percent(own[name].get(key)) if name in own else UNKNOWN for name in compared.names]
+            images = sorted({numbers.count for numbers in own.values()})
+            texts = [percent(getattr(own[name], key)) if name in own else UNKNOWN for name in compared.names]
             table.add_row(escape(category), escape(defect), "/".join(map(str, images)), *texts)
         table.add_section()
     return f"{titles[metric]}, percent", table

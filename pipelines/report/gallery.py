@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.data.index import PreparedIndex, images_file, masks_file
 from pipelines.errors import StageError
-from pipelines.evaluation.outcomes import TestedImage, read_tested
+from pipelines.evaluation.outcomes import ScoredImage, read_tested
 from pipelines.pictures.panels import KeptMaps, Layout
 
 _MAP_QUALITY = 90  # of WebP; less moves the contour visibly
@@ -72,7 +72,7 @@ class CategoryGallery:
         self._masks = np.load(masks_file(prepared, finest), mmap_mode="r") if index.has_masks else None  # (M, S, S)
         self.has_masks = index.has_masks
         self.tested = {model: {image.path: image for image in read_tested(folder)} for model, folder in folders.items()}
-        self.images: dict[str, TestedImage] = {}
+        self.images: dict[str, ScoredImage] = {}
         for tested in self.tested.values():
             self.images |= tested
         if unknown := [path for path in self.images if path not in self._row]:

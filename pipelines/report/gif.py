@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.errors import StageError
-from pipelines.evaluation.outcomes import EVALUATION_FILE, TestedImage, read_tested
-from pipelines.files import atomic_file, read_json
+from pipelines.evaluation.outcomes import Evaluation, ScoredImage, read_tested
+from pipelines.files import atomic_file
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR, FULL, coloured_map
 from pipelines.pictures.panels import (
@@ -39,7 +39,7 @@ _MOST = 12  # parts shown
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    image: TestedImage
+    image: ScoredImage
     size: tuple[int, int]  # of the original
     verdict: Verdict
 
@@ -50,10 +50,11 @@ def write_gif(project: Project, model: str, category: str, path: Path) -> Path:
     Raises:
         StageError: the cell is not evaluated, or by an earlier version.
     """
-    folder = project.evaluation(model, category)
+    cell = project.cell(model, category)
+    folder = cell.evaluated
     if not (folder / MAPS_FILE).exists():
-        raise StageError(f"{folder}: no pictures of test images; run `blemish evaluate {model} {category}` first")
-    threshold = read_json(folder / EVALUATION_FILE)["threshold"]["value"]
+        raise StageError(f"{folder}: no pictures of test images; run {cell.verb('evaluate')} first")
+    threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again").threshold.value
     images, sizes = read_tested(folder), KeptMaps.load(folder).sizes.tolist()
     parts = [
         _Part(image, (width, height), Verdict.of(image.label, image.score, threshold))

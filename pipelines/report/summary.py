@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipelines.errors import StageError
+from pipelines.deployment.records import Latency
 from pipelines.evaluation.certainty import (
     AVERAGE,
     CONFIDENCE,
@@ -17,8 +17,7 @@ from pipelines.evaluation.certainty import (
     measure,
 )
 from pipelines.evaluation.measures import METRICS
-from pipelines.evaluation.outcomes import EVALUATION_FILE, read_outcome
-from pipelines.files import read_json
+from pipelines.evaluation.outcomes import Evaluation, read_outcome
 from pipelines.paths import Project
 from pipelines.report.seeds import Seeds, average_seeds, cell_seeds
 from pipelines.settings.params import Params
@@ -43,13 +42,14 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
     store = {run.run_id: run for run in runs}
     cells, measured = list[Cell](), dict[tuple[str, str], Measured]()
     for model, category in params.cells():
-        evaluation = _evaluation(project, model, category)
-        run = store.get(evaluation["run_id"])
+        place = project.cell(model, category)
+        evaluation = Evaluation.load(place.evaluation, f"run {place.verb('evaluate')}, or `dvc repro` for everything")
+        run = store.get(evaluation.run_id)
         seeds = cell_seeds(run, runs) if run else Seeds((), {})
-        outcome = read_outcome(project.evaluation(model, category), evaluation, model)
+        outcome = read_outcome(place.evaluated, evaluation, model)
         measured[model, category] = measure(outcome, resamples, seeds.spreads())
-        url = pages.run(evaluation["run_id"]) if pages and run else None
-        cells.append(_cell(project, evaluation, seeds, url))
+        url = pages.run(evaluation.run_id) if pages and run else None
+        cells.append(_cell(project, evaluation.model_dump(mode="json"), seeds, url))
     averages = []
     for model in params.models:
         group = [cell for cell in cells if cell["model"] == model]
@@ -99,19 +99,11 @@ def judge(
     return comparisons, champions
 
 
-def _evaluation(project: Project, model: str, category: str) -> dict[str, Any]:
-    path = project.evaluation(model, category) / EVALUATION_FILE
-    if not path.exists():
-        raise StageError(f"{path}: not there; run `blemish evaluate {model} {category}`, or `dvc repro` for everything")
-    evaluation: dict[str, Any] = read_json(path)
-    return evaluation
-
-
 def _cell(project: Project, evaluation: Mapping[str, Any], seeds: Seeds, url: str | None) -> Cell:
     model, category = evaluation["model"], evaluation["category"]
-    onnx = project.export(model, category) / "model.onnx"
-    latency_file = project.latency(model, category)
-    latency = read_json(latency_file) if latency_file.exists() else None
+    place = project.cell(model, category)
+    onnx = place.onnx
+    latency = Latency.load(place.latency, f"run {place.verb('latency')} again") if place.latency.exists() else None
     return {
         "model": model,
         "category": category,
@@ -122,13 +114,13 @@ def _cell(project: Project, evaluation: Mapping[str, Any], seeds: Seeds, url: st
         "seed": evaluation["protocol"]["seed"],
         **evaluation["metrics"],
         "onnx_megabytes": round(onnx.stat().st_size / 1e6, 2) if onnx.exists() else None,
-        "latency_ms": latency["milliseconds"]["total"]["p50"] if latency else None,
+        "latency_ms": latency.milliseconds.total.p50 if latency else None,
         "intervals": _rounded(evaluation["intervals"]),
         "threshold": evaluation["threshold"],
         "confusion": evaluation["confusion"],
         "counts": evaluation["counts"],
         "defects": evaluation["defects"],
-        "latency": latency,
+        "latency": latency.model_dump() if latency else None,
         "seeds": _rounded(seeds.as_json()),
     }
 

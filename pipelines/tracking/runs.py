@@ -31,6 +31,7 @@ from mlflow.entities import (
 )
 
 from pipelines.environment import environment, packages
+from pipelines.paths import Cell
 from pipelines.tracking.store import is_known, prepare_store, used_by_mlflow
 
 _DIGEST_LENGTH = 32  # characters; the store takes 36
@@ -131,24 +132,19 @@ class OpenRun:
             )
 
 
-def cell_name(model: str, category: str, seed: int = 0) -> str:
-    """What the run of a cell is called; of several seeds, those after the first are told apart."""
-    return f"{model}-{category}-seed{seed}" if seed else f"{model}-{category}"
-
-
-def cell_tags(model: str, category: str) -> dict[str, str]:
+def cell_tags(cell: Cell) -> dict[str, str]:
     """What the run of a cell is found by, and the DVC stage that wrote to it last."""
-    return {"model": model, "category": category, "stage": os.environ.get("DVC_STAGE", "")}
+    return {"model": cell.model, "category": cell.category, "stage": os.environ.get("DVC_STAGE", "")}
 
 
 @contextlib.contextmanager
-def cell_run(project: Path, experiment: str, model: str, category: str, run_id: str | None) -> Iterator[OpenRun]:
+def cell_run(cell: Cell, experiment: str, run_id: str | None) -> Iterator[OpenRun]:
     """Open the run of a cell, or a new one if `run_id` is None or unknown to this store; close it whatever happens.
 
     An exception marks the run FAILED, an interruption or SIGTERM marks it KILLED, and a run left RUNNING by a process
     that no longer exists is marked KILLED by the next call of this function.
     """
-    with open_run(project, experiment, cell_name(model, category), cell_tags(model, category), run_id) as run:
+    with open_run(cell.root, experiment, cell.name, cell_tags(cell), run_id) as run:
         yield run
 
 

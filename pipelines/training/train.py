@@ -1,7 +1,6 @@
 """The loop: any model, from prepared arrays to trained weights; resumable at any moment, ended by a bad loss."""
 
 import inspect
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,11 +13,11 @@ from pipelines.errors import StageError
 from pipelines.lineage import code_of
 from pipelines.paths import INDEX_FILE, Project
 from pipelines.settings.params import Params
-from pipelines.tracking.runs import OpenRun, cell_name, cell_tags
+from pipelines.tracking.runs import OpenRun, cell_tags
 from pipelines.training.checkpoint import Checkpoint, state_bytes
 from pipelines.training.inputs import Inputs, find_inputs
 from pipelines.training.loop import Learner, Schedule, run_steps
-from pipelines.training.trained import build, save_trained
+from pipelines.training.trained import RunRecord, RunSettings, build, save_trained
 from pipelines.training.work import Work
 
 
@@ -41,24 +40,20 @@ def train(
     data = PreparedData(project.prepared(category), config.image_size, device)
     _require_holdout(model_name, category, data)
     inputs = find_inputs(model_name, config, project, device)
-    settings = {
-        "models": {model_name: config.model_dump()},
-        "inputs": inputs.version,
-        "prepare": params.prepare.model_dump(),
-        "train": params.train.model_dump(),
-        "data": data.version,
-    }
-    work = Work(
-        title=f"{model_name} on {category}",
-        run_name=cell_name(model_name, category, params.train.seed),
-        folder=project.work(model_name, category),
-        tags=cell_tags(model_name, category),
+    settings = RunSettings(
+        models={model_name: config.model_dump()},
+        inputs=inputs.version,
+        prepare=params.prepare,
+        train=params.train,
+        data=data.version,
     )
+    cell = project.cell(model_name, category, params.train.seed)
+    work = Work(title=f"{model_name} on {category}", run_name=cell.name, folder=cell.work, tags=cell_tags(cell))
     code = code_of("pipelines/training/train.py", inspect.getfile(MODELS[model_name]))
     experiment = params.tracking.experiment
     with (
         work.locked(),
-        work.tracked(settings, code, device, project.root, experiment) as (checkpoint, run),
+        work.tracked(settings.model_dump(), code, device, project.root, experiment) as (checkpoint, run),
     ):
         source = project.root / params.data.root / category
         run.dataset(f"{params.data.name}/{category}", data.index.data_sha256, source)
@@ -68,13 +63,24 @@ def train(
             console.print(f"warning: {warning}", markup=False, highlight=False)
             run.tags({"warning": warning})
         try:
-            model, summary = _fit(inputs, config, params.train.seed, data, device, checkpoint, run, console)
+            model = _fit(inputs, config, params.train.seed, data, device, checkpoint, run, console)
         except contract.ModelError as error:
             raise StageError(f"{model_name} on {category}: {error}") from error
-        result = {"run_id": run.run_id, "model": model_name, "category": category, "settings": settings, **summary}
-        save_trained(model, result, project.model(model_name, category))
-        run.metrics({name: value for name, value in summary.items() if value is not None})
-        run.file(project.model(model_name, category) / "model.safetensors", "checkpoint")
+        num_normals = len(data.rows("train"))
+        record = RunRecord(
+            run_id=run.run_id,
+            model=model_name,
+            category=category,
+            settings=settings,
+            train_seconds=round(checkpoint.seconds, 3),
+            train_steps=model.total_steps(num_normals),
+            train_images=num_normals,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            state_megabytes=round(state_bytes(model.state_dict()) / 1e6, 3),
+        )
+        save_trained(model, record, cell)
+        run.metrics(record.metrics())
+        run.file(cell.weights, "checkpoint")
 
 
 def _require_holdout(model_name: str, category: str, data: PreparedData) -> None:
@@ -96,7 +102,7 @@ def _fit(
     checkpoint: Checkpoint,
     run: OpenRun,
     console: Console,
-) -> tuple[AnomalyModel, dict[str, Any]]:
+) -> AnomalyModel:
     model = build(inputs.model_name, config, seed).to(device)
     normals = data.batches("train", config.batch_size)
     total_steps = model.total_steps(len(data.rows("train")))
@@ -114,11 +120,4 @@ def _fit(
         run_steps(learner, inputs.added_to(data), schedule, checkpoint, run, console)
     model.eval()
     model.calibrate(data.batches("holdout", config.batch_size))
-    summary = {
-        "train_seconds": round(checkpoint.seconds, 3),
-        "train_steps": total_steps,
-        "train_images": len(data.rows("train")),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "state_megabytes": round(state_bytes(model.state_dict()) / 1e6, 3),
-    }
-    return model, summary
+    return model

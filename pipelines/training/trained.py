@@ -1,63 +1,105 @@
 """A trained cell, as `train` left it, read back for the stages that follow."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import ValidationError, model_validator
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from anomaly_models import MODELS
 from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel
-from pipelines.data.batches import PreparedData
+from pipelines.data.batches import DataVersion, PreparedData
 from pipelines.errors import StageError
-from pipelines.files import atomic_folder, read_json, write_json
+from pipelines.files import atomic_folder
+from pipelines.paths import Cell
+from pipelines.preparation.config import PrepareConfig
+from pipelines.records import Record, refusal
+from pipelines.settings.params import TrainConfig
+
+
+class RunSettings(Record):
+    """All that decides what is trained, but for the code."""
+
+    models: dict[str, dict[str, Any]]  # the hyper-parameters of the one model, under its name
+    inputs: dict[str, str]  # hashes of what it learnt from beside normal images
+    prepare: PrepareConfig
+    train: TrainConfig
+    data: DataVersion
+
+
+class RunRecord(Record):
+    """How a cell was trained: `run.json`, beside the weights."""
+
+    run_id: str
+    model: str
+    category: str
+    settings: RunSettings
+    train_seconds: float
+    train_steps: int
+    train_images: int
+    parameters: int
+    state_megabytes: float
+
+    @model_validator(mode="after")
+    def _has_settings(self) -> Self:
+        if list(self.settings.models) != [self.model]:
+            raise ValueError(f"settings of {', '.join(self.settings.models)} for {self.model}")
+        return self
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The hyper-parameters, as JSON holds them."""
+        return self.settings.models[self.model]
+
+    def metrics(self) -> dict[str, float]:
+        """What it took, for MLflow."""
+        return self.model_dump(exclude={"run_id", "model", "category", "settings"})
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The model in eval mode, and what `run.json` says of how it was made."""
+    """The model in eval mode, and how it was made."""
 
     model: AnomalyModel
-    run: dict[str, Any]
+    run: RunRecord
 
     @property
     def image_size(self) -> int:
-        return int(self.run["settings"]["models"][self.run["model"]]["image_size"])
-
-    @property
-    def data_sha256(self) -> str:
-        return str(self.run["settings"]["data"]["sha256"])
+        return int(self.run.model_settings["image_size"])
 
     def check_data(self, data: PreparedData) -> None:
         """Raise StageError if the images or their splits have changed: a test image may have been trained on."""
-        if data.version != self.run["settings"]["data"]:
+        if data.version != self.run.settings.data:
             raise StageError(
-                f"{data.index.category}: prepared anew since {self.run['model']} was trained; "
-                f"run `blemish train {self.run['model']} {data.index.category}` again"
+                f"{data.index.category}: prepared anew since {self.run.model} was trained; "
+                f"run `blemish train {self.run.model} {data.index.category}` again"
             )
 
 
-def load_trained(folder: Path, device: torch.device) -> Trained:
+def load_trained(cell: Cell, device: torch.device) -> Trained:
     """Rebuild the model from its own settings and load its weights; needs no pretrained weights and no network.
 
     Raises:
-        StageError: nothing was trained here, or the weights are not of this version's model.
+        StageError: nothing was trained here, or what was is damaged or of another version.
     """
-    if not (folder / "run.json").exists():
-        model, category = folder.parts[-2:]
-        raise StageError(f"{folder}: no trained model; run `blemish train {model} {category}` first")
-    run = read_json(folder / "run.json")
-    name = run["model"]
-    config = MODELS[name].Config.model_validate(run["settings"]["models"][name])
-    rebuilt = MODELS[name](config)
+    if not cell.run_record.exists():
+        raise StageError(f"{cell.trained}: no trained model; run {cell.verb('train')} first")
+    run = RunRecord.load(cell.run_record, f"run {cell.verb('train')} again")
     try:
-        rebuilt.load_state_dict(load_file(folder / "model.safetensors"))
+        config = MODELS[cell.model].Config.model_validate(run.model_settings)
+    except ValidationError as error:
+        raise refusal(cell.run_record, error, f"run {cell.verb('train')} again") from None
+    rebuilt = MODELS[cell.model](config)
+    try:
+        rebuilt.load_state_dict(load_file(cell.weights))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise StageError(f"{folder}: weights of another version of {name} ({reason}); train again") from None
+        raise StageError(
+            f"{cell.trained}: weights of another version of {cell.model} ({reason}); train again"
+        ) from None
     return Trained(rebuilt.to(device).eval().requires_grad_(False), run)
 
 
@@ -67,9 +109,9 @@ def build(model_name: str, config: contract.Config, seed: int) -> AnomalyModel:
     return MODELS[model_name](config)
 
 
-def save_trained(model: AnomalyModel, result: dict[str, Any], folder: Path) -> None:
-    with atomic_folder(folder) as temporary:
+def save_trained(model: AnomalyModel, run: RunRecord, cell: Cell) -> None:
+    with atomic_folder(cell.trained) as temporary:
         state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         # Through Python's own file: safetensors' file writer hides a full disk behind an error of its own.
-        (temporary / "model.safetensors").write_bytes(serialize(state))
-        write_json(temporary / "run.json", result)
+        (temporary / cell.weights.name).write_bytes(serialize(state))
+        run.save(temporary / cell.run_record.name)

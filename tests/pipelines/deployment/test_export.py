@@ -7,7 +7,8 @@ import torch
 from conftest import CATEGORY, tiny_params, write_params
 
 from pipelines.deployment import export as module
-from pipelines.deployment.export import Parity, export
+from pipelines.deployment.export import export
+from pipelines.deployment.records import Parity
 from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.files import read_json
@@ -45,7 +46,7 @@ def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
     # The same file scores one image and several.
     path = project.root / "images" / CATEGORY / "test" / "square" / "000.png"
     image = detector.load(path)
-    expected = load_trained(project.model("fapm", CATEGORY), CPU).model(torch.from_numpy(image))
+    expected = load_trained(project.cell("fapm", CATEGORY), CPU).model(torch.from_numpy(image))
     maps, scores = detector(np.concatenate([image] * 4))
     np.testing.assert_allclose(maps[3:], expected.anomaly_map.numpy(), atol=1e-4)
     np.testing.assert_allclose(scores, expected.score.repeat(4).numpy(), atol=1e-4)
@@ -90,7 +91,15 @@ def test_a_flipped_decision_is_refused_whatever_the_tolerance(project, monkeypat
 def test_nan_is_never_within_the_tolerance():
     assert module._difference(np.array([np.nan], np.float32), np.zeros(1, np.float32)) == float("inf")
     with pytest.raises(ExportError):
-        Parity(8, 1e-4, float("inf"), 0.0, 0.0, 0, "1.0").check("fapm", CATEGORY)
+        Parity(
+            num_images=8,
+            tolerance=1e-4,
+            max_map_difference=float("inf"),
+            max_score_difference=0.0,
+            max_batch_difference=0.0,
+            decisions_changed=0,
+            onnxruntime="1.0",
+        ).check("fapm", CATEGORY)
 
 
 def test_differences_are_absolute_up_to_one_and_relative_above():

@@ -7,6 +7,7 @@ from conftest import CATEGORY, draw_part
 
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
+from pipelines.deployment.records import Milliseconds, Percentiles
 from pipelines.errors import StageError
 from pipelines.inference.detector import ModelCard
 from pipelines.settings.params import LatencyConfig
@@ -64,10 +65,10 @@ def test_percentiles_by_part_and_throughput(clock: Clock, paths: list[Path]) -> 
     found = measure(FakeDetector(clock), paths, LatencyConfig(threads=2, seconds=5.6, batch_size=4))
     # 3 warm-ups, then 1 slow call in 5: 28 ms on average, 200 of them in 5.6 seconds
     assert found.num_runs == pytest.approx(200, abs=5)
-    assert found.milliseconds["network"] == {"p50": 10.0, "p95": 100.0, "p99": 100.0}
-    assert found.milliseconds["total"] == found.milliseconds["network"]
-    assert found.milliseconds["decode"] == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
-    assert set(found.milliseconds) == {*PARTS, "total"}
+    assert found.milliseconds.network == Percentiles(p50=10.0, p95=100.0, p99=100.0)
+    assert found.milliseconds.total == found.milliseconds.network
+    assert found.milliseconds.decode == Percentiles(p50=0.0, p95=0.0, p99=0.0)
+    assert set(Milliseconds.model_fields) == {*PARTS, "total"}
     assert (found.throughput.batch_size, found.throughput.images_per_second) == (4, 200.0)
     assert (found.threads, found.num_images) == (2, 2)
     assert found.metrics()["latency.network.p95"] == 100.0

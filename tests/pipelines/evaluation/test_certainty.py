@@ -28,7 +28,6 @@ from pipelines.evaluation.certainty import (
 from pipelines.evaluation.measures import METRICS
 from pipelines.evaluation.metrics import ExactPixelMetrics, image_metrics
 from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet, bin_edges, count_pixels, read_outcome
-from pipelines.files import read_json, write_json
 
 KEYS = [metric.key for metric in METRICS]
 
@@ -457,17 +456,18 @@ def test_an_outcome_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert read.pixels is not None
     # an image's pixels went with it: only the anomalous have any inside
     assert ((read.pixels.anomalous.sum(1) > 0) == read.labels).all()
-    assert roc_auc_score(read.labels, read.scores) == pytest.approx(evaluation["metrics"]["image_auroc"])
+    assert roc_auc_score(read.labels, read.scores) == pytest.approx(evaluation.metrics["image_auroc"])
 
 
 def test_files_of_another_version_say_so(tmp_path: Path) -> None:
-    put_evaluation(tmp_path, "a", "nut")
-    evaluation = read_json(tmp_path / "evaluation.json")
-    del evaluation["pixels_sha256"]
-    write_json(tmp_path / "evaluation.json", evaluation)
+    evaluation = put_evaluation(tmp_path, "a", "nut")
+    path = tmp_path / "predictions.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(",split,", ",part,", 1), encoding="utf-8")
     with pytest.raises(StageError) as caught:
         read_outcome(tmp_path, evaluation, "a")
-    assert str(caught.value) == f"{tmp_path}: by another version of Blemish; run `blemish evaluate a nut` again"
+    assert str(caught.value) == (
+        f"{path}: damaged, or by another version of Blemish (split: Field required); run `blemish evaluate a nut` again"
+    )
 
 
 def test_five_models_on_fifteen_categories_take_seconds(tmp_path: Path) -> None:
@@ -479,7 +479,10 @@ def test_five_models_on_fifteen_categories_take_seconds(tmp_path: Path) -> None:
     PixelCounts(normal, inside, (inside / 100).astype(np.float32)).save(tmp_path / "pixels.npz")
     started = time.process_time()
     cells = [
-        [measure(read_outcome(tmp_path, {**evaluation, "category": f"c{c}"}, f"m{m}"), 1000) for c in range(15)]
+        [
+            measure(read_outcome(tmp_path, evaluation.model_copy(update={"category": f"c{c}"}), f"m{m}"), 1000)
+            for c in range(15)
+        ]
         for m in range(5)
     ]
     pairs = [compare_all(KEYS, [row[c] for row in cells]) for c in range(15)]

@@ -3,14 +3,14 @@ from pathlib import Path
 from made_up import put_evaluation
 
 from pipelines.evaluation.description import description
-from pipelines.evaluation.outcomes import read_predictions
+from pipelines.evaluation.outcomes import read_tested
 
 TAGS = {"git_commit": "c0ffee", "git_dirty": "true"}
 
 
 def described(tmp_path: Path, **changes: object) -> str:
     evaluation = put_evaluation(tmp_path, "fapm", "nut", auroc=0.7, **changes)
-    return description(evaluation, read_predictions(tmp_path), TAGS)
+    return description(evaluation, read_tested(tmp_path), TAGS)
 
 
 def test_who_has_the_run_alone_can_name_data_split_code_and_threshold(tmp_path: Path) -> None:
@@ -27,8 +27,7 @@ def test_who_has_the_run_alone_can_name_data_split_code_and_threshold(tmp_path: 
 
 def test_the_worst_errors_come_first(tmp_path: Path) -> None:
     text = described(tmp_path)
-    rows = [row for row in read_predictions(tmp_path) if row["split"] == "test"]
-    missed = sorted((float(r["score"]), r["path"]) for r in rows if r["label"] == "1" and r["decision"] == "good")
+    missed = sorted((r.score, r.path) for r in read_tested(tmp_path) if r.label and r.decision == "good")
     assert len(missed) > 5
     line = next(line for line in text.splitlines() if line.startswith("| Missed defects |"))
     places = [line.index(path) for _, path in missed[:5]]
@@ -39,13 +38,14 @@ def test_the_worst_errors_come_first(tmp_path: Path) -> None:
 def test_a_threshold_that_promises_nothing_says_what_would(tmp_path: Path) -> None:
     threshold = {"value": 1.5, "rate_requested": 0.05, "num_images": 10, "rank": 10, "expected_rate": 0.0909}
     threshold |= {"interval_low": 0.0025, "interval_high": 0.308, "attainable": False, "num_images_needed": 19}
+    threshold |= {"pixel_value": 1.0, "oracle": None}
     text = described(tmp_path, threshold=threshold)
     assert "set for 5 % false alarms, which takes 19 to promise; expected 9.1 %" in text
 
 
 def test_good_parts_alone_and_no_git(tmp_path: Path) -> None:
     evaluation = put_evaluation(tmp_path, "fapm", "nut", good=5, defect=0)
-    text = description(evaluation, read_predictions(tmp_path), {})
+    text = description(evaluation, read_tested(tmp_path), {})
     assert "| Code | outside git |" in text
     assert "| Missed defects | none |" in text
     assert "Defects found" not in text

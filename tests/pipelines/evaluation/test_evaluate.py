@@ -10,7 +10,7 @@ from pipelines.errors import StageError
 from pipelines.evaluation import evaluate as module
 from pipelines.evaluation.certainty import measure
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.outcomes import read_outcome
+from pipelines.evaluation.outcomes import Evaluation, read_outcome
 from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import read_json
 from pipelines.preparation.prepare import prepare
@@ -79,7 +79,8 @@ def test_an_evaluation_says_how_sure_it_is_and_of_which_images(project, params):
     assert found["intervals"]["image_auroc"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
     assert found["defects"]["square"]["recall_interval"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
     assert found["data_set"] == "images"
-    again = read_outcome(project.evaluation("fapm", CATEGORY), found, "fapm")
+    cell = project.cell("fapm", CATEGORY)
+    again = read_outcome(cell.evaluated, Evaluation.load(cell.evaluation, "run it again"), "fapm")
     assert again.test_set.pixels_sha256 == found["pixels_sha256"]
     assert again.pixels.normal.sum() + again.pixels.anomalous.sum() == 8 * 64 * 64
     drawn = measure(again, 50)
@@ -114,8 +115,8 @@ def test_recall_at_the_same_rate_for_all():
     threshold = threshold_at(torch.arange(30.0), 0.05)
     assert threshold.value == 29.0
     found = module._defects(results, threshold)
-    assert found["cut"]["recall"] == 0.0
-    assert found["cut"]["recall_at_rate"] == 0.5  # 18.5 and 19.5 are above 18
+    assert found["cut"].recall == 0.0
+    assert found["cut"].recall_at_rate == 0.5  # 18.5 and 19.5 are above 18
 
 
 @pytest.mark.usefixtures("trained")

@@ -8,7 +8,7 @@ import pytest
 from drawn_cells import THRESHOLDS, picture
 from PIL import Image
 
-from pipelines.evaluation.outcomes import TestedImage, read_tested
+from pipelines.evaluation.outcomes import ScoredImage, read_tested
 from pipelines.pictures.overlays import coloured_map, heat_overlay
 from pipelines.pictures.panels import (
     MARKS,
@@ -158,10 +158,11 @@ def test_a_sheet_has_two_strips_beside_each_other() -> None:
 def test_only_test_images_are_read_back(tmp_path: Path) -> None:
     with (tmp_path / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds"])
+        writer.writerow(ScoredImage.model_fields)
         writer.writerow(["test/a, b/0.png", "test", "a, b", "1", "2.5", "defect", "3.1"])
         writer.writerow(["train/good/0.png", "holdout", "good", "0", "1.5", "good", "3.1"])
-    assert read_tested(tmp_path) == [TestedImage("test/a, b/0.png", "a, b", True, 2.5)]
+    (image,) = read_tested(tmp_path)
+    assert (image.path, image.defect, image.label, image.score) == ("test/a, b/0.png", "a, b", True, 2.5)
 
 
 def test_thresholds_are_of_score_and_pixel() -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import EVALUATION_FOLDER
+from pipelines.paths import Cell
 from pipelines.report.compare import compare_runs
 from pipelines.tracking import cells, pages, runs
 
@@ -31,9 +32,9 @@ def log_run(
 ) -> str:
     """A run as `train`, `evaluate` and `latency` leave it."""
     evaluation = put_evaluation(folder, model, category, auroc=auroc, seed=seed, good=60, defect=60, **changes)
-    with runs.cell_run(root, "tests", model, category, None) as run:
-        run.params({"train": {"seed": seed}, "models": {model: evaluation["settings"]}})
-        run.metrics({name: value for name, value in evaluation["metrics"].items() if value is not None})
+    with runs.cell_run(Cell(root, model, category), "tests", None) as run:
+        run.params({"train": {"seed": seed}, "models": {model: evaluation.settings}})
+        run.metrics(evaluation.known)
         run.metrics({"latency.total.p50": 12.5, "onnx_megabytes": 20.0})
         for path in folder.iterdir():
             run.file(path, EVALUATION_FOLDER)
@@ -195,7 +196,7 @@ def test_a_fresh_project_has_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_run_of_another_version_says_what_to_do(root: Path, tmp_path: Path) -> None:
-    with runs.cell_run(root, "tests", "ancient", "nut", None) as run:
+    with runs.cell_run(Cell(root, "ancient", "nut"), "tests", None) as run:
         run.metrics({"threshold": 1.0, "image_auroc": 0.9})
     with pytest.raises(
         StageError, match=rf"^run {run.run_id} \(ancient on nut\): holds no evaluation/predictions.csv; "
@@ -204,7 +205,7 @@ def test_a_run_of_another_version_says_what_to_do(root: Path, tmp_path: Path) ->
 
 
 def test_nothing_evaluated_yet(root: Path, tmp_path: Path) -> None:
-    with runs.cell_run(root, "empty", "fapm", "nut", None):
+    with runs.cell_run(Cell(root, "fapm", "nut"), "empty", None):
         pass
     with pytest.raises(StageError, match=r"^experiment 'empty': no run has been evaluated yet; run `dvc repro`$"):
         compare_runs(root, "empty", "model", None, (), 50, Console(quiet=True))

@@ -7,7 +7,7 @@ from drawn_cells import THRESHOLDS, picture, write_evaluation
 from PIL import Image
 
 from pipelines.errors import StageError
-from pipelines.evaluation.outcomes import TestedImage
+from pipelines.evaluation.outcomes import ScoredImage
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR
 from pipelines.pictures.panels import MARKS, Verdict, save_strip
@@ -16,7 +16,9 @@ from pipelines.report.gif import _Part, choose, write_gif
 
 def part(defect: str, score: float) -> _Part:
     label = defect != "good"
-    return _Part(TestedImage(f"{defect}/{score}", defect, label, score), (64, 64), Verdict.of(label, score, 2.0))
+    values = {"path": f"{defect}/{score}", "defect": defect, "label": label, "score": score}
+    image = ScoredImage(**values, split="test", decision="good", milliseconds=1.0)
+    return _Part(image, (64, 64), Verdict.of(label, score, 2.0))
 
 
 def scores(parts: list[_Part]) -> list[tuple[str, float]]:

@@ -51,8 +51,10 @@ def latency_of(network: float, threads: int = 1) -> dict[str, Any]:
     parts = {"decode": fast, "resize": fast, "network": slow, "postprocess": fast, "total": slow}
     return {
         "hardware": "Quick 9 (2 cores)",
+        "provider": "CPUExecutionProvider",
         "threads": threads,
         "onnxruntime": "1.32.0",
+        "num_images": 40,
         "num_runs": 100,
         "milliseconds": parts,
         "throughput": {"batch_size": 8, "images_per_second": 55.24},
@@ -136,8 +138,8 @@ def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None
 
 def test_the_defects(project: Project) -> None:
     defects = {
-        "cut": {"count": 12, "recall": 0.75, "recall_interval": [0.428, 0.945], "recall_at_rate": 0.5, "auroc": 0.95},
-        "hole": {"count": 12, "recall": 0.25, "recall_interval": [0, 0.5], "recall_at_rate": None, "auroc": None},
+        "cut": {"count": 12, "recall": 0.75, "recall_interval": (0.428, 0.945), "recall_at_rate": 0.5, "auroc": 0.95},
+        "hole": {"count": 12, "recall": 0.25, "recall_interval": (0, 0.5), "recall_at_rate": None, "auroc": None},
     }
     put(project, "a", "nut", defects=defects)
     lines = defect_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()

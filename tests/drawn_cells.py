@@ -1,5 +1,6 @@
 """Evaluations with drawn pictures, and a summary to go with them, for the report and the animation."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, images_file, masks_file
+from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import (
     Confusion,
     Counts,
@@ -20,14 +22,10 @@ from pipelines.evaluation.outcomes import (
 from pipelines.files import write_json
 from pipelines.paths import INDEX_FILE, Project
 from pipelines.pictures.panels import KeptMaps, Picture, Thresholds
+from pipelines.report.summary import CellSummary, Summary
 
 THRESHOLDS = Thresholds(score=2.0, pixel=1.0)
-METRICS = (
-    {"key": "image_auroc", "title": "Image AUROC", "higher_is_better": True, "oracle": False},
-    {"key": "image_f1_max", "title": "Image F1-max", "higher_is_better": True, "oracle": True},
-    {"key": "false_alarms", "title": "False alarms", "higher_is_better": False, "oracle": False},
-    {"key": "aupro_30", "title": "AUPRO 0.3", "higher_is_better": True, "oracle": False},
-)
+METRICS = ("image_auroc", "image_f1_max", "false_alarms")  # that a drawn cell has
 
 
 def picture(
@@ -90,7 +88,7 @@ def write_evaluation(project: Project, model: str, category: str, pictures: Sequ
 
 
 def evaluation(model: str, category: str) -> Evaluation:
-    """Nothing but the thresholds is looked at."""
+    """Of figures and images there are none."""
     return Evaluation.model_validate(
         {
             **dict.fromkeys(("run_id", "data_set", "data_sha256", "index_sha256", "pixels_sha256"), "0123"),
@@ -134,14 +132,12 @@ def summary_of(
         for rank, model in enumerate(models)
         for place, category in enumerate(categories)
     ]
-    champion = {"best": models[0], "tied_with": [], "is_tie": False, "reason": None}
-    tie = {"best": models[0], "tied_with": list(models[1:]), "is_tie": len(models) > 1, "reason": None}
+    champion = {"best": models[0], "tied_with": [], "reason": None}
+    tie = {"best": models[0], "tied_with": list(models[1:]), "reason": None}
     return {
         "data_set": "drawn",
         "categories": list(categories),
         "models": {model: {} for model in models},
-        "metrics": list(METRICS),
-        "main_metric": "image_auroc",
         "confidence": 0.95,
         "resamples": 1000,
         "tracking": {"experiment": "tests", "experiment_id": "1", "page": "http://127.0.0.1:5000"},
@@ -150,32 +146,25 @@ def summary_of(
         "comparisons": [
             _comparison(models[0], other, category) for category in ["average", *categories] for other in models[1:]
         ],
-        "champions": {
-            metric["key"]: {"average": champion, **dict.fromkeys(categories, tie)}
-            for metric in METRICS
-            if metric["key"] != "aupro_30"
-        },
+        "champions": {metric: {"average": champion, **dict.fromkeys(categories, tie)} for metric in METRICS},
     }
+
+
+def read_summary(content: dict[str, Any]) -> Summary:
+    return Summary.model_validate_json(json.dumps(content))
 
 
 def _cell(model: str, category: str, value: float, num_good: int, num_defects: int) -> dict[str, Any]:
     stages = {name: {"p50": 2.0, "p95": 2.5, "p99": 3.0} for name in ("decode", "resize", "network", "postprocess")}
+    counts = {"train": 60, "holdout": 20, "anomalous_train": 0, "test_normal": num_good, "test_anomalous": num_defects}
     return {
-        "model": model,
-        "category": category,
-        "run_id": "0123",
-        "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/0123",
-        "settings": {},
-        "protocol": {"image_size": 64},
-        "seed": 0,
-        "image_auroc": value,
-        "image_f1_max": value - 0.1,
-        "false_alarms": 1 - value,
-        "aupro_30": None,
-        "onnx_megabytes": 20.9,
+        **evaluation(model, category).model_dump(include=set(CellSummary.model_fields)),
+        "metrics": {**dict.fromkeys(METRIC_BY_KEY), "image_auroc": value, "image_f1_max": value - 0.1}
+        | {"false_alarms": 1 - value},
         "intervals": {"image_auroc": [value - 0.02, min(1.0, value + 0.02)]},
-        "counts": {"train": 60, "holdout": 20, "test_normal": num_good, "test_anomalous": num_defects},
-        "threshold": threshold(),
+        "counts": counts,
+        "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/0123",
+        "onnx_megabytes": 20.9,
         "latency": {
             "hardware": "A CPU (2 cores)",
             "threads": 1,
@@ -191,12 +180,11 @@ def _cell(model: str, category: str, value: float, num_good: int, num_defects: i
 
 
 def _average(model: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    keys = [metric["key"] for metric in METRICS if metric["key"] != "aupro_30"]
+    means = {key: sum(cell["metrics"][key] for cell in cells) / len(cells) for key in METRICS}
     return {
         "model": model,
         "category": "average",
-        **{key: sum(cell[key] for cell in cells) / len(cells) for key in keys},
-        "aupro_30": None,
+        "metrics": {**dict.fromkeys(METRIC_BY_KEY), **means},
         "intervals": {},
         "seeds": None,
         "num_test_images": sum(cell["counts"]["test_normal"] + cell["counts"]["test_anomalous"] for cell in cells),
@@ -207,16 +195,12 @@ def _average(model: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _comparison(a: str, b: str, category: str) -> dict[str, Any]:
-    return {
-        "metric": "image_auroc",
-        "category": category,
-        "a": a,
-        "b": b,
+    named = {"metric": "image_auroc", "category": category, "a": a, "b": b}
+    return named | {
         "difference": 0.01,
         "low": -0.001,
         "high": 0.021,
         "num_images": 12,
         "verdict": "tie",
         "reason": None,
-        "text": f"{a} beats {b} by 1.0 ± 1.1: not distinguishable",
     }

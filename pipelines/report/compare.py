@@ -13,6 +13,7 @@ from pipelines.evaluation.outcomes import EVALUATION_FOLDER, DefectOutcome, Eval
 from pipelines.numbers import UNKNOWN, decimal, half, interval, percent, seconds
 from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.report.seeds import average_seeds, cell_seeds, latest, short_names
+from pipelines.report.summary import leaders
 from pipelines.tracking.records import CellRun
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def table_by_category(compared: Compared, metric: str) -> "tuple[str, Table]":
     for category in (*compared.categories, AVERAGE):
         group = [compared.measured[name, category] for name in compared.names if (name, category) in compared.measured]
         found = champion(metric, group, [compare(metric, a, b) for a, b in combinations(group, 2)])
-        marked = {found.best, *found.tied_with} if len(group) > 1 else set()
+        marked = leaders(found) if len(group) > 1 else ()
         values = {row.name: _with_margin(row, metric, row.name in marked) for row in group}
         images = sorted({row.num_images for row in group})
         texts = [values.get(name, UNKNOWN) for name in compared.names]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, browse, chromium
-from drawn_cells import picture, summary_of, write_evaluation, write_prepared
+from drawn_cells import picture, read_summary, summary_of, write_evaluation, write_prepared
 from scipy.stats import binomtest
 
 from pipelines.evaluation.certainty import share_interval
@@ -40,7 +40,8 @@ def write_cells(project: Project) -> None:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     write_cells(Project(root))
-    return html_report.write(summary_of(MODELS, CATEGORIES, num_good=5, num_defects=5), Project(root), root)
+    summary = read_summary(summary_of(MODELS, CATEGORIES, num_good=5, num_defects=5))
+    return html_report.write(summary, Project(root), root)
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +375,7 @@ def test_a_large_report_stays_small_and_quick(
         for model in models:
             write_evaluation(Project(tmp_path), model, category, pictures)
     good = (num_images + 2) // 3
-    summary = summary_of(models, categories, num_good=good, num_defects=num_images - good)
+    summary = read_summary(summary_of(models, categories, num_good=good, num_defects=num_images - good))
     path = html_report.write(summary, Project(tmp_path), tmp_path)
     assert path.stat().st_size < megabytes * 1e6
     open_page(browser, path, f"#/{categories[-1]}")

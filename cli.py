@@ -247,13 +247,14 @@ def predict(
 ) -> None:
     """Score images with an exported model: CSV, JSON and heat-map overlays."""
     from pipelines.inference.predict import predict as run
+    from pipelines.paths import PREDICTIONS_FILE
     from pipelines.progress import counting
 
     with counting(_console(), "predict") as on_progress:
         found = run(model, sources, output, on_progress)
     failed = [result for result in found if result.error]
     defects = sum(result.decision == "defect" for result in found)
-    typer.echo(f"{len(found) - len(failed)} images scored, {defects} with a defect: {output / 'predictions.csv'}")
+    typer.echo(f"{len(found) - len(failed)} images scored, {defects} with a defect: {output / PREDICTIONS_FILE}")
     for result in failed:
         typer.echo(f"error: {result.error}", err=True)
     if failed:

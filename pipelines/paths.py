@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INDEX_FILE = "index.json"  # of a folder of arrays: what its rows are
+PREDICTIONS_FILE = "predictions.csv"  # a row per image, of `evaluate` and of `predict`
 # Of an evaluation, in the project and in its run
 EVALUATION_FILE = "evaluation.json"
-PREDICTIONS_FILE = "predictions.csv"  # a row per test and held-out image
 PIXELS_FILE = "pixels.npz"  # absent without masks
 EXAMPLES_FILE = "examples.png"
 CURVES_FILE = "curves.json"
@@ -126,19 +126,12 @@ class Project:
     def cell(self, model: str, category: str, seed: int = 0) -> Cell:
         return Cell(self.root, model, category, seed)
 
-    def model(self, model: str, category: str) -> Path:
-        """What `train` makes: weights, run id, and the settings they were made with."""
-        return self.root / "models" / model / category
-
-    def work(self, model: str, category: str) -> Path:
-        """Resumable checkpoints. Never a DVC output: DVC deletes those before it runs a stage again."""
-        return self.root / "work" / model / category
+    def work(self, stage: str, name: str) -> Path:
+        """As `Cell.work`, of a training that is no cell's."""
+        return self.root / "work" / stage / name
 
     def evaluation(self, model: str, category: str) -> Path:
         return self.root / "evaluations" / model / category
-
-    def metrics(self, model: str, category: str) -> Path:
-        return self.root / "metrics" / model / f"{category}.json"
 
     def export(self, model: str, category: str) -> Path:
         return self.root / "exported" / model / category

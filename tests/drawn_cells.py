@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from made_up import scored_image
 
 from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, images_file, masks_file
 from pipelines.evaluation.measures import METRIC_BY_KEY
-from pipelines.evaluation.outcomes import (
-    Confusion,
-    Counts,
-    Evaluation,
-    HeldOutImage,
-    TestImage,
-    scored,
-    write_predictions,
-)
+from pipelines.evaluation.outcomes import Confusion, Counts, Evaluation, write_predictions
 from pipelines.files import write_json
 from pipelines.paths import INDEX_FILE, Project
 from pipelines.pictures.panels import KeptMaps, Picture, Thresholds
@@ -77,9 +70,9 @@ def write_evaluation(project: Project, model: str, category: str, pictures: Sequ
     cell = project.cell(model, category)
     folder = cell.evaluated
     folder.mkdir(parents=True)
-    results = [TestImage(n, p.path, p.defect, p.label, p.score, p.anomaly_map, 1.0) for n, p in enumerate(pictures)]
-    held_out = [HeldOutImage("train/good/000.png", 1.5, 1.0, 1.0)]
-    write_predictions(folder, scored(results, held_out, THRESHOLDS.score))
+    rows = [scored_image(p.path, p.defect, p.label, p.score, threshold=THRESHOLDS.score) for p in pictures]
+    rows.append(scored_image("train/good/000.png", "good", False, 1.5, "holdout", threshold=THRESHOLDS.score))
+    write_predictions(folder, rows)
     evaluation(model, category).save(cell.evaluation)
     KeptMaps.of(((p.anomaly_map, (p.width, p.height)) for p in pictures), THRESHOLDS.pixel).save(folder)
     curve = [[0.0, 0.5, 1.0], [0.0, 0.8, 1.0]]

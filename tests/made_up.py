@@ -9,16 +9,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from pipelines.data.index import Split
 from pipelines.evaluation.certainty import measure
 from pipelines.evaluation.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics
 from pipelines.evaluation.outcomes import (
     Evaluation,
-    HeldOutImage,
-    TestImage,
+    ScoredImage,
     bin_edges,
     count_pixels,
     read_outcome,
-    scored,
     write_predictions,
 )
 from pipelines.evaluation.thresholds import threshold_at
@@ -53,6 +52,16 @@ def draw_maps(scores: NDArray[np.float64], labels: NDArray[np.bool_], category: 
 
 def rng(*key: object) -> np.random.Generator:
     return np.random.default_rng(list(hashlib.sha256(repr(key).encode()).digest()))
+
+
+def scored_image(
+    path: str, defect: str, label: bool, score: float, split: Split = "test", *, threshold: float
+) -> ScoredImage:
+    """A row of predictions.csv."""
+    decision = "defect" if score > threshold else "good"
+    return ScoredImage(
+        path=path, split=split, defect=defect, label=label, score=score, decision=decision, milliseconds=1.5
+    )
 
 
 def put_evaluation(
@@ -93,13 +102,12 @@ def put_evaluation(
         found = exact.compute()
         metrics |= {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
         metrics |= {"aupro_30": found.aupro_30, "aupro_05": found.aupro_05}
-    blank = np.zeros((1, 1), dtype=np.float32)
-    rows = zip(paths, types, labels.tolist(), scores.tolist(), strict=True)
-    results = [
-        TestImage(row, path, kind, label, score, blank, 1.5) for row, (path, kind, label, score) in enumerate(rows)
-    ]
-    good_parts = [HeldOutImage(f"train/good/{n:03}.png", score, 1.0, 1.5) for n, score in enumerate(held_out.tolist())]
-    write_predictions(folder, scored(results, good_parts, threshold.value))
+    tested = zip(paths, types, labels.tolist(), scores.tolist(), strict=True)
+    rows = [scored_image(*row, threshold=threshold.value) for row in tested]
+    for number, score in enumerate(held_out.tolist()):
+        path = f"train/good/{number:03}.png"
+        rows.append(scored_image(path, "good", False, score, "holdout", threshold=threshold.value))
+    write_predictions(folder, rows)
     found_of = {name: [s > threshold.value for s, t in zip(scores, types, strict=True) if t == name] for name in TYPES}
     content: dict[str, Any] = {
         "model": model,

@@ -1,6 +1,9 @@
 """Each error as a person sees it: one clear line and a non-zero exit."""
 
+import json
 import shutil
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from PIL import Image
 
 from pipelines.errors import WeightsError
 from pipelines.files import DiskFull
+from pipelines.paths import Project
 
 
 def one_line(outcome):
@@ -41,6 +45,31 @@ def test_every_verb_on_a_small_project(root, blemish):
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("8 images scored, ")
     assert (root / "predictions" / "overlays" / "square" / "000.png").exists()
+
+    damaged_records_get_a_line(Project(Path()).cell("fapm", CATEGORY), blemish)
+
+
+def damaged_records_get_a_line(cell, blemish):
+    """Here, since the cell has been through all stages."""
+    cell.latency.parent.mkdir(parents=True)
+    cell.latency.write_text(json.dumps({"hardware": "a machine"}))
+    readers = {cell.run_record: ("train", "evaluate", "export"), cell.evaluation: ("evaluate", "export", "report")}
+    readers |= {cell.predictions: ("evaluate", "report"), cell.latency: ("latency", "report")}
+    for path, (remedy, *verbs) in readers.items():
+        whole = path.read_text()
+        foreign = whole.replace("run_id", "id", 1).replace(",label,", ",class,", 1)
+        for damaged, verb in product(("", whole[: len(whole) // 2].rpartition(",")[0], foreign), verbs):
+            path.write_text(damaged)
+            line = one_line(blemish(verb) if verb == "report" else blemish(verb, cell.model, cell.category))
+            assert line.startswith(f"{path}: damaged, or by another version of Blemish ("), line
+            assert f"; run {cell.verb(remedy)}" in line
+        path.write_text(whole)
+    cell.run_record.write_text(cell.run_record.read_text().replace('"grid"', '"rows"'))
+    line = one_line(blemish("evaluate", cell.model, cell.category))
+    assert line == (
+        f"{cell.run_record}: damaged, or by another version of Blemish (grid: Field required); "
+        f"run {cell.verb('train')} again"
+    )
 
 
 def test_good_parts_alone_make_a_detector(root, blemish, images):

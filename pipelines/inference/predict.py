@@ -11,6 +11,7 @@ from PIL import Image
 from pipelines.errors import DatasetError, ImageError
 from pipelines.files import atomic_file, write_json
 from pipelines.inference.detector import Detector
+from pipelines.paths import PREDICTIONS_FILE
 from pipelines.pictures import images
 from pipelines.pictures.overlays import Map, Pixels, heat_overlay, resize_map
 
@@ -69,7 +70,7 @@ def predict(
     for done, ((path, _), name) in enumerate(zip(found, names, strict=True), start=1):
         results.append(_predict_one(detector, path, destination / "overlays" / name, destination))
         on_progress(done, len(found))
-    _write_csv(destination / "predictions.csv", results)
+    _write_csv(destination / PREDICTIONS_FILE, results)
     write_json(
         destination / "predictions.json",
         {"model": str(model), **asdict(detector.card), "images": [asdict(result) for result in results]},

@@ -41,11 +41,12 @@ from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from anomaly_models.efficient_ad import CHANNELS, Precision, Width, convolutions_in, patch_description_network
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import WeightsError
-from pipelines.files import atomic_folder, write_json
+from pipelines.files import atomic_folder
 from pipelines.lineage import code_of
 from pipelines.paths import Project
 from pipelines.preparation.photos import PhotoArrays, decode_once
 from pipelines.progress import watched
+from pipelines.records import Record
 from pipelines.sources.download import ArchiveConfig, acquire
 from pipelines.tracking.runs import OpenRun
 from pipelines.training.checkpoint import Checkpoint
@@ -60,6 +61,7 @@ STRIDE = 8  # of the first stage that describes
 STAGE_NUMBERS = 1024  # that a stage's neighbourhood is pooled to, before all stages are pooled together
 MEMORY_BYTES = 4 * 2**30  # of descriptions kept; 3 MB per photo at 256 px and 384 channels
 TEACHER_FILE = "teacher.safetensors"
+TEACHER_RECORD = "run.json"
 _PUBLISHED = "efficientad_teachers"  # in SOURCES
 
 _GREY_STREAM = 2  # which photos are grey is apart from their order, drawn by the same seed
@@ -96,6 +98,15 @@ TeacherConfig = Annotated[DistillConfig | PublishedTeacherConfig, Field(discrimi
 
 class Teachers(RootModel[dict[str, TeacherConfig]]):
     """The section `distill`, by the model that the teacher is for."""
+
+
+class TeacherRecord(Record):
+    """How a teacher was made. A published one has no run."""
+
+    run_id: str | None
+    model: str
+    settings: dict[str, Any]
+    seconds: float | None
 
 
 # --- descriptions ----------------------------------------------------------------------------------------------------
@@ -267,8 +278,9 @@ def distill(
             with atomic_folder(project.teacher(model_name)) as output:
                 state = {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}
                 (output / TEACHER_FILE).write_bytes(serialize(state))
-                result: dict[str, Any] = {"run_id": run.run_id, "model": model_name, "settings": settings}
-                write_json(output / "run.json", result | {"seconds": round(checkpoint.seconds, 3)})
+                seconds = round(checkpoint.seconds, 3)
+                record = TeacherRecord(run_id=run.run_id, model=model_name, settings=settings, seconds=seconds)
+                record.save(output / TEACHER_RECORD)
             run.metrics({"train_seconds": checkpoint.seconds})
             run.file(project.teacher(model_name) / TEACHER_FILE, "teacher")
 
@@ -290,7 +302,8 @@ def fetch_published(model_name: str, config: PublishedTeacherConfig, project: Pr
         raise WeightsError(f"teacher {file}: {' '.join(str(error).split())}") from error
     with atomic_folder(project.teacher(model_name)) as output:
         (output / TEACHER_FILE).write_bytes(serialize({name: value.contiguous() for name, value in state.items()}))
-        write_json(output / "run.json", {"model": model_name, "settings": {"distill": config.model_dump()}})
+        settings = {"distill": {model_name: config.model_dump()}}
+        TeacherRecord(run_id=None, model=model_name, settings=settings, seconds=None).save(output / TEACHER_RECORD)
 
 
 def _fit(

@@ -10,11 +10,17 @@ import torch
 from filelock import FileLock, Timeout
 
 from pipelines.errors import StageError
-from pipelines.files import read_json, write_json
+from pipelines.records import Record
 from pipelines.tracking.runs import OpenRun, open_run
 from pipelines.training.checkpoint import Checkpoint, fingerprint
 
 RUN_FILE = "run.json"
+
+
+class Begun(Record):
+    """Beside the checkpoint: the MLflow run that a killed process goes on with."""
+
+    run_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +60,9 @@ class Work:
         """
         checkpoint = Checkpoint(self.folder, fingerprint({**settings, "device": device.type}, sources))
         run_file = checkpoint.folder / RUN_FILE
-        known = str(read_json(run_file)["run_id"]) if run_file.exists() else None
-        with open_run(root, experiment, self.run_name, self.tags, known, sampled=True) as run:
-            write_json(run_file, {"run_id": run.run_id})
+        begun = Begun.load(run_file, f"delete {checkpoint.folder} to begin anew") if run_file.exists() else None
+        with open_run(root, experiment, self.run_name, self.tags, begun.run_id if begun else None, sampled=True) as run:
+            Begun(run_id=run.run_id).save(run_file)
             run.params(settings)
             run.tags({"device": device.type})
             yield checkpoint, run

@@ -11,13 +11,13 @@ from pipelines.deployment.export import export
 from pipelines.deployment.records import Parity
 from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.files import read_json
+from pipelines.evaluation.outcomes import Evaluation
 from pipelines.inference.detector import Detector
 from pipelines.pictures import images
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.training.train import train
-from pipelines.training.trained import load_trained
+from pipelines.training.trained import RunRecord, load_trained
 
 CPU = torch.device("cpu")
 
@@ -34,19 +34,19 @@ def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
     parity = export("fapm", CATEGORY, params, project)
     assert parity.num_images == 8
     assert parity.decisions_changed == 0
-    folder = project.export("fapm", CATEGORY)
-    assert read_json(folder / "parity.json")["max_map_difference"] == parity.max_map_difference
-    assert {path.name for path in folder.iterdir()} == {"model.onnx", "parity.json"}  # no external data file
-    detector = Detector(folder / "model.onnx")
-    threshold = read_json(project.evaluation("fapm", CATEGORY) / "evaluation.json")["threshold"]
-    assert detector.card.threshold == threshold["value"]
-    assert detector.card.pixel_threshold == threshold["pixel_value"]
-    assert detector.card.run_id == read_json(project.model("fapm", CATEGORY) / "run.json")["run_id"]
+    cell = project.cell("fapm", CATEGORY)
+    assert Parity.load(cell.parity, "export again") == parity
+    assert {path.name for path in cell.exported.iterdir()} == {"model.onnx", "parity.json"}  # no external data file
+    detector = Detector(cell.onnx)
+    evaluation = Evaluation.load(cell.evaluation, "evaluate again")
+    assert detector.card.threshold == evaluation.threshold.value
+    assert detector.card.pixel_threshold == evaluation.threshold.pixel_value
+    assert detector.card.run_id == evaluation.run_id == RunRecord.load(cell.run_record, "train again").run_id
     assert detector.card.params["models"]["fapm"]["grid"] == 2
     # The same file scores one image and several.
     path = project.root / "images" / CATEGORY / "test" / "square" / "000.png"
     image = detector.load(path)
-    expected = load_trained(project.cell("fapm", CATEGORY), CPU).model(torch.from_numpy(image))
+    expected = load_trained(cell, CPU).model(torch.from_numpy(image))
     maps, scores = detector(np.concatenate([image] * 4))
     np.testing.assert_allclose(maps[3:], expected.anomaly_map.numpy(), atol=1e-4)
     np.testing.assert_allclose(scores, expected.score.repeat(4).numpy(), atol=1e-4)
@@ -58,7 +58,7 @@ def test_a_graph_that_differs_is_not_kept(project, params, monkeypatch):
     monkeypatch.setattr(Detector, "__call__", lambda self, image: tuple(x + 0.01 for x in call(self, image)))
     with pytest.raises(ExportError, match=r"^fapm on squares: .* trained model by 0\.009\d* .* not kept$"):
         export("fapm", CATEGORY, params, project)
-    assert not project.export("fapm", CATEGORY).exists()
+    assert not project.cell("fapm", CATEGORY).exported.exists()
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -81,11 +81,11 @@ def test_a_flipped_decision_is_refused_whatever_the_tolerance(project, monkeypat
     write_params(project.root, values)
     call = Detector.__call__
     monkeypatch.setattr(Detector, "__call__", lambda self, image: tuple(x * 0 for x in call(self, image)))
-    confusion = read_json(project.evaluation("fapm", CATEGORY) / "evaluation.json")["confusion"]
-    called_defects = confusion["true_positives"] + confusion["false_positives"]
+    confusion = Evaluation.load(project.cell("fapm", CATEGORY).evaluation, "evaluate again").confusion
+    called_defects = confusion.true_positives + confusion.false_positives
     with pytest.raises(ExportError, match=f"changes {called_defects} of 8 decisions"):
         export("fapm", CATEGORY, load_checked(project.params), project)
-    assert not project.export("fapm", CATEGORY).exists()
+    assert not project.cell("fapm", CATEGORY).exported.exists()
 
 
 def test_nan_is_never_within_the_tolerance():
@@ -110,7 +110,7 @@ def test_differences_are_absolute_up_to_one_and_relative_above():
 @pytest.mark.usefixtures("evaluated")
 def test_metadata_is_readable_by_anyone(project, params):
     export("fapm", CATEGORY, params, project)
-    properties = onnx.load(project.export("fapm", CATEGORY) / "model.onnx").metadata_props
+    properties = onnx.load(project.cell("fapm", CATEGORY).onnx).metadata_props
     values = {p.key: json.loads(p.value) for p in properties if p.key.startswith("blemish.")}
     assert values["blemish.model"] == "fapm"
     assert values["blemish.image_size"] == 64

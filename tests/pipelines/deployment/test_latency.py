@@ -7,7 +7,7 @@ from conftest import CATEGORY, draw_part
 
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
-from pipelines.deployment.records import Milliseconds, Percentiles
+from pipelines.deployment.records import Latency, Milliseconds, Percentiles
 from pipelines.errors import StageError
 from pipelines.inference.detector import ModelCard
 from pipelines.settings.params import LatencyConfig
@@ -83,18 +83,18 @@ def test_an_exported_cell_is_measured(root, blemish) -> None:
     for verb in ("prepare", "train", "evaluate", "export", "latency"):
         outcome = blemish(*([verb, CATEGORY] if verb == "prepare" else [verb, "fapm", CATEGORY]))
         assert outcome.code == 0, outcome.err
-    found = json.loads((root / "latency" / "fapm" / f"{CATEGORY}.json").read_text())
-    assert outcome.out.startswith(f"fapm on {CATEGORY}: {found['milliseconds']['total']['p50']:.1f} ms from file")
-    parts = [found["milliseconds"][part]["p50"] for part in PARTS]
-    assert all(0 < part < found["milliseconds"]["total"]["p50"] for part in parts)
-    assert found["num_images"] == 8
+    found = Latency.load(root / "latency" / "fapm" / f"{CATEGORY}.json", "measure again")
+    total = found.milliseconds.total.p50
+    assert outcome.out.startswith(f"fapm on {CATEGORY}: {total:.1f} ms from file")
+    assert all(0 < getattr(found.milliseconds, part).p50 < total for part in PARTS)
+    assert found.num_images == 8
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
-    assert run.data.metrics["latency.total.p50"] == found["milliseconds"]["total"]["p50"]
+    assert run.data.metrics["latency.total.p50"] == total
     assert run.data.metrics["onnx_megabytes"] > 1
-    assert run.data.tags["latency.hardware"] == found["hardware"]
+    assert run.data.tags["latency.hardware"] == found.hardware
     explains_itself(root, run, client)
 
 

@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import pytest
 from drawn_cells import THRESHOLDS, picture, write_evaluation
+from made_up import scored_image
 from PIL import Image
 
 from pipelines.errors import StageError
-from pipelines.evaluation.outcomes import ScoredImage
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR
 from pipelines.pictures.panels import MARKS, Verdict, save_strip
@@ -16,8 +16,7 @@ from pipelines.report.gif import _Part, choose, write_gif
 
 def part(defect: str, score: float) -> _Part:
     label = defect != "good"
-    values = {"path": f"{defect}/{score}", "defect": defect, "label": label, "score": score}
-    image = ScoredImage(**values, split="test", decision="good", milliseconds=1.0)
+    image = scored_image(f"{defect}/{score}", defect, label, score, threshold=2.0)
     return _Part(image, (64, 64), Verdict.of(label, score, 2.0))
 
 

@@ -29,6 +29,7 @@ from pipelines.teachers.distill import (
     Distillation,
     DistillConfig,
     PatchDescriptions,
+    TeacherRecord,
     distill,
     pooling_kernels,
 )
@@ -189,14 +190,15 @@ def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
     folder = project.teacher("efficient_ad")
     assert sorted(path.name for path in folder.iterdir()) == ["run.json", "teacher.safetensors"]
     patch_description_network("tiny").load_state_dict(teacher_of(project, "efficient_ad"))
-    result = read_json(folder / "run.json")
-    assert result["settings"]["distill"]["efficient_ad"]["steps"] == 30
-    assert result["settings"]["data"]["photos"] == 10
-    losses = losses_of(project, result["run_id"], "distillation")
+    record = TeacherRecord.load(folder / "run.json", "distil again")
+    assert record.settings["distill"]["efficient_ad"]["steps"] == 30
+    assert record.settings["data"]["photos"] == 10
+    assert record.run_id is not None
+    losses = losses_of(project, record.run_id, "distillation")
     assert len(losses) == 30
     assert losses[0] == pytest.approx(1.0, abs=0.3)  # the targets have variance 1
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
-    run = mlflow.MlflowClient(tracking_uri(project.root)).get_run(result["run_id"])
+    run = mlflow.MlflowClient(tracking_uri(project.root)).get_run(record.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["distill.efficient_ad.backbone.weights"] == "embedded"
     assert not project.work("distill", "efficient_ad").exists()

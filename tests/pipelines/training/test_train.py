@@ -13,11 +13,11 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from pipelines.errors import ParamsError, StageError, TrainingDiverged
-from pipelines.files import read_json
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.tracking import store
 from pipelines.training import loop, train
+from pipelines.training.trained import RunRecord
 
 CPU = torch.device("cpu")
 CLI = Path(train.__file__).resolve().parents[2] / "cli.py"
@@ -31,7 +31,7 @@ def prepared(project, params):
 def run(project, model, console):
     params = load_checked(project.params)
     train.train(model, CATEGORY, params, project, CPU, console)
-    return load_file(project.model(model, CATEGORY) / "model.safetensors")
+    return load_file(project.cell(model, CATEGORY).weights)
 
 
 def runs(project):
@@ -46,15 +46,15 @@ def same(first, second):
 @pytest.mark.usefixtures("prepared")
 def test_a_cell_leaves_weights_settings_and_a_finished_run(project, console):
     run(project, "fapm", console)
-    result = read_json(project.model("fapm", CATEGORY) / "run.json")
-    assert result["settings"]["models"]["fapm"]["grid"] == 2
-    assert result["train_images"] == 9
+    record = RunRecord.load(project.cell("fapm", CATEGORY).run_record, "train again")
+    assert record.model_settings["grid"] == 2
+    assert record.train_images == 9
     (only,) = runs(project)
-    assert only.info.run_id == result["run_id"]
+    assert only.info.run_id == record.run_id
     assert only.info.status == "FINISHED"
     assert only.data.params["models.fapm.backbone.weights"] == "embedded"
-    assert only.data.tags["data_sha256"] == result["settings"]["data"]["sha256"]
-    assert not project.work("fapm", CATEGORY).exists()
+    assert only.data.tags["data_sha256"] == record.settings.data.sha256
+    assert not project.cell("fapm", CATEGORY).work.exists()
 
 
 @pytest.mark.usefixtures("prepared")
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(project, sixth_model,
     with pytest.raises(TrainingDiverged, match=r"^step 3: a loss is not finite \(distance = nan\)"):
         run(project, sixth_model, console)
     assert centres[-1].isfinite().all()
-    assert not project.model(sixth_model, CATEGORY).exists()
+    assert not project.cell(sixth_model, CATEGORY).trained.exists()
     assert [r.info.status for r in runs(project)] == ["FAILED"]
 
 
@@ -168,8 +168,8 @@ def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, param
 
 @pytest.mark.usefixtures("prepared")
 def test_two_processes_do_not_train_one_cell(project, params, console):
-    project.work("fapm", CATEGORY).parent.mkdir(parents=True)
-    lock = FileLock(project.work("fapm", CATEGORY).parent / f".{CATEGORY}.lock")
+    project.cell("fapm", CATEGORY).work.parent.mkdir(parents=True)
+    lock = FileLock(project.cell("fapm", CATEGORY).work.parent / f".{CATEGORY}.lock")
     with lock, pytest.raises(StageError, match=r"^fapm on squares: another process is training this"):
         train.train("fapm", CATEGORY, params, project, CPU, console)
 
@@ -197,7 +197,7 @@ def test_kill_9_leaves_nothing_running_and_the_same_model(project, console):
         stderr=subprocess.PIPE,
         text=True,
     )
-    work, deadline = project.work("fapm", CATEGORY), time.monotonic() + 60
+    work, deadline = project.cell("fapm", CATEGORY).work, time.monotonic() + 60
     while process.poll() is None and not list(work.glob("*/run.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

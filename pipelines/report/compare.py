@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import StageError
-from pipelines.evaluation.certainty import AVERAGE, Measured, average, champion, compare, measure
+from pipelines.evaluation.certainty import AVERAGE, Champion, Measured, average, champion, compare, compare_all, measure
 from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import EVALUATION_FOLDER, DefectOutcome, Evaluation, read_outcome
 from pipelines.numbers import UNKNOWN, decimal, half, interval, percent, seconds
@@ -135,7 +135,7 @@ def table_by_model(compared: Compared, metric: str) -> "tuple[str, Table]":
     for title in ("Model", "%", "95 %", "Against\nthe best", "Images", "Seeds", "Train,\ns", "Time,\nms", "ONNX,\nMB"):
         table.add_column(title, justify="left" if title in ("Model", "Against\nthe best") else "right", no_wrap=True)
     group = [compared.measured[name, AVERAGE] for name in compared.names]
-    best = champion(metric, group, [compare(metric, a, b) for a, b in combinations(group, 2)]).best
+    best = _champion(metric, group).best
     sign = 1 if METRIC_BY_KEY[metric].higher_is_better else -1
     for row in sorted(group, key=lambda row: -sign * row.values.get(metric, -sign * float("inf"))):
         own = [run for (name, _), run in compared.runs.items() if name == row.name]
@@ -176,8 +176,7 @@ def table_by_category(compared: Compared, metric: str) -> "tuple[str, Table]":
         table.add_column(name, justify="right", no_wrap=True)
     for category in (*compared.categories, AVERAGE):
         group = [compared.measured[name, category] for name in compared.names if (name, category) in compared.measured]
-        found = champion(metric, group, [compare(metric, a, b) for a, b in combinations(group, 2)])
-        marked = leaders(found) if len(group) > 1 else ()
+        marked = leaders(_champion(metric, group)) if len(group) > 1 else ()
         values = {row.name: _with_margin(row, metric, row.name in marked) for row in group}
         images = sorted({row.num_images for row in group})
         texts = [values.get(name, UNKNOWN) for name in compared.names]
@@ -229,9 +228,13 @@ def sentences(compared: Compared, metric: str) -> list[str]:
     group = [compared.measured[name, AVERAGE] for name in compared.names]
     pairs = [compare(metric, a, b) for a, b in combinations(group, 2)]
     if len(pairs) > _MANY:
-        best = champion(metric, group, pairs).best
+        best = _champion(metric, group).best
         pairs = [pair for pair in pairs if best in (pair.a, pair.b)]
     return [f"{pair.text}." for pair in pairs]
+
+
+def _champion(metric: str, group: Sequence[Measured]) -> Champion:
+    return champion(metric, group, compare_all([metric], group))
 
 
 def _table() -> "Table":

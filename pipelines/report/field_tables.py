@@ -40,6 +40,11 @@ class Row:
     best: frozenset[str]  # categories (or the average) where this is the best, or not distinguishable from it
     notes: tuple[str, ...]  # letters of the footnotes
 
+    def shown(self, categories: Sequence[str], bold: str) -> list[str]:
+        """The average, then the figure of each category; `bold` is the template of what is best."""
+        figures = zip((AVERAGE, *categories), (self.average, *self.values), strict=True)
+        return [bold.format(decimal(value)) if place in self.best else decimal(value) for place, value in figures]
+
 
 @dataclass(frozen=True, slots=True)
 class FieldTable:
@@ -58,11 +63,8 @@ class FieldTable:
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
         lines.append(["*Test images*", *(f"*{n}*" for n in (sum(self.test_images), *self.test_images))])
         for row in self.rows:
-            shown = [decimal(value) for value in (row.average, *row.values)]
-            places = (AVERAGE, *self.categories)
-            marked = [f"**{text}**" if place in row.best else text for text, place in zip(shown, places, strict=True)]
             mark = f" <sup>{' '.join(row.notes)}</sup>" if row.notes else ""
-            lines.append([_escape_markdown(row.method) + mark, *marked])
+            lines.append([_escape_markdown(row.method) + mark, *row.shown(self.categories, "**{}**")])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         notes = "\n".join(f"- <sup>{letter}</sup> {text}" for letter, text in self.notes.items())
         parts = [f"## {self.title}", table, self._remark(), notes]
@@ -106,11 +108,9 @@ class FieldTable:
             if before is not None and (before == _OURS) != (row.source == _OURS):
                 yield r"\midrule"
             before = row.source
-            shown = [decimal(value) for value in (row.average, *row.values)]
-            places = (AVERAGE, *self.categories)
-            marked = [rf"\textbf{{{t}}}" if place in row.best else t for t, place in zip(shown, places, strict=True)]
             mark = f"$^{{{','.join(row.notes)}}}$" if row.notes else ""
-            yield " & ".join([_escape_latex(row.method) + mark, *marked]) + r" \\"
+            figures = row.shown(self.categories, r"\textbf{{{}}}")
+            yield " & ".join([_escape_latex(row.method) + mark, *figures]) + r" \\"
 
     def _remark(self) -> str:
         several = sum(row.source == _OURS for row in self.rows) > 1

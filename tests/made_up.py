@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from pipelines.data.index import Split
 from pipelines.evaluation.certainty import measure
-from pipelines.evaluation.metrics import ExactPixelMetrics, as_json, confusion_at, image_metrics
+from pipelines.evaluation.metrics import ExactPixelMetrics, confusion_at, image_metrics, known
 from pipelines.evaluation.outcomes import (
     Evaluation,
     ScoredImage,
@@ -20,6 +20,7 @@ from pipelines.evaluation.outcomes import (
     read_outcome,
     write_predictions,
 )
+from pipelines.evaluation.regions import Pixels, Regions
 from pipelines.evaluation.thresholds import threshold_at
 from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, Project
 from pipelines.settings.params import Params, load_params
@@ -48,6 +49,11 @@ def draw_maps(scores: NDArray[np.float64], labels: NDArray[np.bool_], category: 
     masks = np.zeros((len(labels), SIDE, SIDE), dtype=bool)
     masks[labels, 3:7, 4:9] = True
     return noise + masks * scores[:, None, None].astype(np.float32) / 8, masks
+
+
+def pixels_of(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> list[Pixels]:
+    """The pixels of each image by its mask."""
+    return [Regions.of(mask).split(anomaly_map, "image") for anomaly_map, mask in zip(maps, masks, strict=True)]
 
 
 def rng(*key: object) -> np.random.Generator:
@@ -98,7 +104,8 @@ def put_evaluation(
         maps, inside = draw_maps(scores, labels, category)
         exact = ExactPixelMetrics()
         exact.update(torch.from_numpy(maps), torch.from_numpy(inside))
-        count_pixels(zip(maps, inside, strict=True), bin_edges(exact.curves().threshold)).save(folder / PIXELS_FILE)
+        edges = bin_edges(exact.operating_points().curves().threshold)
+        count_pixels(pixels_of(maps, inside), edges).save(folder / PIXELS_FILE)
         found = exact.compute()
         metrics |= {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
         metrics |= {"aupro_30": found.aupro_30, "aupro_05": found.aupro_05}
@@ -127,9 +134,14 @@ def put_evaluation(
             "seed": seed,
         },
         "counts": {"train": 40, "holdout": 20, "anomalous_train": 0, "test_normal": good, "test_anomalous": defect},
-        "metrics": as_json({**metrics, "threshold": threshold.value, "train_seconds": 12.4, "train_steps": 300}),
-        "threshold": as_json({**as_json(threshold), "pixel_value": 1.0, "oracle": image.oracle_threshold}),
-        "confusion": as_json(counts),
+        "metrics": {
+            **{name: known(value) for name, value in metrics.items()},
+            "threshold": threshold.value,
+            "train_seconds": 12.4,
+            "train_steps": 300,
+        },
+        "threshold": {**dict(threshold), "pixel_value": 1.0, "oracle": known(image.oracle_threshold)},
+        "confusion": counts,
         "defects": {
             name: {
                 "count": len(hits),

@@ -42,7 +42,10 @@ TORCH_FREE = (
     *(f"pipelines/{room}/*.py" for room in ("pictures", "inference", "sources", "settings", "tracking", "report")),
     *(f"pipelines/preparation/{name}.py" for name in ("config", "layouts", "splits", "prepare")),
     "pipelines/data/index.py",
-    *(f"pipelines/evaluation/{name}.py" for name in ("outcomes", "measures", "certainty", "description")),
+    *(
+        f"pipelines/evaluation/{name}.py"
+        for name in ("curves", "regions", "outcomes", "measures", "certainty", "description")
+    ),
     *(f"pipelines/deployment/{name}.py" for name in ("latency", "records")),
     *(f"pipelines/{name}.py" for name in sorted(GROUND - {"device"})),
     "cli.py",

@@ -16,19 +16,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
+from pipelines.evaluation.curves import PRO_LIMITS, Curve, Floats, image_curve
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
-from pipelines.evaluation.outcomes import Floats, Outcome, PixelCounts, TestSet
+from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet
 
 CONFIDENCE = 0.95
 AVERAGE = "average"  # the category of a macro average
 _TAIL = (1 - CONFIDENCE) / 2
-_PRO_LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}
 _SHARES = ("recall", "false_alarms")
 _SEPARATION = ("image_auroc", "image_ap", "image_f1_max")  # all 1 exactly when good and anomalous images separate
 
@@ -53,51 +52,6 @@ def resample(test_set: TestSet, resamples: int) -> Floats:
     return draws
 
 
-class _Curve(NamedTuple):
-    """R drawn test sets as the threshold falls past P - 1 bins: (R, P), from nothing called anomalous to everything."""
-
-    false_positives: Floats
-    true_positives: Floats
-
-
-def _curve(draws: Floats, normal: NDArray[Any], anomalous: NDArray[Any]) -> _Curve:
-    return _Curve(_cumulative(draws, normal), _cumulative(draws, anomalous))
-
-
-def _cumulative(draws: Floats, counts: NDArray[Any]) -> Floats:
-    """(R, N) draws of images with (N, B) counts -> (R, 1 + B)."""
-    summed = np.zeros((len(draws), counts.shape[1] + 1))
-    np.cumsum(draws @ counts.astype(np.float64), axis=1, out=summed[:, 1:])
-    return summed
-
-
-def _auroc(curve: _Curve) -> Floats:
-    fp, tp = curve
-    area = (np.diff(fp) * (tp[:, 1:] + tp[:, :-1])).sum(1) / 2
-    return area / (fp[:, -1] * tp[:, -1])
-
-
-def _ap(curve: _Curve) -> Floats:
-    fp, tp = curve.false_positives[:, 1:], curve.true_positives[:, 1:]
-    precision = tp / np.maximum(tp + fp, 1e-300)
-    return (np.diff(curve.true_positives) * precision).sum(1) / tp[:, -1]
-
-
-def _f1_max(curve: _Curve) -> Floats:
-    fp, tp = curve
-    return (2 * tp / (tp[:, -1:] + tp + fp)).max(1)
-
-
-def _aupro(false_positives: Floats, regions: Floats, limit: float) -> Floats:
-    """Area under region overlap over false-positive rate up to `limit`, interpolated there, over `limit`."""
-    rate = false_positives / false_positives[:, -1:]
-    overlap = regions / regions[:, -1:]
-    width, rise = np.diff(rate), np.diff(overlap)
-    kept = np.clip(limit - rate[:, :-1], 0, width)  # of each step's width
-    at_end = overlap[:, :-1] + rise * np.divide(kept, width, out=np.zeros_like(width), where=width > 0)
-    return (kept * (overlap[:, :-1] + at_end)).sum(1) / 2 / limit
-
-
 def _image_draws(outcome: Outcome, draws: Floats) -> dict[str, Floats]:
     labels = outcome.labels
     called = outcome.scores > outcome.threshold
@@ -108,23 +62,20 @@ def _image_draws(outcome: Outcome, draws: Floats) -> dict[str, Floats]:
         shares["false_alarms"] = draws[:, ~labels] @ called[~labels] / (~labels).sum()
     if labels.all() or not labels.any():
         return shares
-    distinct, place = np.unique(-outcome.scores, return_inverse=True)
-    ranked = np.zeros((len(labels), len(distinct)))
-    ranked[np.arange(len(labels)), place] = 1
-    curve = _curve(draws, ranked * ~labels[:, None], ranked * labels[:, None])
-    return {"image_auroc": _auroc(curve), "image_ap": _ap(curve), "image_f1_max": _f1_max(curve), **shares}
+    _, curve = image_curve(outcome.scores, labels, draws)
+    return {"image_auroc": curve.auroc(), "image_ap": curve.ap(), "image_f1_max": curve.f1().max(-1), **shares}
 
 
 def _pixel_draws(pixels: PixelCounts | None, draws: Floats) -> dict[str, Floats]:
     if pixels is None or not pixels.anomalous.any() or not pixels.normal.any():
         return {}
-    curve = _curve(draws, pixels.normal, pixels.anomalous)
-    regions = _cumulative(draws, pixels.regions)
+    counts = (pixels.normal, pixels.anomalous, pixels.regions)
+    curve = Curve.of(*(draws @ count.astype(np.float64) for count in counts))  # each (R, B)
     return {
-        "pixel_auroc": _auroc(curve),
-        "pixel_ap": _ap(curve),
-        "pixel_f1_max": _f1_max(curve),
-        **{name: _aupro(curve.false_positives, regions, limit) for name, limit in _PRO_LIMITS.items()},
+        "pixel_auroc": curve.auroc(),
+        "pixel_ap": curve.ap(),
+        "pixel_f1_max": curve.f1().max(-1),
+        **{name: curve.aupro(limit) for name, limit in PRO_LIMITS.items()},
     }
 
 

@@ -4,21 +4,20 @@ Thresholds come from held-out good parts, before a test image is looked at; the 
 have chosen are reported beside them under the name oracle.
 """
 
-import csv
 import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from einops import rearrange
+from torch import Tensor
 
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
-from pipelines.data.index import Split
 from pipelines.evaluation import figures
 from pipelines.evaluation.certainty import measure, share_interval
 from pipelines.evaluation.description import description
@@ -27,19 +26,20 @@ from pipelines.evaluation.metrics import (
     ImageResult,
     PixelCurves,
     PixelMetrics,
+    PixelResult,
     StreamingPixelMetrics,
-    as_json,
     confusion_at,
     image_metrics,
+    known,
     recall_by_defect_type,
 )
 from pipelines.evaluation.outcomes import (
     EVALUATION_FOLDER,
-    Confusion,
     Counts,
     DefectOutcome,
     Evaluation,
     HeldOutImage,
+    HoldoutThreshold,
     PixelCounts,
     Protocol,
     TestImage,
@@ -51,10 +51,12 @@ from pipelines.evaluation.outcomes import (
     scored,
     write_predictions,
 )
-from pipelines.evaluation.thresholds import HoldoutThreshold, threshold_at
+from pipelines.evaluation.regions import Pixels, Regions
+from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import Map, resize_map
+from pipelines.pictures.panels import Thresholds
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import cell_run
 from pipelines.training.trained import Trained, load_trained
@@ -76,22 +78,20 @@ def evaluate(
     trained.check_data(data)
     held_out = score_held_out_images(trained.model, data)
     threshold, pixel_threshold = thresholds(held_out, params.evaluate.false_alarm_rate)
-    results = score_test_images(trained.model, data)
-    source = project.root / params.data.root / category
-    pixels = _pixel_metrics(results, data, params, source) if data.index.has_masks else None
-    curves = _curves(pixels)
-    counts = _count_pixels(results, data, params, source, curves) if curves else None
+    native = params.evaluate.resolution == "native"
+    originals = project.root / params.data.root / category if native else None
+    results = score_test_images(trained.model, data, originals)
+    pixels = _compare_pixels(results, params.evaluate.pixel_metrics) if data.index.has_masks else None
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, pixels)
     with atomic_folder(cell.evaluated) as temporary:
         write_predictions(temporary, scored(results, held_out, threshold.value))
-        if counts:
-            counts.save(temporary / cell.pixels.name)
+        if pixels and pixels.counts:
+            pixels.counts.save(temporary / cell.pixels.name)
         measured = measure(read_outcome(temporary, evaluation, model_name), params.evaluate.bootstrap)
         evaluation = evaluation.model_copy(update={"intervals": measured.intervals})
         evaluation.save(temporary / cell.evaluation.name)
-        drawn = figures.draw(temporary, results, data, threshold.value, pixel_threshold, pixels)
-        if curves:
-            _write_curve(temporary / "pro.csv", curves)
+        of_cell = Thresholds(threshold.value, pixel_threshold)
+        drawn = figures.draw(temporary, results, of_cell, pixels.curves if pixels else None)
     # The flat file is written last: it stands for a finished evaluation, and DVC compares it.
     write_json(cell.metrics, evaluation.known | evaluation.recalls)
     _track(cell, params, evaluation, drawn)
@@ -100,10 +100,11 @@ def evaluate(
 
 def score_held_out_images(model: AnomalyModel, data: PreparedData) -> list[HeldOutImage]:
     """The good parts that training has not seen, each by itself."""
-    return [
-        HeldOutImage(data.index.images[row].path, score, float(anomaly_map.max()), milliseconds)
-        for row, anomaly_map, score, milliseconds in _predictions(model, data, "holdout")
-    ]
+    held_out = []
+    for row in data.rows("holdout"):
+        anomaly_map, score, milliseconds = _predict(model, data.batch([row]).image)
+        held_out.append(HeldOutImage(data.index.images[row].path, score, float(anomaly_map.max()), milliseconds))
+    return held_out
 
 
 def thresholds(held_out: Sequence[HeldOutImage], rate: float) -> tuple[HoldoutThreshold, float]:
@@ -115,58 +116,71 @@ def thresholds(held_out: Sequence[HeldOutImage], rate: float) -> tuple[HoldoutTh
     return threshold_at(scores, rate), threshold_at(peaks, rate).value
 
 
-def score_test_images(model: AnomalyModel, data: PreparedData) -> list[TestImage]:
-    """Every test image by itself, as `predict` will see it."""
-    images = data.index.images
-    return [
-        TestImage(row, images[row].path, images[row].defect, images[row].label, score, anomaly_map, milliseconds)
-        for row, anomaly_map, score, milliseconds in _predictions(model, data, "test")
-    ]
+def score_test_images(model: AnomalyModel, data: PreparedData, originals: Path | None) -> list[TestImage]:
+    """Every test image by itself, as `predict` will see it.
+
+    Pixels are compared at the prepared size, or at each image's own if the folder of the `originals` is given.
+    """
+    return [_test_image(model, data, row, originals) for row in data.rows("test")]
 
 
-def _predictions(model: AnomalyModel, data: PreparedData, split: Split) -> Iterator[tuple[int, Map, float, float]]:
-    """(row, map (H, W), score, milliseconds), one image at a time: a batch may round differently."""
-    for row in data.rows(split):
-        image = data.batch([row]).image
-        started = time.perf_counter()
-        with torch.no_grad():
-            prediction = model(image)
-        # Copying to the CPU waits for the device, so that the time is that of the whole answer.
-        anomaly_map, score = prediction.anomaly_map[0, 0].cpu().numpy(), float(prediction.score[0])
-        yield row, anomaly_map, score, 1000 * (time.perf_counter() - started)
+def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None) -> TestImage:
+    entry, batch = data.index.images[row], data.batch([row])
+    anomaly_map, score, milliseconds = _predict(model, batch.image)
+    truth, compared = None, None
+    if data.index.has_masks:
+        truth = batch.mask[0, 0].cpu().numpy() > 0
+        compared = Regions.of(truth if originals is None else data.native_mask(row, originals))
+    return TestImage(
+        path=entry.path,
+        defect=entry.defect,
+        label=entry.label,
+        score=score,
+        rgb=rearrange(batch.image * 255, "1 c h w -> h w c").round().byte().cpu().numpy(),
+        anomaly_map=anomaly_map,
+        truth=truth,
+        width=entry.width,
+        height=entry.height,
+        milliseconds=milliseconds,
+        regions=compared,
+    )
 
 
-def _maps_and_masks(
-    results: Sequence[TestImage], data: PreparedData, params: Params, source: Path
-) -> Iterator[tuple[Map, NDArray[np.bool_]]]:
-    """At the prepared size (mask down, nearest) or at each image's own (map up, bilinear)."""
-    for result in results:
-        if params.evaluate.resolution == "native":
-            mask = data.native_mask(result.row, source)
-            yield resize_map(result.anomaly_map, width=mask.shape[1], height=mask.shape[0]), mask
-        else:
-            yield result.anomaly_map, data.batch([result.row]).mask[0, 0].cpu().numpy() > 0
+def _predict(model: AnomalyModel, image: Tensor) -> tuple[Map, float, float]:
+    """Map (H, W), score and milliseconds of one image (1, 3, H, W): a batch may round differently."""
+    started = time.perf_counter()
+    with torch.no_grad():
+        prediction = model(image)
+    # Copying to the CPU waits for the device, so that the time is that of the whole answer.
+    anomaly_map, score = prediction.anomaly_map[0, 0].cpu().numpy(), float(prediction.score[0])
+    return anomaly_map, score, 1000 * (time.perf_counter() - started)
 
 
-def _pixel_metrics(results: Sequence[TestImage], data: PreparedData, params: Params, source: Path) -> PixelMetrics:
-    exact = params.evaluate.pixel_metrics == "exact"
+class _ComparedPixels(NamedTuple):
+    result: PixelResult
+    curves: PixelCurves
+    counts: PixelCounts | None  # of each image in bins along the curves; None where one class of pixel is absent
+
+
+def _compare_pixels(results: Sequence[TestImage], pixel_metrics: Literal["exact", "streaming"]) -> _ComparedPixels:
+    exact = pixel_metrics == "exact"
     metrics: PixelMetrics = ExactPixelMetrics() if exact else StreamingPixelMetrics()
-    for anomaly_map, mask in _maps_and_masks(results, data, params, source):
-        metrics.update(torch.from_numpy(anomaly_map.copy())[None], torch.from_numpy(mask)[None])
-    return metrics
+    # The exact metrics keep every score anyway. The streaming ones see one image after another, and for the counts once
+    # more: with all maps at the size of the originals, memory would not be bounded.
+    images = list(_pixels(results)) if exact else None
+    metrics.add(images or _pixels(results))
+    points = metrics.operating_points()
+    curves = points.curves()
+    counts = count_pixels(images or _pixels(results), bin_edges(curves.threshold)) if len(curves.threshold) else None
+    return _ComparedPixels(points.result(), curves, counts)
 
 
-def _curves(pixels: PixelMetrics | None) -> PixelCurves | None:
-    """None without masks, and where one class of pixel is absent."""
-    curves = pixels.curves() if pixels else None
-    return curves if curves and len(curves.threshold) else None
-
-
-def _count_pixels(
-    results: Sequence[TestImage], data: PreparedData, params: Params, source: Path, curves: PixelCurves
-) -> PixelCounts:
-    """Each image's pixels in bins along the curves, from which test sets are drawn."""
-    return count_pixels(_maps_and_masks(results, data, params, source), bin_edges(curves.threshold))
+def _pixels(results: Sequence[TestImage]) -> Iterator[Pixels]:
+    """At the size of the true regions: the map goes up to an original's, bilinear."""
+    for result in results:
+        assert result.regions is not None
+        height, width = result.regions.shape
+        yield result.regions.split(resize_map(result.anomaly_map, width, height), result.path)
 
 
 def _summarise(
@@ -176,7 +190,7 @@ def _summarise(
     results: list[TestImage],
     threshold: HoldoutThreshold,
     pixel_threshold: float,
-    pixels: PixelMetrics | None,
+    pixels: _ComparedPixels | None,
 ) -> Evaluation:
     """All but the intervals, which are drawn from what is written."""
     scores = torch.tensor([result.score for result in results], dtype=torch.float32)
@@ -188,7 +202,7 @@ def _summarise(
         **_image_numbers(image),
         "recall": counts.true_positives / image.num_anomalous if image.num_anomalous else None,
         "false_alarms": counts.false_positives / image.num_normal if image.num_normal else None,
-        **_pixel_numbers(pixels),
+        **(_pixel_numbers(pixels.result) if pixels else {}),
         "threshold": threshold.value,
         "train_seconds": run.train_seconds,
         "train_steps": run.train_steps,
@@ -200,7 +214,7 @@ def _summarise(
         data_set=params.data.name,
         data_sha256=run.settings.data.sha256,
         index_sha256=run.settings.data.index_sha256,
-        pixels_sha256=_pixels_sha256(data),
+        pixels_sha256=_pixels_sha256(results),
         settings=run.model_settings,
         protocol=Protocol(
             image_size=trained.image_size,
@@ -211,21 +225,20 @@ def _summarise(
             seed=run.settings.train.seed,
         ),
         counts=Counts.model_validate(data.index.counts),
-        metrics=as_json(metrics),
-        threshold=Threshold(**asdict(threshold), pixel_value=pixel_threshold, oracle=as_json(image.oracle_threshold)),
-        confusion=Confusion(**asdict(counts)),
+        metrics={name: known(value) for name, value in metrics.items()},
+        threshold=Threshold(**dict(threshold), pixel_value=pixel_threshold, oracle=known(image.oracle_threshold)),
+        confusion=counts,
         defects=_defects(results, threshold),
         intervals={},
     )
 
 
-def _pixels_sha256(data: PreparedData) -> str:
+def _pixels_sha256(results: Sequence[TestImage]) -> str:
     """Of the test images and masks as the model sees them."""
     digest = hashlib.sha256()
-    for row in data.rows("test"):
-        batch = data.batch([row])
-        digest.update((batch.image * 255).round().byte().cpu().numpy().tobytes())
-        digest.update((batch.mask > 0).cpu().numpy().tobytes())
+    for result in results:
+        digest.update(rearrange(result.rgb, "h w c -> c h w").tobytes())
+        digest.update((np.zeros(result.rgb.shape[:2], bool) if result.truth is None else result.truth).tobytes())
     return digest.hexdigest()
 
 
@@ -233,10 +246,7 @@ def _image_numbers(image: ImageResult) -> dict[str, float]:
     return {"image_auroc": image.auroc, "image_ap": image.ap, "image_f1_max": image.f1_max}
 
 
-def _pixel_numbers(pixels: PixelMetrics | None) -> dict[str, float]:
-    if pixels is None:
-        return {}
-    result = pixels.compute()
+def _pixel_numbers(result: PixelResult) -> dict[str, float]:
     return {
         "pixel_auroc": result.auroc,
         "pixel_ap": result.ap,
@@ -264,19 +274,9 @@ def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str,
             recall=recall.recall,
             recall_interval=share_interval(recall.recall, recall.num_images),
             recall_at_rate=at_rate[name].recall if at_rate else None,
-            auroc=as_json(image_metrics(scores[chosen], labels[chosen]).auroc),
+            auroc=known(image_metrics(scores[chosen], labels[chosen]).auroc),
         )
     return outcomes
-
-
-def _write_curve(path: Path, curves: PixelCurves) -> None:
-    """The PRO curve up to the integration limit, for `dvc plots`."""
-    rates = np.linspace(0, 0.3, 101)
-    overlaps = np.interp(rates, curves.false_positive_rate, curves.region_overlap)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["false_positive_rate", "region_overlap"])
-        writer.writerows(zip(rates.tolist(), overlaps.tolist(), strict=True))
 
 
 def _track(cell: Cell, params: Params, evaluation: Evaluation, drawn: list[str]) -> None:

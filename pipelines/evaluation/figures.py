@@ -8,72 +8,42 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.batches import PreparedData
-from pipelines.evaluation.metrics import PixelCurves, PixelMetrics
+from pipelines.evaluation.curves import PRO_LIMITS, Bools, Floats, image_curve
+from pipelines.evaluation.metrics import PixelCurves
+from pipelines.evaluation.outcomes import TestImage
 from pipelines.files import write_json
-from pipelines.pictures.panels import KeptMaps, Layout, Picture, Thresholds, save_strip, sheet, strip
+from pipelines.pictures.panels import KeptMaps, Layout, Thresholds, save_strip, sheet, strip
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pipelines.evaluation.outcomes import TestImage
-
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-
 _PER_GROUP = 4  # strips of each kind on the sheet
 _SHEET = Layout(160)
 _BINS = 24
 _CURVE_POINTS = 101  # of a curve kept for the report
-_PRO_LIMIT = 0.3
+_PRO_LIMIT = PRO_LIMITS["aupro_30"]
 _GOOD, _DEFECT, _LINE = "#0072b2", "#d55e00", "#222222"  # Okabe and Ito's blue and vermilion: colour-blind safe
 
 
-def draw(
-    folder: Path,
-    results: "Sequence[TestImage]",
-    data: PreparedData,
-    threshold: float,
-    pixel_threshold: float,
-    pixels: PixelMetrics | None,
-) -> list[str]:
+def draw(folder: Path, results: Sequence[TestImage], thresholds: Thresholds, pixels: PixelCurves | None) -> list[str]:
     """Write strips, maps, the sheet and the curves into `folder`; gives the names of those worth logging."""
-    thresholds = Thresholds(threshold, pixel_threshold)
     for result in results:
-        save_strip(folder, _picture(result, data), thresholds)
-    entries = [data.index.images[result.row] for result in results]
-    maps = ((result.anomaly_map, (e.width, e.height)) for result, e in zip(results, entries, strict=True))
-    KeptMaps.of(maps, pixel_threshold).save(folder)
+        save_strip(folder, result, thresholds)
+    maps = ((result.anomaly_map, (result.width, result.height)) for result in results)
+    KeptMaps.of(maps, thresholds.pixel).save(folder)
     groups = [
-        (title, [strip(_picture(result, data), thresholds, _SHEET) for result in chosen])
-        for title, chosen in telling(results, threshold)
+        (title, [strip(result, thresholds, _SHEET) for result in chosen])
+        for title, chosen in telling(results, thresholds.score)
     ]
     sheet(groups).save(folder / "examples.png", optimize=True)
-    pixel_curves = pixels.curves() if pixels else None
-    if pixel_curves:
-        write_json(folder / "curves.json", thinned(pixel_curves))
-    _curves(results, threshold, pixel_curves).savefig(folder / "curves.png", dpi=110)
+    if pixels:
+        write_json(folder / "curves.json", thinned(pixels))
+    _curves(results, thresholds.score, pixels).savefig(folder / "curves.png", dpi=110)
     return ["examples.png", "curves.png"]
 
 
-def _picture(result: "TestImage", data: PreparedData) -> Picture:
-    entry = data.index.images[result.row]
-    batch = data.batch([result.row])
-    return Picture(
-        path=result.path,
-        defect=result.defect,
-        label=result.label,
-        score=result.score,
-        rgb=(batch.image[0].permute(1, 2, 0).cpu().numpy() * 255).round().astype(np.uint8),
-        anomaly_map=result.anomaly_map,
-        truth=batch.mask[0, 0].cpu().numpy() > 0 if data.index.has_masks else None,
-        width=entry.width,
-        height=entry.height,
-    )
-
-
-def telling(results: "Sequence[TestImage]", threshold: float) -> "list[tuple[str, list[TestImage]]]":
+def telling(results: Sequence[TestImage], threshold: float) -> list[tuple[str, list[TestImage]]]:
     """The best hits, the worst misses and the worst false alarms, each under a heading that says out of how many.
 
     Where there is no error, what came closest to one stands in its place: a gallery of best hits alone would flatter.
@@ -111,7 +81,7 @@ def thinned(curves: PixelCurves) -> dict[str, list[list[float]]]:
     return {name: [x.round(4).tolist(), y.round(4).tolist()] for name, (x, y) in drawn.items()}
 
 
-def _curves(results: "Sequence[TestImage]", threshold: float, pixels: PixelCurves | None) -> "Figure":
+def _curves(results: Sequence[TestImage], threshold: float, pixels: PixelCurves | None) -> "Figure":
     import matplotlib  # half a second, which only this figure needs
     from matplotlib.figure import Figure
 
@@ -127,7 +97,7 @@ def _curves(results: "Sequence[TestImage]", threshold: float, pixels: PixelCurve
     return figure
 
 
-def _histogram(axes: "Axes", labels: Flags, scores: Floats, threshold: float) -> None:
+def _histogram(axes: "Axes", labels: Bools, scores: Floats, threshold: float) -> None:
     edges = histogram_edges(scores, threshold).tolist()
     axes.hist(scores[~labels], edges, color=_GOOD, alpha=0.8, label=f"good ({(~labels).sum()})")
     # hatched as well as coloured, so that the two stay apart in grey print
@@ -145,23 +115,19 @@ def histogram_edges(scores: Floats, threshold: float) -> Floats:
     return threshold + width * np.arange(-max(below, 1), max(above, 1) + 1, dtype=np.float64)
 
 
-def _image_curves(roc: "Axes", precision_recall: "Axes", labels: Flags, scores: Floats, threshold: float) -> None:
+def _image_curves(roc: "Axes", precision_recall: "Axes", labels: Bools, scores: Floats, threshold: float) -> None:
     """With the deployed threshold's place on both."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # equal scores make one point
-    found = np.append(0, np.cumsum(labels[order])[last])
-    alarms = np.append(0, np.cumsum(~labels[order])[last])
-    place = int(np.searchsorted(-scores[order][last], -threshold))  # points above the threshold; 0 is the corner
-    recall, rate = found / max(labels.sum(), 1), alarms / max((~labels).sum(), 1)
-    precision = found[1:] / (found + alarms)[1:]
+    distinct, curve = image_curve(scores, labels)
+    place = int((distinct > threshold).sum())  # points above the threshold; 0 is the corner
+    rate, recall, precision = curve.false_positive_rate, curve.recall, curve.precision
     roc.plot(rate, recall, color=_LINE)
     roc.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
     roc.plot(rate[place], recall[place], "o", color=_DEFECT, label="threshold", clip_on=False)
     roc.set(title="ROC of images", xlabel="false alarms", ylabel="defects found", xlim=(-0.02, 1), ylim=(0, 1.02))
     roc.legend(fontsize=8, loc="lower right")
-    precision_recall.plot(recall[1:], precision, color=_LINE)
+    precision_recall.plot(recall[1:], precision[1:], color=_LINE)
     if place:
-        precision_recall.plot(recall[place], precision[place - 1], "o", color=_DEFECT, label="threshold", clip_on=False)
+        precision_recall.plot(recall[place], precision[place], "o", color=_DEFECT, label="threshold", clip_on=False)
         precision_recall.legend(fontsize=8, loc="lower left")
     precision_recall.set(
         title="Precision-recall of images", xlabel="defects found", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02)

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from anomaly_models.common.settings import Settings
 from pipelines.data.index import GOOD, Split
+from pipelines.evaluation.curves import Bools, Floats
+from pipelines.evaluation.regions import Pixels, Regions
 from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
-from pipelines.pictures.overlays import Map
+from pipelines.pictures.panels import Picture
 from pipelines.records import Record, refusal
 
 EVALUATION_FOLDER = "evaluation"  # where a run keeps what `evaluate` wrote
@@ -43,29 +44,41 @@ class Counts(Record):
     test_anomalous: int
 
 
-class Threshold(Record):
-    """The deployed threshold, as `evaluation.thresholds` describes it, and those that stand beside it."""
+class HoldoutThreshold(Record):
+    """Anomalous if score > value. The rates are false-alarm rates: normal images called anomalous."""
 
     value: float
     rate_requested: Share
     num_images: int
-    rank: int
+    rank: int  # `value` is the rank-th smallest of the held-out scores
     expected_rate: Share
-    interval_low: Share
+    interval_low: Share  # central 95 %, over the draw of the held-out images
     interval_high: Share
-    attainable: bool
-    num_images_needed: int
+    attainable: bool  # False: too few images to promise the requested rate
+    num_images_needed: int  # the fewest images that can promise it
+
+
+class Threshold(HoldoutThreshold):
+    """The deployed one, and those that stand beside it."""
+
     pixel_value: float  # likewise for the map
     oracle: float | None  # what the test images would have chosen; never used
 
 
 class Confusion(Record):
-    """Decisions on the test images at the deployed threshold."""
+    """Decisions against labels at one threshold."""
 
     true_positives: int
     false_positives: int
     true_negatives: int
     false_negatives: int
+
+    @property
+    def f1(self) -> float:
+        """NaN when nothing is anomalous and nothing is called so."""
+        wrong = self.false_positives + self.false_negatives
+        found = 2 * self.true_positives
+        return found / (found + wrong) if found + wrong else float("nan")
 
 
 class DefectOutcome(Record):
@@ -114,16 +127,13 @@ class Evaluation(Record):
 
 
 @dataclass(frozen=True, slots=True)
-class TestImage:
-    """One test image's outcome."""
+class TestImage(Picture):
+    """One test image's outcome: all that is kept of it, so that it is gathered once."""
 
-    row: int  # in the prepared index
-    path: str
-    defect: str
-    label: bool
-    score: float
-    anomaly_map: Map  # (size, size)
+    __test__ = False  # nothing for pytest to collect
+
     milliseconds: float  # that the model took for it, alone
+    regions: Regions | None  # at the size at which pixels are compared; None where the category has no masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +209,7 @@ def read_tested(folder: Path, remedy: str = "evaluate again") -> list[ScoredImag
     return [image for image in read_predictions(folder, remedy) if image.split == "test"]
 
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-
-
 _PIXEL_BINS = 500  # along the curves; the metrics of 500 bins are within a thousandth of the exact ones
-_EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,27 +247,19 @@ def bin_edges(curve_thresholds: Floats) -> NDArray[np.float32]:
     return edges
 
 
-def count_pixels(pairs: Iterable[tuple[NDArray[np.float32], Bools]], edges: NDArray[np.float32]) -> PixelCounts:
-    """Sort the pixels of (map, mask) pairs, one an image, into the bins that end at `edges`."""
-    ascending = edges[::-1]
+def count_pixels(images: Iterable[Pixels], edges: NDArray[np.float32]) -> PixelCounts:
+    """Sort the pixels of each image into the bins that end at `edges`, highest first."""
+    ascending, num_bins = edges[::-1], len(edges)
     counts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
-    for anomaly_map, mask in pairs:
-        below = np.searchsorted(ascending, anomaly_map.ravel(), side="left")  # edges that the score is above
-        bins = np.minimum(len(edges) - below, len(edges) - 1)  # rounding may put a score on the last edge
-        inside = mask.ravel()
-        labels, _ = ndimage.label(mask, structure=_EIGHT_CONNECTED)
-        sizes = np.bincount(labels.ravel())
-        weights = 1.0 / sizes[labels.ravel()[inside]]
-        for kept, values in zip(
-            counts,
-            (
-                np.bincount(bins[~inside], minlength=len(edges)),
-                np.bincount(bins[inside], minlength=len(edges)),
-                np.bincount(bins[inside], weights, minlength=len(edges)),
-            ),
-            strict=True,
-        ):
-            kept.append(values)
+    for image in images:
+        normal, anomalous = (
+            # above how many edges the score is; rounding may put one on the last edge
+            np.minimum(num_bins - np.searchsorted(ascending, scores, side="left"), num_bins - 1)
+            for scores in (image.normal, image.anomalous)
+        )
+        counts[0].append(np.bincount(normal, minlength=num_bins))
+        counts[1].append(np.bincount(anomalous, minlength=num_bins))
+        counts[2].append(np.bincount(anomalous, 1.0 / image.region_sizes, minlength=num_bins))
     normal, anomalous, regions = (np.stack(kept) for kept in counts)
     return PixelCounts(normal.astype(np.int32), anomalous.astype(np.int32), regions.astype(np.float32))
 

@@ -1,7 +1,6 @@
 """The deployed threshold, from held-out good parts alone."""
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
@@ -9,23 +8,9 @@ from scipy.special import betaincinv
 from torch import Tensor
 
 from pipelines.evaluation.metrics import checked_image_scores
+from pipelines.evaluation.outcomes import HoldoutThreshold
 
 _INTERVAL_TAIL = 0.025  # on each side of a central 95 % interval
-
-
-@dataclass(frozen=True, slots=True)
-class HoldoutThreshold:
-    """Anomalous if score > value. The rates are false-alarm rates: normal images called anomalous."""
-
-    value: float
-    rate_requested: float
-    num_images: int
-    rank: int  # `value` is the rank-th smallest of the held-out scores
-    expected_rate: float
-    interval_low: float  # central 95 %, over the draw of the held-out images
-    interval_high: float
-    attainable: bool  # False: too few images to promise the requested rate
-    num_images_needed: int  # the fewest images that can promise it
 
 
 def threshold_at(scores: Tensor, false_alarm_rate: float) -> HoldoutThreshold:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -81,13 +81,15 @@ class _Decoded:
 # ---------------------------------------------------------------------------------------------------------------- masks
 
 
-def _shrink_mask(mask: NDArray[np.bool_], size: int) -> tuple[NDArray[np.bool_], str | None]:
-    """Resize a mask; also tell what became of its regions, None if there are as many as before.
+def _shrink_mask(
+    mask: NDArray[np.bool_], regions: NDArray[np.signedinteger[Any]], size: int
+) -> tuple[NDArray[np.bool_], str | None]:
+    """Resize a mask with its labelled `regions`; also tell what became of them, None if there are as many as before.
 
     A mask that would come out empty keeps one pixel for each region, the one under its centroid: an anomalous image
     without an anomalous pixel would count against a model that finds it.
     """
-    regions, before = ndimage.label(mask, structure=_EIGHT_CONNECTED)
+    before = int(regions.max())
     small = images.resize_mask(mask, size)
     if not small.any():
         centroids = np.array(ndimage.center_of_mass(mask, regions, range(1, before + 1)))  # (R, 2), pixel centres at .0
@@ -194,8 +196,9 @@ def _decode(source: Path, item: Item, config: PrepareConfig) -> _Decoded:
     except DatasetError as error:
         decoded.problems.append(error)
         return decoded
+    regions, _ = ndimage.label(mask, structure=_EIGHT_CONNECTED)
     for size in config.image_sizes:
-        small, what = _shrink_mask(mask, size)
+        small, what = _shrink_mask(mask, regions, size)
         decoded.masks.append(small)
         if what is not None:
             decoded.altered.append((size, what))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_up import draw_maps, draw_scores, put_evaluation, rng
+from made_up import draw_maps, draw_scores, pixels_of, put_evaluation, rng
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from scipy.stats import t as student
@@ -110,7 +110,7 @@ def test_every_draw_is_the_metric_of_the_images_drawn() -> None:
     maps = (maps * 40).round() / 40  # few distinct scores: every one has a bin of its own
     exact = ExactPixelMetrics()
     exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
-    pixels = count_pixels(zip(maps, masks, strict=True), bin_edges(exact.curves().threshold))
+    pixels = count_pixels(pixels_of(maps, masks), bin_edges(exact.operating_points().curves().threshold))
     one = outcome("a", test_set, scores, 2.0, pixels)
     found = exact.compute()
     names = {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
@@ -148,7 +148,7 @@ def test_five_hundred_bins_are_close_to_every_pixel() -> None:
     exact = ExactPixelMetrics()
     exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
     found = exact.compute()
-    counts = count_pixels(zip(maps, masks, strict=True), bin_edges(exact.curves().threshold))
+    counts = count_pixels(pixels_of(maps, masks), bin_edges(exact.operating_points().curves().threshold))
     assert counts.normal.shape == (40, 500)
     assert counts.normal.sum() == (~masks).sum()
     assert counts.anomalous.sum() == masks.sum()
@@ -158,14 +158,6 @@ def test_five_hundred_bins_are_close_to_every_pixel() -> None:
     test_set = images_of(20, 20)
     measured = measure(Outcome("a", test_set, np.zeros(40), 1.0, values, counts), 1)
     assert {key: measured.draws[key][0] for key in values} == pytest.approx(values, abs=1e-3)
-
-
-def test_pixels_survive_the_file(tmp_path: Path) -> None:
-    kept = PixelCounts(np.eye(3, dtype=np.int32), np.ones((3, 3), np.int32), np.full((3, 3), 0.25, np.float32))
-    kept.save(tmp_path / "pixels.npz")
-    read = PixelCounts.load(tmp_path / "pixels.npz").of([2, 0])
-    assert (read.normal == [[0, 0, 1], [1, 0, 0]]).all()
-    assert read.regions.dtype == np.float32
 
 
 # Intervals

@@ -1,7 +1,6 @@
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,17 +8,17 @@ import torch
 from drawn_cells import picture
 from PIL import Image
 
-from pipelines.evaluation import evaluate
 from pipelines.evaluation.figures import draw, histogram_edges, telling, thinned
 from pipelines.evaluation.metrics import ExactPixelMetrics, PixelCurves
+from pipelines.evaluation.outcomes import TestImage
 from pipelines.files import read_json
 from pipelines.pictures.panels import KeptMaps, Picture, Thresholds, panels, read_panel
 
 
-def results(good: Sequence[float], defects: Sequence[float]) -> list[evaluate.TestImage]:
+def results(good: Sequence[float], defects: Sequence[float]) -> list[TestImage]:
     blank = np.zeros((2, 2), dtype=np.float32)
     return [
-        evaluate.TestImage(row, f"{label}/{row}", "cut" if label else "good", label, score, blank, 1.0)
+        TestImage(f"{label}/{row}", "cut" if label else "good", label, score, blank, blank, None, 2, 2, 1.0, None)
         for row, (label, score) in enumerate([*((False, s) for s in good), *((True, s) for s in defects)])
     ]
 
@@ -87,24 +86,9 @@ PICTURES = (
 )
 
 
-def prepared(pictures: Sequence[Picture], has_masks: bool) -> Any:
-    """Stands in for PreparedData: row 7 + i is picture i."""
-
-    def batch(rows: Sequence[int]) -> Any:
-        shown = pictures[rows[0] - 7]
-        assert shown.truth is not None
-        image = torch.from_numpy(shown.rgb.transpose(2, 0, 1).copy()).float() / 255
-        return SimpleNamespace(image=image[None], mask=torch.from_numpy(shown.truth)[None, None].float())
-
-    images = dict(enumerate((SimpleNamespace(width=p.width, height=p.height) for p in pictures), start=7))
-    return SimpleNamespace(index=SimpleNamespace(images=images, has_masks=has_masks), batch=batch)
-
-
-def outcomes(pictures: Sequence[Picture] = PICTURES) -> list[evaluate.TestImage]:
-    return [
-        evaluate.TestImage(row, p.path, p.defect, p.label, p.score, p.anomaly_map, 1.0)
-        for row, p in enumerate(pictures, start=7)
-    ]
+def outcomes(pictures: Sequence[Picture] = PICTURES) -> list[TestImage]:
+    fields = dataclasses.fields(Picture)
+    return [TestImage(*(getattr(p, field.name) for field in fields), 1.0, None) for p in pictures]
 
 
 def test_all_pictures_of_a_cell_are_drawn(tmp_path: Path) -> None:
@@ -112,7 +96,8 @@ def test_all_pictures_of_a_cell_are_drawn(tmp_path: Path) -> None:
     for p in PICTURES:
         assert p.truth is not None
         metrics.update(torch.from_numpy(p.anomaly_map)[None], torch.from_numpy(p.truth)[None])
-    assert draw(tmp_path, outcomes(), prepared(PICTURES, True), 2.0, 1.0, metrics) == ["examples.png", "curves.png"]
+    curves = metrics.operating_points().curves()
+    assert draw(tmp_path, outcomes(), Thresholds(2.0, 1.0), curves) == ["examples.png", "curves.png"]
     for p in PICTURES:
         size = (p.width, p.height)
         for number, expected in enumerate(panels(p, Thresholds(2.0, 1.0), (256, 256 * p.height // p.width))):
@@ -128,7 +113,7 @@ def test_all_pictures_of_a_cell_are_drawn(tmp_path: Path) -> None:
 
 
 def test_without_masks_there_are_image_curves_only(tmp_path: Path) -> None:
-    draw(tmp_path, outcomes(), prepared(PICTURES, False), 2.0, 1.0, None)
+    draw(tmp_path, outcomes(), Thresholds(2.0, 1.0), None)
     assert not (tmp_path / "curves.json").exists()
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.height < 400  # one row
@@ -136,4 +121,4 @@ def test_without_masks_there_are_image_curves_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [PICTURES[:2], PICTURES[2:]])
 def test_one_class_is_drawn_too(tmp_path: Path, kept: Sequence[Picture]) -> None:
-    assert draw(tmp_path, outcomes(kept), prepared(kept, False), 2.0, 1.0, None) == ["examples.png", "curves.png"]
+    assert draw(tmp_path, outcomes(kept), Thresholds(2.0, 1.0), None) == ["examples.png", "curves.png"]

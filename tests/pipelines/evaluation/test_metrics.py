@@ -1,6 +1,5 @@
 """The metrics against hand cases, scikit-learn and a literal reference, and the acceptance facts of the protocol."""
 
-import json
 import math
 import statistics
 
@@ -8,23 +7,22 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from scipy.stats import beta
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 from torch import Tensor
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from pipelines.evaluation.metrics import (
-    ConfusionCounts,
     DefectRecall,
     ExactPixelMetrics,
     PixelMetrics,
     PixelResult,
     StreamingPixelMetrics,
-    as_json,
     confusion_at,
     image_metrics,
+    known,
     recall_by_defect_type,
 )
-from pipelines.evaluation.thresholds import threshold_at
+from pipelines.evaluation.outcomes import Confusion
 
 IMPLEMENTATIONS = {"exact": ExactPixelMetrics, "streaming": StreamingPixelMetrics}
 RANKED = ("auroc", "ap", "f1_max", "aupro_30", "aupro_05")
@@ -108,7 +106,7 @@ def test_every_region_weighs_the_same(make):
     scores[..., 0:20, 0:50] = 1
     metrics = make()
     metrics.update(scores, mask)
-    curves = metrics.curves()
+    curves = metrics.operating_points().curves()
     strict = int(np.flatnonzero(curves.recall > 0)[0])
     assert curves.region_overlap[strict] == pytest.approx(0.5)
     assert curves.recall[strict] == pytest.approx(1000 / 1010)
@@ -161,20 +159,23 @@ def test_exact_pixel_metrics_equal_scikit_learn(kind):
     result = measured(ExactPixelMetrics(), scores, mask)
     target, flat = mask.flatten().numpy(), scores.flatten().numpy()
     precision, recall, _ = precision_recall_curve(target, flat)
-    assert result.auroc == pytest.approx(roc_auc_score(target, flat), abs=1e-9)
-    assert result.ap == pytest.approx(average_precision_score(target, flat), abs=1e-9)
-    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-9)
+    assert result.auroc == pytest.approx(roc_auc_score(target, flat), abs=1e-12)
+    assert result.ap == pytest.approx(average_precision_score(target, flat), abs=1e-12)
+    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-12)
 
 
-def test_image_metrics_equal_scikit_learn():
+def test_image_metrics_equal_scikit_learn_and_torchmetrics():
     rng = np.random.default_rng(3)
     labels = rng.random(167) < 0.8
     scores = (rng.normal(size=167) + labels).astype(np.float32)
     result = image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))
     precision, recall, _ = precision_recall_curve(labels, scores)
-    assert result.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
-    assert result.ap == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
-    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-9)
+    assert result.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert result.ap == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-12)
+    both = torch.from_numpy(scores), torch.from_numpy(labels).long()
+    assert result.auroc == pytest.approx(float(BinaryAUROC(normalization=None)(*both)), abs=1e-6)
+    assert result.ap == pytest.approx(float(BinaryAveragePrecision(normalization=None)(*both)), abs=1e-6)
     assert (result.num_normal, result.num_anomalous) == (int((~labels).sum()), int(labels.sum()))
 
 
@@ -272,7 +273,7 @@ def test_good_images_change_the_false_positive_rate_and_not_the_overlap(make):
     with_good, without = make(), make()
     with_good.update(scores, mask)
     without.update(scores[defective], mask[defective])
-    a, b = with_good.curves(), without.curves()
+    a, b = (metrics.operating_points().curves() for metrics in (with_good, without))
     assert a.region_overlap[1:-1].tolist() == pytest.approx(b.region_overlap[-len(a.region_overlap) + 1 : -1].tolist())
     assert with_good.compute().num_regions == without.compute().num_regions
     assert with_good.compute().num_normal_pixels > without.compute().num_normal_pixels
@@ -318,7 +319,7 @@ def test_one_class_only_is_nan(make, value):
 def test_curves_of_one_class_only_are_empty(make):
     metrics = make()
     metrics.update(torch.rand(2, 4, 4), torch.zeros(2, 4, 4))
-    assert all(len(curve) == 0 for curve in metrics.curves())
+    assert all(len(curve) == 0 for curve in metrics.operating_points().curves())
 
 
 def test_nothing_at_all_is_nan(make):
@@ -341,6 +342,13 @@ def test_the_oracle_threshold_reaches_f1_max(make, kind):
     assert confusion_at(image_scores, labels, image.oracle_threshold).f1 == image.f1_max
 
 
+def test_equal_scores_of_all_images_tell_nothing():
+    result = image_metrics(torch.full((5,), 2.0), torch.tensor([0, 1, 0, 1, 1]))
+    assert (result.auroc, result.ap) == (0.5, 0.6)
+    assert result.f1_max == 2 * 3 / (2 * 3 + 2)
+    assert 2.0 > result.oracle_threshold == pytest.approx(2.0)
+
+
 def test_a_score_of_minus_zero_is_zero(make):
     scores, mask = torch.tensor([[[-0.0, 0.0, 0.0, -1.0]]]), torch.tensor([[[1, 1, 0, 0]]])
     result = measured(make(), scores, mask)
@@ -353,7 +361,7 @@ def test_curves_are_monotone_whole_and_true_to_their_thresholds(make):
     scores, mask = random_case(seed=10, num_images=12)
     metrics = make()
     metrics.update(scores, mask)
-    curves = metrics.curves()
+    curves = metrics.operating_points().curves()
     assert len({len(curve) for curve in curves}) == 1
     assert len(curves.recall) <= 2000
     for rate in (curves.false_positive_rate, curves.recall, curves.region_overlap):
@@ -371,31 +379,6 @@ def test_curves_are_monotone_whole_and_true_to_their_thresholds(make):
 # ---- streaming against exact -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [10, 12, 16, 20])
-@pytest.mark.parametrize("kind", ["normal", "lognormal", "ties"])
-def test_error_bounds_hold_the_exact_values(bits, kind):
-    for seed in range(4):
-        scores, mask = random_case(seed=100 + seed, kind=kind)
-        exact = measured(ExactPixelMetrics(), scores, mask)
-        streaming = StreamingPixelMetrics(bits=bits)
-        binned = measured(streaming, scores, mask)
-        bounds = streaming.error_bounds()
-        for name in RANKED:
-            interval = getattr(bounds, name)
-            assert interval.low <= getattr(exact, name) <= interval.high, name
-            assert interval.low <= getattr(binned, name) <= interval.high, name
-
-
-def test_error_bounds_tighten_with_the_bits():
-    scores, mask = random_case(seed=11, num_images=20)
-    widths = []
-    for bits in (12, 16, 20):
-        streaming = StreamingPixelMetrics(bits=bits)
-        streaming.update(scores, mask)
-        widths.append([interval.high - interval.low for interval in streaming.error_bounds()])
-    assert (np.diff(widths, axis=0) < 0).all()
-
-
 @pytest.mark.parametrize("kind", ["normal", "lognormal"])
 def test_twenty_bits_are_within_a_hundred_thousandth(kind):
     scores, mask = random_case(seed=12, num_images=12, side=256, kind=kind)
@@ -405,12 +388,6 @@ def test_twenty_bits_are_within_a_hundred_thousandth(kind):
         assert getattr(binned, name) == pytest.approx(getattr(exact, name), abs=1e-5)
     for name in ("ap", "f1_max"):
         assert getattr(binned, name) == pytest.approx(getattr(exact, name), abs=1e-3)
-
-
-def test_error_bounds_of_one_class_only_are_nan():
-    streaming = StreamingPixelMetrics(bits=12)
-    streaming.update(torch.rand(1, 4, 4), torch.zeros(1, 4, 4))
-    assert all(math.isnan(end) for interval in streaming.error_bounds() for end in interval)
 
 
 def test_the_streaming_state_does_not_grow():
@@ -454,92 +431,22 @@ def test_state_dict_round_trip():
     assert loaded.compute().num_images == 6
 
 
-# ---- the deployed threshold --------------------------------------------------------------------------------------
-
-
-def test_too_few_images_promise_no_small_rate():
-    threshold = threshold_at(torch.arange(10.0), 0.01)
-    assert (threshold.value, threshold.rank, threshold.num_images) == (9.0, 10, 10)
-    assert not threshold.attainable
-    assert threshold.num_images_needed == 99
-    assert threshold.expected_rate == pytest.approx(1 / 11)
-    assert threshold.interval_low == pytest.approx(1 - 0.975**0.1)  # Beta(1, 10): (1 - x)^10 is its upper tail
-    assert threshold.interval_high == pytest.approx(1 - 0.025**0.1)
-
-
-def test_interval_is_the_beta_distribution():
-    threshold = threshold_at(torch.randperm(200).float(), 0.05)
-    assert threshold.rank == math.ceil(201 * 0.95) == 191
-    assert threshold.value == 190.0
-    assert threshold.attainable
-    assert threshold.expected_rate == pytest.approx(10 / 201)
-    assert [threshold.interval_low, threshold.interval_high] == pytest.approx(beta(10, 191).ppf([0.025, 0.975]))
-
-
-@pytest.mark.parametrize(("num_images", "rate"), [(19, 0.05), (99, 0.01), (9, 0.1), (199, 0.005), (7, 0.125)])
-def test_the_fewest_images_that_promise_a_rate(num_images, rate):
-    enough, too_few = threshold_at(torch.rand(num_images), rate), threshold_at(torch.rand(num_images - 1), rate)
-    assert enough.attainable
-    assert not too_few.attainable
-    assert enough.num_images_needed == too_few.num_images_needed == num_images
-    assert enough.rank == num_images
-    assert enough.expected_rate == pytest.approx(rate)
-
-
-def test_the_rank_is_not_moved_by_rounding():
-    assert 10 * (1 - 0.7) > 3  # in floating point
-    assert threshold_at(torch.rand(9), 0.7).rank == 3
-
-
-def test_the_promise_holds_by_simulation():
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.rand((4000, 39), generator=generator, dtype=torch.float64)
-    rates, covered = [], 0
-    for holdout in draws:
-        threshold = threshold_at(holdout, 0.1)
-        rate = 1 - threshold.value  # what a uniform score exceeds the threshold with
-        rates.append(rate)
-        covered += threshold.interval_low <= rate <= threshold.interval_high
-    assert np.mean(rates) == pytest.approx(threshold.expected_rate, abs=0.003)
-    assert threshold.expected_rate == pytest.approx(0.1)
-    assert covered / len(draws) == pytest.approx(0.95, abs=0.012)
-
-
-@pytest.mark.parametrize(
-    ("scores", "rate", "message"),
-    [
-        ([], 0.01, "at least one held-out normal image"),
-        ([0.0, math.nan], 0.01, "score of image 1 .* is nan"),
-        ([math.inf, 0.0], 0.01, "score of image 0 .* is inf"),
-        ([0.0, 1.0], 0.0, "between 0 and 1, both excluded, found 0.0"),
-        ([0.0, 1.0], 1.0, "found 1.0"),
-        ([0.0, 1.0], math.nan, "found nan"),
-    ],
-)
-def test_thresholds_that_cannot_be_had(scores, rate, message):
-    with pytest.raises(ValueError, match=message):
-        threshold_at(torch.tensor(scores), rate)
+# ---- decisions ---------------------------------------------------------------------------------------------------
 
 
 def test_decisions_are_strict():
     scores, labels = torch.tensor([1.0, 2.0, 2.0, 3.0, 0.5]), torch.tensor([0, 0, 1, 1, 0])
     counts = confusion_at(scores, labels, 2.0)
-    assert counts == ConfusionCounts(true_positives=1, false_positives=0, true_negatives=3, false_negatives=1)
+    assert counts == Confusion(true_positives=1, false_positives=0, true_negatives=3, false_negatives=1)
     assert counts.f1 == pytest.approx(2 / 3)
     assert math.isnan(confusion_at(scores[:2], labels[:2], 2.0).f1)
-
-
-def test_the_own_holdout_stays_below_its_threshold_but_for_the_rate():
-    scores = torch.rand(100, generator=torch.Generator().manual_seed(1))
-    threshold = threshold_at(scores, 0.05)
-    assert confusion_at(scores, torch.zeros(100), threshold.value).false_positives == 100 - threshold.rank
 
 
 def test_recall_by_defect_type():
     scores = torch.tensor([0.1, 0.9, 0.8, 0.2, 0.7])
     labels = torch.tensor([0, 0, 1, 1, 1])
     recall = recall_by_defect_type(scores, labels, ["good", "good", "scratch", "scratch", "dent"], 0.5)
-    assert recall == {"dent": DefectRecall(1, 1, 1.0), "scratch": DefectRecall(2, 1, 0.5)}
+    assert recall == {"dent": DefectRecall(1, 1.0), "scratch": DefectRecall(2, 0.5)}
     assert list(recall) == ["dent", "scratch"]
     with pytest.raises(ValueError, match="5 scores but 2 defect types"):
         recall_by_defect_type(scores, labels, ["good", "dent"], 0.5)
@@ -558,21 +465,9 @@ def test_the_macro_average_is_not_the_pooled_value():
     assert macro - pooled.compute().aupro_30 > 0.1
 
 
-def test_results_are_json(make):
-    results = {
-        "pixel": measured(make(), torch.rand(2, 4, 4), torch.zeros(2, 4, 4)),
-        "image": image_metrics(torch.tensor([0.0, 1.0]), torch.tensor([0, 1])),
-        "threshold": threshold_at(torch.rand(5), 0.2),
-        "recall": {"dent": DefectRecall(2, 1, 0.5)},
-        "named": "text",
-    }
-    read = json.loads(json.dumps(as_json(results), allow_nan=False))
-    assert read["pixel"]["auroc"] is None
-    assert read["pixel"]["num_normal_pixels"] == 32
-    assert read["image"]["auroc"] == 1
-    assert read["threshold"]["attainable"] is True
-    assert read["recall"]["dent"]["recall"] == 0.5
-    assert read["named"] == "text"
+def test_what_is_not_known_is_none_for_json(make):
+    assert known(measured(make(), torch.rand(2, 4, 4), torch.zeros(2, 4, 4)).auroc) is None
+    assert known(image_metrics(torch.tensor([0.0, 1.0]), torch.tensor([0, 1])).auroc) == 1
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up import put_evaluation, scored_image
 
 from pipelines.errors import StageError
-from pipelines.evaluation.outcomes import Evaluation, read_predictions, write_predictions
+from pipelines.evaluation.outcomes import Evaluation, PixelCounts, read_predictions, write_predictions
 
 
 def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -43,3 +44,11 @@ def test_damaged_predictions_get_a_line(tmp_path: Path, content: str, reason: st
     with pytest.raises(StageError) as caught:
         read_predictions(tmp_path, "run it again")
     assert str(caught.value) == f"{path}: damaged, or by another version of Blemish ({reason}); run it again"
+
+
+def test_pixels_survive_the_file(tmp_path: Path) -> None:
+    kept = PixelCounts(np.eye(3, dtype=np.int32), np.ones((3, 3), np.int32), np.full((3, 3), 0.25, np.float32))
+    kept.save(tmp_path / "pixels.npz")
+    read = PixelCounts.load(tmp_path / "pixels.npz").of([2, 0])
+    assert (read.normal == [[0, 0, 1], [1, 0, 0]]).all()
+    assert read.regions.dtype == np.float32

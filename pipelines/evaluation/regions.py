@@ -1,0 +1,49 @@
+"""The regions of a mask, found once, and an image's pixels inside and outside them."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipelines.pictures.overlays import Map, Mask
+
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
+
+
+class Pixels(NamedTuple):
+    """The scores of an image's pixels by its mask."""
+
+    normal: NDArray[np.float32]  # (pixels outside all regions,)
+    anomalous: NDArray[np.float32]  # (pixels inside,)
+    region_sizes: NDArray[np.int32]  # (pixels inside,): how many pixels the region of each has
+    num_regions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """The anomalous regions of one mask, 8-connected. Small, since most of a mask is background."""
+
+    shape: tuple[int, int]  # (H, W) of the mask
+    places: NDArray[np.int64]  # (pixels inside,), in the flattened mask
+    sizes: NDArray[np.int32]  # (pixels inside,): how many pixels the region of each has
+    count: int
+
+    @classmethod
+    def of(cls, mask: Mask) -> "Regions":
+        labels, count = ndimage.label(mask, structure=_EIGHT_CONNECTED)
+        places = np.flatnonzero(mask)
+        of_place = labels.ravel()[places]
+        return cls(mask.shape, places, np.bincount(of_place).astype(np.int32)[of_place], count)
+
+    def split(self, anomaly_map: Map, name: str) -> Pixels:
+        """The pixels of a map (H, W) of the image called `name`.
+
+        Raises:
+            ValueError: a score is NaN or infinite.
+        """
+        scores = anomaly_map.ravel() + np.float32(0)  # turns -0.0, equal to 0.0 but of another pattern, into 0.0
+        if not np.isfinite(scores).all():
+            raise ValueError(f"the anomaly map of {name} holds NaN or infinite scores: they cannot be ranked")
+        return Pixels(np.delete(scores, self.places), scores[self.places], self.sizes, self.count)

@@ -1,24 +1,24 @@
 """Evaluations with drawn pictures, and a summary to go with them, for the report and the animation."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from made_up import scored_image
 
+from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, images_file, masks_file
+from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import Confusion, Counts, Evaluation, write_predictions
 from pipelines.files import write_json
-from pipelines.paths import Project
-from pipelines.pictures.panels import KeptMaps, Picture, Thresholds, save_strip
+from pipelines.paths import INDEX_FILE, Project
+from pipelines.pictures.panels import KeptMaps, Picture, Thresholds
+from pipelines.report.summary import CellSummary, Summary
 
 THRESHOLDS = Thresholds(score=2.0, pixel=1.0)
-METRICS = (
-    {"key": "image_auroc", "title": "Image AUROC", "higher_is_better": True, "oracle": False},
-    {"key": "image_f1_max", "title": "Image F1-max", "higher_is_better": True, "oracle": True},
-    {"key": "false_alarms", "title": "False alarms", "higher_is_better": False, "oracle": False},
-    {"key": "aupro_30", "title": "AUPRO 0.3", "higher_is_better": True, "oracle": False},
-)
+METRICS = ("image_auroc", "image_f1_max", "false_alarms")  # that a drawn cell has
 
 
 def picture(
@@ -47,10 +47,26 @@ def picture(
     )
 
 
-def write_evaluation(
-    project: Project, model: str, category: str, pictures: Sequence[Picture], strips: bool = True
-) -> Path:
-    """What `evaluate` would leave, in so far as pictures are made of it."""
+def write_prepared(project: Project, category: str, pictures: Sequence[Picture]) -> Path:
+    """The test images as `prepare` would leave them."""
+    folder = project.prepared(category)
+    folder.mkdir(parents=True)
+    masked = [p for p in pictures if p.label and p.truth is not None]
+    rows = {p.path: row for row, p in enumerate(masked)}
+    images = [
+        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, None, rows.get(p.path)) for p in pictures
+    ]
+    (side,) = {len(p.rgb) for p in pictures}
+    np.save(images_file(folder, side), np.stack([p.rgb for p in pictures]))
+    if masked:
+        np.save(masks_file(folder, side), np.stack([p.truth for p in masked]))
+    index = PreparedIndex(category, "folder", (side,), 255, bool(masked), False, {}, "", (), tuple(images))
+    write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
+    return folder
+
+
+def write_evaluation(project: Project, model: str, category: str, pictures: Sequence[Picture]) -> Path:
+    """What `evaluate` would leave, in so far as the report's page is made of it."""
     cell = project.cell(model, category)
     folder = cell.evaluated
     folder.mkdir(parents=True)
@@ -58,17 +74,14 @@ def write_evaluation(
     rows.append(scored_image("train/good/000.png", "good", False, 1.5, "holdout", threshold=THRESHOLDS.score))
     write_predictions(folder, rows)
     evaluation(model, category).save(cell.evaluation)
-    KeptMaps.of(((p.anomaly_map, (p.width, p.height)) for p in pictures), THRESHOLDS.pixel, has_masks=True).save(folder)
-    if strips:
-        for p in pictures:
-            save_strip(folder, p, THRESHOLDS)
+    KeptMaps.of(((p.anomaly_map, (p.width, p.height)) for p in pictures), THRESHOLDS.pixel).save(folder)
     curve = [[0.0, 0.5, 1.0], [0.0, 0.8, 1.0]]
     write_json(cell.curves, {"roc": curve, "precision_recall": curve, "pro": [[0.0, 0.3], [0.5, 0.9]]})
     return folder
 
 
 def evaluation(model: str, category: str) -> Evaluation:
-    """Nothing but the thresholds is looked at."""
+    """Of figures and images there are none."""
     return Evaluation.model_validate(
         {
             **dict.fromkeys(("run_id", "data_set", "data_sha256", "index_sha256", "pixels_sha256"), "0123"),
@@ -112,14 +125,12 @@ def summary_of(
         for rank, model in enumerate(models)
         for place, category in enumerate(categories)
     ]
-    champion = {"best": models[0], "tied_with": [], "is_tie": False, "reason": None}
-    tie = {"best": models[0], "tied_with": list(models[1:]), "is_tie": len(models) > 1, "reason": None}
+    champion = {"best": models[0], "tied_with": [], "reason": None}
+    tie = {"best": models[0], "tied_with": list(models[1:]), "reason": None}
     return {
         "data_set": "drawn",
         "categories": list(categories),
         "models": {model: {} for model in models},
-        "metrics": list(METRICS),
-        "main_metric": "image_auroc",
         "confidence": 0.95,
         "resamples": 1000,
         "tracking": {"experiment": "tests", "experiment_id": "1", "page": "http://127.0.0.1:5000"},
@@ -128,32 +139,25 @@ def summary_of(
         "comparisons": [
             _comparison(models[0], other, category) for category in ["average", *categories] for other in models[1:]
         ],
-        "champions": {
-            metric["key"]: {"average": champion, **dict.fromkeys(categories, tie)}
-            for metric in METRICS
-            if metric["key"] != "aupro_30"
-        },
+        "champions": {metric: {"average": champion, **dict.fromkeys(categories, tie)} for metric in METRICS},
     }
+
+
+def read_summary(content: dict[str, Any]) -> Summary:
+    return Summary.model_validate_json(json.dumps(content))
 
 
 def _cell(model: str, category: str, value: float, num_good: int, num_defects: int) -> dict[str, Any]:
     stages = {name: {"p50": 2.0, "p95": 2.5, "p99": 3.0} for name in ("decode", "resize", "network", "postprocess")}
+    counts = {"train": 60, "holdout": 20, "anomalous_train": 0, "test_normal": num_good, "test_anomalous": num_defects}
     return {
-        "model": model,
-        "category": category,
-        "run_id": "0123",
-        "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/0123",
-        "settings": {},
-        "protocol": {"image_size": 64},
-        "seed": 0,
-        "image_auroc": value,
-        "image_f1_max": value - 0.1,
-        "false_alarms": 1 - value,
-        "aupro_30": None,
-        "onnx_megabytes": 20.9,
+        **evaluation(model, category).model_dump(include=set(CellSummary.model_fields)),
+        "metrics": {**dict.fromkeys(METRIC_BY_KEY), "image_auroc": value, "image_f1_max": value - 0.1}
+        | {"false_alarms": 1 - value},
         "intervals": {"image_auroc": [value - 0.02, min(1.0, value + 0.02)]},
-        "counts": {"train": 60, "holdout": 20, "test_normal": num_good, "test_anomalous": num_defects},
-        "threshold": threshold(),
+        "counts": counts,
+        "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/0123",
+        "onnx_megabytes": 20.9,
         "latency": {
             "hardware": "A CPU (2 cores)",
             "threads": 1,
@@ -169,12 +173,11 @@ def _cell(model: str, category: str, value: float, num_good: int, num_defects: i
 
 
 def _average(model: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    keys = [metric["key"] for metric in METRICS if metric["key"] != "aupro_30"]
+    means = {key: sum(cell["metrics"][key] for cell in cells) / len(cells) for key in METRICS}
     return {
         "model": model,
         "category": "average",
-        **{key: sum(cell[key] for cell in cells) / len(cells) for key in keys},
-        "aupro_30": None,
+        "metrics": {**dict.fromkeys(METRIC_BY_KEY), **means},
         "intervals": {},
         "seeds": None,
         "num_test_images": sum(cell["counts"]["test_normal"] + cell["counts"]["test_anomalous"] for cell in cells),
@@ -185,16 +188,12 @@ def _average(model: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _comparison(a: str, b: str, category: str) -> dict[str, Any]:
-    return {
-        "metric": "image_auroc",
-        "category": category,
-        "a": a,
-        "b": b,
+    named = {"metric": "image_auroc", "category": category, "a": a, "b": b}
+    return named | {
         "difference": 0.01,
         "low": -0.001,
         "high": 0.021,
         "num_images": 12,
         "verdict": "tie",
         "reason": None,
-        "text": f"{a} beats {b} by 1.0 ± 1.1: not distinguishable",
     }

@@ -136,7 +136,9 @@ def put_evaluation(
         "counts": {"train": 40, "holdout": 20, "anomalous_train": 0, "test_normal": good, "test_anomalous": defect},
         "metrics": {
             **{name: known(value) for name, value in metrics.items()},
-            "threshold": threshold.value, "train_seconds": 12.4, "train_steps": 300,
+            "threshold": threshold.value,
+            "train_seconds": 12.4,
+            "train_steps": 300,
         },
         "threshold": {**dict(threshold), "pixel_value": 1.0, "oracle": known(image.oracle_threshold)},
         "confusion": counts,

@@ -30,7 +30,7 @@ ALLOWED = {
     "teachers": "training data preparation sources settings tracking anomaly_models",
     "evaluation": "training(trained) data pictures settings tracking anomaly_models",
     "deployment": "inference training(trained) evaluation(outcomes) data pictures settings tracking anomaly_models",
-    "report": "evaluation deployment(records) pictures sources settings tracking",
+    "report": "evaluation deployment(records) data(index) pictures sources settings tracking",
     "preview": "teachers training preparation data pictures settings anomaly_models",
 }
 GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}

@@ -77,7 +77,7 @@ def test_every_stage_runs_once(root, reproduced):
     assert set(reproduced) == stages
     summary = json.loads((root / "reports" / "summary.json").read_text(encoding="utf-8"))
     assert [cell["category"] for cell in summary["cells"]] == CATEGORIES
-    assert all(cell["image_auroc"] == 1.0 for cell in summary["cells"])
+    assert all(cell["metrics"]["image_auroc"] == 1.0 for cell in summary["cells"])
     assert len(list(root.glob("exported/fapm/*/model.onnx"))) == 2
     assert all(cell["latency"]["milliseconds"]["total"]["p50"] > 0 for cell in summary["cells"])
     assert all(f"/runs/{cell['run_id']}?" in cell["run_url"] for cell in summary["cells"])

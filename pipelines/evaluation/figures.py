@@ -31,7 +31,7 @@ def draw(folder: Path, results: Sequence[TestImage], thresholds: Thresholds, pix
     for result in results:
         save_strip(folder, result, thresholds)
     maps = ((result.anomaly_map, (result.width, result.height)) for result in results)
-    KeptMaps.of(maps, thresholds.pixel, pixels is not None).save(folder)
+    KeptMaps.of(maps, thresholds.pixel).save(folder)
     groups = [
         (title, [strip(result, thresholds, _SHEET) for result in chosen])
         for title, chosen in telling(results, thresholds.score)

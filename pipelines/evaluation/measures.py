@@ -12,6 +12,10 @@ class Metric:
     higher_is_better: bool = True
     oracle: bool = False  # its threshold is chosen on the test images
 
+    @property
+    def heading(self) -> str:
+        return f"{self.title} (oracle)" if self.oracle else self.title
+
 
 METRICS = (
     Metric("image_auroc", "Image AUROC"),

@@ -1,8 +1,8 @@
 """The five panels that the field knows, one strip per test image: what every picture of a result is made of.
 
 Input with its true label, anomaly map, heat map over the input with the thresholded contour, predicted mask, ground
-truth. Numpy and Pillow only, so that the report and the animation need neither torch nor a model: they read the strips
-and the small maps that `evaluate` left.
+truth. Numpy and Pillow only, so that the animation, which shows the strips that `evaluate` left, and the report, which
+colours its small maps, need neither torch nor a model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -239,10 +239,9 @@ class KeptMaps:
 
     levels: NDArray[np.uint8]  # (N, s, s): 0 to _LEVELS for 0 to FULL times the threshold
     sizes: NDArray[np.int32]  # (N, 2): width and height of the original
-    has_masks: bool  # whether the strips' last panel is a true mask
 
     @classmethod
-    def of(cls, pictures: Iterable[tuple[Map, tuple[int, int]]], threshold: float, has_masks: bool) -> Self:
+    def of(cls, pictures: Iterable[tuple[Map, tuple[int, int]]], threshold: float) -> Self:
         """Of (map, (width, height) of the original) each; `threshold` is the map's."""
         levels, sizes = [], []
         for anomaly_map, size in pictures:
@@ -252,15 +251,15 @@ class KeptMaps:
             ratio = np.asarray(small.resize((side, side), Image.Resampling.BOX))
             levels.append((np.clip(ratio / FULL, 0, 1) * _LEVELS).round().astype(np.uint8))
             sizes.append(size)
-        return cls(np.stack(levels), np.array(sizes, dtype=np.int32), has_masks)
+        return cls(np.stack(levels), np.array(sizes, dtype=np.int32))
 
     def save(self, folder: Path) -> None:
-        np.savez_compressed(folder / MAPS_FILE, levels=self.levels, sizes=self.sizes, has_masks=self.has_masks)
+        np.savez_compressed(folder / MAPS_FILE, levels=self.levels, sizes=self.sizes)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         with np.load(folder / MAPS_FILE) as content:
-            return cls(content["levels"], content["sizes"], bool(content["has_masks"]))
+            return cls(content["levels"], content["sizes"])
 
 
 def read_panel(folder: Path, path: str, panel: int, size: tuple[int, int]) -> Image.Image:

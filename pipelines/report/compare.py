@@ -1,17 +1,19 @@
 """Runs of a tracking store side by side in the terminal, wherever made: figures, intervals, who beats whom."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import StageError
-from pipelines.evaluation.certainty import AVERAGE, Measured, average, champion, compare, measure
+from pipelines.evaluation.certainty import AVERAGE, Champion, Measured, average, champion, compare, compare_all, measure
 from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import EVALUATION_FOLDER, DefectOutcome, Evaluation, read_outcome
+from pipelines.numbers import UNKNOWN, decimal, half, interval, percent, seconds
 from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.report.seeds import average_seeds, cell_seeds, latest, short_names
+from pipelines.report.summary import leaders
 from pipelines.tracking.records import CellRun
 
 if TYPE_CHECKING:
@@ -133,21 +135,21 @@ def table_by_model(compared: Compared, metric: str) -> "tuple[str, Table]":
     for title in ("Model", "%", "95 %", "Against\nthe best", "Images", "Seeds", "Train,\ns", "Time,\nms", "ONNX,\nMB"):
         table.add_column(title, justify="left" if title in ("Model", "Against\nthe best") else "right", no_wrap=True)
     group = [compared.measured[name, AVERAGE] for name in compared.names]
-    best = champion(metric, group, [compare(metric, a, b) for a, b in combinations(group, 2)]).best
+    best = _champion(metric, group).best
     sign = 1 if METRIC_BY_KEY[metric].higher_is_better else -1
     for row in sorted(group, key=lambda row: -sign * row.values.get(metric, -sign * float("inf"))):
         own = [run for (name, _), run in compared.runs.items() if name == row.name]
         spread = row.spreads.get(metric)
         table.add_row(
             row.name,
-            _percent(row.values.get(metric)),
-            _interval(row.intervals.get(metric)),
+            percent(row.values.get(metric)),
+            interval(row.intervals.get(metric)),
             _against(row, best, metric, {other.name: other for other in group}),
             str(row.num_images),
-            f"{spread.num_runs} (± {100 * spread.sd:.1f})" if spread else "1",
-            _sum(own, "train_seconds", "{:.0f}"),
-            _sum(own, "latency.total.p50", "{:.1f}", mean=True),
-            _sum(own, "onnx_megabytes", "{:.1f}", mean=True),
+            f"{spread.num_runs} (± {percent(spread.sd)})" if spread else "1",
+            _sum(own, "train_seconds", seconds),
+            _sum(own, "latency.total.p50", decimal, mean=True),
+            _sum(own, "onnx_megabytes", decimal, mean=True),
             style="bold" if row.name == best else None,
         )
     return f"{METRIC_BY_KEY[metric].title}, percent; average over {', '.join(compared.categories)}", table
@@ -159,7 +161,7 @@ def _against(row: Measured, best: str | None, metric: str, group: Mapping[str, M
     found = compare(metric, row, group[best])
     if found.difference is None or found.low is None or found.high is None:
         return "not comparable"
-    difference = f"{100 * found.difference:+.1f} ± {50 * (found.high - found.low):.1f}"
+    difference = f"{100 * found.difference:+.1f} ± {half((found.low, found.high))}"
     return f"tie ({difference})" if found.verdict == "tie" else difference
 
 
@@ -174,11 +176,10 @@ def table_by_category(compared: Compared, metric: str) -> "tuple[str, Table]":
         table.add_column(name, justify="right", no_wrap=True)
     for category in (*compared.categories, AVERAGE):
         group = [compared.measured[name, category] for name in compared.names if (name, category) in compared.measured]
-        found = champion(metric, group, [compare(metric, a, b) for a, b in combinations(group, 2)])
-        marked = {found.best, *found.tied_with} if len(group) > 1 else set()
+        marked = leaders(_champion(metric, group)) if len(group) > 1 else ()
         values = {row.name: _with_margin(row, metric, row.name in marked) for row in group}
         images = sorted({row.num_images for row in group})
-        texts = [values.get(name, "-") for name in compared.names]
+        texts = [values.get(name, UNKNOWN) for name in compared.names]
         if category == AVERAGE:
             table.add_section()
         table.add_row(escape(category), "/".join(map(str, images)), *texts)
@@ -186,9 +187,9 @@ def table_by_category(compared: Compared, metric: str) -> "tuple[str, Table]":
 
 
 def _with_margin(row: Measured, metric: str, marked: bool) -> str:
-    interval = row.intervals.get(metric)
-    margin = f" ±{50 * (interval[1] - interval[0]):4.1f}" if interval else ""
-    text = f"{_percent(row.values.get(metric))}{margin}"
+    ends = row.intervals.get(metric)
+    margin = f" ±{half(ends):>4}" if ends else ""
+    text = f"{percent(row.values.get(metric))}{margin}"
     return f"[bold]{text}[/bold]" if marked else text
 
 
@@ -213,7 +214,7 @@ def table_by_defect(compared: Compared, metric: str) -> "tuple[str, Table]":
         for defect in types:
             own = {name: defects[defect] for name, defects in found.items() if defect in defects}
             images = sorted({numbers.count for numbers in own.values()})
-            texts = [_percent(getattr(own[name], key)) if name in own else "-" for name in compared.names]
+            texts = [percent(getattr(own[name], key)) if name in own else UNKNOWN for name in compared.names]
             table.add_row(escape(category), escape(defect), "/".join(map(str, images)), *texts)
         table.add_section()
     return f"{titles[metric]}, percent", table
@@ -227,9 +228,13 @@ def sentences(compared: Compared, metric: str) -> list[str]:
     group = [compared.measured[name, AVERAGE] for name in compared.names]
     pairs = [compare(metric, a, b) for a, b in combinations(group, 2)]
     if len(pairs) > _MANY:
-        best = champion(metric, group, pairs).best
+        best = _champion(metric, group).best
         pairs = [pair for pair in pairs if best in (pair.a, pair.b)]
     return [f"{pair.text}." for pair in pairs]
+
+
+def _champion(metric: str, group: Sequence[Measured]) -> Champion:
+    return champion(metric, group, compare_all([metric], group))
 
 
 def _table() -> "Table":
@@ -239,16 +244,8 @@ def _table() -> "Table":
     return Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _interval(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"{100 * value[0]:.1f} to {100 * value[1]:.1f}"
-
-
-def _sum(runs: Sequence[CellRun], metric: str, template: str, *, mean: bool = False) -> str:
+def _sum(runs: Sequence[CellRun], metric: str, show: Callable[[float | None], str], *, mean: bool = False) -> str:
     values = [run.metrics[metric] for run in runs if metric in run.metrics]
     if len(values) < len(runs):
-        return "-"
-    return template.format(sum(values) / (len(values) if mean else 1))
+        return UNKNOWN
+    return show(sum(values) / (len(values) if mean else 1))

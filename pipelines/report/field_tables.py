@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipelines.evaluation.certainty import AVERAGE
+from pipelines.numbers import decimal
 from pipelines.report.literature import MVTEC_AD_ORDER, Published, is_mvtec_ad, load_published
+from pipelines.report.summary import Summary, leaders
 
 FIELD_METRICS = {
     "image_auroc": "Image-Level AUC",
@@ -39,6 +40,11 @@ class Row:
     best: frozenset[str]  # categories (or the average) where this is the best, or not distinguishable from it
     notes: tuple[str, ...]  # letters of the footnotes
 
+    def shown(self, categories: Sequence[str], bold: str) -> list[str]:
+        """The average, then the figure of each category; `bold` is the template of what is best."""
+        figures = zip((AVERAGE, *categories), (self.average, *self.values), strict=True)
+        return [bold.format(decimal(value)) if place in self.best else decimal(value) for place, value in figures]
+
 
 @dataclass(frozen=True, slots=True)
 class FieldTable:
@@ -57,11 +63,8 @@ class FieldTable:
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
         lines.append(["*Test images*", *(f"*{n}*" for n in (sum(self.test_images), *self.test_images))])
         for row in self.rows:
-            shown = [_percent(value) for value in (row.average, *row.values)]
-            places = (AVERAGE, *self.categories)
-            marked = [f"**{text}**" if place in row.best else text for text, place in zip(shown, places, strict=True)]
             mark = f" <sup>{' '.join(row.notes)}</sup>" if row.notes else ""
-            lines.append([_escape_markdown(row.method) + mark, *marked])
+            lines.append([_escape_markdown(row.method) + mark, *row.shown(self.categories, "**{}**")])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         notes = "\n".join(f"- <sup>{letter}</sup> {text}" for letter, text in self.notes.items())
         parts = [f"## {self.title}", table, self._remark(), notes]
@@ -105,11 +108,9 @@ class FieldTable:
             if before is not None and (before == _OURS) != (row.source == _OURS):
                 yield r"\midrule"
             before = row.source
-            shown = [_percent(value) for value in (row.average, *row.values)]
-            places = (AVERAGE, *self.categories)
-            marked = [rf"\textbf{{{t}}}" if place in row.best else t for t, place in zip(shown, places, strict=True)]
             mark = f"$^{{{','.join(row.notes)}}}$" if row.notes else ""
-            yield " & ".join([_escape_latex(row.method) + mark, *marked]) + r" \\"
+            figures = row.shown(self.categories, r"\textbf{{{}}}")
+            yield " & ".join([_escape_latex(row.method) + mark, *figures]) + r" \\"
 
     def _remark(self) -> str:
         several = sum(row.source == _OURS for row in self.rows) > 1
@@ -117,20 +118,19 @@ class FieldTable:
         return " ".join(part for part in (bold, _METRIC_NOTES.get(self.metric, "")) if part)
 
 
-def field_tables(summary: Mapping[str, Any]) -> list[FieldTable]:
+def field_tables(summary: Summary) -> list[FieldTable]:
     """A table for each of the field's metrics that any cell has."""
-    cells = {(cell["model"], cell["category"]): cell for cell in summary["cells"]}
-    first = next(iter(summary["models"]))
-    counts = {category: cells[first, category]["counts"] for category in summary["categories"]}
+    rows = summary.rows
+    first = next(iter(summary.models))
     published: Sequence[Published] = ()
-    categories = tuple(summary["categories"])
-    if is_mvtec_ad({category: n["train"] + n["holdout"] for category, n in counts.items()}):
+    categories = summary.categories
+    if is_mvtec_ad({cell.category: cell.counts.train + cell.counts.holdout for cell in summary.cells}):
         published = load_published()
         categories = tuple(category for category in MVTEC_AD_ORDER if category in categories)
-    test_images = tuple(counts[category]["test_normal"] + counts[category]["test_anomalous"] for category in categories)
+    test_images = tuple(rows[first, category].num_test_images for category in categories)
     tables = []
     for metric, title in FIELD_METRICS.items():
-        ours = [_our_row(summary, cells, model, metric, categories) for model in summary["models"]]
+        ours = [_our_row(summary, model, metric, categories) for model in summary.models]
         if all(value is None for row in ours for value in row.values):
             continue
         theirs, notes = _published_rows(published, metric, categories)
@@ -141,20 +141,12 @@ def field_tables(summary: Mapping[str, Any]) -> list[FieldTable]:
     return tables
 
 
-def _our_row(
-    summary: Mapping[str, Any],
-    cells: Mapping[tuple[str, str], Mapping[str, Any]],
-    model: str,
-    metric: str,
-    categories: Sequence[str],
-) -> Row:
-    average = next(row for row in summary["averages"] if row["model"] == model)
-    champions = summary["champions"].get(metric, {}) if len(summary["models"]) > 1 else {}
-    best = frozenset(
-        place for place, found in champions.items() if model == found["best"] or model in found["tied_with"]
-    )
-    values = tuple(_times_100(cells[model, category].get(metric)) for category in categories)
-    return Row(model, _OURS, _times_100(average.get(metric)), values, best, ())
+def _our_row(summary: Summary, model: str, metric: str, categories: Sequence[str]) -> Row:
+    places, rows = (AVERAGE, *categories), summary.rows
+    champions = {place: summary.champion(metric, place) for place in places}
+    best = frozenset(place for place, found in champions.items() if found and model in leaders(found))
+    average, *values = (_times_100(rows[model, place].metrics.get(metric)) for place in places)
+    return Row(model, _OURS, average, tuple(values), best, ())
 
 
 def _published_rows(
@@ -179,13 +171,12 @@ def _published_rows(
     return rows, {mark: text for text, mark in letters.items()}
 
 
-def _protocol(summary: Mapping[str, Any], categories: Sequence[str]) -> str:
+def _protocol(summary: Summary, categories: Sequence[str]) -> str:
     """What our own rows rest on, which published ones do not share."""
-    protocols = [cell["protocol"] for cell in summary["cells"]]
-    sizes = sorted({protocol["image_size"] for protocol in protocols})
-    native = protocols[0]["resolution"] == "native"
-    taught = max(cell["counts"].get("anomalous_train", 0) for cell in summary["cells"])
-    held_out = sum(cell["counts"]["holdout"] for cell in summary["cells"]) // len(summary["models"])
+    sizes = sorted({cell.protocol.image_size for cell in summary.cells})
+    native = summary.cells[0].protocol.resolution == "native"
+    taught = max(cell.counts.anomalous_train for cell in summary.cells)
+    held_out = sum(cell.counts.holdout for cell in summary.cells) // len(summary.models)
     parts = [
         f"whole images at {', '.join(map(str, sizes))} pixels",
         "masks at their own size" if native else "masks resized by the nearest pixel",
@@ -199,7 +190,7 @@ def _protocol(summary: Mapping[str, Any], categories: Sequence[str]) -> str:
     return f"This run: {'; '.join(parts)}." + (" Published averages are over the categories shown." if some else "")
 
 
-def write_tables(folder: Path, summary: Mapping[str, Any]) -> None:
+def write_tables(folder: Path, summary: Summary) -> None:
     """tables.md with all of them; tables/<metric>.csv and .tex."""
     tables = field_tables(summary)
     (folder / "tables").mkdir()
@@ -219,10 +210,6 @@ def category_title(category: str) -> str:
 
 def _times_100(value: float | None) -> float | None:
     return None if value is None else 100 * value
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _letter(number: int) -> str:

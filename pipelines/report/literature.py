@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from pipelines.evaluation.certainty import AVERAGE
 from pipelines.sources.catalogue import MVTEC_AD_COUNTS
 
-AVERAGE = "average"
 # The field's order: five textures, then ten objects
 MVTEC_AD_ORDER = (
     "carpet",

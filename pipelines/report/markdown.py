@@ -1,37 +1,18 @@
 """The summary as tables and sentences for report.md, the README and MLflow."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 
-from pipelines.evaluation.certainty import AVERAGE
-from pipelines.evaluation.measures import METRICS
-from pipelines.paths import Project
-from pipelines.report.summary import Cell, Summary
+from pipelines.evaluation.certainty import AVERAGE, Comparison
+from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
+from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, score, seconds, spread
+from pipelines.paths import EXAMPLES_FILE, Project
+from pipelines.report.seeds import SeedFigures
+from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _SPOKEN_OF = ("image_auroc", "aupro_30")  # metrics whose comparisons are written out
 _SEED_METRICS = ("image_auroc", "pixel_auroc", "pixel_f1_max", "aupro_30")
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _one_digit(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _interval(value: Sequence[float] | None) -> str:
-    return "-" if value is None else f"{100 * value[0]:.1f} to {100 * value[1]:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +21,18 @@ class Column:
 
     key: str
     title: str
-    show: Callable[[Any], str]
+    show: Callable[[float | None], str]
+
+    def of(self, row: CellSummary | Average) -> str:
+        return self.show(row.figures.get(self.key))
 
 
 COLUMNS = (
-    *(Column(metric.key, metric.title + " (oracle)" * metric.oracle, percent) for metric in METRICS),
-    Column("train_steps", "Steps", _count),
-    Column("train_seconds", "Train, s", _seconds),
-    Column("latency_ms", "Latency, ms", _one_digit),
-    Column("onnx_megabytes", "ONNX, MB", _one_digit),
+    *(Column(metric.key, metric.heading, percent) for metric in METRICS),
+    Column("train_steps", "Steps", count),
+    Column("train_seconds", "Train, s", seconds),
+    Column("latency_ms", "Latency, ms", decimal),
+    Column("onnx_megabytes", "ONNX, MB", decimal),
 )
 
 
@@ -70,133 +54,111 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_nam
 def leaderboard_table(summary: Summary) -> str:
     """Cells grouped by model, each group closed by its average if there are several categories.
 
-    A report of an earlier version has neither intervals nor latencies, and no columns for them.
+    What no cell has is left out.
     """
-    columns = [c for c in COLUMNS if any(cell.get(c.key) is not None for cell in summary["cells"])]
-    header = ["Model", "Category", *(c.title for c in columns)]
-    if with_intervals := any("intervals" in cell for cell in summary["cells"]):
-        header = ["Model", "Category", "Test images", columns[0].title, "95 %", *(c.title for c in columns[1:])]
+    first, *others = (c for c in COLUMNS if any(c.of(cell) != UNKNOWN for cell in summary.cells))
+    columns: list[tuple[str, Callable[[CellSummary | Average], str]]] = [
+        ("Model", lambda row: row.model),
+        ("Category", lambda row: row.category),
+        ("Test images", lambda row: row.test_images),
+        (first.title, first.of),
+        ("95 %", lambda row: interval(row.intervals.get(first.key))),
+        *((column.title, column.of) for column in others),
+    ]
+    columns = [(title, of) for title, of in columns if any(of(cell) != UNKNOWN for cell in summary.cells)]
     rows = []
-    for row in summary["averages"]:
-        group = [cell for cell in summary["cells"] if cell["model"] == row["model"]]
-        rows += [_row(cell, columns, with_intervals) for cell in group]
+    for average in summary.averages:
+        group = [cell for cell in summary.cells if cell.model == average.model]
+        rows += [[of(cell) for _, of in columns] for cell in group]
         if len(group) > 1:
-            rows.append([f"**{text}**" if text != "-" else "" for text in _row(row, columns, with_intervals)])
-    return markdown_table(header, rows)
-
-
-def _row(cell: Cell, columns: Sequence[Column], with_intervals: bool) -> list[str]:
-    names, figures = [cell["model"], cell["category"]], [c.show(cell.get(c.key)) for c in columns]
-    if not with_intervals:
-        return [*names, *figures]
-    return [*names, test_images(cell), figures[0], _interval(cell["intervals"].get(columns[0].key)), *figures[1:]]
-
-
-def test_images(cell: Cell) -> str:
-    """Good and defective ones; the sum of both for an average."""
-    if "num_test_images" in cell:
-        return str(cell["num_test_images"])
-    return f"{cell['counts']['test_normal']} + {cell['counts']['test_anomalous']}"
+            shown = [of(average) for _, of in columns]
+            rows.append([f"**{text}**" if text != UNKNOWN else "" for text in shown])
+    return markdown_table([title for title, _ in columns], rows)
 
 
 def champion_table(summary: Summary) -> str:
     """Who is best by each of the field's metrics, with those that cannot be told from it."""
-    metrics = [metric for metric in METRICS if metric.key in summary["champions"]]
+    metrics = [metric for metric in METRICS if metric.key in summary.champions]
     rows = [
-        [place, *(_champion(summary["champions"][metric.key][place]) for metric in metrics)]
-        for place in (*summary["categories"], AVERAGE)
+        [place, *(" = ".join(leaders(summary.champions[metric.key][place])) or UNKNOWN for metric in metrics)]
+        for place in (*summary.categories, AVERAGE)
     ]
     return markdown_table(["Category", *(metric.title for metric in metrics)], rows, num_names=1 + len(metrics))
 
 
-def _champion(found: Mapping[str, Any]) -> str:
-    return "-" if found["best"] is None else " = ".join([found["best"], *found["tied_with"]])
-
-
-def sentences(summary: Summary, metrics: Sequence[str] = _SPOKEN_OF) -> list[str]:
-    """The comparisons of the averages in words: every pair of models."""
-    titles = {metric["key"]: metric["title"] for metric in summary["metrics"]}
+def sentences(comparisons: Sequence[Comparison], metrics: Sequence[str] = _SPOKEN_OF) -> list[str]:
+    """Those of the averages in words."""
     return [
-        f"{titles[found['metric']]}: {found['text']}."
+        f"{METRIC_BY_KEY[metric].title}: {found.text}."
         for metric in metrics
-        for found in summary["comparisons"]
-        if found["metric"] == metric and found["category"] == AVERAGE
+        for found in comparisons
+        if (found.metric, found.category) == (metric, AVERAGE)
     ]
 
 
 def headlines(summary: Summary) -> list[str]:
     """The averages of each model, and who beats whom."""
-    titles = {metric["key"]: metric["title"] for metric in summary["metrics"]}
     figures = [
         ", ".join(
-            f"{titles[key]} {percent(row[key])} ({_interval(row['intervals'].get(key))})"
+            f"{METRIC_BY_KEY[key].title} {percent(row.metrics[key])} ({interval(row.intervals.get(key))})"
             for key in _SPOKEN_OF
-            if row[key] is not None
+            if row.metrics[key] is not None
         )
-        for row in summary["averages"]
+        for row in summary.averages
     ]
-    rows = zip(summary["averages"], figures, strict=True)
-    return [*(f"{row['model']}: {text or 'no defect to find'}" for row, text in rows), *sentences(summary)]
+    rows = zip(summary.averages, figures, strict=True)
+    return [*(f"{row.model}: {text or 'no defect to find'}" for row, text in rows), *sentences(summary.comparisons)]
 
 
 def against_the_best(summary: Summary) -> list[str]:
     """The best average of the main metric compared with every other, in words; every pair where there is no best."""
-    places = summary["champions"].get(summary["main_metric"])
-    best = places[AVERAGE]["best"] if places else None
-    pairs = [pair for pair in summary["comparisons"] if best is None or best in (pair["a"], pair["b"])]
-    return sentences({**summary, "comparisons": pairs}, [summary["main_metric"]])
+    champion = summary.champion(MAIN_METRIC, AVERAGE)
+    best = champion.best if champion else None
+    return sentences([c for c in summary.comparisons if best is None or best in (c.a, c.b)], [MAIN_METRIC])
 
 
 def seed_table(summary: Summary) -> str:
     """Mean and spread over the seeds of cells and averages that have several."""
     rows = [
-        [cell["model"], cell["category"], ", ".join(map(str, cell["seeds"]["seeds"])), *_spreads(cell["seeds"])]
-        for cell in (*summary["cells"], *summary["averages"])
-        if cell["seeds"]
+        [row.model, row.category, ", ".join(map(str, row.seeds.seeds)), *_spreads(row.seeds)]
+        for row in (*summary.cells, *summary.averages)
+        if row.seeds
     ]
-    return markdown_table(["Model", "Category", "Seeds", *_seed_titles(summary)], rows, num_names=3) if rows else ""
+    titles = [METRIC_BY_KEY[key].title for key in _SEED_METRICS]
+    return markdown_table(["Model", "Category", "Seeds", *titles], rows, num_names=3) if rows else ""
 
 
-def _seed_titles(summary: Summary) -> list[str]:
-    return [metric["title"] for metric in summary["metrics"] if metric["key"] in _SEED_METRICS]
-
-
-def _spreads(seeds: Mapping[str, Any]) -> list[str]:
-    found = [seeds["metrics"].get(key) for key in _SEED_METRICS]
-    return ["-" if s is None else f"{100 * s['mean']:.1f} ± {100 * s['sd']:.1f}" for s in found]
+def _spreads(seeds: SeedFigures) -> list[str]:
+    found = [seeds.metrics.get(key) for key in _SEED_METRICS]
+    return [UNKNOWN if figure is None else spread(figure.mean, figure.sd) for figure in found]
 
 
 def latency_table(summary: Summary) -> str:
     """Percentiles by part, and the machine they were measured on."""
-    rows = []
-    for cell in summary["cells"]:
-        if (found := cell["latency"]) is None:
-            continue
-        parts = [found["milliseconds"][part] for part in ("decode", "resize", "network", "postprocess", "total")]
-        shown = [" / ".join(f"{part[p]:.1f}" for p in ("p50", "p95", "p99")) for part in parts]
-        throughput = found["throughput"]
-        rows.append(
-            [
-                cell["model"],
-                cell["category"],
-                *shown,
-                f"{throughput['images_per_second']:.1f} in batches of {throughput['batch_size']}",
-                str(found["num_runs"]),
-            ]
-        )
+    rows = [
+        [
+            cell.model,
+            cell.category,
+            *(" / ".join(map(decimal, (part.p50, part.p95, part.p99))) for _, part in cell.latency.milliseconds),
+            f"{decimal(cell.latency.throughput.images_per_second)} in batches of {cell.latency.throughput.batch_size}",
+            str(cell.latency.num_runs),
+        ]
+        for cell in summary.cells
+        if cell.latency
+    ]
     if not rows:
         return ""
     header = ["Model", "Category", "Decode", "Resize", "Network", "Post-processing", "Total", "Images/s", "Runs"]
     return markdown_table(header, rows)
 
 
-def latency_machines(cells: Iterable[Cell]) -> str:
+def latency_machines(cells: Iterable[CellSummary]) -> str:
     """Where the latencies were measured; several machines are not to be compared."""
+    latencies = [cell.latency for cell in cells if cell.latency]
     found = {
-        f"{cell['latency']['hardware']}, {cell['latency']['threads']} thread"
-        f"{'s' if cell['latency']['threads'] > 1 else ''}, ONNX Runtime {cell['latency']['onnxruntime']}"
-        for cell in cells
-        if cell["latency"]
+        f"{latency.hardware}, {latency.threads} thread{'s' if latency.threads > 1 else ''}, "
+        f"ONNX Runtime {latency.onnxruntime}"
+        for latency in latencies
     }
     several = "Several machines, whose figures cannot be compared: " if len(found) > 1 else ""
     return several + "; ".join(sorted(found))
@@ -204,75 +166,55 @@ def latency_machines(cells: Iterable[Cell]) -> str:
 
 def threshold_table(summary: Summary) -> str:
     """Where each decision threshold comes from, and what so few held-out parts can promise."""
-    header = [
-        "Model",
-        "Category",
-        "Held-out",
-        "Threshold",
-        "Asked",
-        "Expected",
-        "95 % interval",
-        "Seen on test",
-        "Oracle",
-    ]
-    rows = []
-    for cell in summary["cells"]:
-        t, good = cell["threshold"], cell["counts"]["test_normal"]
-        rows.append(
-            [
-                cell["model"],
-                cell["category"],
-                str(t["num_images"]),
-                f"{t['value']:.4g}",
-                percent(t["rate_requested"]) + ("" if t["attainable"] else " †"),
-                percent(t["expected_rate"]),
-                f"{percent(t['interval_low'])} to {percent(t['interval_high'])}",
-                f"{percent(cell['false_alarms'])} of {good}",
-                "-" if t["oracle"] is None else f"{t['oracle']:.4g}",
-            ]
-        )
-    text = markdown_table(header, rows)
-    if any(not cell["threshold"]["attainable"] for cell in summary["cells"]):
+    header = ["Held-out", "Threshold", "Asked", "Expected", "95 % interval", "Seen on test", "Oracle"]
+    text = markdown_table(["Model", "Category", *header], [_threshold_row(cell) for cell in summary.cells])
+    if any(not cell.threshold.attainable for cell in summary.cells):
         text += "\n\n† Too few held-out parts to promise this rate: the threshold is their highest score."
     return text
+
+
+def _threshold_row(cell: CellSummary) -> list[str]:
+    t = cell.threshold
+    return [
+        cell.model,
+        cell.category,
+        str(t.num_images),
+        score(t.value),
+        percent(t.rate_requested) + ("" if t.attainable else " †"),
+        percent(t.expected_rate),
+        interval((t.interval_low, t.interval_high)),
+        f"{percent(cell.metrics['false_alarms'])} of {cell.counts.test_normal}",
+        score(t.oracle),
+    ]
 
 
 def defect_table(summary: Summary) -> str:
     """Recall at the deployed threshold per defect type, which an average over types hides."""
     rows = [
         [
-            cell["model"],
-            cell["category"],
+            cell.model,
+            cell.category,
             defect,
-            str(found["count"]),
-            percent(found["recall"]),
-            _interval(found["recall_interval"]),
-            percent(found["recall_at_rate"]),
-            percent(found["auroc"]),
+            str(found.count),
+            percent(found.recall),
+            interval(found.recall_interval),
+            percent(found.recall_at_rate),
+            percent(found.auroc),
         ]
-        for cell in summary["cells"]
-        for defect, found in cell["defects"].items()
+        for cell in summary.cells
+        for defect, found in cell.defects.items()
     ]
-    header = [
-        "Model",
-        "Category",
-        "Defect",
-        "Images",
-        "Found",
-        "95 %",
-        "Found at the same rate (oracle)",
-        "Image AUROC",
-    ]
-    return markdown_table(header, rows, num_names=3)
+    header = ["Defect", "Images", "Found", "95 %", "Found at the same rate (oracle)", "Image AUROC"]
+    return markdown_table(["Model", "Category", *header], rows, num_names=3)
 
 
 def report_markdown(summary: Summary, project: Project) -> str:
     pictures = [
-        f"### {cell['model']} on {cell['category']}\n\n"
-        f"![examples](../evaluations/{cell['model']}/{quote(cell['category'])}/examples.png)\n\n"
-        f"![curves](../evaluations/{cell['model']}/{quote(cell['category'])}/curves.png)"
-        for cell in summary["cells"]
-        if (project.evaluation(cell["model"], cell["category"]) / "examples.png").exists()
+        f"### {cell.model} on {cell.category}\n\n"
+        f"![examples](../evaluations/{cell.model}/{quote(cell.category)}/{EXAMPLES_FILE})\n\n"
+        f"![curves](../evaluations/{cell.model}/{quote(cell.category)}/curves.png)"
+        for cell in summary.cells
+        if project.cell(cell.model, cell.category).examples.exists()
     ]
     parts = [
         "# Report",
@@ -300,13 +242,13 @@ def report_markdown(summary: Summary, project: Project) -> str:
 
 
 def _comparison_parts(summary: Summary) -> list[str]:
-    if len(summary["models"]) < 2:
+    if len(summary.models) < 2:
         return []
     return [
         "## Who is best",
         champion_table(summary),
         "The first of each is the highest figure; what stands after *=* cannot be told from it on these test images.",
-        "\n".join(f"- {sentence}" for sentence in sentences(summary)),
+        "\n".join(f"- {sentence}" for sentence in sentences(summary.comparisons)),
         "Points of a hundred, ± half the 95 % interval of the difference on the same test images, and over seeds where "
         "several are known. One in twenty comparisons of equal models is called a difference by chance.",
     ]
@@ -324,4 +266,4 @@ def _latency_parts(summary: Summary) -> list[str]:
     if not table:
         return []
     note = "Milliseconds of one image at a time, p50 / p95 / p99"
-    return ["## Latency", table, f"{note}, on {latency_machines(summary['cells'])}."]
+    return ["## Latency", table, f"{note}, on {latency_machines(summary.cells)}."]

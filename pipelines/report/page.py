@@ -9,8 +9,10 @@ security policy allows this one script and no connection.
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,14 +20,15 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 
-from pipelines.evaluation.certainty import AVERAGE
+from pipelines.evaluation.certainty import AVERAGE, Champion, Comparison, share_interval
+from pipelines.evaluation.measures import METRICS, Metric
+from pipelines.evaluation.outcomes import Threshold
 from pipelines.files import atomic_file, read_json
-from pipelines.paths import Project
+from pipelines.numbers import count, decimal, interval, percent, rate, score, spread
+from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
 from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
-
-Cell = Mapping[str, Any]
-Summary = Mapping[str, Any]  # summary.json
+from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LEVELS = 256  # of a kept map
@@ -65,26 +68,24 @@ class _Board:
     sentence: str
     columns: list[_Column]
     rows: list[_Row]
-    comparisons: list[Mapping[str, Any]]
+    comparisons: list[Comparison]
 
 
 def write(summary: Summary, project: Project, folder: Path) -> Path:
     """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path."""
-    cells = {(cell["model"], cell["category"]): cell for cell in summary["cells"]}
-    galleries = [
-        CategoryGallery({model: project.evaluation(model, category) for model in summary["models"]})
-        for category in summary["categories"]
-    ]
-    quality = choose_quality(galleries, len(cells))
-    blocks = [
-        _category(
-            category,
-            {model: cells[model, category] for model in summary["models"]},
-            project,
-            gallery,
-            gallery.pictures(quality),
+    places = {
+        category: {model: project.cell(model, category) for model in summary.models} for category in summary.categories
+    }
+    galleries = {
+        category: CategoryGallery(
+            project.prepared(category), {model: place.evaluated for model, place in of_models.items()}
         )
-        for category, gallery in zip(summary["categories"], galleries, strict=True)
+        for category, of_models in places.items()
+    }
+    quality = choose_quality(list(galleries.values()), len(summary.cells))
+    blocks = [
+        _category(summary, category, places[category], gallery, gallery.pictures(quality))
+        for category, gallery in galleries.items()
     ]
     path = folder / "report.html"
     with atomic_file(path) as temporary:
@@ -97,20 +98,22 @@ def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"page": page, "number": _number}
+    environment.filters |= {"page": page, "count": count, "decimal": decimal}
     report = {
-        "dataSet": summary["data_set"],
-        "categories": summary["categories"],
-        "models": list(summary["models"]),
+        "dataSet": summary.data_set,
+        "categories": summary.categories,
+        "models": list(summary.models),
         "scale": _scale(),
     }
+    latencies = [(cell, cell.latency) for cell in summary.cells if cell.latency]
     return environment.get_template("report.html").render(
         summary=summary,
         facts=_facts(summary),
         boards=_boards(summary),
-        has_seeds=any(cell["seeds"] for cell in summary["cells"]),
-        latencies=_latencies(summary),
-        latency_hardware=sorted({cell["latency"]["hardware"] for cell in summary["cells"] if cell["latency"]}),
+        main_metric=MAIN_METRIC,
+        has_seeds=any(cell.seeds for cell in summary.cells),
+        latencies=latencies,
+        hardware=sorted({latency.hardware for _, latency in latencies}),
         categories=[_json(block) for block in blocks],
         report=_json(report),
         style=style,
@@ -137,33 +140,19 @@ def _csp_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def _rate(share: float) -> str:
-    """With its unit, which does not leave it at the end of a line."""
-    return f"{100 * share:.3g}\u00a0%"
-
-
-def _percent(value: float | None) -> str:
-    return _number(None if value is None else 100 * value, 1)
-
-
 # ---- the leaderboard -----------------------------------------------------------------------------------------------
 
 
 def _facts(summary: Summary) -> str:
-    cells = summary["cells"]
-    seeds = sorted({seed for cell in cells for seed in (cell["seeds"] or {"seeds": [cell["seed"]]})["seeds"]})
-    sizes = sorted({cell["protocol"]["image_size"] for cell in cells})
-    rate = _rate(cells[0]["threshold"]["rate_requested"])
-    models = _counted(len(summary["models"]), "model")
-    categories = _counted(len(summary["categories"]), "category", "categories")
+    cells = summary.cells
+    seeds = sorted({seed for cell in cells for seed in (cell.seeds.seeds if cell.seeds else [cell.protocol.seed])})
+    sizes = sorted({cell.protocol.image_size for cell in cells})
+    models = _counted(len(summary.models), "model")
+    categories = _counted(len(summary.categories), "category", "categories")
     return (
-        f"{models} on {categories} of {summary['data_set']}, {' and '.join(map(str, sizes))} px, "
+        f"{models} on {categories} of {summary.data_set}, {' and '.join(map(str, sizes))} px, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
-        f"Thresholds are set on held-out good parts for {rate} false alarms."
+        f"Thresholds are set on held-out good parts for {rate(cells[0].threshold.rate_requested)} false alarms."
     )
 
 
@@ -172,152 +161,116 @@ def _counted(number: int, one: str, many: str = "") -> str:
 
 
 def _boards(summary: Summary) -> list[_Board]:
-    measured = [m for m in summary["metrics"] if any(cell.get(m["key"]) is not None for cell in summary["cells"])]
+    measured = [m for m in METRICS if any(cell.metrics.get(m.key) is not None for cell in summary.cells)]
     return [*(_board(summary, metric) for metric in measured), _overview(summary, measured)]
 
 
-def _board(summary: Summary, metric: Mapping[str, Any]) -> _Board:
-    key, names = metric["key"], list(summary["categories"])
+def _board(summary: Summary, metric: Metric) -> _Board:
+    key, names, rows = metric.key, list(summary.categories), summary.rows
     if len(names) > 1:
         names.insert(0, AVERAGE)
-    cells = {(cell["model"], cell["category"]): cell for cell in (*summary["averages"], *summary["cells"])}
-    first = next(iter(summary["models"]))
-    champions = _champions(summary, key)
+    first = next(iter(summary.models))
     return _Board(
         key=key,
-        title=_title(metric),
-        sentence=_sentence(champions.get(names[0]), names[0]),
-        columns=[_Column(name, _num_images(cells[first, name]), metric["higher_is_better"]) for name in names],
-        rows=[
-            _Row(model, [_figure(cells[model, name], key, model, champions.get(name)) for name in names])
-            for model in summary["models"]
-        ],
-        comparisons=[
-            c for name in names for c in summary["comparisons"] if (c["metric"], c["category"]) == (key, name)
-        ],
+        title=metric.heading,
+        sentence=_sentence(summary.champion(key, names[0]), names[0]),
+        columns=[_Column(name, rows[first, name].num_test_images, metric.higher_is_better) for name in names],
+        rows=[_Row(model, [_figure(summary, rows[model, name], key) for name in names]) for model in summary.models],
+        comparisons=[c for name in names for c in summary.comparisons if (c.metric, c.category) == (key, name)],
     )
 
 
-def _overview(summary: Summary, metrics: Sequence[Mapping[str, Any]]) -> _Board:
+def _overview(summary: Summary, metrics: Sequence[Metric]) -> _Board:
     """Every metric, on average over the categories."""
-    averages = summary["averages"]
+    averages = summary.averages
     return _Board(
         key="all",
-        title="All metrics" if len(summary["categories"]) == 1 else "All metrics, average over categories",
+        title="All metrics" if len(summary.categories) == 1 else "All metrics, average over categories",
         sentence="",
-        columns=[_Column(_title(m), _num_images(averages[0]), m["higher_is_better"]) for m in metrics],
-        rows=[
-            _Row(
-                average["model"],
-                [
-                    _figure(average, m["key"], average["model"], _champions(summary, m["key"]).get(AVERAGE))
-                    for m in metrics
-                ],
-            )
-            for average in averages
-        ],
+        columns=[_Column(metric.heading, averages[0].num_test_images, metric.higher_is_better) for metric in metrics],
+        rows=[_Row(row.model, [_figure(summary, row, metric.key) for metric in metrics]) for row in averages],
         comparisons=[],
     )
 
 
-def _title(metric: Mapping[str, Any]) -> str:
-    return f"{metric['title']}{' (oracle)' if metric['oracle'] else ''}"
-
-
-def _champions(summary: Summary, key: str) -> Mapping[str, Any]:
-    """By category; one model alone wins nothing."""
-    return summary["champions"].get(key, {}) if len(summary["models"]) > 1 else {}
-
-
-def _num_images(cell: Cell) -> int:
-    if cell["category"] == AVERAGE:
-        return int(cell["num_test_images"])
-    return int(cell["counts"]["test_normal"] + cell["counts"]["test_anomalous"])
-
-
-def _figure(cell: Cell, key: str, model: str, champion: Mapping[str, Any] | None) -> _Figure:
-    value, interval = cell.get(key), (cell.get("intervals") or {}).get(key)
-    seeds = (cell["seeds"] or {"metrics": {}})["metrics"].get(key)
-    mark = ""
-    if champion and champion["best"]:
-        leaders = [champion["best"], *champion["tied_with"]]
-        if model in leaders:
-            mark = "tie" if len(leaders) > 1 else "best"
+def _figure(summary: Summary, row: CellSummary | Average, key: str) -> _Figure:
+    value, ends = row.metrics.get(key), row.intervals.get(key)
+    seeds = row.seeds.metrics.get(key) if row.seeds else None
+    champion = summary.champion(key, row.category)
+    tied = leaders(champion) if champion else ()
     return _Figure(
         value=value,
-        text=_percent(value),
-        interval=f"{_percent(interval[0])} to {_percent(interval[1])}" if interval else "",
-        spread=f"{_percent(seeds['mean'])} ± {_percent(seeds['sd'])}" if seeds else "",
-        mark=mark,
-        href="" if cell["category"] == AVERAGE or value is None else page(cell["category"], model),
+        text=percent(value),
+        interval=interval(ends) if ends else "",
+        spread=spread(seeds.mean, seeds.sd) if seeds else "",
+        mark="" if row.model not in tied else "tie" if len(tied) > 1 else "best",
+        href="" if row.category == AVERAGE or value is None else page(row.category, row.model),
     )
 
 
-def _sentence(champion: Mapping[str, Any] | None, name: str) -> str:
+def _sentence(champion: Champion | None, name: str) -> str:
     if champion is None:
         return ""
     where = "On average" if name == AVERAGE else f"On {name}"
-    if not champion["best"]:
-        return f"{where} there is no winner: {champion['reason']}." if champion["reason"] else ""
-    if not champion["tied_with"]:
-        return f"{where} the winner is {champion['best']}, distinguishable from every other model."
-    tied = [champion["best"], *champion["tied_with"]]
-    listed = f"{', '.join(tied[:-1])} and {tied[-1]}"
-    return f"{where} it is a tie: {listed} cannot be told apart on these images."
-
-
-def _latencies(summary: Summary) -> list[dict[str, Any]]:
-    rows = []
-    for cell in summary["cells"]:
-        if cell["latency"]:
-            parts, total = cell["latency"]["milliseconds"], cell["latency"]["milliseconds"]["total"]
-            stages = [parts[name]["p50"] for name in ("decode", "resize", "network", "postprocess")]
-            milliseconds = [*stages, total["p50"], total["p95"], total["p99"]]
-            named = {"model": cell["model"], "category": cell["category"], "milliseconds": milliseconds}
-            rows.append(named | dict(cell["latency"]["throughput"]))
-    return rows
+    if not champion.best:
+        return f"{where} there is no winner: {champion.reason}." if champion.reason else ""
+    if not champion.tied_with:
+        return f"{where} the winner is {champion.best}, distinguishable from every other model."
+    *others, last = leaders(champion)
+    return f"{where} it is a tie: {', '.join(others)} and {last} cannot be told apart on these images."
 
 
 # ---- a category's page ---------------------------------------------------------------------------------------------
 
 
 def _category(
-    name: str, cells: Mapping[str, Cell], project: Project, gallery: CategoryGallery, pictures: Pictures
+    summary: Summary, name: str, places: Mapping[str, Cell], gallery: CategoryGallery, pictures: Pictures
 ) -> dict[str, Any]:
     """What the script needs for one page; lists by image are in one order."""
     return {
         "name": name,
         "hasMasks": gallery.has_masks,
         "images": [[image.path, image.defect, image.label] for image in gallery.images.values()],
-        "pictures": pictures,
-        "cells": {model: _cell(cell, project, gallery, model) for model, cell in cells.items()},
+        "pictures": asdict(pictures),
+        "intervals": _intervals(gallery),
+        "cells": {
+            cell.model: _cell(cell, places[cell.model], gallery) for cell in summary.cells if cell.category == name
+        },
     }
 
 
-def _cell(cell: Cell, project: Project, gallery: CategoryGallery, model: str) -> dict[str, Any]:
-    tested = gallery.tested[model]
-    curves = project.evaluation(model, cell["category"]) / "curves.json"
-    url = cell["run_url"] or ""
+def _intervals(gallery: CategoryGallery) -> dict[int, list[tuple[float, float]]]:
+    """Number of images -> the interval of each share of them, of every group that the page counts: as in the tables."""
+    sizes = set[int]()
+    for tested in gallery.tested.values():
+        for of in (attrgetter("defect"), attrgetter("label")):
+            sizes.update(Counter(map(of, tested.values())).values())
+    return {size: [share_interval(hits / size, size) for hits in range(size + 1)] for size in sorted(sizes)}
+
+
+def _cell(cell: CellSummary, place: Cell, gallery: CategoryGallery) -> dict[str, Any]:
+    tested = gallery.tested[cell.model]
+    url = cell.run_url or ""
     return {
         "scores": [tested[path].score if path in tested else None for path in gallery.images],
-        "threshold": cell["threshold"]["value"],
-        "note": _threshold_note(cell["threshold"]),
+        "threshold": cell.threshold.value,
+        "note": _threshold_note(cell.threshold),
         "runUrl": url if url.startswith(("http://", "https://")) else None,
-        "curves": read_json(curves) if curves.exists() else {},
+        "curves": read_json(place.curves) if place.curves.exists() else {},
     }
 
 
-def _threshold_note(threshold: Mapping[str, Any]) -> str:
-    parts = _counted(threshold["num_images"], "held-out good part")
-    low, high = _rate(threshold["interval_low"]), _rate(threshold["interval_high"])
+def _threshold_note(threshold: Threshold) -> str:
+    parts = _counted(threshold.num_images, "held-out good part")
+    low, high = rate(threshold.interval_low), rate(threshold.interval_high)
     text = (
-        f"The deployed threshold {threshold['value']:.4g} was set on {parts} for {_rate(threshold['rate_requested'])} "
-        f"false alarms; expected on further parts like them are {_rate(threshold['expected_rate'])} "
+        f"The deployed threshold {score(threshold.value)} was set on {parts} for {rate(threshold.rate_requested)} "
+        f"false alarms; expected on further parts like them are {rate(threshold.expected_rate)} "
         f"(95\u00a0% interval {low} to {high})."
     )
-    if threshold["attainable"]:
+    if threshold.attainable:
         return text
-    needed = threshold["num_images_needed"]
+    needed = threshold.num_images_needed
     return f"{text} To promise the rate takes {needed} parts; until then it is their highest score."
 
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from pipelines.errors import StageError
-from pipelines.files import atomic_file, read_json, write_json
+from pipelines.files import atomic_file
 from pipelines.paths import Project
 from pipelines.report.markdown import leaderboard_table
 from pipelines.report.summary import Summary
@@ -14,12 +14,9 @@ def keep_report(project: Project, name: str) -> None:
     """Copy the last report's numbers to `benchmarks/results/<name>.json`, which is committed.
 
     Raises:
-        StageError: there is no report yet.
+        StageError: there is no report yet, or it is damaged.
     """
-    source = project.reports / "summary.json"
-    if not source.exists():
-        raise StageError(f"{source}: no report yet; run `dvc repro` first")
-    write_json(_kept(project, name), _for_keeping(read_json(source)))
+    Summary.of(project).for_keeping().save(_kept(project, name))
 
 
 def update_readme(project: Project, name: str) -> None:
@@ -35,11 +32,7 @@ def update_readme(project: Project, name: str) -> None:
 
 
 def kept_report(project: Project, name: str) -> Summary:
-    path = _kept(project, name)
-    if not path.exists():
-        raise StageError(f"{path}: no kept report of this name; make one with `blemish publish {name} --from-report`")
-    summary: Summary = read_json(path)
-    return summary
+    return Summary.load(_kept(project, name), f"make one with `blemish publish {name} --from-report`")
 
 
 def with_table(readme: str, name: str, summary: Summary) -> str:
@@ -53,11 +46,3 @@ def with_table(readme: str, name: str, summary: Summary) -> str:
 
 def _kept(project: Project, name: str) -> Path:
     return project.root / "benchmarks" / "results" / f"{name}.json"
-
-
-def _for_keeping(summary: Summary) -> Summary:
-    """Without what means nothing outside the tracking store that made it, and the thousands of comparisons."""
-    local = {"run_id", "run_url"}
-    cells = [{key: value for key, value in cell.items() if key not in local} for cell in summary["cells"]]
-    kept = {key: value for key, value in summary.items() if key not in {"tracking", "comparisons"}}
-    return {**kept, "cells": cells}

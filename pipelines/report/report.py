@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.evaluation.measures import METRICS
-from pipelines.files import atomic_folder, write_json
+from pipelines.evaluation.certainty import Champion
+from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
+from pipelines.files import atomic_folder
+from pipelines.numbers import percent
 from pipelines.paths import Project
 from pipelines.report.field_tables import write_tables
-from pipelines.report.markdown import COLUMNS, headlines, percent, report_markdown
-from pipelines.report.summary import Cell, Summary, summarise
+from pipelines.report.markdown import COLUMNS, headlines, report_markdown
+from pipelines.report.summary import MAIN_METRIC, CellSummary, Summary, summarise
 from pipelines.settings.params import Params
 
 
@@ -32,50 +34,53 @@ def report(params: Params, project: Project) -> Path:
     experiment = params.tracking.experiment
     summary = summarise(params, project, cell_runs(project.root, experiment), pages(project.root, experiment))
     with atomic_folder(project.reports) as folder:
-        write_json(folder / "summary.json", summary)
-        _write_leaderboard(folder / "leaderboard.csv", summary["cells"])
+        summary.save(folder / project.summary.name)
+        _write_leaderboard(folder / "leaderboard.csv", summary.cells)
         write_tables(folder, summary)
         (folder / "report.md").write_text(report_markdown(summary, project), encoding="utf-8")
         html_report.write(summary, project, folder)
-    run_ids = sorted(cell["run_id"] for cell in summary["cells"])
+    run_ids = sorted(str(cell.run_id) for cell in summary.cells)
     key = hashlib.sha256(json.dumps(run_ids).encode()).hexdigest()[:16]
     with summary_run(project.root, experiment, key) as run:
-        for row in summary["averages"]:
-            run.metrics({f"{row['model']}.{c.key}": row[c.key] for c in COLUMNS if row.get(c.key) is not None})
-        run.tags({"cells": " ".join(run_ids), "categories": ", ".join(summary["categories"])})
+        for row in summary.averages:
+            run.metrics({f"{row.model}.{name}": value for name, value in row.metrics.items() if value is not None})
+        run.tags({"cells": " ".join(run_ids), "categories": ", ".join(summary.categories)})
         run.describe("\n".join([*(f"- {line}" for line in headlines(summary)), "", "The tables are under `report/`."]))
-        for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json"):
+        for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", project.summary.name):
             run.file(project.reports / name, "report")
     for category, run_id, why in _crowned(summary):
-        crown(project.root, experiment, f"{summary['data_set']}-{category}", run_id, why)
+        crown(project.root, experiment, f"{summary.data_set}-{category}", run_id, why)
     return project.reports / "report.md"
 
 
 def _crowned(summary: Summary) -> Iterator[tuple[str, str | None, str]]:
     """Each category with the run of its best model by the main metric, None without a best, and the reason in words."""
-    metric = next(m for m in summary["metrics"] if m["key"] == summary["main_metric"])
-    places = summary["champions"].get(metric["key"], {})
-    for category in summary["categories"]:
-        found = places.get(category, {"best": None, "tied_with": [], "reason": "nothing to compare by"})
-        cell = next((c for c in summary["cells"] if (c["model"], c["category"]) == (found["best"], category)), None)
+    places = summary.champions.get(MAIN_METRIC, {})
+    for category in summary.categories:
+        found = places.get(category, Champion(None, (), "nothing to compare by"))
+        cell = next((c for c in summary.cells if (c.model, c.category) == (found.best, category)), None)
         if cell is None:
-            yield category, None, found["reason"]
+            yield category, None, found.reason or ""
             continue
-        tied = f"; not distinguishable from {', '.join(found['tied_with'])}" if found["tied_with"] else ""
-        yield category, cell["run_id"], f"{cell['model']}: {metric['title']} {percent(cell[metric['key']])}{tied}"
+        tied = f"; not distinguishable from {', '.join(found.tied_with)}" if found.tied_with else ""
+        figure = f"{METRIC_BY_KEY[MAIN_METRIC].title} {percent(cell.metrics[MAIN_METRIC])}"
+        yield category, cell.run_id, f"{cell.model}: {figure}{tied}"
 
 
-def _write_leaderboard(path: Path, cells: Sequence[Cell]) -> None:
+def _write_leaderboard(path: Path, cells: Sequence[CellSummary]) -> None:
     """A row per cell: each metric with the ends of its interval, and the test images behind them."""
     ends = [f"{metric.key}_{end}" for metric in METRICS for end in ("low", "high")]
-    names = ["cell", "model", "category", "seed", "test_normal", "test_anomalous", *(c.key for c in COLUMNS), *ends]
+    columns = ["cell", "model", "category", "seed", "test_normal", "test_anomalous", *(c.key for c in COLUMNS), *ends]
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         for cell in cells:
             intervals = {
                 f"{key}_{end}": value
-                for key, interval in cell["intervals"].items()
+                for key, interval in cell.intervals.items()
                 for end, value in zip(("low", "high"), interval, strict=True)
             }
-            writer.writerow({**cell, **cell["counts"], **intervals, "cell": f"{cell['model']}-{cell['category']}"})
+            names = {"cell": f"{cell.model}-{cell.category}", "model": cell.model, "category": cell.category}
+            writer.writerow(
+                {**names, "seed": cell.protocol.seed, **cell.counts.model_dump(), **cell.figures, **intervals}
+            )

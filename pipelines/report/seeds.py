@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.evaluation.certainty import Spread, spread_of
 from pipelines.evaluation.measures import METRICS
+from pipelines.records import Record
 from pipelines.tracking.records import SEED, CellRun
+
+DIGITS = 6  # of a fraction that a summary keeps: as many as anyone reads
 
 
 def latest(runs: Iterable[CellRun]) -> list[CellRun]:
@@ -32,6 +34,21 @@ def _without_seed(run: CellRun) -> dict[str, str]:
     return {name: value for name, value in run.settings.items() if name != SEED}
 
 
+class SeedFigure(Record):
+    """One metric under several seeds."""
+
+    mean: float
+    sd: float  # between single runs
+    values: tuple[float, ...]
+
+
+class SeedFigures(Record):
+    """What a summary keeps of several seeds."""
+
+    seeds: tuple[int, ...]
+    metrics: dict[str, SeedFigure]
+
+
 @dataclass(frozen=True, slots=True)
 class Seeds:
     """A model's figures under several seeds: on a category, or averaged over those that have every one of them."""
@@ -43,18 +60,20 @@ class Seeds:
         found = {name: spread_of(values) for name, values in self.values.items()}
         return {name: spread for name, spread in found.items() if spread is not None}
 
-    def as_json(self) -> dict[str, Any] | None:
+    def figures(self) -> SeedFigures | None:
         """Mean and standard deviation by metric; None for a single seed, which has no spread."""
         if len(self.seeds) < 2:
             return None
-        return {
-            "seeds": list(self.seeds),
-            "metrics": {
-                name: {"mean": sum(values) / len(values), "sd": spread.sd, "values": list(values)}
-                for name, values in self.values.items()
-                if (spread := spread_of(values)) is not None
-            },
+        metrics = {
+            name: SeedFigure(
+                mean=round(sum(values) / len(values), DIGITS),
+                sd=round(spread.sd, DIGITS),
+                values=tuple(round(value, DIGITS) for value in values),
+            )
+            for name, values in self.values.items()
+            if (spread := spread_of(values)) is not None
         }
+        return SeedFigures(seeds=self.seeds, metrics=metrics)
 
 
 def cell_seeds(run: CellRun, runs: Iterable[CellRun]) -> Seeds:

@@ -1,8 +1,7 @@
 """Every cell's results -> one summary: the figures, how sure they are, who beats whom. All reports are made from it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.deployment.records import Latency
 from pipelines.evaluation.certainty import (
@@ -17,20 +16,136 @@ from pipelines.evaluation.certainty import (
     measure,
 )
 from pipelines.evaluation.measures import METRICS
-from pipelines.evaluation.outcomes import Evaluation, read_outcome
-from pipelines.paths import Project
-from pipelines.report.seeds import Seeds, average_seeds, cell_seeds
+from pipelines.evaluation.outcomes import (
+    Confusion,
+    Counts,
+    DefectOutcome,
+    Evaluation,
+    Interval,
+    Protocol,
+    Threshold,
+    read_outcome,
+)
+from pipelines.paths import Cell, Project
+from pipelines.records import Record
+from pipelines.report.seeds import DIGITS, SeedFigures, Seeds, average_seeds, cell_seeds
 from pipelines.settings.params import Params
 from pipelines.tracking.records import CellRun
 
 if TYPE_CHECKING:
     from pipelines.tracking.pages import Pages
 
-Cell = dict[str, Any]  # one row of the leaderboard
-Summary = dict[str, Any]  # summary.json
-
 MAIN_METRIC = "image_auroc"
-_DIGITS = 6  # of a fraction, in summary.json
+
+
+class Row(Record):
+    """A row of the leaderboard: a cell, or the average of a model's cells."""
+
+    model: str
+    category: str
+    metrics: dict[str, float | int | None]
+    intervals: dict[str, Interval]  # of the metrics that have one
+    seeds: SeedFigures | None  # None where one seed is known
+
+
+class CellSummary(Row):
+    """What `evaluate`, `export` and `latency` found of one cell."""
+
+    run_id: str | None  # None in a kept report, as is its address
+    run_url: str | None  # where a store shows it
+    settings: dict[str, Any]  # the model's
+    protocol: Protocol
+    counts: Counts
+    threshold: Threshold
+    confusion: Confusion
+    defects: dict[str, DefectOutcome]
+    onnx_megabytes: float | None
+    latency: Latency | None
+
+    @property
+    def figures(self) -> dict[str, float | int | None]:
+        """The metrics, and what a part costs."""
+        milliseconds = self.latency.milliseconds.total.p50 if self.latency else None
+        return self.metrics | {"latency_ms": milliseconds, "onnx_megabytes": self.onnx_megabytes}
+
+    @property
+    def num_test_images(self) -> int:
+        return self.counts.test_normal + self.counts.test_anomalous
+
+    @property
+    def test_images(self) -> str:
+        """Good and defective ones."""
+        return f"{self.counts.test_normal} + {self.counts.test_anomalous}"
+
+
+class Average(Row):
+    """Macro average: each category weighs the same; a figure that some category lacks has no average."""
+
+    num_test_images: int
+    train_seconds_total: float | None
+    onnx_megabytes_mean: float | None
+    latency_p50: float | None
+
+    @property
+    def figures(self) -> dict[str, float | int | None]:
+        """The metrics alone: what a model costs is said of each cell."""
+        return self.metrics
+
+    @property
+    def test_images(self) -> str:
+        return str(self.num_test_images)
+
+
+class Tracking(Record):
+    """The store that the runs are in."""
+
+    experiment: str
+    experiment_id: str | None
+    page: str | None
+
+
+class Summary(Record):
+    """summary.json."""
+
+    data_set: str
+    categories: tuple[str, ...]
+    models: dict[str, dict[str, Any]]  # with their settings
+    confidence: float  # of all intervals
+    resamples: int  # test sets drawn for them
+    tracking: Tracking | None  # None in a kept report
+    cells: tuple[CellSummary, ...]
+    averages: tuple[Average, ...]
+    comparisons: tuple[Comparison, ...]  # none in a kept report
+    champions: dict[str, dict[str, Champion]]  # by metric and category, for metrics that any cell has
+
+    @classmethod
+    def of(cls, project: Project) -> Self:
+        """The last report's.
+
+        Raises:
+            StageError: there is none, or it is damaged.
+        """
+        return cls.load(project.summary, "run `make demo` or `dvc repro`")
+
+    @property
+    def rows(self) -> dict[tuple[str, str], CellSummary | Average]:
+        """By model and category, which is "average" for the averages."""
+        rows: tuple[CellSummary | Average, ...] = (*self.averages, *self.cells)
+        return {(row.model, row.category): row for row in rows}
+
+    def champion(self, metric: str, category: str) -> Champion | None:
+        """None where no cell has the metric, and for one model alone, which wins nothing."""
+        return self.champions.get(metric, {}).get(category) if len(self.models) > 1 else None
+
+    def for_keeping(self) -> Self:
+        """Without what means nothing outside the store that made it, and the thousands of comparisons."""
+        cells = tuple(cell.model_copy(update={"run_id": None, "run_url": None}) for cell in self.cells)
+        return self.model_copy(update={"tracking": None, "comparisons": (), "cells": cells})
+
+
+def leaders(found: Champion) -> tuple[str, ...]:
+    """The best and what cannot be told from it; nobody where there is no best."""
+    return () if found.best is None else (found.best, *found.tied_with)
 
 
 def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pages: "Pages | None" = None) -> Summary:
@@ -40,7 +155,7 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
     """
     resamples = params.evaluate.bootstrap
     store = {run.run_id: run for run in runs}
-    cells, measured = list[Cell](), dict[tuple[str, str], Measured]()
+    cells, measured = list[CellSummary](), dict[tuple[str, str], Measured]()
     for model, category in params.cells():
         place = project.cell(model, category)
         evaluation = Evaluation.load(place.evaluation, f"run {place.verb('evaluate')}, or `dvc repro` for everything")
@@ -49,37 +164,32 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         outcome = read_outcome(place.evaluated, evaluation, model)
         measured[model, category] = measure(outcome, resamples, seeds.spreads())
         url = pages.run(evaluation.run_id) if pages and run else None
-        cells.append(_cell(project, evaluation.model_dump(mode="json"), seeds, url))
+        cells.append(_cell(place, evaluation, seeds, url))
     averages = []
     for model in params.models:
-        group = [cell for cell in cells if cell["model"] == model]
-        own = [store[cell["run_id"]] for cell in group if cell["run_id"] in store]
+        group = [cell for cell in cells if cell.model == model]
+        own = [store[cell.run_id] for cell in group if cell.run_id in store]
         seeds = average_seeds(own, runs) if len(own) == len(group) else Seeds((), {})
-        row = average([measured[model, cell["category"]] for cell in group], seeds.spreads())
+        row = average([measured[model, cell.category] for cell in group], seeds.spreads())
         measured[model, AVERAGE] = row
         averages.append(_average(row, group, seeds))
     comparisons, champions = judge(measured, list(params.models), [*params.data.categories, AVERAGE])
-    return {
-        "data_set": params.data.name,
-        "categories": list(params.data.categories),
-        "models": {name: next(cell["settings"] for cell in cells if cell["model"] == name) for name in params.models},
-        "metrics": [asdict(metric) for metric in METRICS],
-        "main_metric": MAIN_METRIC,
-        "confidence": CONFIDENCE,
-        "resamples": resamples,
-        "tracking": {
-            "experiment": params.tracking.experiment,
-            "experiment_id": pages.experiment_id if pages else None,
-            "page": pages.base if pages else None,
-        },
-        "cells": cells,
-        "averages": averages,
-        "comparisons": [_rounded({**asdict(found), "text": found.text}) for found in comparisons],
-        "champions": {
-            metric: {place: _rounded({**asdict(found), "is_tie": found.is_tie}) for place, found in places.items()}
-            for metric, places in champions.items()
-        },
-    }
+    return Summary(
+        data_set=params.data.name,
+        categories=tuple(params.data.categories),
+        models={name: next(cell.settings for cell in cells if cell.model == name) for name in params.models},
+        confidence=CONFIDENCE,
+        resamples=resamples,
+        tracking=Tracking(
+            experiment=params.tracking.experiment,
+            experiment_id=pages.experiment_id if pages else None,
+            page=pages.base if pages else None,
+        ),
+        cells=tuple(cells),
+        averages=tuple(averages),
+        comparisons=tuple(comparisons),
+        champions=champions,
+    )
 
 
 def judge(
@@ -99,63 +209,51 @@ def judge(
     return comparisons, champions
 
 
-def _cell(project: Project, evaluation: Mapping[str, Any], seeds: Seeds, url: str | None) -> Cell:
-    model, category = evaluation["model"], evaluation["category"]
-    place = project.cell(model, category)
-    onnx = place.onnx
-    latency = Latency.load(place.latency, f"run {place.verb('latency')} again") if place.latency.exists() else None
-    return {
-        "model": model,
-        "category": category,
-        "run_id": evaluation["run_id"],
-        "run_url": url,
-        "settings": evaluation["settings"],
-        "protocol": evaluation["protocol"],
-        "seed": evaluation["protocol"]["seed"],
-        **evaluation["metrics"],
-        "onnx_megabytes": round(onnx.stat().st_size / 1e6, 2) if onnx.exists() else None,
-        "latency_ms": latency.milliseconds.total.p50 if latency else None,
-        "intervals": _rounded(evaluation["intervals"]),
-        "threshold": evaluation["threshold"],
-        "confusion": evaluation["confusion"],
-        "counts": evaluation["counts"],
-        "defects": evaluation["defects"],
-        "latency": latency.model_dump() if latency else None,
-        "seeds": _rounded(seeds.as_json()),
-    }
+def _cell(place: Cell, evaluation: Evaluation, seeds: Seeds, url: str | None) -> CellSummary:
+    remedy = f"run {place.verb('latency')} again"
+    return CellSummary(
+        model=evaluation.model,
+        category=evaluation.category,
+        metrics=evaluation.metrics,
+        intervals=_rounded(evaluation.intervals),
+        seeds=seeds.figures(),
+        run_id=evaluation.run_id,
+        run_url=url,
+        settings=evaluation.settings,
+        protocol=evaluation.protocol,
+        counts=evaluation.counts,
+        threshold=evaluation.threshold,
+        confusion=evaluation.confusion,
+        defects=evaluation.defects,
+        onnx_megabytes=round(place.onnx.stat().st_size / 1e6, 2) if place.onnx.exists() else None,
+        latency=Latency.load(place.latency, remedy) if place.latency.exists() else None,
+    )
 
 
-def _average(row: Measured, cells: Sequence[Cell], seeds: Seeds) -> Cell:
-    """Macro average: each category weighs the same; a metric that some category lacks has no average."""
-    return {
-        "model": row.name,
-        "category": AVERAGE,
-        **{metric.key: row.values.get(metric.key) for metric in METRICS},
-        "intervals": _rounded(row.intervals),
-        "seeds": _rounded(seeds.as_json()),
-        "num_test_images": row.num_images,
-        "train_seconds_total": _total([cell["train_seconds"] for cell in cells]),
-        "onnx_megabytes_mean": _mean([cell["onnx_megabytes"] for cell in cells]),
-        "latency_p50": _mean([cell["latency_ms"] for cell in cells]),
-    }
+def _average(row: Measured, cells: Sequence[CellSummary], seeds: Seeds) -> Average:
+    figures = [cell.figures for cell in cells]
+    return Average(
+        model=row.name,
+        category=AVERAGE,
+        metrics={metric.key: row.values.get(metric.key) for metric in METRICS},
+        intervals=_rounded(row.intervals),
+        seeds=seeds.figures(),
+        num_test_images=row.num_images,
+        train_seconds_total=_total(figures, "train_seconds"),
+        onnx_megabytes_mean=_mean(figures, "onnx_megabytes"),
+        latency_p50=_mean(figures, "latency_ms"),
+    )
 
 
-def _total(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+def _total(cells: Sequence[Mapping[str, float | None]], figure: str) -> float | None:
+    known = [value for cell in cells if (value := cell.get(figure)) is not None]
+    return sum(known) if len(known) == len(cells) else None
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    total = _total(values)
-    return None if total is None else total / len(values)
+def _mean(cells: Sequence[Mapping[str, float | None]], figure: str) -> float | None:
+    total = _total(cells, figure)
+    return None if total is None else total / len(cells)
 
 
-def _rounded(value: Any) -> Any:
-    """Fractions, however nested, to as many digits as anyone reads: thousands of them stand in summary.json."""
-    if isinstance(value, float):
-        return round(value, _DIGITS)
-    if isinstance(value, Mapping):
-        return {name: _rounded(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(inner) for inner in value]
-    return value
+def _rounded(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+    return {name: (round(low, DIGITS), round(high, DIGITS)) for name, (low, high) in intervals.items()}

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.errors import StageError
-from pipelines.files import read_json
+from pipelines.numbers import narrow_interval
 from pipelines.paths import Project
-from pipelines.report.markdown import COLUMNS, Column, against_the_best, test_images
-from pipelines.report.summary import Cell
+from pipelines.report.markdown import COLUMNS, Column, against_the_best
+from pipelines.report.summary import Average, CellSummary, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,15 +22,12 @@ def print_results(project: Project, console: "Console") -> None:
     """The leaderboard in the terminal, and where to look next.
 
     Raises:
-        StageError: there is no report yet.
+        StageError: there is no report yet, or it is damaged.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    path = project.reports / "summary.json"
-    if not path.exists():
-        raise StageError(f"{path}: no report yet; run `make demo` or `dvc repro`")
-    summary = read_json(path)
+    summary = Summary.of(project)
     shown = [c for c in COLUMNS if c.key in ("image_auroc", "recall", "false_alarms", "aupro_30", "latency_ms")]
     console.print("Percent; averages weigh categories alike; 95 % is the interval of the AUROC", highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)  # the box alone keeps columns apart
@@ -39,26 +35,23 @@ def print_results(project: Project, console: "Console") -> None:
         table.add_column(title, no_wrap=True)
     for title in ("Test\nimages", "Image\nAUROC", "95 %", "Defects\nfound", "False\nalarms", "AUPRO\n0.3", "Time,\nms"):
         table.add_column(title, justify="right", no_wrap=True)
-    for row in summary["averages"]:
-        for cell in [c for c in summary["cells"] if c["model"] == row["model"]]:
+    for row in summary.averages:
+        for cell in [c for c in summary.cells if c.model == row.model]:
             table.add_row(*_short_row(cell, shown))
-        if len(summary["categories"]) > 1:
+        if len(summary.categories) > 1:
             table.add_row(*_short_row(row, shown), style="bold", end_section=True)
     console.print(table)
     for sentence in against_the_best(summary):
         console.print(sentence, highlight=False)
-    first = summary["cells"][0]
-    example = project.evaluation(first["model"], first["category"]) / "examples.png"
-    onnx = project.export(first["model"], first["category"]) / "model.onnx"
+    first = project.cell(summary.cells[0].model, summary.cells[0].category)
     console.print(f"The whole report:    {project.reports / 'report.html'}")
-    console.print(f"Defects found:       {example}")
+    console.print(f"Defects found:       {first.examples}")
     console.print("Compare runs:        make ui")
-    console.print(f"Use a model:         blemish predict {onnx} IMAGE_OR_FOLDER", soft_wrap=True)
+    console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
 
 
-def _short_row(cell: Cell, columns: Sequence[Column]) -> list[str]:
+def _short_row(row: CellSummary | Average, columns: Sequence[Column]) -> list[str]:
     """For a terminal of 80 columns."""
-    interval = cell["intervals"].get(columns[0].key)
-    ends = "-" if interval is None else f"{100 * interval[0]:.0f}-{100 * interval[1]:.0f}"
-    first, *rest = (column.show(cell.get(column.key)) for column in columns)
-    return [cell["model"], cell["category"], test_images(cell).replace(" ", ""), first, ends, *rest]
+    first, *others = (column.of(row) for column in columns)
+    ends = narrow_interval(row.intervals.get(columns[0].key))
+    return [row.model, row.category, row.test_images.replace(" ", ""), first, ends, *others]

@@ -35,13 +35,8 @@
   };
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
-  /** Wilson's 95 % interval of a share. */
-  function interval(count, total) {
-    if (!total) return [0, 1];
-    const z = 1.959964, share = count / total, middle = (share + (z * z) / (2 * total)) / (1 + (z * z) / total);
-    const half = (z / (1 + (z * z) / total)) * Math.sqrt((share * (1 - share)) / total + (z * z) / (4 * total * total));
-    return [Math.max(0, middle - half), Math.min(1, middle + half)];
-  }
+  /** The 95 % interval of a share, Clopper and Pearson's, as the report's tables have it. */
+  const interval = (count, total) => (total ? state.block.intervals[total][count] : [0, 1]);
 
   // ---- the leaderboard: one metric at a time, sorted by any column ----
 
@@ -270,7 +265,7 @@
         element("th", { scope: "row", class: "name" }, name),
         element("td", { class: "number" }, `${flagged} of ${total}`),
         element("td", {}, element("div", { class: "share" }, bar, element("span", {}, percent(share),
-          element("span", { class: "sub" }, `${(100 * low).toFixed(0)} to ${(100 * high).toFixed(0)}`)))));
+          element("span", { class: "sub" }, `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}`)))));
     }));
   }
 
@@ -455,11 +450,10 @@
       || outside(y > 0, place - width) || outside(y < height - 1, place + width);
   }
 
-  /** What fills a panel's place: a canvas that will be painted, or a word where there is nothing to show. */
+  /** What fills a panel's place: a canvas that will be painted, or a word where the category has no masks. */
   function panelOf(place, model, panel) {
     const { pictures, hasMasks } = state.block;
-    const nothing = !pictures.sizes[place] || (["map", "overlay", "mask"].includes(panel) && !pictures.maps[model][place]);
-    if (nothing || (panel === "truth" && !hasMasks)) return element("span", { class: "blank" }, nothing ? "no picture" : "no mask");
+    if (panel === "truth" && !hasMasks) return element("span", { class: "blank" }, "no mask");
     const [width, height] = pictures.sizes[place];
     return element("canvas", { width, height, role: "img", "aria-label": `${PANELS[panel]} of ${state.block.images[place][0]}` });
   }

@@ -105,7 +105,6 @@ def test_all_pictures_of_a_cell_are_drawn(tmp_path: Path) -> None:
             assert abs(np.asarray(found).astype(int) - np.asarray(expected)).mean() < 8  # JPEG
     kept = KeptMaps.load(tmp_path)
     assert kept.sizes.tolist() == [[80, 40], [64, 64], [64, 64]]
-    assert kept.has_masks
     assert [levels.max() > 127 for levels in kept.levels] == [True, False, False]
     assert set(read_json(tmp_path / "curves.json")) == {"roc", "precision_recall", "pro"}
     with Image.open(tmp_path / "curves.png") as curves, Image.open(tmp_path / "examples.png") as examples:
@@ -115,7 +114,6 @@ def test_all_pictures_of_a_cell_are_drawn(tmp_path: Path) -> None:
 
 def test_without_masks_there_are_image_curves_only(tmp_path: Path) -> None:
     draw(tmp_path, outcomes(), Thresholds(2.0, 1.0), None)
-    assert not KeptMaps.load(tmp_path).has_masks
     assert not (tmp_path / "curves.json").exists()
     with Image.open(tmp_path / "curves.png") as curves:
         assert curves.height < 400  # one row

@@ -120,27 +120,27 @@ def test_a_kept_strip_gives_its_panels_back(tmp_path: Path, size: tuple[int, int
 def test_kept_maps_are_levels_of_the_scale(tmp_path: Path) -> None:
     ramp = np.linspace(0, 5, 256, dtype=np.float32)[None].repeat(256, axis=0)
     flat = np.full((64, 64), 1.25, dtype=np.float32)
-    kept = KeptMaps.of([(ramp, (300, 200)), (ramp, (256, 256))], threshold=2.5, has_masks=True)
+    kept = KeptMaps.of([(ramp, (300, 200)), (ramp, (256, 256))], threshold=2.5)
     assert kept.levels.shape == (2, 128, 128)
     assert kept.sizes.tolist() == [[300, 200], [256, 256]]
     # 128 is the first level above the threshold, half-way through the scale
     above = ramp[0].reshape(128, 2).mean(1) > 2.5
     np.testing.assert_array_equal(kept.levels[0, 0] > 127.5, above)
-    small = KeptMaps.of([(flat, (64, 64))], threshold=2.5, has_masks=False)
+    small = KeptMaps.of([(flat, (64, 64))], threshold=2.5)
     assert small.levels.shape == (1, 64, 64)
     assert (small.levels == 64).all()  # half of the threshold is a quarter of the scale: 63.75
     small.save(tmp_path)
     loaded = KeptMaps.load(tmp_path)
     np.testing.assert_array_equal(loaded.levels, small.levels)
-    assert (loaded.sizes.tolist(), loaded.has_masks) == ([[64, 64]], False)
+    assert loaded.sizes.tolist() == [[64, 64]]
     stripes = np.tile(np.array([0, 2.5], dtype=np.float32), (256, 128))
-    small = KeptMaps.of([(stripes, (256, 256))], threshold=2.5, has_masks=True)
+    small = KeptMaps.of([(stripes, (256, 256))], threshold=2.5)
     assert set(np.unique(small.levels)) == {64}  # averaged, not picked
 
 
 def test_the_scale_of_a_kept_map_ends_at_twice_the_threshold() -> None:
     anomaly_map = np.array([[-1.0, 0.0], [2.0, 9.0]], dtype=np.float32)
-    kept = KeptMaps.of([(anomaly_map, (2, 2))], threshold=1.0, has_masks=True)
+    kept = KeptMaps.of([(anomaly_map, (2, 2))], threshold=1.0)
     assert kept.levels.tolist() == [[[0, 0], [255, 255]]]
 
 

@@ -1,16 +1,18 @@
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
+import drawn_cells
 import pytest
 
+from pipelines.evaluation.certainty import AVERAGE, Champion
 from pipelines.report.field_tables import FieldTable, category_title, field_tables, write_tables
 from pipelines.report.literature import MVTEC_AD_ORDER
+from pipelines.report.summary import Summary
 from pipelines.sources.catalogue import MVTEC_AD_COUNTS
 
 
-def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> dict[str, Any]:
+def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> Summary:
     """Models and their image AUROC by category; the counts are those of MVTec AD where the category is one of its."""
     categories = list(next(iter(figures.values())))
 
@@ -19,38 +21,23 @@ def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> dict[str,
         train, good, defect = (own.train_good, own.test_good, own.test_defect) if own else (60, 10, 8)
         return {"train": train - 20, "holdout": 20, "test_normal": good, "test_anomalous": defect, **counts}
 
-    cells = [
-        {
-            "model": model,
-            "category": category,
-            "image_auroc": value,
-            "counts": numbers(category),
-            "protocol": {"image_size": 256, "resolution": "prepared"},
-        }
-        for model, values in figures.items()
-        for category, value in values.items()
-    ]
-    averages = [
-        {"model": model, "category": "average", "image_auroc": sum(values.values()) / len(values)}
-        for model, values in figures.items()
-    ]
-    champions = {
-        place: {"best": max(figures, key=lambda model: figures[model].get(place, 0)), "tied_with": []}
-        for place in (*categories, "average")
-    }
-    return {
-        "categories": categories,
-        "models": {model: {} for model in figures},
-        "cells": cells,
-        "averages": averages,
-        "champions": {"image_auroc": champions},
-    }
+    content = drawn_cells.summary_of(list(figures), categories)
+    for cell in content["cells"]:
+        cell["metrics"] = {"image_auroc": figures[cell["model"]][cell["category"]]}
+        cell["counts"] |= numbers(cell["category"])
+        cell["protocol"]["image_size"] = 256
+    for average in content["averages"]:
+        values = figures[average["model"]].values()
+        average["metrics"] = {"image_auroc": sum(values) / len(values)}
+    best = {place: max(figures, key=lambda model: figures[model].get(place, 0)) for place in (*categories, AVERAGE)}
+    champions = {place: {"best": model, "tied_with": [], "reason": None} for place, model in best.items()}
+    return drawn_cells.read_summary(content | {"champions": {"image_auroc": champions}})
 
 
 OWN = summary_of({"fapm": {"nut": 0.9, "my_bolt": 0.8}, "bgad": {"nut": 0.7, "my_bolt": 0.95}})
 
 
-def only(summary: dict[str, Any]) -> FieldTable:
+def only(summary: Summary) -> FieldTable:
     (table,) = field_tables(summary)
     return table
 
@@ -68,8 +55,8 @@ def test_markdown_has_the_average_first_and_the_test_images() -> None:
 
 
 def test_what_ties_the_best_is_bold_too() -> None:
-    champions = {**OWN["champions"]["image_auroc"], "nut": {"best": "fapm", "tied_with": ["bgad"]}}
-    lines = only({**OWN, "champions": {"image_auroc": champions}}).markdown().splitlines()
+    champions = OWN.champions["image_auroc"] | {"nut": Champion("fapm", ("bgad",), None)}
+    lines = only(OWN.model_copy(update={"champions": {"image_auroc": champions}})).markdown().splitlines()
     assert lines[5:7] == ["| fapm | **85.0** | **90.0** | 80.0 |", "| bgad | 82.5 | **70.0** | **95.0** |"]
 
 

@@ -3,14 +3,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_cells import picture, write_evaluation
+from drawn_cells import THRESHOLDS, picture, write_evaluation
 from made_up import scored_image
 from PIL import Image
 
 from pipelines.errors import StageError
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR
-from pipelines.pictures.panels import MARKS, Verdict
+from pipelines.pictures.panels import MARKS, Verdict, save_strip
 from pipelines.report.gif import _Part, choose, write_gif
 
 
@@ -55,7 +55,9 @@ def project(tmp_path: Path) -> Project:
         picture("test/cut/1.png", "cut", 1.0, seed=1, size=(80, 40)),
         picture("test/good/0.png", "good", 1.2, seed=2),
     ]
-    write_evaluation(Project(tmp_path), "fapm", "squares", pictures)
+    folder = write_evaluation(Project(tmp_path), "fapm", "squares", pictures)
+    for shown in pictures:
+        save_strip(folder, shown, THRESHOLDS)
     return Project(tmp_path)
 
 

@@ -2,12 +2,13 @@ import hashlib
 import json
 import re
 from base64 import b64encode
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn_cells import picture, summary_of, write_evaluation
+from drawn_cells import picture, read_summary, summary_of, write_evaluation, write_prepared
 
 from pipelines.paths import Project
 from pipelines.report import gallery
@@ -19,18 +20,19 @@ HOSTILE = "</script><script>alert(1)</script><s onclick='x'>&amp;\u2028"
 
 
 def write_cells(project: Project, models: list[str], categories: list[str], defect: str = "cut") -> None:
-    for model in models:
-        for category in categories:
-            pictures = [
-                picture(f"test/{defect}/0.png", defect, 3.0),
-                picture(f"test/{defect}/1.png", defect, 1.0, seed=1),
-                picture("test/good/0.png", "good", 1.2, seed=2),
-            ]
+    pictures = [
+        picture(f"test/{defect}/0.png", defect, 3.0),
+        picture(f"test/{defect}/1.png", defect, 1.0, seed=1),
+        picture("test/good/0.png", "good", 1.2, seed=2),
+    ]
+    for category in categories:
+        write_prepared(project, category, pictures)
+        for model in models:
             write_evaluation(project, model, category, pictures)
 
 
 def written(project: Project, summary: dict[str, Any]) -> str:
-    path = html_report.write(summary, project, project.root)
+    path = html_report.write(read_summary(summary), project, project.root)
     assert path == project.root / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -127,13 +129,11 @@ def test_a_tie_is_called_a_tie_and_a_refusal_a_refusal(project: Project) -> None
     summary["champions"]["image_auroc"]["average"] = {
         "best": "fapm",
         "tied_with": ["bgad"],
-        "is_tie": True,
         "reason": None,
     }
     summary["champions"]["image_f1_max"]["average"] = {
         "best": None,
         "tied_with": [],
-        "is_tie": False,
         "reason": "they saw other images",
     }
     words = Reader(written(project, summary)).words
@@ -165,8 +165,9 @@ def test_several_seeds_show_their_spread(project: Project) -> None:
 def test_what_was_not_measured_is_a_dash(project: Project) -> None:
     summary = summary_of(MODELS, ["nut", "my bolt"])
     for cell in summary["cells"]:
-        cell |= {"latency": None, "image_auroc": None, "intervals": None, "run_url": None}
-    summary["averages"][0] |= {"latency_p50": None, "image_auroc": None}
+        cell |= {"latency": None, "intervals": {}, "run_url": None}
+        cell["metrics"]["image_auroc"] = None
+    summary["averages"][0]["latency_p50"] = summary["averages"][0]["metrics"]["image_auroc"] = None
     reader = Reader(written(project, summary))
     assert ["fapm", "11", "-", "20.9"] in reader.rows
     assert "Latency in detail" not in reader.words
@@ -231,8 +232,9 @@ def test_a_hostile_category_is_escaped_in_text_and_address(project: Project) -> 
     summary["categories"] = [name]
     summary["cells"][0]["category"] = name
     summary["champions"] = {}
-    (project.evaluation("fapm", name)).parent.mkdir(parents=True)
-    project.evaluation("fapm", "nut").rename(project.evaluation("fapm", name))
+    for folder_of in (partial(project.evaluation, "fapm"), project.prepared):
+        folder_of(name).parent.mkdir(parents=True)
+        folder_of("nut").rename(folder_of(name))
     text = written(project, summary)
     assert text.count("<script>") == 1
     assert page(name, "fapm") == "#/a%2Fb%22%3E%3Cscript%3Ex/fapm"

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
-import numpy as np
 import pytest
 from browser import Browser, browse, chromium
-from drawn_cells import picture, summary_of, write_evaluation
+from drawn_cells import picture, read_summary, summary_of, write_evaluation, write_prepared
+from scipy.stats import binomtest
 
+from pipelines.evaluation.certainty import share_interval
+from pipelines.numbers import interval
 from pipelines.paths import Project
 from pipelines.report import page as html_report
 
@@ -30,13 +32,16 @@ def write_cells(project: Project) -> None:
                 for number, score in enumerate(scores)
             ]
             write_evaluation(project, model, category, pictures)
+            if model == MODELS[0]:  # all were tested on the same images
+                write_prepared(project, category, pictures)
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     write_cells(Project(root))
-    return html_report.write(summary_of(MODELS, CATEGORIES, num_good=5, num_defects=5), Project(root), root)
+    summary = read_summary(summary_of(MODELS, CATEGORIES, num_good=5, num_defects=5))
+    return html_report.write(summary, Project(root), root)
 
 
 @pytest.fixture(scope="module")
@@ -254,15 +259,25 @@ def test_costs_choose_a_threshold(browser: Browser, report: Path) -> None:
     # defect escapes and two of five good parts are rejected: 10,000 x 0.8 x 2/5 = 3,200.
     assert [rows["deployed"][0], rows["deployed"][1].split("\n")[0]] == ["2", "5,600"]
     assert [rows["cheapest"][0], rows["cheapest"][1].split("\n")[0]] == ["1.45", "3,200"]
-    # Wilson's interval of 1 in 5 is where 5 (p - 1/5)^2 = 1.96^2 p (1 - p); the cost is 10,000 x (0.8 p + 0.2 p x 10).
-    square = 1.959964**2
-    low, high = (28_000 * p for p in sorted(np.roots([5 + square, -2 - square, 5 / 25])))
+    # Of both shares, 1 in 5; the cost is 10,000 x (0.8 p + 0.2 p x 10).
+    low, high = (28_000 * p for p in binomtest(1, 5).proportion_ci())
     assert rows["deployed"][1].split("\n")[1] == f"{low:,.0f} to {high:,.0f}"
     browser.run("document.getElementById('use-cheapest').click()")
     assert counts(browser) == {"hit": 5, "miss": 0, "alarm": 2, "pass": 3}
     choose(browser, "prevalence", "0")  # where nothing is defective, nothing should be rejected
     rows = {row.split("\t")[0]: row.split("\t")[1:] for row in texts(browser, "#costs tr")}
     assert rows["cheapest"][1].startswith("0.00")
+
+
+def test_a_share_has_the_interval_that_the_tables_have(browser: Browser, report: Path) -> None:
+    open_page(browser, report, FIRST)
+    shown = dict(zip(texts(browser, "#types th"), texts(browser, "#types .share .sub"), strict=True))
+    assert shown == {
+        defect: interval(share_interval(flagged / images, images))
+        for defect, flagged, images in (("good", 1, 5), ("cut", 2, 3), ("hole", 2, 2))
+    }
+    slide(browser, 2.3)
+    assert texts(browser, "#types .share .sub")[0] == interval(share_interval(0, 5)) == "0.0 to 52.2"
 
 
 def test_another_model_has_its_own_scores(browser: Browser, report: Path) -> None:
@@ -356,10 +371,11 @@ def test_a_large_report_stays_small_and_quick(
             picture(f"test/{kind}/{n}.png", kind, 1.0 + n / num_images, seed=n, side=256)
             for n, kind in zip(range(num_images), cycle(("good", "cut", "hole")), strict=False)
         ]
+        write_prepared(Project(tmp_path), category, pictures)
         for model in models:
-            write_evaluation(Project(tmp_path), model, category, pictures, strips=model == models[0])
+            write_evaluation(Project(tmp_path), model, category, pictures)
     good = (num_images + 2) // 3
-    summary = summary_of(models, categories, num_good=good, num_defects=num_images - good)
+    summary = read_summary(summary_of(models, categories, num_good=good, num_defects=num_images - good))
     path = html_report.write(summary, Project(tmp_path), tmp_path)
     assert path.stat().st_size < megabytes * 1e6
     open_page(browser, path, f"#/{categories[-1]}")

@@ -1,29 +1,24 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
+from drawn_cells import read_summary, summary_of
 
 from pipelines.errors import StageError
-from pipelines.files import read_json, write_json
+from pipelines.files import read_json
 from pipelines.paths import Project
 from pipelines.report.markdown import leaderboard_table
 from pipelines.report.readme import keep_report, kept_report, update_readme, with_table
 
 ROOT = Path(__file__).parents[3]
 
-CELL = {"model": "a", "category": "nut", "run_id": "0123", "image_auroc": 0.8, "settings": {"grid": 8}}
-CELL |= {"run_url": "http://127.0.0.1:5000/#/experiments/1/runs/0123"}
-SUMMARY: dict[str, Any] = {
-    "categories": ["nut"],
-    "models": {"a": {"grid": 8}},
-    "cells": [CELL],
-    "averages": [{"model": "a", "category": "average", "image_auroc": 0.8}],
-    "tracking": {"page": "http://127.0.0.1:5000"},
-    "comparisons": [{"a": "a", "b": "b"}],
-}
-TABLE = "| Model | Category | Image AUROC |\n| --- | --- | ---: |\n| a | nut | 80.0 |"
+CONTENT = summary_of(["a"], ["nut"])
+SUMMARY = read_summary(CONTENT)
+TABLE = """\
+| Model | Category | Test images | Image AUROC | 95 % | Image F1-max (oracle) | False alarms | Latency, ms | ONNX, MB |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| a | nut | 4 + 8 | 98.0 | 96.0 to 100.0 | 88.0 | 2.0 | 8.0 | 20.9 |"""
 README = """\
 # Title
 
@@ -51,8 +46,16 @@ def test_empty_markers_are_filled() -> None:
 
 
 def test_text_is_taken_literally() -> None:
-    summary = {**SUMMARY, "cells": [{**CELL, "category": r"\1 \g<0>"}]}
-    assert r"| a | \1 \g<0> | 80.0 |" in with_table(README, "demo", summary)
+    summary = read_summary(summary_of(["a"], [r"\1 \g<0>"]))
+    assert r"| a | \1 \g<0> | 4 + 8 | 98.0 |" in with_table(README, "demo", summary)
+
+
+def test_what_no_cell_has_is_no_column() -> None:
+    content = summary_of(["a"], ["nut"])
+    content["cells"][0] |= {"intervals": {}, "latency": None}
+    assert leaderboard_table(read_summary(content)).splitlines()[0] == (
+        "| Model | Category | Test images | Image AUROC | Image F1-max (oracle) | False alarms | ONNX, MB |"
+    )
 
 
 @pytest.mark.parametrize("readme", ["", README.replace("/results:demo ", "/result:demo "), README.replace("demo", "x")])
@@ -66,17 +69,29 @@ def test_unknown_markers_are_named(readme: str) -> None:
 
 def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    write_json(project.reports / "summary.json", SUMMARY)
+    SUMMARY.save(project.summary)
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
     keep_report(project, "demo")
     kept = read_json(tmp_path / "benchmarks" / "results" / "demo.json")
     assert "0123" not in json.dumps(kept)
     assert "127.0.0.1" not in json.dumps(kept)
-    assert kept["cells"] == [{key: value for key, value in CELL.items() if key not in ("run_id", "run_url")}]
-    assert set(SUMMARY) - set(kept) == {"tracking", "comparisons"}
-    assert {**kept, "cells": 0} == {**{key: SUMMARY[key] for key in kept}, "cells": 0}
+    (cell,) = kept["cells"]
+    assert {**cell, "run_id": "0123", "run_url": CONTENT["cells"][0]["run_url"]} == CONTENT["cells"][0]
+    assert kept == {**CONTENT, "cells": [cell], "tracking": None, "comparisons": []}
     update_readme(project, "demo")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == README.replace("| old |", TABLE)
+
+
+@pytest.mark.parametrize("content", ["", "{}", json.dumps(CONTENT | {"cells": [{"model": "a"}]})])
+def test_a_damaged_summary_is_one_line(tmp_path: Path, content: str) -> None:
+    project = Project(tmp_path)
+    project.reports.mkdir()
+    project.summary.write_text(content, encoding="utf-8")
+    with pytest.raises(StageError) as caught:
+        keep_report(project, "demo")
+    assert str(caught.value).startswith(f"{project.summary}: damaged, or by another version of Blemish (")
+    assert str(caught.value).endswith("); run `make demo` or `dvc repro`")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -84,12 +99,12 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
     with pytest.raises(StageError) as caught:
         keep_report(project, "demo")
-    assert str(caught.value) == f"{tmp_path / 'reports' / 'summary.json'}: no report yet; run `dvc repro` first"
+    assert str(caught.value) == f"{project.summary}: not there; run `make demo` or `dvc repro`"
     with pytest.raises(StageError) as caught:
         update_readme(project, "demo")
     assert str(caught.value) == (
-        f"{tmp_path / 'benchmarks' / 'results' / 'demo.json'}: no kept report of this name; make one with "
-        "`blemish publish demo --from-report`"
+        f"{tmp_path / 'benchmarks' / 'results' / 'demo.json'}: not there; "
+        "make one with `blemish publish demo --from-report`"
     )
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
 

@@ -2,6 +2,7 @@ import contextlib
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from made_up import BOTH, params_of, put, put_both
 from rich.console import Console
 
 from pipelines.errors import StageError
+from pipelines.evaluation.certainty import Champion
 from pipelines.files import write_json
 from pipelines.paths import Project
 from pipelines.report.markdown import (
@@ -25,6 +27,7 @@ from pipelines.report.markdown import (
     threshold_table,
 )
 from pipelines.report.report import report
+from pipelines.report.seeds import SeedFigure, SeedFigures
 from pipelines.report.summary import summarise
 from pipelines.report.terminal import one_line, print_results
 from pipelines.tracking.pages import Pages
@@ -51,13 +54,13 @@ def latency_of(network: float, threads: int = 1) -> dict[str, Any]:
     parts = {"decode": fast, "resize": fast, "network": slow, "postprocess": fast, "total": slow}
     return {
         "hardware": "Quick 9 (2 cores)",
+        "provider": "CPUExecutionProvider",
         "threads": threads,
         "onnxruntime": "1.32.0",
+        "num_images": 40,
         "num_runs": 100,
         "milliseconds": parts,
         "throughput": {"batch_size": 8, "images_per_second": 55.24},
-        "provider": "CPUExecutionProvider",
-        "num_images": 40,
     }
 
 
@@ -85,11 +88,11 @@ def test_the_leaderboard(project: Project) -> None:
         ["| b", "my bolt", "20 + 20"],
         ["| **b**", "**average**", "**110**"],
     ]
-    cell, average = summary["cells"][0], summary["averages"][0]
-    low, high = cell["intervals"]["image_auroc"]
-    assert lines[2].split(" | ")[3:5] == [shown(cell["image_auroc"]), f"{shown(low)} to {shown(high)}"]
+    cell, average = summary.cells[0], summary.averages[0]
+    low, high = cell.intervals["image_auroc"]
+    assert lines[2].split(" | ")[3:5] == [shown(cell.metrics["image_auroc"]), f"{shown(low)} to {shown(high)}"]
     assert lines[3].endswith("| - | - | - | - | - | 300 | 12 |")  # no masks
-    assert lines[4].split(" | ")[3] == f"**{shown(average['image_auroc'])}**"
+    assert lines[4].split(" | ")[3] == f"**{shown(average.metrics['image_auroc'])}**"
     assert lines[4].endswith("|  |  |  |  |  |  |")  # nor an average of them; nor of seconds
 
 
@@ -97,16 +100,6 @@ def test_one_category_needs_no_average(project: Project) -> None:
     table = leaderboard_table(summarise(params_of(["a", "b"], ["nut"]), project))
     assert "average" not in table
     assert len(table.splitlines()) == 4
-
-
-def test_a_kept_report_of_an_earlier_version_is_what_it_was() -> None:
-    cell = {"model": "a", "category": "nut", "image_auroc": 0.8, "counts": {"test_normal": 1, "test_anomalous": 2}}
-    summary = {"cells": [cell], "averages": [{"model": "a", "category": "average", "image_auroc": 0.8}]}
-    assert leaderboard_table(summary).splitlines() == [
-        "| Model | Category | Image AUROC |",
-        "| --- | --- | ---: |",
-        "| a | nut | 80.0 |",
-    ]
 
 
 def test_every_row_of_a_table_has_every_column(project: Project) -> None:
@@ -127,7 +120,7 @@ def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
 def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None:
     put(project, "a", "nut", threshold=FEW, good=30, defect=40)
     summary = summarise(params_of(["a"], ["nut"]), project)
-    alarms = shown(summary["cells"][0]["false_alarms"])
+    alarms = shown(summary.cells[0].metrics["false_alarms"])
     lines = threshold_table(summary).splitlines()
     assert lines[2] == f"| a | nut | 10 | 1.235 | 5.0 † | 9.1 | 0.2 to 30.8 | {alarms} of 30 | 1.5 |"
     assert lines[-1].startswith("† Too few held-out parts")
@@ -154,19 +147,24 @@ def test_who_is_best(project: Project) -> None:
     lines = champion_table(summary).splitlines()
     assert lines[0].startswith("| Category | Image AUROC | Image AP |")
     assert lines[-1].startswith("| average | a | a |")
-    (sentence,) = [s for s in sentences(summary) if s.startswith("Image AUROC: a beats b by ")]
+    (sentence,) = [s for s in sentences(summary.comparisons) if s.startswith("Image AUROC: a beats b by ")]
     assert sentence.endswith(".")
-    tied = {**summary["champions"]["image_auroc"]["nut"], "tied_with": ["b"]}
-    champions = {**summary["champions"], "image_auroc": {**summary["champions"]["image_auroc"], "nut": tied}}
-    assert champion_table({**summary, "champions": champions}).splitlines()[2].startswith("| nut | a = b |")
+    places = summary.champions["image_auroc"]
+    champions = summary.champions | {"image_auroc": places | {"nut": replace(places["nut"], tied_with=("b",))}}
+    assert (
+        champion_table(summary.model_copy(update={"champions": champions}))
+        .splitlines()[2]
+        .startswith("| nut | a = b |")
+    )
 
 
 def test_seeds_are_a_mean_and_a_spread(project: Project) -> None:
     summary = summarise(params_of(["a"], ["nut"]), project)
     assert seed_table(summary) == ""
-    numbers = {"image_auroc": {"mean": 0.97, "sd": 0.004, "values": [0.966, 0.97, 0.974]}}
-    cell = {**summary["cells"][0], "seeds": {"seeds": [0, 1, 2], "metrics": numbers}}
-    lines = seed_table({**summary, "cells": [cell]}).splitlines()
+    figure = SeedFigure(mean=0.97, sd=0.004, values=(0.966, 0.97, 0.974))
+    seeds = SeedFigures(seeds=(0, 1, 2), metrics={"image_auroc": figure})
+    cell = summary.cells[0].model_copy(update={"seeds": seeds})
+    lines = seed_table(summary.model_copy(update={"cells": (cell,)})).splitlines()
     assert lines[2] == "| a | nut | 0, 1, 2 | 97.0 ± 0.4 | - | - | - |"
 
 
@@ -178,9 +176,9 @@ def test_latency_names_its_machine(project: Project) -> None:
         "| a | nut | 1.0 / 2.0 / 3.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 "
         "| 55.2 in batches of 8 | 100 |"
     ]
-    assert latency_machines(summary["cells"]) == "Quick 9 (2 cores), 1 thread, ONNX Runtime 1.32.0"
+    assert latency_machines(summary.cells) == "Quick 9 (2 cores), 1 thread, ONNX Runtime 1.32.0"
     write_json(project.latency("b", "nut"), latency_of(20, threads=2))
-    several = latency_machines(summarise(BOTH, project)["cells"])
+    several = latency_machines(summarise(BOTH, project).cells)
     assert several.startswith("Several machines, whose figures cannot be compared: Quick 9 (2 cores), 1 thread, ")
     assert "2 threads" in several
 
@@ -242,10 +240,10 @@ def test_each_category_has_its_champion(project: Project, monkeypatch: pytest.Mo
     monkeypatch.setattr("pipelines.tracking.registry.crown", lambda _root, *rest: crowned.append(rest))
     report(BOTH, project)
     summary = summarise(BOTH, project)
-    best = {cell["category"]: cell for cell in summary["cells"] if cell["model"] == "a"}
+    best = {cell.category: cell for cell in summary.cells if cell.model == "a"}
     assert crowned == [
-        ("demo", f"demo-{category}", best[category]["run_id"], f"a: Image AUROC {shown(best[category]['image_auroc'])}")
-        for category in ("nut", "my bolt")
+        ("demo", f"demo-{name}", best[name].run_id, f"a: Image AUROC {shown(best[name].metrics['image_auroc'])}")
+        for name in ("nut", "my bolt")
     ]
 
 
@@ -281,7 +279,7 @@ def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str
     assert (rows[1]["pixel_auroc"], rows[1]["pixel_auroc_low"]) == ("", "")
     (experiment, _, run) = runs[0]
     assert experiment == "demo"
-    assert run.logged["a.image_auroc"] == pytest.approx(summarise(BOTH, project)["averages"][0]["image_auroc"])
+    assert run.logged["a.image_auroc"] == pytest.approx(summarise(BOTH, project).averages[0].metrics["image_auroc"])
     assert "b.pixel_auroc" not in run.logged
     assert run.tagged["categories"] == "nut, my bolt"
     assert "- Image AUROC: a beats b by " in run.description
@@ -293,7 +291,7 @@ def test_one_model_has_nobody_to_beat(project: Project, runs: list[tuple[str, st
     text = report(params_of(["a"], ["nut"]), project).read_text(encoding="utf-8")
     assert "Who is best" not in text
     assert "One seed each" in text
-    low, high = summarise(params_of(["a"], ["nut"]), project)["averages"][0]["intervals"]["image_auroc"]
+    low, high = summarise(params_of(["a"], ["nut"]), project).averages[0].intervals["image_auroc"]
     assert f" ({shown(low)} to {shown(high)}), AUPRO 0.3 " in runs[0][2].description
 
 
@@ -318,7 +316,7 @@ def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[t
     report(BOTH, project)
     text = printed(project)
     summary = summarise(BOTH, project)
-    assert shown(summary["averages"][0]["image_auroc"]) in text
+    assert shown(summary.averages[0].metrics["image_auroc"]) in text
     assert "my bolt" in text
     assert "30+40" in text
     assert "Image AUROC: a beats b by " in text
@@ -347,16 +345,16 @@ def test_the_terminal_compares_with_the_best_alone(project: Project) -> None:
             defect=40 if category == "nut" else 20,
         )
     summary = summarise(params_of(["a", "b", "c"], ["nut", "my bolt"]), project)
-    assert len(sentences(summary, ["image_auroc"])) == 3
+    assert len(sentences(summary.comparisons, ["image_auroc"])) == 3
     told = against_the_best(summary)
     assert len(told) == 2
     assert all(line.startswith("Image AUROC: a beats ") for line in told)
-    nobody = {**summary["champions"]["image_auroc"], "average": {"best": None, "tied_with": [], "reason": "why"}}
-    assert len(against_the_best({**summary, "champions": {"image_auroc": nobody}})) == 3
+    nobody = summary.champions["image_auroc"] | {"average": Champion(None, (), "why")}
+    assert len(against_the_best(summary.model_copy(update={"champions": {"image_auroc": nobody}}))) == 3
 
 
 def test_without_a_report_there_are_no_results(tmp_path: Path) -> None:
     with pytest.raises(StageError) as caught:
         printed(Project(tmp_path))
     path = tmp_path / "reports" / "summary.json"
-    assert str(caught.value) == f"{path}: no report yet; run `make demo` or `dvc repro`"
+    assert str(caught.value) == f"{path}: not there; run `make demo` or `dvc repro`"

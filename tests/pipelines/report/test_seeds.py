@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.report.seeds import average_seeds, cell_seeds, latest, seeds_of, short_names
+from pipelines.report.seeds import SeedFigure, SeedFigures, average_seeds, cell_seeds, latest, seeds_of, short_names
 from pipelines.tracking.records import CellRun
 
 
@@ -37,18 +37,14 @@ def test_seeds_are_runs_that_differ_in_nothing_else() -> None:
 def test_mean_and_spread() -> None:
     runs = [run("a", 0, auroc=0.90), run("b", 1, auroc=0.92), run("c", 2, auroc=0.94)]
     seeds = cell_seeds(runs[0], runs)
-    assert seeds.as_json() == {
-        "seeds": [0, 1, 2],
-        "metrics": {
-            "image_auroc": {"mean": pytest.approx(0.92), "sd": pytest.approx(0.02), "values": [0.90, 0.92, 0.94]}
-        },
-    }
+    figure = SeedFigure(mean=0.92, sd=0.02, values=(0.90, 0.92, 0.94))
+    assert seeds.figures() == SeedFigures(seeds=(0, 1, 2), metrics={"image_auroc": figure})
     assert seeds.spreads()["image_auroc"].num_runs == 3
 
 
 def test_one_seed_has_no_spread() -> None:
     seeds = cell_seeds(run("a"), [run("a")])
-    assert seeds.as_json() is None
+    assert seeds.figures() is None
     assert seeds.spreads() == {}
 
 
@@ -58,7 +54,7 @@ def test_the_average_is_over_the_seeds_that_all_categories_have() -> None:
     seeds = average_seeds([nut[0], bolt[0]], [*nut, *bolt])
     assert seeds.seeds == (0, 1)
     assert seeds.values["image_auroc"] == (pytest.approx(0.7), pytest.approx(0.8))
-    assert average_seeds([nut[2], run("b9", 9, category="bolt")], nut).as_json() is None
+    assert average_seeds([nut[2], run("b9", 9, category="bolt")], nut).figures() is None
 
 
 def test_names_tell_runs_apart() -> None:

@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from made_up import BOTH, params_of, put, put_both
 
+from pipelines.deployment.records import Latency
 from pipelines.errors import StageError
+from pipelines.evaluation.certainty import Champion
 from pipelines.files import write_json
 from pipelines.paths import Project
-from pipelines.report.summary import summarise
+from pipelines.report.summary import Summary, Tracking, summarise
 from pipelines.tracking.pages import Pages
 from pipelines.tracking.records import CellRun
 
@@ -31,47 +33,39 @@ def project(tmp_path: Path) -> Project:
     return put_both(Project(tmp_path))
 
 
-def cell_of(summary: dict[str, Any], model: str, category: str) -> dict[str, Any]:
-    return next(
-        cell
-        for cell in (*summary["cells"], *summary["averages"])
-        if (cell["model"], cell["category"]) == (model, category)
-    )
-
-
 def test_the_average_weighs_every_category_alike(project: Project) -> None:
     summary = summarise(BOTH, project)
-    assert [row["model"] for row in summary["averages"]] == ["a", "b"]
+    assert [row.model for row in summary.averages] == ["a", "b"]
     for model in ("a", "b"):
-        values = [cell_of(summary, model, category)["image_auroc"] for category in ("nut", "my bolt")]
-        average = cell_of(summary, model, "average")
-        assert average["image_auroc"] == pytest.approx(sum(values) / 2)
-        low, high = average["intervals"]["image_auroc"]
-        assert low < average["image_auroc"] < high
-        assert average["num_test_images"] == 110
+        values = [summary.rows[model, category].metrics["image_auroc"] for category in ("nut", "my bolt")]
+        average = summary.rows[model, "average"]
+        assert average.metrics["image_auroc"] == pytest.approx(sum(values) / 2)
+        low, high = average.intervals["image_auroc"]
+        assert low < average.metrics["image_auroc"] < high
+        assert average.num_test_images == 110
 
 
 def test_a_metric_that_a_category_lacks_has_no_average(project: Project) -> None:
     summary = summarise(BOTH, project)
-    average = cell_of(summary, "a", "average")
-    assert average["pixel_auroc"] is None
-    assert "pixel_auroc" not in average["intervals"]
-    assert cell_of(summary, "a", "nut")["pixel_auroc"] > 0.5
-    assert summary["champions"]["pixel_auroc"]["nut"]["best"] in ("a", "b")
-    assert summary["champions"]["pixel_auroc"]["average"]["best"] is None
-    assert summary["champions"]["pixel_auroc"]["average"]["reason"] == "no Pixel AUROC"
+    average = summary.rows["a", "average"]
+    assert average.metrics["pixel_auroc"] is None
+    assert "pixel_auroc" not in average.intervals
+    assert summary.rows["a", "nut"].metrics["pixel_auroc"] > 0.5
+    assert summary.champions["pixel_auroc"]["nut"].best in ("a", "b")
+    assert summary.champions["pixel_auroc"]["average"].best is None
+    assert summary.champions["pixel_auroc"]["average"].reason == "no Pixel AUROC"
 
 
 def test_cells_come_in_the_files_order_and_removed_ones_are_gone(project: Project) -> None:
     summary = summarise(BOTH, project)
     expected = [("a", "nut"), ("a", "my bolt"), ("b", "nut"), ("b", "my bolt")]
-    assert [(cell["model"], cell["category"]) for cell in summary["cells"]] == expected
+    assert [(cell.model, cell.category) for cell in summary.cells] == expected
     summary = summarise(params_of(["b"], ["my bolt"]), project)
-    assert [(cell["model"], cell["category"]) for cell in summary["cells"]] == [("b", "my bolt")]
-    assert summary["categories"] == ["my bolt"]
-    assert list(summary["models"]) == ["b"]
-    assert summary["comparisons"] == []
-    assert "nut" not in json.dumps(summary)
+    assert [(cell.model, cell.category) for cell in summary.cells] == [("b", "my bolt")]
+    assert summary.categories == ("my bolt",)
+    assert list(summary.models) == ["b"]
+    assert summary.comparisons == ()
+    assert "nut" not in summary.model_dump_json()
 
 
 def test_a_cell_that_is_not_evaluated_is_named(project: Project) -> None:
@@ -87,26 +81,21 @@ def test_what_a_model_costs(project: Project) -> None:
     onnx.write_bytes(bytes(1_234_567))
     write_json(project.latency("a", "nut"), LATENCY)
     summary = summarise(BOTH, project)
-    assert [cell["onnx_megabytes"] for cell in summary["cells"]] == [1.23, None, None, None]
-    assert [cell["latency_ms"] for cell in summary["cells"]] == [1.0, None, None, None]
-    assert summary["cells"][0]["latency"] == LATENCY
-    average = cell_of(summary, "a", "average")
-    assert average["train_seconds_total"] == pytest.approx(24.8)
-    assert (average["onnx_megabytes_mean"], average["latency_p50"]) == (None, None)  # of one category it is not known
+    assert [cell.onnx_megabytes for cell in summary.cells] == [1.23, None, None, None]
+    assert [cell.figures["latency_ms"] for cell in summary.cells] == [1.0, None, None, None]
+    assert summary.cells[0].latency == Latency(**LATENCY)
+    average = summary.rows["a", "average"]
+    assert average.train_seconds_total == pytest.approx(24.8)
+    assert (average.onnx_megabytes_mean, average.latency_p50) == (None, None)  # of one category it is not known
 
 
 def test_who_beats_whom(project: Project) -> None:
     summary = summarise(BOTH, project)
-    (found,) = [c for c in summary["comparisons"] if (c["metric"], c["category"]) == ("image_auroc", "average")]
-    assert (found["a"], found["b"], found["verdict"], found["num_images"]) == ("a", "b", "a", 110)
-    assert 0 < found["low"] < found["difference"] < found["high"]
-    assert found["text"].startswith("a beats b by ")
-    assert summary["champions"]["image_auroc"]["average"] == {
-        "best": "a",
-        "tied_with": [],
-        "reason": None,
-        "is_tie": False,
-    }
+    (found,) = [c for c in summary.comparisons if (c.metric, c.category) == ("image_auroc", "average")]
+    assert (found.a, found.b, found.verdict, found.num_images) == ("a", "b", "a", 110)
+    assert 0 < found.low < found.difference < found.high
+    assert found.text.startswith("a beats b by ")
+    assert summary.champions["image_auroc"]["average"] == Champion("a", (), None)
 
 
 def test_the_same_model_twice_is_a_tie(tmp_path: Path) -> None:
@@ -115,20 +104,20 @@ def test_the_same_model_twice_is_a_tie(tmp_path: Path) -> None:
     for seed, model in enumerate(("one", "two")):
         for category in ("nut", "bolt"):
             put(project, model, category, auroc=0.95, seed=seed, good=40, defect=40)
-    champion = summarise(params_of(["one", "two"], ["nut", "bolt"]), project)["champions"]["image_auroc"]["average"]
-    assert champion["is_tie"]
-    assert {champion["best"], *champion["tied_with"]} == {"one", "two"}
+    champion = summarise(params_of(["one", "two"], ["nut", "bolt"]), project).champions["image_auroc"]["average"]
+    assert champion.is_tie
+    assert {champion.best, *champion.tied_with} == {"one", "two"}
 
 
 def test_models_tested_on_different_images_have_no_champion(project: Project) -> None:
     put(project, "b", "nut", good=29, defect=40)
     summary = summarise(BOTH, project)
     for category in ("nut", "average"):
-        found = summary["champions"]["image_auroc"][category]
-        assert (found["best"], found["reason"]) == (None, "70 and 69 test images of nut")
-    assert summary["champions"]["image_auroc"]["my bolt"]["best"] == "a"
-    refused = next(c for c in summary["comparisons"] if c["category"] == "nut")
-    assert (refused["verdict"], refused["difference"]) == ("refused", None)
+        found = summary.champions["image_auroc"][category]
+        assert (found.best, found.reason) == (None, "70 and 69 test images of nut")
+    assert summary.champions["image_auroc"]["my bolt"].best == "a"
+    refused = next(c for c in summary.comparisons if c.category == "nut")
+    assert (refused.verdict, refused.difference) == ("refused", None)
 
 
 def run_of(evaluation: dict[str, Any], seed: int, auroc: float | None = None) -> CellRun:
@@ -149,17 +138,17 @@ def test_several_seeds_are_a_mean_and_a_spread(project: Project) -> None:
     runs += [run_of(evaluation, 1, auroc - 0.1) for evaluation, auroc in zip(evaluations, aurocs, strict=True)]
     alone = summarise(BOTH, project)
     summary = summarise(BOTH, project, runs, Pages("http://127.0.0.1:5000", "3"))
-    found = cell_of(summary, "a", "nut")["seeds"]
-    assert found["seeds"] == [0, 1]
-    assert found["metrics"]["image_auroc"]["mean"] == pytest.approx(aurocs[0] - 0.05, abs=1e-6)
-    assert found["metrics"]["image_auroc"]["sd"] == pytest.approx(0.1 / 2**0.5, abs=1e-6)
-    assert cell_of(summary, "a", "average")["seeds"]["metrics"]["image_auroc"]["sd"] == pytest.approx(0.070711)
-    assert cell_of(summary, "b", "nut")["seeds"] is None
-    assert cell_of(alone, "a", "nut")["seeds"] is None
+    found = summary.rows["a", "nut"].seeds
+    assert found.seeds == (0, 1)
+    assert found.metrics["image_auroc"].mean == pytest.approx(aurocs[0] - 0.05, abs=1e-6)
+    assert found.metrics["image_auroc"].sd == pytest.approx(0.1 / 2**0.5, abs=1e-6)
+    assert summary.rows["a", "average"].seeds.metrics["image_auroc"].sd == pytest.approx(0.070711)
+    assert summary.rows["b", "nut"].seeds is None
+    assert alone.rows["a", "nut"].seeds is None
 
-    def width(of: dict[str, Any]) -> float:
-        (pair,) = [c for c in of["comparisons"] if (c["metric"], c["category"]) == ("image_auroc", "average")]
-        return float(pair["high"] - pair["low"])
+    def width(of: Summary) -> float:
+        (pair,) = [c for c in of.comparisons if (c.metric, c.category) == ("image_auroc", "average")]
+        return float(pair.high - pair.low)
 
     assert width(summary) > width(alone) + 1
 
@@ -168,9 +157,9 @@ def test_links_to_the_runs_that_the_store_has(project: Project) -> None:
     evaluation = json.loads((project.evaluation("a", "nut") / "evaluation.json").read_text())
     summary = summarise(BOTH, project, [run_of(evaluation, 0)], Pages("http://127.0.0.1:5000", "3"))
     url = f"http://127.0.0.1:5000/#/experiments/3/runs/{evaluation['run_id']}?workflowType=machine_learning"
-    assert [cell["run_url"] for cell in summary["cells"]] == [url, None, None, None]
-    assert summary["tracking"] == {"experiment": "demo", "experiment_id": "3", "page": "http://127.0.0.1:5000"}
-    assert summarise(BOTH, project)["tracking"]["page"] is None
+    assert [cell.run_url for cell in summary.cells] == [url, None, None, None]
+    assert summary.tracking == Tracking(experiment="demo", experiment_id="3", page="http://127.0.0.1:5000")
+    assert summarise(BOTH, project).tracking.page is None
 
 
 def test_good_parts_alone_can_be_summed_up(tmp_path: Path) -> None:
@@ -178,11 +167,13 @@ def test_good_parts_alone_can_be_summed_up(tmp_path: Path) -> None:
     for model in ("a", "b"):
         put(project, model, "nut", good=10, defect=0)
     summary = summarise(params_of(["a", "b"], ["nut"]), project)
-    assert set(summary["champions"]) == {"false_alarms"}
-    assert summary["cells"][0]["image_auroc"] is None
-    assert set(summary["cells"][0]["intervals"]) == {"false_alarms"}
+    assert set(summary.champions) == {"false_alarms"}
+    assert summary.cells[0].metrics["image_auroc"] is None
+    assert set(summary.cells[0].intervals) == {"false_alarms"}
 
 
-def test_everything_is_json_and_short(project: Project) -> None:
-    text = json.dumps(summarise(BOTH, project), allow_nan=False)
-    assert len(text) < 60_000
+def test_everything_can_be_read_back_and_is_short(project: Project) -> None:
+    summary = summarise(BOTH, project)
+    summary.save(project.summary)
+    assert Summary.of(project) == summary
+    assert len(summary.model_dump_json()) < 60_000

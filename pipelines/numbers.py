@@ -1,0 +1,52 @@
+"""How numbers are written, in tables, sentences and pages alike: shares in percent, what is not known as a dash."""
+
+from collections.abc import Sequence
+
+UNKNOWN = "-"
+
+
+def percent(share: float | None) -> str:
+    return UNKNOWN if share is None else f"{100 * share:.1f}"
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    """Of shares, in percent."""
+    return UNKNOWN if ends is None else f"{percent(ends[0])} to {percent(ends[1])}"
+
+
+def narrow_interval(ends: Sequence[float] | None) -> str:
+    """The same in whole percent, where there is little room."""
+    return UNKNOWN if ends is None else f"{100 * ends[0]:.0f}-{100 * ends[1]:.0f}"
+
+
+def spread(mean: float, sd: float) -> str:
+    """Mean and standard deviation of a share over several runs, in percent."""
+    return f"{percent(mean)} ± {percent(sd)}"
+
+
+def half(ends: Sequence[float]) -> str:
+    """Half the width of an interval of shares, in points of a hundred: what follows ±."""
+    return f"{50 * (ends[1] - ends[0]):.1f}"
+
+
+def rate(share: float) -> str:
+    """With its unit, which does not leave it at the end of a line."""
+    return f"{100 * share:.3g}\u00a0%"
+
+
+def score(value: float | None) -> str:
+    """A score or a threshold, which has no unit."""
+    return UNKNOWN if value is None else f"{value:.4g}"
+
+
+def count(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def seconds(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.0f}"
+
+
+def decimal(value: float | None) -> str:
+    """Milliseconds, megabytes, images a second."""
+    return UNKNOWN if value is None else f"{value:,.1f}"

@@ -1,4 +1,4 @@
-"""What some models want beside the normal images of a batch: real anomalies (BGAD), and where the part is."""
+"""What some models want beside the normal images of a batch: real anomalies, where the part is, other photos."""
 
 from dataclasses import dataclass, field, replace
 
@@ -73,11 +73,12 @@ class WithForeground:
 
 
 @dataclass(frozen=True, slots=True)
-class WithPenalty:
-    """A stream of batches, each with as many penalty images as it has images."""
+class WithPhotos:
+    """A stream of batches, each with as many penalty images, and as many textures, as it has images."""
 
     parts: BatchSource[Batch]
-    penalty: PhotoSet
+    penalty: PhotoSet | None
+    textures: PhotoSet | None
 
     @property
     def device(self) -> torch.device:
@@ -85,20 +86,8 @@ class WithPenalty:
 
     def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         batch = self.parts.training_batch(seed, step, batch_size)
-        return replace(batch, penalty=self.penalty.images(seed, step, len(batch.image)))
-
-
-@dataclass(frozen=True, slots=True)
-class WithTextures:
-    """A stream of batches, each with as many textures as it has images."""
-
-    parts: BatchSource[Batch]
-    textures: PhotoSet
-
-    @property
-    def device(self) -> torch.device:
-        return self.parts.device
-
-    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
-        batch = self.parts.training_batch(seed, step, batch_size)
-        return replace(batch, texture=self.textures.images(seed, step, len(batch.image)))
+        penalty, texture = (
+            photos.images(seed, step, len(batch.image)) if photos is not None else None
+            for photos in (self.penalty, self.textures)
+        )
+        return replace(batch, penalty=penalty, texture=texture)

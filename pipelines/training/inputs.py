@@ -10,7 +10,7 @@ from anomaly_models.base import AnomalyModel, Batch, Config
 from pipelines.data.arrays import BatchSource
 from pipelines.data.batches import PreparedData
 from pipelines.data.photo_sets import PhotoSet
-from pipelines.data.streams import WithAnomalies, WithForeground, WithPenalty, WithTextures, anomalies_warning
+from pipelines.data.streams import WithAnomalies, WithForeground, WithPhotos, anomalies_warning
 from pipelines.errors import WeightsError
 from pipelines.paths import Project
 from pipelines.training.weights import load_pretrained, load_teacher_into
@@ -45,11 +45,7 @@ class Inputs:
             batches = WithAnomalies(data, wants.anomalies)
         if wants.foreground and not data.index.surface:
             batches = WithForeground(batches)
-        if self.penalty is not None:
-            batches = WithPenalty(batches, self.penalty)
-        if self.textures is not None:
-            batches = WithTextures(batches, self.textures)
-        return batches
+        return WithPhotos(batches, self.penalty, self.textures)
 
     def warning(self, data: PreparedData) -> str | None:
         """What the model would like to have and `data` does not hold; it learns without."""

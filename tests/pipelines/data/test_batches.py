@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from pipelines.data import batches as data
-from pipelines.data.arrays import to_image
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.pictures import images
@@ -95,11 +94,6 @@ def test_a_batch_holds_what_images_reads(prepared, source):
         if entry.mask is not None:
             expected = images.resize_mask(images.load_mask(source / entry.mask), SIZE)
         np.testing.assert_array_equal(batch.mask[place, 0].numpy(), expected)
-
-
-def test_every_byte_becomes_exactly_x_over_255():
-    every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 256, 1)
-    np.testing.assert_array_equal(to_image(every).numpy(), images.to_input(every.numpy()))
 
 
 def test_splits_in_index_order(prepared):

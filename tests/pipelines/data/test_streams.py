@@ -7,7 +7,7 @@ from conftest import CATEGORY, tiny_params, write_params
 from anomaly_models.base import Batch
 from pipelines.data import streams as foregrounds
 from pipelines.data.batches import PreparedData
-from pipelines.data.streams import WithAnomalies, WithForeground, anomalies_warning
+from pipelines.data.streams import WithAnomalies, WithForeground, WithPhotos, anomalies_warning
 
 CPU = torch.device("cpu")
 
@@ -82,6 +82,35 @@ def test_a_foreground_is_found_once_per_image(monkeypatch):
         assert foreground.shape == (4, 1, 8, 8)
         assert foreground.flatten(1).sum(1).tolist() == [8 * row for row in range(step, step + 4)]
     assert asked == [0, 1, 2, 3, 4, 5]
+
+
+class OneMore(Counted):
+    """As with an anomaly."""
+
+    def training_batch(self, seed, step, batch_size):
+        return super().training_batch(seed, step, batch_size + 1)
+
+
+class Photos:
+    """Those of a set are told by their number."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def images(self, seed, step, batch_size):
+        return torch.full((batch_size, 3, 8, 8), self.number + seed + step / 10)
+
+
+@pytest.mark.parametrize(("penalty", "textures"), [(True, False), (False, True), (True, True), (False, False)])
+def test_a_batch_gets_as_many_photos_as_it_has_images(penalty, textures):
+    sets = {"penalty": Photos(10) if penalty else None, "texture": Photos(20) if textures else None}
+    source = WithPhotos(OneMore(), sets["penalty"], sets["texture"])
+    batch = source.training_batch(2, 5, 3)
+    assert source.device == CPU
+    assert torch.equal(batch.image, Counted().training_batch(2, 5, 4).image)
+    for name, photos in sets.items():
+        found = getattr(batch, name)
+        assert found is None if photos is None else torch.equal(found, photos.images(2, 5, 4))
 
 
 @pytest.mark.parametrize("surface", [True, False])

@@ -10,9 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 
-from anomaly_models.base import Batch
 from pipelines.data.photo_sets import PhotoSet
-from pipelines.data.streams import WithPenalty
 from pipelines.errors import DatasetError, StageError
 from pipelines.files import read_json
 from pipelines.paths import Project
@@ -86,23 +84,6 @@ def test_a_stream_is_a_function_of_seed_and_step(made):
     assert not torch.equal(images, penalty.images(1, 3, 4))
     epoch = penalty.images(0, 0, 10).flatten(1)
     assert len(epoch.unique(dim=0)) == 10
-
-
-def test_batches_get_as_many_penalty_images_as_they_have_images(made):
-    class Parts:
-        device = CPU
-
-        def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
-            image = torch.full((batch_size, 3, SIZE, SIZE), seed + step / 10)
-            return Batch(image, torch.zeros(batch_size, 1, SIZE, SIZE), torch.zeros(batch_size, dtype=torch.bool))
-
-    penalty = PhotoSet(made, SIZE, CPU, "penalty")
-    source = WithPenalty(Parts(), penalty)
-    batch = source.training_batch(2, 5, 3)
-    assert source.device == CPU
-    assert torch.equal(batch.image, Parts().training_batch(2, 5, 3).image)
-    assert batch.penalty is not None
-    assert torch.equal(batch.penalty, penalty.images(2, 5, 3))
 
 
 def test_missing_and_outdated_images_name_the_verb(made, tmp_path):

@@ -8,9 +8,7 @@ from drawn_folders import write_image
 from PIL import Image
 from rich.console import Console
 
-from anomaly_models.base import Batch
 from pipelines.data.photo_sets import PhotoSet
-from pipelines.data.streams import WithTextures
 from pipelines.errors import StageError
 from pipelines.paths import Project
 from pipelines.preparation.penalty import make_penalty
@@ -44,22 +42,6 @@ def test_a_texture_is_the_whole_picture(project):
     with Image.open(project.root / "dtd/images/class0/3.png") as picture:
         expected = np.asarray(picture.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     assert np.array_equal(rows[3], expected)
-
-
-class Parts:
-    device = CPU
-
-    def training_batch(self, seed, step, batch_size):
-        image = torch.full((batch_size + 1, 3, SIZE, SIZE), float(step))  # one more, as WithAnomalies adds
-        return Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(batch_size + 1, dtype=torch.bool))
-
-
-def test_every_image_of_a_batch_gets_a_texture(textures):
-    batch = WithTextures(Parts(), textures).training_batch(0, 3, 4)
-    assert batch.texture.shape == (5, 3, SIZE, SIZE)
-    assert (batch.image == 3).all()
-    assert torch.equal(batch.texture, textures.images(0, 3, 5))
-    assert batch.penalty is None
 
 
 def test_the_stream_is_a_function_of_seed_and_step_and_apart_from_the_penalty_images(project, textures):

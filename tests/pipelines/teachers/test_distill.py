@@ -1,6 +1,9 @@
 """The teacher learns what PatchCore would say of a photo; a killed run ends with the same bits."""
 
+import hashlib
 import io
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -23,14 +26,17 @@ from pipelines.errors import DatasetError, StageError, WeightsError
 from pipelines.files import read_json
 from pipelines.paths import Project
 from pipelines.preparation.photos import PhotoArrays, decode_once
+from pipelines.sources.catalogue import SOURCES
 from pipelines.teachers import distill as module
 from pipelines.teachers.distill import (
     DescribedPhotos,
     Distillation,
     DistillConfig,
     PatchDescriptions,
+    PublishedTeacherConfig,
     TeacherRecord,
     distill,
+    fetch_published,
     pooling_kernels,
 )
 from pipelines.tracking.store import tracking_uri
@@ -292,3 +298,34 @@ def test_settings_have_no_defaults_and_no_strangers() -> None:
     for name in values:
         with pytest.raises(ValidationError, match=name):
             DistillConfig.model_validate({key: value for key, value in values.items() if key != name})
+
+
+# --- the published teacher
+
+
+def published(path, monkeypatch, width):
+    """A stand-in for the published archive, with a network of `width` under the name of the small one."""
+    torch.save(patch_description_network(width).state_dict(), path / "teacher.pth")
+    archive = path / "teachers.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("small", "medium"):
+            file.write(path / "teacher.pth", f"efficientad_pretrained_weights/pretrained_teacher_{name}.pth")
+    source = replace(SOURCES["efficientad_teachers"], sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+    monkeypatch.setitem(SOURCES, "efficientad_teachers", source)
+    return PublishedTeacherConfig(source="published", width="small", archive=str(archive))
+
+
+def test_the_published_teacher_takes_the_place_of_a_distilled_one(tmp_path, monkeypatch):
+    project = Project(tmp_path)
+    config = published(tmp_path, monkeypatch, "small")
+    fetch_published("efficient_ad", config, project, quiet())
+    state = load_file(project.teacher("efficient_ad") / "teacher.safetensors")
+    patch_description_network("small").load_state_dict(state)
+    assert torch.equal(state["conv1.weight"], torch.load(tmp_path / "teacher.pth")["conv1.weight"])
+
+
+def test_a_published_teacher_of_another_shape_is_refused(tmp_path, monkeypatch):
+    config = published(tmp_path, monkeypatch, "tiny")
+    with pytest.raises(WeightsError, match=r"pretrained_teacher_small.pth: .*size mismatch"):
+        fetch_published("efficient_ad", config, Project(tmp_path), quiet())
+    assert not Project(tmp_path).teacher("efficient_ad").exists()

@@ -1,24 +1,17 @@
 """What models want reaches them; EfficientAD through its verbs, from a killed training to the exported file."""
 
 import hashlib
-import zipfile
-from dataclasses import replace
 
 import pytest
 import tiny_models
 import torch
 from conftest import CATEGORY, MeanColour, MeanColourConfig, tiny_params, write_params
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from anomaly_models.base import Wants
 from anomaly_models.common.synthesis import SynthesisConfig
-from anomaly_models.efficient_ad import EfficientAD, patch_description_network
-from pipelines.errors import WeightsError
+from anomaly_models.efficient_ad import EfficientAD
 from pipelines.files import read_json
-from pipelines.paths import Project
-from pipelines.sources.catalogue import SOURCES
-from pipelines.teachers.distill import PublishedTeacherConfig, fetch_published
 from pipelines.training import loop
 
 TEACHER = "pretrained/efficient_ad/teacher/teacher.safetensors"
@@ -194,31 +187,3 @@ def test_inputs_that_do_not_suit_their_model(root, blemish, efficient_ad):
     assert "distill.efficient_ad.width = 'small': models.efficient_ad.width is 'tiny'" in problems
     assert "penalty.efficient_ad.image_size = 256: models.efficient_ad.image_size is 128" in problems
     assert "penalty.fapm: for a model that is not in models" in problems
-
-
-def published(path, monkeypatch, width):
-    """A stand-in for the published archive, with a network of `width` under the name of the small one."""
-    torch.save(patch_description_network(width).state_dict(), path / "teacher.pth")
-    archive = path / "teachers.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        for name in ("small", "medium"):
-            file.write(path / "teacher.pth", f"efficientad_pretrained_weights/pretrained_teacher_{name}.pth")
-    source = replace(SOURCES["efficientad_teachers"], sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
-    monkeypatch.setitem(SOURCES, "efficientad_teachers", source)
-    return PublishedTeacherConfig(source="published", width="small", archive=str(archive))
-
-
-def test_the_published_teacher_takes_the_place_of_a_distilled_one(tmp_path, monkeypatch):
-    project = Project(tmp_path)
-    config = published(tmp_path, monkeypatch, "small")
-    fetch_published("efficient_ad", config, project, Console(quiet=True))
-    state = load_file(tmp_path / TEACHER)
-    patch_description_network("small").load_state_dict(state)
-    assert torch.equal(state["conv1.weight"], torch.load(tmp_path / "teacher.pth")["conv1.weight"])
-
-
-def test_a_published_teacher_of_another_shape_is_refused(tmp_path, monkeypatch):
-    config = published(tmp_path, monkeypatch, "tiny")
-    with pytest.raises(WeightsError, match=r"pretrained_teacher_small.pth: .*size mismatch"):
-        fetch_published("efficient_ad", config, Project(tmp_path), Console(quiet=True))
-    assert not (tmp_path / TEACHER).exists()

@@ -135,6 +135,12 @@ def test_a_room_imports_what_the_table_allows(path: Path) -> None:
     assert [relative(other) for other in files_imported(path) if not may_import(room_of(path), other)] == []
 
 
+def test_contributing_shows_the_table() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(rf"^({'|'.join(ALLOWED)}) +(\S.*)$", text, re.MULTILINE))
+    assert shown == {room: allowed or "-" for room, allowed in ALLOWED.items()}
+
+
 def test_the_ground_knows_no_room() -> None:
     for name in GROUND:
         path = ROOT / "pipelines" / f"{name}.py"

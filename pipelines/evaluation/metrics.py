@@ -219,7 +219,7 @@ class PixelMetrics(Protocol):
 
 
 class ExactPixelMetrics(Metric):
-    """Keeps every score: 4 bytes a pixel, about 9 at the peak of `compute`."""
+    """Keeps every score: 4 bytes a pixel, about 11 at the peak of `compute`."""
 
     is_differentiable = False
     higher_is_better = True

@@ -85,7 +85,8 @@ def test_outputs_are_those_of_before(name: str, pytestconfig: pytest.Config) -> 
     found = outputs(name, random_images(name, 2, seed=20))
     if pytestconfig.getoption("renew_goldens"):
         renew(name, found)
-    golden = json.loads(FILE.read_text(encoding="utf-8"))[name]
+    golden = json.loads(FILE.read_text(encoding="utf-8")).get(name)
+    assert golden is not None, f"no goldens for {name} yet: pytest tests/test_goldens.py --renew-goldens -k {name}"
     for part, values in golden.items():
         difference = np.abs(np.subtract(found[part], values)) / np.maximum(1, np.abs(values))
         assert difference.max(initial=0) <= TOLERANCE, part

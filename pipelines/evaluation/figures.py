@@ -12,6 +12,7 @@ from pipelines.evaluation.curves import PRO_LIMITS, Bools, Floats, image_curve
 from pipelines.evaluation.metrics import PixelCurves
 from pipelines.evaluation.outcomes import TestImage
 from pipelines.files import write_json
+from pipelines.paths import CURVES_FILE, EXAMPLES_FILE
 from pipelines.pictures.panels import KeptMaps, Layout, Thresholds, save_strip, sheet, strip
 
 if TYPE_CHECKING:
@@ -36,11 +37,11 @@ def draw(folder: Path, results: Sequence[TestImage], thresholds: Thresholds, pix
         (title, [strip(result, thresholds, _SHEET) for result in chosen])
         for title, chosen in telling(results, thresholds.score)
     ]
-    sheet(groups).save(folder / "examples.png", optimize=True)
+    sheet(groups).save(folder / EXAMPLES_FILE, optimize=True)
     if pixels:
-        write_json(folder / "curves.json", thinned(pixels))
+        write_json(folder / CURVES_FILE, thinned(pixels))
     _curves(results, thresholds.score, pixels).savefig(folder / "curves.png", dpi=110)
-    return ["examples.png", "curves.png"]
+    return [EXAMPLES_FILE, "curves.png"]
 
 
 def telling(results: Sequence[TestImage], threshold: float) -> list[tuple[str, list[TestImage]]]:

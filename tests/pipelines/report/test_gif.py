@@ -91,7 +91,7 @@ def test_nothing_evaluated(tmp_path: Path) -> None:
     project = Project(tmp_path)
     with pytest.raises(StageError) as caught:
         write_gif(project, "fapm", "gear", tmp_path / "demo.gif")
-    folder = project.evaluation("fapm", "gear")
+    folder = project.cell("fapm", "gear").evaluated
     assert str(caught.value) == f"{folder}: no pictures of test images; run `blemish evaluate fapm gear` first"
     assert not (tmp_path / "demo.gif").exists()
 

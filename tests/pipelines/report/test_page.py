@@ -2,7 +2,6 @@ import hashlib
 import json
 import re
 from base64 import b64encode
-from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -207,7 +206,7 @@ def test_names_cannot_become_code(tmp_path: Path) -> None:
     project = Project(tmp_path)
     model = "fapm"
     write_cells(project, [model], ["nut"], defect="cut")
-    folder = project.evaluation(model, "nut")
+    folder = project.cell(model, "nut").evaluated
     predictions = folder / "predictions.csv"
     predictions.write_text(predictions.read_text(encoding="utf-8").replace(",cut,", f',"{HOSTILE}",'), encoding="utf-8")
     summary = summary_of([model], ["nut"])
@@ -232,7 +231,7 @@ def test_a_hostile_category_is_escaped_in_text_and_address(project: Project) -> 
     summary["categories"] = [name]
     summary["cells"][0]["category"] = name
     summary["champions"] = {}
-    for folder_of in (partial(project.evaluation, "fapm"), project.prepared):
+    for folder_of in (lambda category: project.cell("fapm", category).evaluated, project.prepared):
         folder_of(name).parent.mkdir(parents=True)
         folder_of("nut").rename(folder_of(name))
     text = written(project, summary)

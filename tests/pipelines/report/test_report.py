@@ -103,7 +103,7 @@ def test_one_category_needs_no_average(project: Project) -> None:
 
 
 def test_every_row_of_a_table_has_every_column(project: Project) -> None:
-    write_json(project.latency("a", "nut"), latency_of(20))
+    write_json(project.cell("a", "nut").latency, latency_of(20))
     summary = summarise(BOTH, project)
     tables = [leaderboard_table(summary), defect_table(summary), champion_table(summary), latency_table(summary)]
     tables += [threshold_table(summary).split("\n\n")[0], markdown_table(["a", "b", "c"], [])]
@@ -170,14 +170,14 @@ def test_seeds_are_a_mean_and_a_spread(project: Project) -> None:
 
 def test_latency_names_its_machine(project: Project) -> None:
     assert latency_table(summarise(BOTH, project)) == ""
-    write_json(project.latency("a", "nut"), latency_of(20))
+    write_json(project.cell("a", "nut").latency, latency_of(20))
     summary = summarise(BOTH, project)
     assert latency_table(summary).splitlines()[2:] == [
         "| a | nut | 1.0 / 2.0 / 3.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 "
         "| 55.2 in batches of 8 | 100 |"
     ]
     assert latency_machines(summary.cells) == "Quick 9 (2 cores), 1 thread, ONNX Runtime 1.32.0"
-    write_json(project.latency("b", "nut"), latency_of(20, threads=2))
+    write_json(project.cell("b", "nut").latency, latency_of(20, threads=2))
     several = latency_machines(summarise(BOTH, project).cells)
     assert several.startswith("Several machines, whose figures cannot be compared: Quick 9 (2 cores), 1 thread, ")
     assert "2 threads" in several
@@ -248,7 +248,7 @@ def test_each_category_has_its_champion(project: Project, monkeypatch: pytest.Mo
 
 
 def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
-    examples = project.evaluation("a", "my bolt") / "examples.png"
+    examples = project.cell("a", "my bolt").examples
     examples.touch()
     path = report(BOTH, project)
     assert path == project.root / "reports" / "report.md"
@@ -320,14 +320,14 @@ def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[t
     assert "my bolt" in text
     assert "30+40" in text
     assert "Image AUROC: a beats b by " in text
-    assert f"blemish predict {project.export('a', 'nut') / 'model.onnx'} IMAGE_OR_FOLDER" in text
+    assert f"blemish predict {project.cell('a', 'nut').onnx} IMAGE_OR_FOLDER" in text
     assert len(runs) == 1
 
 
 def test_results_fit_a_terminal_of_eighty_columns(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
     for category in ("hazelnut_toy", "nut"):
         put(project, "efficient_ad", category)
-        write_json(project.latency("efficient_ad", category), latency_of(123.4))
+        write_json(project.cell("efficient_ad", category).latency, latency_of(123.4))
     report(params_of(["efficient_ad"], ["hazelnut_toy", "nut"]), project)
     text = printed(project, width=80)
     assert "…" not in text

@@ -76,10 +76,10 @@ def test_a_cell_that_is_not_evaluated_is_named(project: Project) -> None:
 
 
 def test_what_a_model_costs(project: Project) -> None:
-    onnx = project.export("a", "nut") / "model.onnx"
+    onnx = project.cell("a", "nut").onnx
     onnx.parent.mkdir(parents=True)
     onnx.write_bytes(bytes(1_234_567))
-    write_json(project.latency("a", "nut"), LATENCY)
+    write_json(project.cell("a", "nut").latency, LATENCY)
     summary = summarise(BOTH, project)
     assert [cell.onnx_megabytes for cell in summary.cells] == [1.23, None, None, None]
     assert [cell.figures["latency_ms"] for cell in summary.cells] == [1.0, None, None, None]
@@ -130,9 +130,7 @@ def run_of(evaluation: dict[str, Any], seed: int, auroc: float | None = None) ->
 
 
 def test_several_seeds_are_a_mean_and_a_spread(project: Project) -> None:
-    evaluations = [
-        json.loads((project.evaluation("a", c) / "evaluation.json").read_text()) for c in BOTH.data.categories
-    ]
+    evaluations = [json.loads((project.cell("a", c).evaluation).read_text()) for c in BOTH.data.categories]
     aurocs = [evaluation["metrics"]["image_auroc"] for evaluation in evaluations]
     runs = [run_of(evaluation, 0) for evaluation in evaluations]
     runs += [run_of(evaluation, 1, auroc - 0.1) for evaluation, auroc in zip(evaluations, aurocs, strict=True)]
@@ -154,7 +152,7 @@ def test_several_seeds_are_a_mean_and_a_spread(project: Project) -> None:
 
 
 def test_links_to_the_runs_that_the_store_has(project: Project) -> None:
-    evaluation = json.loads((project.evaluation("a", "nut") / "evaluation.json").read_text())
+    evaluation = json.loads((project.cell("a", "nut").evaluation).read_text())
     summary = summarise(BOTH, project, [run_of(evaluation, 0)], Pages("http://127.0.0.1:5000", "3"))
     url = f"http://127.0.0.1:5000/#/experiments/3/runs/{evaluation['run_id']}?workflowType=machine_learning"
     assert [cell.run_url for cell in summary.cells] == [url, None, None, None]

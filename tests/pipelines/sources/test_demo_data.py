@@ -10,14 +10,13 @@ from pydantic import ValidationError
 
 from pipelines.sources.demo_data import (
     CATEGORIES,
-    DEFECTS,
     TEXTURE_CLASSES,
     DemoConfig,
     DemoTexturesConfig,
     draw_demo,
     draw_textures,
 )
-from pipelines.sources.demo_scenes import GOOD, photograph
+from pipelines.sources.demo_scenes import DEFECTS, GOOD, photograph
 
 SIDE = 64
 CONFIG = DemoConfig(categories=list(CATEGORIES), image_size=SIDE, train=2, test_good=1, test_defect=1, seed=7)

@@ -130,16 +130,6 @@ class Project:
         """As `Cell.work`, of a training that is no cell's."""
         return self.root / "work" / stage / name
 
-    def evaluation(self, model: str, category: str) -> Path:
-        return self.root / "evaluations" / model / category
-
-    def export(self, model: str, category: str) -> Path:
-        return self.root / "exported" / model / category
-
-    def latency(self, model: str, category: str) -> Path:
-        """How fast the exported file answers, on the machine that measured it."""
-        return self.root / "latency" / model / f"{category}.json"
-
     def teacher(self, model: str) -> Path:
         """What `distill` makes for a model."""
         return self.root / "pretrained" / model / "teacher"

@@ -231,7 +231,6 @@ def test_the_page_loads_nothing_and_allows_no_other_script(project: Project) -> 
     (policy,) = [
         value for tag, name, value in reader.attributes if tag == "meta" and name == "content" and "src" in str(value)
     ]
-    assert policy is not None
     assert policy.startswith("default-src 'none'; img-src data:;")
     for tag, directive in (("style", "style-src"), ("script", "script-src")):
         (text,) = [text for attrs, text in reader.scripts if attrs["tag"] == tag and "type" not in attrs]

@@ -9,7 +9,7 @@ from pipelines.evaluation.certainty import AVERAGE, Champion
 from pipelines.report.field_tables import FieldTable, Row, field_tables, write_tables
 from pipelines.report.literature import MVTEC_AD_ORDER
 from pipelines.report.summary import Summary
-from pipelines.sources.catalogue import MVTEC_AD_COUNTS
+from pipelines.sources.catalogue import MVTEC_AD_COUNTS, CategoryCounts
 
 
 def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> Summary:
@@ -17,9 +17,9 @@ def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> Summary:
     categories = list(next(iter(figures.values())))
 
     def numbers(category: str) -> dict[str, int]:
-        own = MVTEC_AD_COUNTS.get(category)
-        train, good, defect = (own.train_good, own.test_good, own.test_defect) if own else (60, 10, 8)
-        return {"train": train - 20, "holdout": 20, "test_normal": good, "test_anomalous": defect, **counts}
+        own = MVTEC_AD_COUNTS.get(category, CategoryCounts(60, 10, 8, 2))
+        tested = {"test_normal": own.test_good, "test_anomalous": own.test_defect}
+        return {"train": own.train_good - 20, "holdout": 20, **tested, **counts}
 
     content = drawn_cells.summary_of(list(figures), categories)
     for cell in content["cells"]:

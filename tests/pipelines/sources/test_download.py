@@ -25,7 +25,7 @@ from pipelines.errors import DatasetError, DownloadError, ParamsError
 from pipelines.files import DiskFull
 from pipelines.sources import demo_data
 from pipelines.sources import download as download_module
-from pipelines.sources.catalogue import MVTEC_AD_COUNTS, SOURCES, CategoryCounts, Source, check_mvtec_ad
+from pipelines.sources.catalogue import MVTEC_AD_COUNTS, SOURCES, CategoryCounts, check_mvtec_ad
 from pipelines.sources.download import ArchiveConfig, DownloadParams, acquire, download
 
 NOISE = np.random.default_rng(0).bytes(300_000)  # so that the archive does not shrink to nothing
@@ -131,26 +131,25 @@ def no_pauses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def publish(monkeypatch: pytest.MonkeyPatch, server: Server) -> Callable[..., Source]:
-    """Lets the server's content be the published DTD, GOOD at first."""
+def publish(monkeypatch: pytest.MonkeyPatch, server: Server) -> Callable[..., None]:
+    """Lets the server's content be a published archive; GOOD is that of DTD at first."""
 
-    def publish_dtd(content: bytes = GOOD, **changes: object) -> Source:
+    def publish(content: bytes = GOOD, name: str = "dtd", **changes: object) -> None:
         server.content = content
         digest = hashlib.sha256(content).hexdigest()
-        source = replace(SOURCES["dtd"], url=server.url, sha256=digest, **changes)  # type: ignore[arg-type]
-        monkeypatch.setitem(SOURCES, "dtd", source)
-        return source
+        source = replace(SOURCES[name], url=server.url, sha256=digest, **changes)  # type: ignore[arg-type]
+        monkeypatch.setitem(SOURCES, name, source)
 
-    publish_dtd()
-    return publish_dtd
+    publish()
+    return publish
 
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def fetch(data: Path, archive: str = "official") -> None:
-    download("dtd", DownloadParams.model_validate({"dtd": {"archive": archive}}), data, quiet())
+def fetch(data: Path, archive: str = "official", name: str = "dtd") -> None:
+    download(name, DownloadParams.model_validate({name: {"archive": archive}}), data, quiet())
 
 
 def fetch_whole(data: Path, archive: str = "official") -> None:
@@ -203,15 +202,10 @@ def test_the_archive_becomes_a_folder_without_its_top_folder(tmp_path, server, a
     assert server.ranges() == ranges
 
 
-def test_an_xz_archive_with_the_categories_at_its_top(tmp_path, server, monkeypatch):
-    server.content = tar_of(("bottle/train/good/000.png", b"png"), ("cable/license.txt", b"terms"), compression="xz")
-    digest = hashlib.sha256(server.content).hexdigest()
-    source = replace(
-        SOURCES["mvtec_ad"], url=server.url, size=len(server.content), sha256=digest, contents=("bottle", "cable")
-    )
-    monkeypatch.setitem(SOURCES, "mvtec_ad", source)
-    params = DownloadParams.model_validate({"mvtec_ad": {"archive": "official"}})
-    download("mvtec_ad", params, tmp_path, quiet())
+def test_an_xz_archive_with_the_categories_at_its_top(tmp_path, publish):
+    content = tar_of(("bottle/train/good/000.png", b"png"), ("cable/license.txt", b"terms"), compression="xz")
+    publish(content, "mvtec_ad", size=len(content), contents=("bottle", "cable"))
+    fetch(tmp_path, name="mvtec_ad")
     assert (tmp_path / "mvtec_ad/bottle/train/good/000.png").read_bytes() == b"png"
 
 
@@ -468,14 +462,13 @@ def zip_of(*members: tuple[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def fetch_zip(tmp_path, monkeypatch) -> Callable[[bytes], Path]:
+def fetch_zip(tmp_path, publish) -> Callable[[bytes], Path]:
     """Extract the bytes as if they were the published teachers; gives the folder of data."""
 
     def extract(content: bytes) -> Path:
         archive, data = tmp_path / "teachers.zip", tmp_path / "inner" / "data"
         archive.write_bytes(content)
-        source = replace(SOURCES["efficientad_teachers"], sha256=hashlib.sha256(content).hexdigest())
-        monkeypatch.setitem(SOURCES, "efficientad_teachers", source)
+        publish(content, "efficientad_teachers")
         acquire("efficientad_teachers", ArchiveConfig(archive=str(archive)), data, quiet())
         return data
 

@@ -58,9 +58,7 @@ def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize(("atomic", "inside"), [(atomic_file, ""), (atomic_folder, "a.txt")])
-def test_an_exception_leaves_what_was_there_and_nothing_else(
-    tmp_path: Path, atomic: Any, inside: str, error: type[BaseException]
-) -> None:
+def test_an_exception_leaves_what_was_there(tmp_path: Path, atomic: Any, inside: str, error: Any) -> None:
     target = tmp_path / "out"
     (target / inside).parent.mkdir(exist_ok=True)
     (target / inside).write_text("old")

@@ -197,3 +197,6 @@ def _comparison(a: str, b: str, category: str) -> dict[str, Any]:
         "verdict": "tie",
         "reason": None,
     }
+
+
+LATENCY: dict[str, Any] = _cell("fapm", "nut", 0.9, 4, 8)["latency"]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from pipelines.data.index import PreparedIndex
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles, Throughput
@@ -61,7 +62,7 @@ def measure(detector: Detector, paths: list[Path], config: LatencyConfig) -> Lat
     for path in islice(cycle(paths), _WARM_UP):
         _answer(detector, path)
     runs = [_answer(detector, path) for path in _for_seconds(cycle(paths), config.seconds)]
-    timings = np.array(runs) * 1000  # (runs, parts)
+    timings = np.stack(runs) * 1000  # (runs, parts)
     by_part = {part: timings[:, place] for place, part in enumerate(PARTS)} | {"total": timings.sum(1)}
     return Latency(
         hardware=f"{cpu_name()} ({os.cpu_count()} cores)",
@@ -75,7 +76,7 @@ def measure(detector: Detector, paths: list[Path], config: LatencyConfig) -> Lat
     )
 
 
-def _answer(detector: Detector, path: Path) -> tuple[float, float, float, float]:
+def _answer(detector: Detector, path: Path) -> NDArray[np.float64]:
     """Seconds of each part of the way from a file to a decision and a mask at the picture's own size."""
     clock = [time.perf_counter()]
     rgb = images.load_rgb(path, detector.card.white_level)
@@ -86,8 +87,7 @@ def _answer(detector: Detector, path: Path) -> tuple[float, float, float, float]
     clock.append(time.perf_counter())
     _decide(detector.card, rgb, maps[0, 0], scores[0])
     clock.append(time.perf_counter())
-    decode, resize, network, postprocess = np.diff(clock)
-    return float(decode), float(resize), float(network), float(postprocess)
+    return np.diff(clock)
 
 
 def _decide(card: ModelCard, rgb: Pixels, anomaly_map: Map, score: float) -> tuple[bool, Mask]:

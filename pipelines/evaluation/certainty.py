@@ -24,6 +24,7 @@ from scipy.special import betaincinv, stdtrit
 from pipelines.evaluation.curves import PRO_LIMITS, Curve, Floats, image_curve
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
 from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet
+from pipelines.numbers import half, percent
 
 CONFIDENCE = 0.95
 AVERAGE = "average"  # the category of a macro average
@@ -200,13 +201,13 @@ class Comparison:
         title = METRIC_BY_KEY[self.metric].title
         if self.difference is None or self.low is None or self.high is None:
             return f"{self.a} and {self.b} cannot be compared by {title}: {self.reason}"
-        points, margin = abs(100 * self.difference), 50 * (self.high - self.low)
+        margin = half((self.low, self.high))
         if not self.difference:
-            return f"{self.a} equals {self.b} to ± {margin:.1f}: not distinguishable"
+            return f"{self.a} equals {self.b} to ± {margin}: not distinguishable"
         leads = METRIC_BY_KEY[self.metric].higher_is_better == (self.difference > 0)
         winner, loser = (self.a, self.b) if leads else (self.b, self.a)
         end = ": not distinguishable" if self.verdict == "tie" else ""
-        return f"{winner} beats {loser} by {points:.1f} ± {margin:.1f}{end}"
+        return f"{winner} beats {loser} by {percent(abs(self.difference))} ± {margin}{end}"
 
 
 def compare(metric: str, a: Measured, b: Measured) -> Comparison:
@@ -266,10 +267,6 @@ class Champion:
     best: str | None
     tied_with: tuple[str, ...]
     reason: str | None  # why there is no best
-
-    @property
-    def is_tie(self) -> bool:
-        return bool(self.tied_with)
 
 
 def champion(metric: str, models: Sequence[Measured], comparisons: Sequence[Comparison]) -> Champion:

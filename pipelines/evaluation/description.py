@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.evaluation.measures import METRICS
 from pipelines.evaluation.outcomes import DefectOutcome, Evaluation, ScoredImage, Threshold
+from pipelines.numbers import interval, percent, score
 
 _SHOWN = 5  # images of each kind of error
 
@@ -61,20 +62,19 @@ def _threshold(threshold: Threshold) -> str:
     return (
         f"{threshold.value:.6g}: number {threshold.rank} from below of {threshold.num_images} held-out good "
         f"parts, set for {100 * threshold.rate_requested:g} % false alarms{promise}; expected "
-        f"{100 * threshold.expected_rate:.1f} %, 95 % interval {100 * threshold.interval_low:.1f} to "
-        f"{100 * threshold.interval_high:.1f} %. A score above it is a defect."
+        f"{percent(threshold.expected_rate)} %, 95 % interval "
+        f"{interval((threshold.interval_low, threshold.interval_high))} %. A score above it is a defect."
     )
 
 
 def _figures(evaluation: Evaluation) -> str:
-    lines = ["| Metric | % | 95 % interval |", "| --- | ---: | ---: |"]
-    for metric in METRICS:
-        value = evaluation.metrics.get(metric.key)
-        if value is not None:
-            ends = evaluation.intervals.get(metric.key)
-            interval = "-" if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"
-            lines.append(f"| {metric.title}{' (oracle)' if metric.oracle else ''} | {100 * value:.1f} | {interval} |")
-    return "\n".join(lines) if len(lines) > 2 else ""
+    ends = evaluation.intervals
+    lines = [
+        f"| {metric.heading} | {percent(evaluation.known[metric.key])} | {interval(ends.get(metric.key))} |"
+        for metric in METRICS
+        if metric.key in evaluation.known
+    ]
+    return "\n".join(["| Metric | % | 95 % interval |", "| --- | ---: | ---: |", *lines]) if lines else ""
 
 
 def _defects(defects: Mapping[str, DefectOutcome]) -> str:
@@ -85,6 +85,6 @@ def _defects(defects: Mapping[str, DefectOutcome]) -> str:
 def _images(wrong: Sequence[ScoredImage], *, lowest_first: bool) -> str:
     """Images that were decided wrongly, the worst first."""
     ordered = sorted(wrong, key=lambda image: image.score, reverse=not lowest_first)
-    shown = [f"`{image.path}` ({image.score:.4g})" for image in ordered[:_SHOWN]]
+    shown = [f"`{image.path}` ({score(image.score)})" for image in ordered[:_SHOWN]]
     more = [f"{len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
     return ", ".join([*shown, *more]) or "none"

@@ -23,7 +23,6 @@ from pipelines.evaluation.certainty import measure, share_interval
 from pipelines.evaluation.description import description
 from pipelines.evaluation.metrics import (
     ExactPixelMetrics,
-    ImageResult,
     PixelCurves,
     PixelMetrics,
     PixelResult,
@@ -199,10 +198,10 @@ def _summarise(
     counts = confusion_at(scores, labels, threshold.value)
     run = trained.run
     metrics = {
-        **_image_numbers(image),
+        **image.figures,
         "recall": counts.true_positives / image.num_anomalous if image.num_anomalous else None,
         "false_alarms": counts.false_positives / image.num_normal if image.num_normal else None,
-        **(_pixel_numbers(pixels.result) if pixels else {}),
+        **(pixels.result.figures if pixels else {}),
         "threshold": threshold.value,
         "train_seconds": run.train_seconds,
         "train_steps": run.train_steps,
@@ -240,20 +239,6 @@ def _pixels_sha256(results: Sequence[TestImage]) -> str:
         digest.update(rearrange(result.rgb, "h w c -> c h w").tobytes())
         digest.update((np.zeros(result.rgb.shape[:2], bool) if result.truth is None else result.truth).tobytes())
     return digest.hexdigest()
-
-
-def _image_numbers(image: ImageResult) -> dict[str, float]:
-    return {"image_auroc": image.auroc, "image_ap": image.ap, "image_f1_max": image.f1_max}
-
-
-def _pixel_numbers(result: PixelResult) -> dict[str, float]:
-    return {
-        "pixel_auroc": result.auroc,
-        "pixel_ap": result.ap,
-        "pixel_f1_max": result.f1_max,
-        "aupro_30": result.aupro_30,
-        "aupro_05": result.aupro_05,
-    }
 
 
 def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str, DefectOutcome]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,34 +121,33 @@ def _image_curves(roc: "Axes", precision_recall: "Axes", labels: Bools, scores: 
     distinct, curve = image_curve(scores, labels)
     place = int((distinct > threshold).sum())  # points above the threshold; 0 is the corner
     rate, recall, precision = curve.false_positive_rate, curve.recall, curve.precision
-    roc.plot(rate, recall, color=_LINE)
-    roc.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
-    roc.plot(rate[place], recall[place], "o", color=_DEFECT, label="threshold", clip_on=False)
-    roc.set(title="ROC of images", xlabel="false alarms", ylabel="defects found", xlim=(-0.02, 1), ylim=(0, 1.02))
-    roc.legend(fontsize=8, loc="lower right")
-    precision_recall.plot(recall[1:], precision[1:], color=_LINE)
+    _draw_roc(roc, rate, recall, title="ROC of images", xlabel="false alarms", ylabel="defects found")
+    _mark_threshold(roc, rate[place], recall[place], "lower right")
+    _draw_precision_recall(precision_recall, recall, precision, "Precision-recall of images", "defects found")
     if place:
-        precision_recall.plot(recall[place], precision[place], "o", color=_DEFECT, label="threshold", clip_on=False)
-        precision_recall.legend(fontsize=8, loc="lower left")
-    precision_recall.set(
-        title="Precision-recall of images", xlabel="defects found", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02)
-    )
+        _mark_threshold(precision_recall, recall[place], precision[place], "lower left")
 
 
 def _pixel_curves(axes: "NDArray[np.object_]", curves: PixelCurves) -> None:
     roc, precision_recall, overlap = axes
-    roc.plot(curves.false_positive_rate, curves.recall, color=_LINE)
-    roc.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
-    roc.set(title="ROC of pixels", xlabel="false-positive rate", ylabel="recall", xlim=(-0.02, 1), ylim=(0, 1.02))
-    precision_recall.plot(curves.recall[1:], curves.precision[1:], color=_LINE)
-    precision_recall.set(
-        title="Precision-recall of pixels", xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02)
-    )
+    rate = "false-positive rate"
+    _draw_roc(roc, curves.false_positive_rate, curves.recall, title="ROC of pixels", xlabel=rate, ylabel="recall")
+    _draw_precision_recall(precision_recall, curves.recall, curves.precision, "Precision-recall of pixels", "recall")
     overlap.plot(curves.false_positive_rate, curves.region_overlap, color=_LINE)
-    overlap.set(
-        title="PRO of pixels",
-        xlabel="false-positive rate",
-        ylabel="region overlap",
-        xlim=(0, _PRO_LIMIT),
-        ylim=(0, 1.02),
-    )
+    overlap.set(title="PRO of pixels", xlabel=rate, ylabel="region overlap", xlim=(0, _PRO_LIMIT), ylim=(0, 1.02))
+
+
+def _draw_roc(axes: "Axes", rate: Floats, recall: Floats, **names: str) -> None:
+    axes.plot(rate, recall, color=_LINE)
+    axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
+    axes.set(xlim=(-0.02, 1), ylim=(0, 1.02), **names)
+
+
+def _draw_precision_recall(axes: "Axes", recall: Floats, precision: Floats, title: str, xlabel: str) -> None:
+    axes.plot(recall[1:], precision[1:], color=_LINE)
+    axes.set(title=title, xlabel=xlabel, ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+
+
+def _mark_threshold(axes: "Axes", x: float, y: float, corner: Literal["lower left", "lower right"]) -> None:
+    axes.plot(x, y, "o", color=_DEFECT, label="threshold", clip_on=False)
+    axes.legend(fontsize=8, loc=corner)

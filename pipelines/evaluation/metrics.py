@@ -14,9 +14,10 @@ taken from the test labels is called the oracle threshold. There is one decision
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +49,11 @@ class ImageResult:
     oracle_threshold: float  # just below a score, as a float32, which is what models give
     num_normal: int
     num_anomalous: int
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """As an evaluation names them."""
+        return {"image_auroc": self.auroc, "image_ap": self.ap, "image_f1_max": self.f1_max}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +159,12 @@ class PixelResult(NamedTuple):
     num_normal_pixels: int
     num_anomalous_pixels: int
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """As an evaluation names them."""
+        ranked = {"pixel_auroc": self.auroc, "pixel_ap": self.ap, "pixel_f1_max": self.f1_max}
+        return ranked | {"aupro_30": self.aupro_30, "aupro_05": self.aupro_05}
+
 
 class PixelCurves(NamedTuple):
     """ROC, precision-recall and PRO at shared thresholds, strictest first, thinned for drawing; arrays (P,)."""
@@ -198,8 +210,20 @@ class OperatingPoints:
         return PixelCurves(self.threshold[kept], rate[kept], recall[kept], curve.precision[kept], overlap[kept])
 
 
-class PixelMetrics(Protocol):
+class PixelMetrics(Metric):
     """Feed maps and masks in any split, then ask."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    num_regions: Tensor
+    num_images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(compute_with_cache=False)  # the cache outlives `merge_state`
+        for name in ("num_regions", "num_images"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, anomaly_map: Tensor, mask: Tensor) -> None:
         """Add maps and masks, both (B, 1, H, W) or (B, H, W); a mask is anomalous where not 0.
@@ -207,43 +231,34 @@ class PixelMetrics(Protocol):
         Raises:
             ValueError: another shape, or a score that is NaN or infinite; names the image, counted over all updates.
         """
-
-    def add(self, images: Iterable[Pixels]) -> None:
-        """Add images one by one, of any sizes."""
+        self.add(_split(anomaly_map, mask, int(self.num_images)))
 
     def compute(self) -> PixelResult:
         """All metrics of all images so far."""
+        return self.operating_points().result()
 
+    @abstractmethod
+    def add(self, images: Iterable[Pixels]) -> None:
+        """Add images one by one, of any sizes."""
+
+    @abstractmethod
     def operating_points(self) -> OperatingPoints:
-        """Metrics and curves of all images so far."""
+        """The curve of all images so far."""
 
 
-class ExactPixelMetrics(Metric):
+class ExactPixelMetrics(PixelMetrics):
     """Keeps every score: 4 bytes a pixel, about 11 at the peak of `compute`."""
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
 
     normal: list[Tensor]  # (pixels outside all regions,) float32
     anomalous: list[Tensor]  # (pixels inside,) float32
     region_sizes: list[Tensor]  # (pixels inside,) int32: how many pixels the region of each has
-    num_regions: Tensor
-    num_images: Tensor
 
     def __init__(self) -> None:
-        super().__init__(compute_with_cache=False)  # the cache outlives `merge_state`
+        super().__init__()
         for name in ("normal", "anomalous", "region_sizes"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        for name in ("num_regions", "num_images"):
-            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, anomaly_map: Tensor, mask: Tensor) -> None:
-        """As in `PixelMetrics`."""
-        self.add(_split(anomaly_map, mask, int(self.num_images)))
 
     def add(self, images: Iterable[Pixels]) -> None:
-        """As in `PixelMetrics`."""
         for image in images:
             self.normal.append(torch.from_numpy(image.normal).to(self.device))
             self.anomalous.append(torch.from_numpy(image.anomalous).to(self.device))
@@ -251,33 +266,22 @@ class ExactPixelMetrics(Metric):
             self.num_regions = self.num_regions + image.num_regions
             self.num_images = self.num_images + 1
 
-    def compute(self) -> PixelResult:
-        """As in `PixelMetrics`."""
-        return self.operating_points().result()
-
     def operating_points(self) -> OperatingPoints:
-        """As in `PixelMetrics`."""
         parts = _joined(self.normal, np.float32), _joined(self.anomalous, np.float32)
         threshold, curve = _sorted_points(*parts, _joined(self.region_sizes, np.int32))
         return OperatingPoints(threshold, curve, int(self.num_images), int(self.num_regions))
 
 
-class StreamingPixelMetrics(Metric):
+class StreamingPixelMetrics(PixelMetrics):
     """Keeps three histograms of 2^bits bins, 24 bytes each, however many pixels go in: 24 MiB at 20 bits.
 
     A bin is a range of float32 patterns, so no range of scores has to be known. At 20 bits a bin is at most 1/2048 of
     its scores wide. Counts are exact: batches, and metrics merged, add up to the same bins.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
     normal: Tensor  # (2^bits,) int64, pixels outside all regions
     anomalous: Tensor  # (2^bits,) int64, pixels inside
     overlap: Tensor  # (2^bits,) float64, each inside pixel counts 1 / pixels of its region
-    num_regions: Tensor
-    num_images: Tensor
 
     def __init__(self, bits: int = 20) -> None:
         """`bits`: leading bits kept of each score, 10 to 24; 16 suffice for watching a training run.
@@ -285,21 +289,14 @@ class StreamingPixelMetrics(Metric):
         Raises:
             ValueError: `bits` is out of range.
         """
-        super().__init__(compute_with_cache=False)  # the cache outlives `merge_state`
+        super().__init__()
         if not 10 <= bits <= 24:  # fewer than 9 would split the exponent; more would no longer be bounded memory
             raise ValueError(f"a streaming histogram keeps 10 to 24 bits of each score, found {bits}")
         self.bits = bits
         for name, dtype in (("normal", torch.int64), ("anomalous", torch.int64), ("overlap", torch.float64)):
             self.add_state(name, default=torch.zeros(2**bits, dtype=dtype), dist_reduce_fx="sum")
-        for name in ("num_regions", "num_images"):
-            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, anomaly_map: Tensor, mask: Tensor) -> None:
-        """As in `PixelMetrics`."""
-        self.add(_split(anomaly_map, mask, int(self.num_images)))
 
     def add(self, images: Iterable[Pixels]) -> None:
-        """As in `PixelMetrics`."""
         normal, anomalous, overlap = (
             state.cpu().numpy().copy() for state in (self.normal, self.anomalous, self.overlap)
         )
@@ -315,12 +312,7 @@ class StreamingPixelMetrics(Metric):
         self.anomalous = torch.from_numpy(anomalous).to(self.device)
         self.overlap = torch.from_numpy(overlap).to(self.device)
 
-    def compute(self) -> PixelResult:
-        """As in `PixelMetrics`."""
-        return self.operating_points().result()
-
     def operating_points(self) -> OperatingPoints:
-        """As in `PixelMetrics`."""
         counts = self.normal.cpu().numpy(), self.anomalous.cpu().numpy(), self.overlap.cpu().numpy()
         occupied = np.flatnonzero(counts[0] + counts[1])[::-1]
         threshold = _from_zero(_just_below(_bin_edges(occupied, self.bits)), np.inf)

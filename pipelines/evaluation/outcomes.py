@@ -160,21 +160,20 @@ class ScoredImage(Settings):
 
 def scored(results: Sequence[TestImage], held_out: Sequence[HeldOutImage], threshold: float) -> list[ScoredImage]:
     """The test images, then the held-out ones that the threshold comes from."""
-    rows: list[tuple[Split, str, str, bool, float, float]]
-    rows = [("test", r.path, r.defect, r.label, r.score, r.milliseconds) for r in results]
-    rows += [("holdout", r.path, GOOD, False, r.score, r.milliseconds) for r in held_out]
-    return [
-        ScoredImage(
-            path=path,
+
+    def row(image: TestImage | HeldOutImage, split: Split, defect: str, label: bool) -> ScoredImage:
+        return ScoredImage(
+            path=image.path,
             split=split,
             defect=defect,
             label=label,
-            score=score,
-            decision="defect" if score > threshold else "good",
-            milliseconds=milliseconds,
+            score=image.score,
+            decision="defect" if image.score > threshold else "good",
+            milliseconds=image.milliseconds,
         )
-        for split, path, defect, label, score, milliseconds in rows
-    ]
+
+    tested = [row(image, "test", image.defect, image.label) for image in results]
+    return tested + [row(image, "holdout", GOOD, False) for image in held_out]
 
 
 def write_predictions(folder: Path, images: Iterable[ScoredImage]) -> None:

@@ -12,7 +12,7 @@ from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import EVALUATION_FOLDER, DefectOutcome, Evaluation, read_outcome
 from pipelines.numbers import UNKNOWN, decimal, half, interval, percent, seconds
 from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, PREDICTIONS_FILE
-from pipelines.report.seeds import average_seeds, cell_seeds, latest, short_names
+from pipelines.report.seeds import average_seeds, latest, short_names
 from pipelines.report.summary import leaders
 from pipelines.tracking.records import CellRun
 
@@ -107,16 +107,15 @@ def gather(
     measured: dict[tuple[str, str], Measured] = {}
     defects = {}
     for cell, run in by_cell.items():
-        folder = folders[run.run_id]
+        folder, remedy = folders[run.run_id], f"run `blemish evaluate {run.model} {run.category}` again"
         if not (folder / EVALUATION_FILE).exists() or not (folder / PREDICTIONS_FILE).exists():
             raise StageError(
                 f"run {run.run_id} ({run.model} on {run.category}): holds no {EVALUATION_FOLDER}/{PREDICTIONS_FILE}; "
-                f"run `blemish evaluate {run.model} {run.category}` again"
+                f"{remedy}"
             )
-        evaluation = Evaluation.load(
-            folder / EVALUATION_FILE, f"run `blemish evaluate {run.model} {run.category}` again"
-        )
-        measured[cell] = measure(read_outcome(folder, evaluation, cell[0]), resamples, cell_seeds(run, runs).spreads())
+        evaluation = Evaluation.load(folder / EVALUATION_FILE, remedy)
+        outcome = read_outcome(folder, evaluation, cell[0])
+        measured[cell] = measure(outcome, resamples, average_seeds([run], runs).spreads())
         defects[cell] = evaluation.defects
     for name in shown:
         own = sorted((run for (other, _), run in by_cell.items() if other == name), key=lambda run: run.category)

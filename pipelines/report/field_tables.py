@@ -197,9 +197,8 @@ def write_tables(folder: Path, summary: Summary) -> None:
     for table in tables:
         (folder / "tables" / f"{table.metric}.csv").write_text(table.csv(), encoding="utf-8")
         (folder / "tables" / f"{table.metric}.tex").write_text(table.latex(), encoding="utf-8")
-    text = "\n\n".join(
-        ["# Tables", "Percent; the average weighs every category alike.", *(t.markdown() for t in tables)]
-    )
+    head = ["# Tables", "Percent; the average weighs every category alike."]
+    text = "\n\n".join([*head, *(table.markdown() for table in tables)])
     (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
 
 

@@ -82,17 +82,16 @@ class CategoryGallery:
             for model, folder in folders.items()
         }
 
-    def pictures(self, quality: Quality) -> Pictures:
-        return self._pictures(list(self.images), quality)
-
     def sample_bytes(self, num_images: int, quality: Quality) -> float:
         """What all pictures take in the page, judged by some of them."""
         paths = list(self.images)
         places = np.linspace(0, len(paths) - 1, min(num_images, len(paths))).round().astype(int)
         chosen = [paths[place] for place in places]
-        return self._pictures(chosen, quality).num_bytes * len(paths) / max(1, len(chosen))
+        return self.pictures(quality, chosen).num_bytes * len(paths) / max(1, len(chosen))
 
-    def _pictures(self, paths: Sequence[str], quality: Quality) -> Pictures:
+    def pictures(self, quality: Quality, of: Sequence[str] | None = None) -> Pictures:
+        """Of all images, or of these paths."""
+        paths = list(self.images) if of is None else of
         rows = [self._row[path] for path in paths]
         entries = [self._entries[row] for row in rows]
         sizes = [Layout(quality.side).fitted(entry.width, entry.height) for entry in entries]

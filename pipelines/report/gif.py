@@ -60,8 +60,7 @@ def write_gif(project: Project, model: str, category: str, path: Path) -> Path:
         _Part(image, (width, height), Verdict.of(image.label, image.score, threshold))
         for image, (width, height) in zip(images, sizes, strict=True)
     ]
-    shown = choose(parts)
-    frames = list(_frames(shown, folder, threshold, f"{model} on {category}"))
+    frames = list(_frames(choose(parts), folder, threshold, f"{model} on {category}"))
     palette = _palette([frame for frame, milliseconds in frames if milliseconds == _HOLD])
     # One palette and no dithering: what does not change between frames then costs nothing.
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame, _ in frames]
@@ -157,16 +156,12 @@ def _draw_axis(
     draw.line((tick, y - 14, tick, y + 14), fill=INK, width=2)
     write_line(draw, min(tick + 5, right - 100), y + 10, f"threshold {threshold:.3g}", 200, 12)
     for part in known:
-        _draw_dot(draw, place(part.image.score), y, part)
+        x, colour = place(part.image.score), MARKS[part.verdict]
+        # full for a defect, hollow for a good part
+        draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour if part.image.label else PAPER, outline=colour, width=3)
     if now:
         x = place(now.image.score)
         draw.polygon(((x, y - 5), (x - 6, y - 15), (x + 6, y - 15)), fill=INK)
-
-
-def _draw_dot(draw: ImageDraw.ImageDraw, x: int, y: int, part: _Part) -> None:
-    """Full for a defect, hollow for a good part, in the colour of the verdict."""
-    colour = MARKS[part.verdict]
-    draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour if part.image.label else PAPER, outline=colour, width=3)
 
 
 def _palette(frames: Sequence[Image.Image]) -> Image.Image:

@@ -73,18 +73,13 @@ class _Board:
 
 def write(summary: Summary, project: Project, folder: Path) -> Path:
     """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path."""
-    places = {
-        category: {model: project.cell(model, category) for model in summary.models} for category in summary.categories
-    }
-    galleries = {
-        category: CategoryGallery(
-            project.prepared(category), {model: place.evaluated for model, place in of_models.items()}
-        )
-        for category, of_models in places.items()
-    }
+    galleries = {}
+    for category in summary.categories:
+        folders = {model: project.cell(model, category).evaluated for model in summary.models}
+        galleries[category] = CategoryGallery(project.prepared(category), folders)
     quality = choose_quality(list(galleries.values()), len(summary.cells))
     blocks = [
-        _category(summary, category, places[category], gallery, gallery.pictures(quality))
+        _category(summary, category, project, gallery, gallery.pictures(quality))
         for category, gallery in galleries.items()
     ]
     path = folder / "report.html"
@@ -224,18 +219,17 @@ def _sentence(champion: Champion | None, name: str) -> str:
 
 
 def _category(
-    summary: Summary, name: str, places: Mapping[str, Cell], gallery: CategoryGallery, pictures: Pictures
+    summary: Summary, name: str, project: Project, gallery: CategoryGallery, pictures: Pictures
 ) -> dict[str, Any]:
     """What the script needs for one page; lists by image are in one order."""
+    cells = [cell for cell in summary.cells if cell.category == name]
     return {
         "name": name,
         "hasMasks": gallery.has_masks,
         "images": [[image.path, image.defect, image.label] for image in gallery.images.values()],
         "pictures": asdict(pictures),
         "intervals": _intervals(gallery),
-        "cells": {
-            cell.model: _cell(cell, places[cell.model], gallery) for cell in summary.cells if cell.category == name
-        },
+        "cells": {cell.model: _cell(cell, project.cell(cell.model, name), gallery) for cell in cells},
     }
 
 

@@ -81,6 +81,5 @@ def _write_leaderboard(path: Path, cells: Sequence[CellSummary]) -> None:
                 for end, value in zip(("low", "high"), interval, strict=True)
             }
             names = {"cell": f"{cell.model}-{cell.category}", "model": cell.model, "category": cell.category}
-            writer.writerow(
-                {**names, "seed": cell.protocol.seed, **cell.counts.model_dump(), **cell.figures, **intervals}
-            )
+            counts = {"seed": cell.protocol.seed, **cell.counts.model_dump()}
+            writer.writerow({**names, **counts, **cell.figures, **intervals})

@@ -66,32 +66,23 @@ class Seeds:
             return None
         metrics = {
             name: SeedFigure(
-                mean=round(sum(values) / len(values), DIGITS),
+                mean=round(sum(self.values[name]) / len(self.values[name]), DIGITS),
                 sd=round(spread.sd, DIGITS),
-                values=tuple(round(value, DIGITS) for value in values),
+                values=tuple(round(value, DIGITS) for value in self.values[name]),
             )
-            for name, values in self.values.items()
-            if (spread := spread_of(values)) is not None
+            for name, spread in self.spreads().items()
         }
         return SeedFigures(seeds=self.seeds, metrics=metrics)
 
 
-def cell_seeds(run: CellRun, runs: Iterable[CellRun]) -> Seeds:
-    by_seed = seeds_of(run, runs)
-    return _seeds([{seed: other.metrics for seed, other in by_seed.items()}])
-
-
 def average_seeds(cells: Sequence[CellRun], runs: Sequence[CellRun]) -> Seeds:
-    """The macro average of one model's cells for each seed that all of them were trained with."""
-    return _seeds([{seed: other.metrics for seed, other in seeds_of(run, runs).items()} for run in cells])
-
-
-def _seeds(cells: Sequence[Mapping[int, Mapping[str, float]]]) -> Seeds:
-    shared = sorted(set.intersection(*(set(cell) for cell in cells)))
+    """The macro average of one model's cells, or of one alone, for each seed that all of them were trained with."""
+    by_seed = [seeds_of(run, runs) for run in cells]
+    shared = sorted(set.intersection(*map(set, by_seed)))
     values = {
-        metric.key: tuple(sum(cell[seed][metric.key] for cell in cells) / len(cells) for seed in shared)
+        metric.key: tuple(sum(cell[seed].metrics[metric.key] for cell in by_seed) / len(cells) for seed in shared)
         for metric in METRICS
-        if shared and all(metric.key in cell[seed] for cell in cells for seed in shared)
+        if shared and all(metric.key in cell[seed].metrics for cell in by_seed for seed in shared)
     }
     return Seeds(tuple(shared), values)
 

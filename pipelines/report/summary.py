@@ -28,7 +28,7 @@ from pipelines.evaluation.outcomes import (
 )
 from pipelines.paths import Cell, Project
 from pipelines.records import Record
-from pipelines.report.seeds import DIGITS, SeedFigures, Seeds, average_seeds, cell_seeds
+from pipelines.report.seeds import DIGITS, SeedFigures, Seeds, average_seeds
 from pipelines.settings.params import Params
 from pipelines.tracking.records import CellRun
 
@@ -160,7 +160,7 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         place = project.cell(model, category)
         evaluation = Evaluation.load(place.evaluation, f"run {place.verb('evaluate')}, or `dvc repro` for everything")
         run = store.get(evaluation.run_id)
-        seeds = cell_seeds(run, runs) if run else Seeds((), {})
+        seeds = average_seeds([run], runs) if run else Seeds((), {})
         outcome = read_outcome(place.evaluated, evaluation, model)
         measured[model, category] = measure(outcome, resamples, seeds.spreads())
         url = pages.run(evaluation.run_id) if pages and run else None

@@ -19,8 +19,6 @@ from pipelines.errors import hint
 from pipelines.sources.demo_scenes import DEFECTS, GOOD, photograph
 from pipelines.sources.demo_textures import TEXTURES, draw_texture
 
-__all__ = ["CATEGORIES", "DEFECTS", "TEXTURE_CLASSES", "DemoConfig", "DemoTexturesConfig", "draw_demo", "draw_textures"]
-
 CATEGORIES: tuple[str, ...] = tuple(DEFECTS)
 TEXTURE_CLASSES: tuple[str, ...] = tuple(TEXTURES)
 

@@ -122,9 +122,8 @@ def blot(rng: Rng, x: Array, y: Array, centre: tuple[float, float], radius: floa
     u, v = rotated(x, y, *centre, rng.uniform(0, math.pi))
     cells = int(np.clip(1.6 / radius, 6, x.shape[0] // 12))
     outline = fractal_noise(rng, x.shape[0], cells, 3)
-    return (
-        1 - np.hypot(u * np.float32(squash), v / np.float32(squash)) / np.float32(radius) + np.float32(ragged) * outline
-    )
+    distance = np.hypot(u * np.float32(squash), v / np.float32(squash)) / np.float32(radius)
+    return 1 - distance + np.float32(ragged) * outline
 
 
 def mix(albedo: Array, colour: Array, amount: Array) -> Array:
@@ -353,9 +352,8 @@ def _rings(rng: Rng, x: Array, y: Array, knots: list[tuple[float, float, float]]
     distance = np.hypot(x + wander - np.float32(pith), np.float32(depth) + np.float32(slope) * y)
     heart = np.zeros_like(x)
     for knot_x, knot_y, radius in knots:
-        squared = ((x - np.float32(knot_x)) ** 2 + ((y - np.float32(knot_y)) * np.float32(0.62)) ** 2) / np.float32(
-            radius**2
-        )
+        squared = (x - np.float32(knot_x)) ** 2 + ((y - np.float32(knot_y)) * np.float32(0.62)) ** 2
+        squared = squared / np.float32(radius**2)
         distance = distance + np.float32(0.16) * np.exp(-0.22 * squared)
         inside = np.exp(-squared * squared)
         heart = np.maximum(heart, inside * (0.72 + 0.25 * np.cos(9 * np.sqrt(squared))))
@@ -419,10 +417,8 @@ def draw_gear(rng: Rng, side: int, defect: Defect) -> Surface:
 def _near_tooth(angle: Array, tooth: int, reach: float) -> Array:
     """1 on the middle of a tooth, 0 from `reach` teeth away."""
     pitch = 2 * math.pi / GEAR_TEETH
-    away = np.abs(
-        (angle - np.float32(tooth * pitch) + np.float32(math.pi)) % np.float32(2 * math.pi) - np.float32(math.pi)
-    )
-    return smoothstep(reach, 0.3 * reach, away / np.float32(pitch))
+    away = (angle - np.float32(tooth * pitch) + np.float32(math.pi)) % np.float32(2 * math.pi) - np.float32(math.pi)
+    return smoothstep(reach, 0.3 * reach, np.abs(away) / np.float32(pitch))
 
 
 def _gear_edge(radius: Array, angle: Array, x: Array, y: Array) -> Array:
@@ -459,11 +455,9 @@ def _steel(rng: Rng, side: int, shape: tuple[Array, Array, Array], stamp: Array)
     cloud = fractal_noise(rng, side, 4, 3)
     tone = (0.43 + 0.035 * marks + 0.014 * cloud) * (1 - 0.5 * stamp) * (1 - 0.25 * smoothstep(0.02, 0.0, edge))
     batch = colour(0.97, 1.0, 1.03) + batch_variation(rng, 0.01, 0.02)
-    groove = smoothstep(0.012, 0.0, np.abs(radius - np.float32(0.69))) + smoothstep(
-        0.012, 0.0, np.abs(radius - np.float32(0.5))
-    )
+    outer, inner = (smoothstep(0.012, 0.0, np.abs(radius - np.float32(r))) for r in (0.69, 0.5))
     height = np.float32(0.03) * smoothstep(0.0, 0.035, edge) + np.float32(0.0007) * marks
-    height = height - np.float32(0.008) * stamp - np.float32(0.009) * groove
+    height = height - np.float32(0.008) * stamp - np.float32(0.009) * (outer + inner)
     return Surface(tone * batch, height.astype(np.float32), np.full_like(radius, 0.3), sheen)
 
 
@@ -473,9 +467,8 @@ def _belt(rng: Rng, side: int) -> Surface:
     slide = np.float32(rng.uniform(0, 2 * math.pi))
     weave = np.sin(np.float32(62) * (x + y) + slide) * np.sin(np.float32(62) * (x - y))
     grit = rng.standard_normal((side, side), dtype=np.float32)
-    dust = np.maximum(smooth_noise(rng, side, side // 4, side // 4) - 2.4, 0) + 0.3 * np.maximum(
-        fractal_noise(rng, side, 3, 3), 0
-    )
+    dust = np.maximum(smooth_noise(rng, side, side // 4, side // 4) - 2.4, 0)
+    dust = dust + 0.3 * np.maximum(fractal_noise(rng, side, 3, 3), 0)
     tone = 0.155 + 0.02 * weave + 0.012 * grit + 0.035 * dust
     albedo = tone * (colour(0.88, 1.04, 1.0) + batch_variation(rng, 0.015, 0.02))
     return Surface(albedo, np.float32(0.002) * weave, np.full_like(x, 0.05), np.zeros_like(x))
@@ -574,9 +567,8 @@ def _foil(rng: Rng, side: int, x: Array, y: Array, edge: Array, ink: Array) -> S
     batch = colour(0.985, 1.0, 1.02) + batch_variation(rng, 0.008, 0.015)
     wear = np.clip(0.86 + 0.06 * fractal_noise(rng, side, 24, 2), 0, 1)
     albedo = mix(tone * batch, colour(0.1, 0.15, 0.38), ink * wear)
-    height = (
-        np.float32(0.0035) * waves + np.float32(0.0022) * knurl * flat + np.float32(0.02) * smoothstep(0, 0.03, edge)
-    )
+    height = np.float32(0.0035) * waves + np.float32(0.0022) * knurl * flat
+    height = height + np.float32(0.02) * smoothstep(0, 0.03, edge)
     sheen = np.float32(0.05) * np.maximum(waves, 0)
     return Surface(albedo.astype(np.float32), height, np.full_like(x, 0.32), sheen)
 
@@ -693,9 +685,8 @@ def _exposure(category: str, defect: Defect, key: tuple[int, ...], image_size: i
 def _lit(surface: Surface, rng: Rng) -> Array:
     """Lambert and Blinn-Phong shading (3, N, N) under a lamp from the upper left."""
     azimuth, elevation = rng.normal(math.radians(225), 0.06), rng.normal(0.92, 0.03)
-    lamp = np.array(
-        [math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation)]
-    )
+    across = math.cos(elevation)
+    lamp = np.array([math.cos(azimuth) * across, math.sin(azimuth) * across, math.sin(elevation)])
     halfway = lamp + np.array([0, 0, 1])
     halfway /= np.linalg.norm(halfway)
     spacing = np.float32(2 / surface.height.shape[0])

@@ -156,25 +156,10 @@ def _zigzagged(rng: Rng, side: int) -> Array:
     return smoothstep(0.38, 0.62, _wave(pitch * y * np.float32(0.8) + tooth))
 
 
-TEXTURES: dict[str, Callable[[Rng, int], Array]] = {
-    "banded": _banded,
-    "blotchy": _blotchy,
-    "bubbly": _bubbly,
-    "chequered": _chequered,
-    "cracked": _cracked,
-    "dotted": _dotted,
-    "fibrous": _fibrous,
-    "grid": _grid,
-    "honeycombed": _honeycombed,
-    "marbled": _marbled,
-    "scaly": _scaly,
-    "sprinkled": _sprinkled,
-    "striped": _striped,
-    "swirly": _swirly,
-    "veined": _veined,
-    "woven": _woven,
-    "zigzagged": _zigzagged,
-}
+_DRAWN: tuple[Callable[[Rng, int], Array], ...]
+_DRAWN = (_banded, _blotchy, _bubbly, _chequered, _cracked, _dotted, _fibrous, _grid, _honeycombed)
+_DRAWN += (_marbled, _scaly, _sprinkled, _striped, _swirly, _veined, _woven, _zigzagged)
+TEXTURES = {draw.__name__.removeprefix("_"): draw for draw in _DRAWN}
 
 
 def draw_texture(name: str, key: tuple[int, ...], image_size: int) -> NDArray[np.uint8]:

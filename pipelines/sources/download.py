@@ -16,13 +16,7 @@ from typing import IO, Annotated, Any, Literal, Self
 import requests
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from rich.console import Console
-from rich.progress import (
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TransferSpeedColumn,
-)
+from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TaskID, TransferSpeedColumn
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from anomaly_models.common.settings import Settings

@@ -6,16 +6,15 @@ from pipelines.errors import ParamsError
 
 
 def test_auto_takes_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_device("auto") == torch.device("cuda")
+    for there, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert choose_device("auto") == torch.device(expected)
 
 
 def test_a_gpu_is_counted_before_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("cuda") == torch.device("cuda")
-    assert choose_device("cuda:1") == torch.device("cuda:1")
+    for name in ("cuda", "cuda:1"):
+        assert choose_device(name) == torch.device(name)
     with pytest.raises(ParamsError, match=r"^device 'cuda:2': this machine has 2 GPUs; use auto or cpu$"):
         choose_device("cuda:2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

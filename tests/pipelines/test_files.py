@@ -2,6 +2,7 @@ import errno
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,22 +47,6 @@ def test_a_file_takes_its_name_when_the_block_ends(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
-    target = tmp_path / "a.txt"
-    target.write_text("old")
-
-    def write() -> None:
-        with atomic_file(target) as temporary:
-            temporary.write_text("half of the n")
-            raise error
-
-    with pytest.raises(error):
-        write()
-    assert target.read_text() == "old"
-    assert names(tmp_path) == ["a.txt"]
-
-
 def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "out"
     for name in ("first", "second"):
@@ -72,19 +57,20 @@ def test_a_folder_replaces_the_old_one_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_the_old_folder_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+@pytest.mark.parametrize(("atomic", "inside"), [(atomic_file, ""), (atomic_folder, "a.txt")])
+def test_an_exception_leaves_what_was_there(tmp_path: Path, atomic: Any, inside: str, error: Any) -> None:
     target = tmp_path / "out"
-    target.mkdir()
-    (target / "a.txt").write_text("old")
+    (target / inside).parent.mkdir(exist_ok=True)
+    (target / inside).write_text("old")
 
     def write() -> None:
-        with atomic_folder(target) as temporary:
-            (temporary / "a.txt").write_text("new")
+        with atomic(target) as temporary:
+            (temporary / inside).write_text("half of the n")
             raise error
 
     with pytest.raises(error):
         write()
-    assert (target / "a.txt").read_text() == "old"
+    assert (target / inside).read_text() == "old"
     assert names(tmp_path) == ["out"]
 
 
@@ -134,13 +120,11 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, what:
         (tmp_path / name).write_text("old")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.json").write_text("old")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, tmp_path, what], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", FULL_DISK, tmp_path, what]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == (
-        f"error: {tmp_path / named}: File too large; nothing was kept of it: free some space and run again\n"
-    )
+    remedy = "nothing was kept of it: free some space and run again"
+    assert done.stderr == f"error: {tmp_path / named}: File too large; {remedy}\n"
     assert names(tmp_path) == ["a.bin", "a.json", "sub"]
     assert {path.read_text() for path in tmp_path.rglob("*.*")} == {"old"}
 

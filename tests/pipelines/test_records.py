@@ -26,20 +26,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert '"nüt"' in (tmp_path / "found.json").read_text(encoding="utf-8")
 
 
+NUT = '{"name": "nut", '
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("", "the file: Invalid JSON: EOF while parsing a value at line 1 column 0"),
         ('{"name": "nut"', "the file: Invalid JSON: EOF while parsing an object at line 1 column 14"),
         ("[]", "the file: Input should be an object"),
-        ('{"name": "nut", "counts": {}, "ends": [0, 1]}', "inner: Field required"),
+        (NUT + '"counts": {}, "ends": [0, 1]}', "inner: Field required"),
+        (NUT + '"counts": {"a": "3"}, "ends": [0, 1], "inner": []}', "counts.a: Input should be a valid integer"),
+        (NUT + '"counts": {}, "ends": [0, NaN], "inner": []}', "ends.1: Input should be a finite number"),
         (
-            '{"name": "nut", "counts": {"a": "3"}, "ends": [0, 1], "inner": []}',
-            "counts.a: Input should be a valid integer",
-        ),
-        ('{"name": "nut", "counts": {}, "ends": [0, NaN], "inner": []}', "ends.1: Input should be a finite number"),
-        (
-            '{"name": "nut", "counts": {}, "ends": [0, 1], "inner": [{"share": 1, "old": 2}]}',
+            NUT + '"counts": {}, "ends": [0, 1], "inner": [{"share": 1, "old": 2}]}',
             "inner.0.old: Extra inputs are not permitted",
         ),
     ],

@@ -1,8 +1,8 @@
 """Batches hold what `images` reads, and the training stream is a pure function of (seed, step)."""
 
-import json
 from collections import Counter
 
+import drawn_folders
 import numpy as np
 import pytest
 import torch
@@ -11,20 +11,12 @@ from PIL import Image
 from pipelines.data import batches as data
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
+from pipelines.files import read_json, write_json
 from pipelines.pictures import images
-from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
 from pipelines.preparation.prepare import prepare
 
 SIZE = 8
-CONFIG = PrepareConfig(
-    image_sizes=[SIZE, 4],
-    white_level=65535,
-    holdout=0.3,
-    test_normal=0.2,
-    anomalous_train=AnomalousTrainConfig(count=0, protocol="spread"),
-    surfaces=[],
-    seed=0,
-)
+CONFIG = drawn_folders.CONFIG.model_copy(update={"image_sizes": [SIZE, 4], "holdout": 0.3})
 CPU = torch.device("cpu")
 
 
@@ -182,16 +174,12 @@ def test_a_size_that_is_not_prepared(folder):
         PreparedData(folder, 256, CPU)
 
 
-def test_another_format(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"format": 0}, "prepared in format 0"), ({}, r"images_8\.npy: missing; run `blemish prepare nut`")],
+)
+def test_another_format_and_missing_arrays(folder, tmp_path, changes, message):
     (tmp_path / "nut").mkdir()
-    index = json.loads((folder / "index.json").read_text())
-    (tmp_path / "nut/index.json").write_text(json.dumps(index | {"format": 0}))
-    with pytest.raises(StageError, match="prepared in format 0"):
-        PreparedData(tmp_path / "nut", SIZE, CPU)
-
-
-def test_missing_arrays(folder, tmp_path):
-    (tmp_path / "nut").mkdir()
-    (tmp_path / "nut/index.json").write_text((folder / "index.json").read_text())
-    with pytest.raises(StageError, match=r"images_8\.npy: missing; run `blemish prepare nut`"):
+    write_json(tmp_path / "nut/index.json", read_json(folder / "index.json") | changes)
+    with pytest.raises(StageError, match=message):
         PreparedData(tmp_path / "nut", SIZE, CPU)

@@ -1,5 +1,7 @@
 """Real anomalies follow the normal images of each batch; foregrounds are found once per image."""
 
+import shutil
+
 import pytest
 import torch
 from conftest import CATEGORY, tiny_params, write_params
@@ -12,9 +14,9 @@ from pipelines.data.streams import WithAnomalies, WithForeground, WithPhotos, an
 CPU = torch.device("cpu")
 
 
-def prepared(root, blemish, count):
+def prepared(root, blemish, count=0, surfaces=()):
     values = tiny_params()
-    values["prepare"]["anomalous_train"] = {"count": count, "protocol": "spread"}
+    values["prepare"] |= {"anomalous_train": {"count": count, "protocol": "spread"}, "surfaces": list(surfaces)}
     write_params(root, values)
     assert blemish("prepare", CATEGORY).code == 0
     return PreparedData(root / "data/prepared" / CATEGORY, 64, CPU)
@@ -41,7 +43,7 @@ def test_anomalies_follow_the_normal_images(root, blemish):
 
 
 def test_without_anomalies_a_batch_is_as_it_was(root, blemish):
-    data = prepared(root, blemish, count=0)
+    data = prepared(root, blemish)
     batch = WithAnomalies(data, 3).training_batch(0, 0, 4)
     assert not batch.label.any()
     assert anomalies_warning(data) == (
@@ -50,8 +52,6 @@ def test_without_anomalies_a_batch_is_as_it_was(root, blemish):
 
 
 def test_anomalies_without_masks_are_left_out(root, blemish):
-    import shutil
-
     shutil.rmtree(root / "images" / CATEGORY / "ground_truth")
     data = prepared(root, blemish, count=2)
     assert data.rows("anomalous_train")
@@ -115,11 +115,7 @@ def test_a_batch_gets_as_many_photos_as_it_has_images(penalty, textures):
 
 @pytest.mark.parametrize("surface", [True, False])
 def test_the_index_says_whether_a_part_stands_out(root, blemish, surface):
-    values = tiny_params()
-    values["prepare"]["surfaces"] = [CATEGORY] if surface else []
-    write_params(root, values)
-    blemish("prepare", CATEGORY)
-    assert PreparedData(root / "data/prepared" / CATEGORY, 64, CPU).index.surface == surface
+    assert prepared(root, blemish, surfaces=[CATEGORY] * surface).index.surface == surface
 
 
 def test_a_surface_must_be_a_category(root, blemish):

@@ -1,7 +1,10 @@
 import math
 import time
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pipelines.errors import StageError
 from pipelines.evaluation.certainty import (
+    Champion,
     Measured,
     Spread,
     average,
@@ -32,14 +36,10 @@ from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet, bin_edg
 KEYS = [metric.key for metric in METRICS]
 
 
-def images_of(good: int, defect: int) -> TestSet:
+def images_of(good: int, defect: int, category: str = "nut") -> TestSet:
     names = [(f"test/good/{number:03}.png", False) for number in range(good)]
     names += [(f"test/cut/{number:03}.png", True) for number in range(defect)]
-    return TestSet("nut", tuple(sorted(names)), "data", 256, "pixels")
-
-
-def on(test_set: TestSet, category: str) -> TestSet:
-    return TestSet(category, test_set.images, test_set.data_sha256, test_set.image_size, test_set.pixels_sha256)
+    return TestSet(category, tuple(sorted(names)), "data", 256, "pixels")
 
 
 def labels_of(test_set: TestSet) -> NDArray[np.bool_]:
@@ -50,32 +50,34 @@ def outcome(
     name: str, test_set: TestSet, scores: NDArray[np.float64], threshold: float = 5.0, pixels: PixelCounts | None = None
 ) -> Outcome:
     """With the metrics of these scores."""
-    labels = labels_of(test_set)
-    image = image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))
-    called = scores > threshold
-    values = {
-        "image_auroc": image.auroc,
-        "image_ap": image.ap,
-        "image_f1_max": image.f1_max,
-        "recall": float(called[labels].mean()) if labels.any() else math.nan,
-        "false_alarms": float(called[~labels].mean()) if not labels.all() else math.nan,
-    }
+    labels, called = labels_of(test_set), scores > threshold
+    values = image_metrics(torch.from_numpy(scores), torch.from_numpy(labels)).figures
+    if labels.any():
+        values["recall"] = float(called[labels].mean())
+    if not labels.all():
+        values["false_alarms"] = float(called[~labels].mean())
     values = {key: value for key, value in values.items() if not math.isnan(value)}
     return Outcome(name, test_set, scores, threshold, values, pixels)
 
 
 def drawn(
-    name: str,
-    category: str = "nut",
-    auroc: float = 0.9,
-    seed: int = 0,
-    good: int = 30,
-    defect: int = 50,
-    resamples: int = 400,
+    name: str, category: str = "nut", auroc: float = 0.9, seed: int = 0, *, size: Any = (30, 50), resamples: int = 400
 ) -> Measured:
-    test_set = on(images_of(good, defect), category)
+    """`size`: how many good and anomalous images there are."""
+    test_set = images_of(*size, category)
     scores = draw_scores(auroc, labels_of(test_set), category, name, seed)
     return measure(outcome(name, test_set, scores), resamples)
+
+
+def exact_metrics(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> ExactPixelMetrics:
+    exact = ExactPixelMetrics()
+    exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
+    return exact
+
+
+def counts_of(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> PixelCounts:
+    edges = bin_edges(exact_metrics(maps, masks).operating_points().curves().threshold)
+    return count_pixels(pixels_of(maps, masks), edges)
 
 
 # What is drawn
@@ -97,7 +99,7 @@ def test_a_draw_has_as_many_good_and_anomalous_images_as_the_test_set() -> None:
 def test_the_draws_are_those_of_the_images_and_not_of_the_model() -> None:
     one = resample(images_of(5, 5), 10)
     assert (one == resample(images_of(5, 5), 10)).all()
-    assert (one != resample(on(images_of(5, 5), "bolt"), 10)).any()
+    assert (one != resample(images_of(5, 5, "bolt"), 10)).any()
     assert (one[:, :4] != resample(images_of(4, 6), 10)[:, :4]).any()
 
 
@@ -108,20 +110,11 @@ def test_every_draw_is_the_metric_of_the_images_drawn() -> None:
     scores = rng("ties").integers(0, 6, size=14).astype(np.float64)
     maps, masks = draw_maps(scores, labels, "nut")
     maps = (maps * 40).round() / 40  # few distinct scores: every one has a bin of its own
-    exact = ExactPixelMetrics()
-    exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
-    pixels = count_pixels(pixels_of(maps, masks), bin_edges(exact.operating_points().curves().threshold))
-    one = outcome("a", test_set, scores, 2.0, pixels)
-    found = exact.compute()
-    names = {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
-    names |= {"aupro_30": found.aupro_30, "aupro_05": found.aupro_05}
-    measured = measure(Outcome("a", test_set, scores, 2.0, {**one.values, **names}, pixels), 20)
+    one = outcome("a", test_set, scores, 2.0, counts_of(maps, masks))
+    measured = measure(replace(one, values={**one.values, **exact_metrics(maps, masks).compute().figures}), 20)
     for draw, weights in enumerate(resample(test_set, 20).astype(int)):
         repeated = np.repeat(np.arange(14), weights)
         s, y = scores[repeated], labels[repeated]
-        exact = ExactPixelMetrics()
-        exact.update(torch.from_numpy(maps[repeated]), torch.from_numpy(masks[repeated]))
-        found = exact.compute()
         called = s > 2.0
         expected = {
             "image_auroc": roc_auc_score(y, s),
@@ -129,11 +122,7 @@ def test_every_draw_is_the_metric_of_the_images_drawn() -> None:
             "image_f1_max": max(2 * (y & (s > t)).sum() / (y.sum() + (s > t).sum()) for t in range(-1, 6)),
             "recall": called[y].mean(),
             "false_alarms": called[~y].mean(),
-            "pixel_auroc": found.auroc,
-            "pixel_ap": found.ap,
-            "pixel_f1_max": found.f1_max,
-            "aupro_30": found.aupro_30,
-            "aupro_05": found.aupro_05,
+            **exact_metrics(maps[repeated], masks[repeated]).compute().figures,
         }
         assert {key: values[draw] for key, values in measured.draws.items()} == pytest.approx(expected, abs=1e-6)
 
@@ -145,18 +134,13 @@ def test_five_hundred_bins_are_close_to_every_pixel() -> None:
     masks[labels, 10:30, 20:24] = True
     masks[labels, 40:44, 40:44] = True
     maps += masks * 2
-    exact = ExactPixelMetrics()
-    exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
-    found = exact.compute()
-    counts = count_pixels(pixels_of(maps, masks), bin_edges(exact.operating_points().curves().threshold))
+    counts = counts_of(maps, masks)
     assert counts.normal.shape == (40, 500)
     assert counts.normal.sum() == (~masks).sum()
     assert counts.anomalous.sum() == masks.sum()
     assert counts.regions.sum(1) == pytest.approx(np.where(labels, 2, 0), abs=1e-4)
-    values = {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
-    values |= {"aupro_30": found.aupro_30, "aupro_05": found.aupro_05}
-    test_set = images_of(20, 20)
-    measured = measure(Outcome("a", test_set, np.zeros(40), 1.0, values, counts), 1)
+    values = exact_metrics(maps, masks).compute().figures
+    measured = measure(Outcome("a", images_of(20, 20), np.zeros(40), 1.0, values, counts), 1)
     assert {key: measured.draws[key][0] for key in values} == pytest.approx(values, abs=1e-3)
 
 
@@ -174,9 +158,8 @@ def test_the_spread_of_the_draws_is_delongs(auroc: float) -> None:
     test_set = images_of(60, 80)
     scores = draw_scores(auroc, labels_of(test_set), "nut", "a", 0)
     measured = measure(outcome("a", test_set, scores), 2000)
-    assert measured.draws["image_auroc"][1:].std() == pytest.approx(
-        math.sqrt(delong_variance(scores, labels_of(test_set))), rel=0.08
-    )
+    expected = math.sqrt(delong_variance(scores, labels_of(test_set)))
+    assert measured.draws["image_auroc"][1:].std() == pytest.approx(expected, rel=0.08)
 
 
 def test_the_paired_spread_is_delongs() -> None:
@@ -188,8 +171,6 @@ def test_the_paired_spread_is_delongs() -> None:
     difference = wins[0] - wins[1]
     variance = difference.mean(1).var(ddof=1) / 80 + difference.mean(0).var(ddof=1) / 60
     found = compare("image_auroc", *(measure(outcome(n, test_set, s), 2000) for n, s in (("a", a), ("b", b))))
-    assert found.low is not None
-    assert found.high is not None
     assert (found.high - found.low) / 2 / 1.96 == pytest.approx(math.sqrt(variance), rel=0.1)
 
 
@@ -226,7 +207,7 @@ def test_good_images_alone_have_false_alarms_only() -> None:
 
 def test_every_interval_holds_its_value() -> None:
     for seed in range(20):
-        measured = drawn("a", f"category {seed}", 0.97, seed, good=5, defect=5)
+        measured = drawn("a", f"category {seed}", 0.97, seed, size=(5, 5))
         for name, (low, high) in measured.intervals.items():
             assert 0 <= low <= measured.values[name] <= high <= 1
 
@@ -243,14 +224,14 @@ def test_an_average_over_categories_is_surer_than_one() -> None:
 def test_an_average_of_perfect_scores_is_not_certain_either() -> None:
     test_set = images_of(20, 20)
     scores = np.where(labels_of(test_set), 9.0, 1.0)
-    cells = [measure(outcome("a", on(test_set, f"category {n}"), scores), 50) for n in range(4)]
+    cells = [measure(outcome("a", replace(test_set, category=f"category {n}"), scores), 50) for n in range(4)]
     low, high = average(cells).intervals["image_auroc"]
     assert high == 1.0
     assert low == pytest.approx(1 - (1 - 0.025 ** (1 / 20)) / 2)  # a quarter of the sum of four equal squares' root
 
 
 def test_a_metric_that_a_category_lacks_has_no_average() -> None:
-    cells = [drawn("a", "one", resamples=50), measure(outcome("a", on(images_of(10, 0), "two"), np.arange(10.0)), 50)]
+    cells = [drawn("a", "one", resamples=50), measure(outcome("a", images_of(10, 0, "two"), np.arange(10.0)), 50)]
     row = average(cells)
     assert set(row.values) == set(row.draws) == {"false_alarms"}
 
@@ -282,7 +263,6 @@ def test_a_planted_difference_of_five_points_is_one() -> None:
         )
         found = compare("image_auroc", weak, strong)
         assert found.verdict == "b"
-        assert found.difference is not None
         assert found.difference < 0
         assert found.text.startswith("strong beats weak by ")
         assert compare("image_auroc", strong, weak).verdict == "a"
@@ -303,7 +283,6 @@ def test_fewer_false_alarms_are_better() -> None:
     scores = np.where(labels_of(test_set), 9.0, np.arange(110) / 110)
     many, few = (measure(outcome(n, test_set, scores, t), 300) for n, t in (("many", 0.5), ("few", 0.9)))
     found = compare("false_alarms", many, few)
-    assert found.difference is not None
     assert found.difference > 0
     assert found.verdict == "b"
     assert found.text.startswith("few beats many by ")
@@ -313,9 +292,6 @@ def test_fewer_false_alarms_are_better() -> None:
 def test_the_words_for_a_tie_and_for_equals() -> None:
     a, b = drawn("a", auroc=0.9), drawn("b", auroc=0.9)
     found = compare("image_auroc", a, b)
-    assert found.difference is not None
-    assert found.low is not None
-    assert found.high is not None
     winner, loser = ("a", "b") if found.difference > 0 else ("b", "a")
     points, margin = abs(100 * found.difference), 50 * (found.high - found.low)
     assert found.text == f"{winner} beats {loser} by {points:.1f} ± {margin:.1f}: not distinguishable"
@@ -339,14 +315,12 @@ def test_the_same_model_with_two_seeds_and_nothing_else_is_never_a_difference() 
     """Two runs whose difference is all that is known of the seeds' spread."""
     for trial in range(50):
         values = [0.91, 0.91 + trial / 1000]
-        spread = spread_of(values)
-        assert spread is not None
-        known = {"image_auroc": spread}
+        known = {"image_auroc": spread_of(values)}
         test_set = images_of(30, 30)
         scores = draw_scores(0.9, labels_of(test_set), f"{trial}", "a", 0)
         one = outcome("a", test_set, scores)
         a, b = (
-            measure(Outcome(f"seed {n}", test_set, scores, 5.0, {**one.values, "image_auroc": v}, None), 50, known)
+            measure(replace(one, name=f"seed {n}", values={**one.values, "image_auroc": v}), 50, known)
             for n, v in enumerate(values)
         )
         assert compare("image_auroc", a, b).verdict == "tie"
@@ -357,30 +331,28 @@ def test_one_run_has_no_spread() -> None:
     assert spread_of([0.9, 0.92, 0.94]) == Spread(pytest.approx(0.02), 3)
 
 
-def other(**changes: object) -> TestSet:
-    values = {"category": "nut", "images": images_of(5, 5).images, "data_sha256": "data"}
-    return TestSet(**{**values, "image_size": 256, "pixels_sha256": "pixels", **changes})  # type: ignore[arg-type]
+OURS = images_of(5, 5)
 
 
 @pytest.mark.parametrize(
-    ("theirs", "reason"),
+    ("changes", "reason"),
     [
-        (other(category="bolt"), "nut and bolt are two categories"),
-        (other(images=images_of(5, 4).images), "10 and 9 test images of nut"),
+        ({"category": "bolt"}, "nut and bolt are two categories"),
+        ({"images": images_of(5, 4).images}, "10 and 9 test images of nut"),
         (
-            other(images=(*images_of(5, 5).images[:-1], ("test/good/new.png", False))),
+            {"images": (*OURS.images[:-1], ("test/good/new.png", False))},
             "the test images of nut are not the same: test/good/004.png is in one of the two only",
         ),
-        (other(data_sha256="x", pixels_sha256="y"), "the files of nut changed between the two evaluations"),
-        (other(data_sha256="x", image_size=128), "the files of nut changed between the two evaluations"),
-        (other(data_sha256="x"), None),  # a training image was added; the test images are what they were
-        (other(image_size=128, pixels_sha256="y"), None),  # the same files, seen by a model of another size
+        ({"data_sha256": "x", "pixels_sha256": "y"}, "the files of nut changed between the two evaluations"),
+        ({"data_sha256": "x", "image_size": 128}, "the files of nut changed between the two evaluations"),
+        ({"data_sha256": "x"}, None),  # a training image was added; the test images are what they were
+        ({"image_size": 128, "pixels_sha256": "y"}, None),  # the same files, seen by a model of another size
     ],
 )
-def test_different_test_images_are_refused(theirs: TestSet, reason: str | None) -> None:
+def test_different_test_images_are_refused(changes: dict[str, Any], reason: str | None) -> None:
     a, b = (
         measure(outcome(name, test_set, draw_scores(0.9, labels_of(test_set), "nut", name, 0)), 50)
-        for name, test_set in (("a", other()), ("b", theirs))
+        for name, test_set in (("a", OURS), ("b", replace(OURS, **changes)))
     )
     found = compare("image_auroc", a, b)
     assert found.reason == reason
@@ -400,30 +372,25 @@ def test_a_metric_that_one_lacks_is_refused() -> None:
 # Champions
 
 
-def measured_as(name: str, value: float, **values: float) -> Measured:
-    return Measured(name, "nut", {"image_auroc": value, **values}, {}, {}, ())
+def measured_as(name: str, value: float) -> Measured:
+    return Measured(name, "nut", {"image_auroc": value}, {}, {}, ())
 
 
-def judged(*models: Measured, ties: tuple[tuple[str, str], ...] = (), refused: tuple[str, ...] = ()) -> object:
+def judged(*models: Measured, **verdicts: str) -> Champion:
+    """`verdicts` are those of pairs, called "ab"; without one the first wins."""
     found = [
-        type("C", (), {"a": a.name, "b": b.name, "verdict": verdict, "reason": "why"})()
+        SimpleNamespace(a=a.name, b=b.name, verdict=verdicts.get(a.name + b.name, "a"), reason="why")
         for a, b in combinations(models, 2)
-        for verdict in [
-            "refused" if {a.name, b.name} & set(refused) else "tie" if (a.name, b.name) in ties else "a",
-        ]
     ]
     return champion("image_auroc", models, found)
 
 
 def test_the_champion_and_its_equals() -> None:
-    a, b, c = measured_as("a", 0.97), measured_as("b", 0.98), measured_as("c", 0.9)
-    alone = judged(a, b, c)
-    assert (alone.best, alone.tied_with, alone.is_tie) == ("b", (), False)
+    models = measured_as("a", 0.97), measured_as("b", 0.98), measured_as("c", 0.9)
+    assert judged(*models) == Champion("b", (), None)
     # what ties the second does not tie the first
-    tied = judged(a, b, c, ties=(("a", "b"), ("a", "c")))
-    assert (tied.best, tied.tied_with, tied.is_tie) == ("b", ("a",), True)
-    nobody = judged(a, b, c, refused=("c",))
-    assert (nobody.best, nobody.reason) == (None, "why")
+    assert judged(*models, ab="tie", ac="tie") == Champion("b", ("a",), None)
+    assert judged(*models, ac="refused", bc="refused") == Champion(None, (), "why")
 
 
 def test_a_champion_of_one_and_of_none() -> None:
@@ -431,7 +398,7 @@ def test_a_champion_of_one_and_of_none() -> None:
     lacking = Measured("b", "nut", {}, {}, {}, ())
     assert champion("image_auroc", [lacking], []).reason == "no Image AUROC"
     # a model without the metric does not keep the other from being best
-    assert judged(measured_as("a", 0.9), lacking, refused=("b",)).best == "a"
+    assert judged(measured_as("a", 0.9), lacking, ab="refused").best == "a"
 
 
 # From the files
@@ -445,7 +412,6 @@ def test_an_outcome_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
     assert all(x < y for x, y in pairwise(paths))
     assert read.labels.sum() == 4
     assert len(read.scores) == 7  # and not the held-out ones
-    assert read.pixels is not None
     # an image's pixels went with it: only the anomalous have any inside
     assert ((read.pixels.anomalous.sum(1) > 0) == read.labels).all()
     assert roc_auc_score(read.labels, read.scores) == pytest.approx(evaluation.metrics["image_auroc"])

@@ -30,6 +30,24 @@ def trained(project, params, console):
     train("fapm", CATEGORY, params, project, CPU, console)
 
 
+def evaluated_anew(project, params, console):
+    prepare_category(project, params)
+    train("fapm", CATEGORY, params, project, CPU, console)
+    return evaluate("fapm", CATEGORY, params, project, CPU)
+
+
+def changed(project, section, **values):
+    """The parameters with these in a section, on disk too."""
+    content = tiny_params()
+    content[section] |= values
+    write_params(project.root, content)
+    return load_checked(project.params)
+
+
+def negate(path):
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+
+
 def evaluation(project):
     return read_json(project.cell("fapm", CATEGORY).evaluation)
 
@@ -40,16 +58,8 @@ def test_an_evaluation_is_written_whole(project, params):
     assert metrics["image_auroc"] == 1.0  # bright squares on noise
     assert metrics["pixel_auroc"] > 0.9
     folder = project.cell("fapm", CATEGORY).evaluated
-    assert {path.name for path in folder.iterdir()} == {
-        "curves.json",
-        "curves.png",
-        "evaluation.json",
-        "examples.png",
-        "maps.npz",
-        "panels",
-        "pixels.npz",
-        "predictions.csv",
-    }
+    figures = {"curves.json", "curves.png", "examples.png", "maps.npz", "panels"}
+    assert {path.name for path in folder.iterdir()} == figures | {"evaluation.json", "pixels.npz", "predictions.csv"}
     assert len(list(folder.glob("panels/test/*/*.jpg"))) == 8
     flat = read_json(project.cell("fapm", CATEGORY).metrics)
     assert flat["image_auroc"] == metrics["image_auroc"]
@@ -82,10 +92,8 @@ def test_an_evaluation_says_how_sure_it_is_and_of_which_images(project, params):
     again = read_outcome(cell.evaluated, Evaluation.load(cell.evaluation, "run it again"), "fapm")
     assert again.test_set.pixels_sha256 == found["pixels_sha256"]
     assert again.pixels.normal.sum() + again.pixels.anomalous.sum() == 8 * 64 * 64
-    drawn = measure(again, 50)
-    assert {name: drawn.draws[name][0] for name in drawn.draws} == pytest.approx(
-        {name: metrics[name] for name in drawn.draws}, abs=2e-3
-    )
+    drawn = {name: values[0] for name, values in measure(again, 50).draws.items()}
+    assert drawn == pytest.approx({name: metrics[name] for name in drawn}, abs=2e-3)
 
 
 @pytest.mark.usefixtures("trained")
@@ -94,11 +102,8 @@ def test_the_test_images_have_a_hash_of_their_own(project, params, console):
     evaluate("fapm", CATEGORY, params, project, CPU)
     before = evaluation(project)
     for split, changes in (("train", False), ("test", True)):
-        path = project.root / "images" / CATEGORY / split / "good" / "000.png"
-        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-        prepare_category(project, params)
-        train("fapm", CATEGORY, params, project, CPU, console)
-        evaluate("fapm", CATEGORY, params, project, CPU)
+        negate(project.root / "images" / CATEGORY / split / "good" / "000.png")
+        evaluated_anew(project, params, console)
         assert evaluation(project)["data_sha256"] != before["data_sha256"]
         assert (evaluation(project)["pixels_sha256"] != before["pixels_sha256"]) == changes
 
@@ -124,10 +129,8 @@ def test_the_threshold_does_not_see_the_test_images(project, params, console):
     evaluate("fapm", CATEGORY, params, project, CPU)
     before = evaluation(project)["threshold"]
     for path in (project.root / "images" / CATEGORY / "test").rglob("*.png"):
-        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-    prepare_category(project, params)
-    train("fapm", CATEGORY, params, project, CPU, console)
-    evaluate("fapm", CATEGORY, params, project, CPU)
+        negate(path)
+    evaluated_anew(project, params, console)
     after = evaluation(project)["threshold"]
     assert after["oracle"] != before["oracle"]
     assert {k: v for k, v in after.items() if k != "oracle"} == {k: v for k, v in before.items() if k != "oracle"}
@@ -138,20 +141,14 @@ def test_the_threshold_does_not_see_the_test_images(project, params, console):
 @pytest.mark.usefixtures("trained")
 def test_streaming_agrees_with_exact(project, params):
     exact = evaluate("fapm", CATEGORY, params, project, CPU)
-    values = tiny_params()
-    values["evaluate"]["pixel_metrics"] = "streaming"
-    write_params(project.root, values)
-    streaming = evaluate("fapm", CATEGORY, load_checked(project.params), project, CPU)
+    streaming = evaluate("fapm", CATEGORY, changed(project, "evaluate", pixel_metrics="streaming"), project, CPU)
     for name in ("pixel_auroc", "aupro_30"):
         assert streaming[name] == pytest.approx(exact[name], abs=1e-5)
     assert streaming["image_auroc"] == exact["image_auroc"]
 
 
 @pytest.mark.usefixtures("trained")
-def test_native_resolution_brings_the_map_to_the_mask(project, params, monkeypatch):
-    values = tiny_params()
-    values["evaluate"]["resolution"] = "native"
-    write_params(project.root, values)
+def test_native_resolution_brings_the_map_to_the_mask(project, monkeypatch):
     shapes = []
     split = module.Regions.split
 
@@ -160,7 +157,7 @@ def test_native_resolution_brings_the_map_to_the_mask(project, params, monkeypat
         return split(regions, anomaly_map, name)
 
     monkeypatch.setattr(module.Regions, "split", noted)
-    native = evaluate("fapm", CATEGORY, load_checked(project.params), project, CPU)
+    native = evaluate("fapm", CATEGORY, changed(project, "evaluate", resolution="native"), project, CPU)
     assert shapes == [((64, 80), (64, 80))] * 8  # the originals are 80 x 64, the arrays 64 x 64; each is taken once
     assert native["pixel_auroc"] > 0.9
     assert evaluation(project)["protocol"]["mask_resize"] == "none"
@@ -169,24 +166,18 @@ def test_native_resolution_brings_the_map_to_the_mask(project, params, monkeypat
 def test_a_category_without_masks_has_image_metrics_only(project, params, console):
     masks = project.root / "images" / CATEGORY / "ground_truth"
     masks.rename(project.root / "elsewhere")
-    prepare_category(project, params)
-    train("fapm", CATEGORY, params, project, CPU, console)
-    metrics = evaluate("fapm", CATEGORY, params, project, CPU)
+    metrics = evaluated_anew(project, params, console)
     assert metrics["image_auroc"] == 1.0
     assert "pixel_auroc" not in metrics
 
 
 @pytest.mark.usefixtures("trained")
-def test_data_prepared_anew_asks_for_training(project, params):
-    values = tiny_params()
-    values["prepare"]["seed"] = 1  # the same images, split otherwise: a held-out part may have been trained on
-    write_params(project.root, values)
-    changed = load_checked(project.params)
-    prepare_category(project, changed)
-    with pytest.raises(
-        StageError, match=r"^squares: prepared anew since fapm was trained; run `blemish train fapm squares`"
-    ):
-        evaluate("fapm", CATEGORY, changed, project, CPU)
+def test_data_prepared_anew_asks_for_training(project):
+    params = changed(project, "prepare", seed=1)  # split otherwise: a held-out part may have been trained on
+    prepare_category(project, params)
+    message = r"^squares: prepared anew since fapm was trained; run `blemish train fapm squares`"
+    with pytest.raises(StageError, match=message):
+        evaluate("fapm", CATEGORY, params, project, CPU)
 
 
 def test_nothing_trained(project, params):

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 from pipelines.evaluation.metrics import (
     DefectRecall,
     ExactPixelMetrics,
+    ImageResult,
+    PixelCurves,
     PixelMetrics,
     PixelResult,
     StreamingPixelMetrics,
@@ -36,6 +39,18 @@ def make(request):
 def measured(metrics: PixelMetrics, anomaly_map: Tensor, mask: Tensor) -> PixelResult:
     metrics.update(anomaly_map, mask)
     return metrics.compute()
+
+
+def curves_of(metrics: PixelMetrics, anomaly_map: Tensor, mask: Tensor) -> PixelCurves:
+    metrics.update(anomaly_map, mask)
+    return metrics.operating_points().curves()
+
+
+def assert_as_scikit_learn(result: PixelResult | ImageResult, target: Any, scores: Any) -> None:
+    precision, recall, _ = precision_recall_curve(target, scores)
+    assert result.auroc == pytest.approx(roc_auc_score(target, scores), abs=1e-12)
+    assert result.ap == pytest.approx(average_precision_score(target, scores), abs=1e-12)
+    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-12)
 
 
 def random_case(seed: int, num_images: int = 6, side: int = 48, kind: str = "lognormal") -> tuple[Tensor, Tensor]:
@@ -104,9 +119,7 @@ def test_every_region_weighs_the_same(make):
     mask[..., 60, 0:10] = 1  # 10 pixels, fully missed
     scores = torch.zeros(1, 1, 64, 64)
     scores[..., 0:20, 0:50] = 1
-    metrics = make()
-    metrics.update(scores, mask)
-    curves = metrics.operating_points().curves()
+    curves = curves_of(make(), scores, mask)
     strict = int(np.flatnonzero(curves.recall > 0)[0])
     assert curves.region_overlap[strict] == pytest.approx(0.5)
     assert curves.recall[strict] == pytest.approx(1000 / 1010)
@@ -157,11 +170,7 @@ def test_exact_aupro_equals_the_reference(kind, limit):
 def test_exact_pixel_metrics_equal_scikit_learn(kind):
     scores, mask = random_case(seed=2, kind=kind)
     result = measured(ExactPixelMetrics(), scores, mask)
-    target, flat = mask.flatten().numpy(), scores.flatten().numpy()
-    precision, recall, _ = precision_recall_curve(target, flat)
-    assert result.auroc == pytest.approx(roc_auc_score(target, flat), abs=1e-12)
-    assert result.ap == pytest.approx(average_precision_score(target, flat), abs=1e-12)
-    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-12)
+    assert_as_scikit_learn(result, mask.flatten().numpy(), scores.flatten().numpy())
 
 
 def test_image_metrics_equal_scikit_learn_and_torchmetrics():
@@ -169,10 +178,7 @@ def test_image_metrics_equal_scikit_learn_and_torchmetrics():
     labels = rng.random(167) < 0.8
     scores = (rng.normal(size=167) + labels).astype(np.float32)
     result = image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    assert result.auroc == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
-    assert result.ap == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
-    assert result.f1_max == pytest.approx(np.max(2 * precision * recall / (precision + recall)), abs=1e-12)
+    assert_as_scikit_learn(result, labels, scores)
     both = torch.from_numpy(scores), torch.from_numpy(labels).long()
     assert result.auroc == pytest.approx(float(BinaryAUROC(normalization=None)(*both)), abs=1e-6)
     assert result.ap == pytest.approx(float(BinaryAveragePrecision(normalization=None)(*both)), abs=1e-6)
@@ -271,13 +277,12 @@ def test_good_images_change_the_false_positive_rate_and_not_the_overlap(make):
     scores, mask = random_case(seed=8, kind="ties")
     defective = mask.flatten(1).any(dim=1)
     with_good, without = make(), make()
-    with_good.update(scores, mask)
-    without.update(scores[defective], mask[defective])
-    a, b = (metrics.operating_points().curves() for metrics in (with_good, without))
+    a, b = curves_of(with_good, scores, mask), curves_of(without, scores[defective], mask[defective])
     assert a.region_overlap[1:-1].tolist() == pytest.approx(b.region_overlap[-len(a.region_overlap) + 1 : -1].tolist())
-    assert with_good.compute().num_regions == without.compute().num_regions
-    assert with_good.compute().num_normal_pixels > without.compute().num_normal_pixels
-    assert with_good.compute().aupro_30 != without.compute().aupro_30
+    first, second = with_good.compute(), without.compute()
+    assert first.num_regions == second.num_regions
+    assert first.num_normal_pixels > second.num_normal_pixels
+    assert first.aupro_30 != second.aupro_30
 
 
 # ---- what is refused, and what is NaN ----------------------------------------------------------------------------
@@ -314,19 +319,13 @@ def test_one_class_only_is_nan(make, value):
     image = image_metrics(torch.rand(5), torch.full((5,), value))
     assert all(math.isnan(value) for value in (image.auroc, image.ap, image.f1_max, image.oracle_threshold))
     assert (image.num_normal, image.num_anomalous) == ((5, 0), (0, 5))[int(value)]
-
-
-def test_curves_of_one_class_only_are_empty(make):
-    metrics = make()
-    metrics.update(torch.rand(2, 4, 4), torch.zeros(2, 4, 4))
-    assert all(len(curve) == 0 for curve in metrics.operating_points().curves())
+    assert all(len(curve) == 0 for curve in curves_of(make(), torch.rand(2, 4, 4), torch.full((2, 4, 4), value)))
 
 
 def test_nothing_at_all_is_nan(make):
-    metrics = make()
-    metrics.update(torch.rand(0, 1, 4, 4), torch.zeros(0, 1, 4, 4))
-    assert math.isnan(metrics.compute().auroc)
-    assert metrics.compute().num_images == 0
+    result = measured(make(), torch.rand(0, 1, 4, 4), torch.zeros(0, 1, 4, 4))
+    assert math.isnan(result.auroc)
+    assert result.num_images == 0
 
 
 # ---- oracle thresholds and curves --------------------------------------------------------------------------------
@@ -360,8 +359,7 @@ def test_a_score_of_minus_zero_is_zero(make):
 def test_curves_are_monotone_whole_and_true_to_their_thresholds(make):
     scores, mask = random_case(seed=10, num_images=12)
     metrics = make()
-    metrics.update(scores, mask)
-    curves = metrics.operating_points().curves()
+    curves = curves_of(metrics, scores, mask)
     assert len({len(curve) for curve in curves}) == 1
     assert len(curves.recall) <= 2000
     for rate in (curves.false_positive_rate, curves.recall, curves.region_overlap):
@@ -412,9 +410,7 @@ def test_reset_starts_over(make):
     metrics = make()
     metrics.update(*random_case(seed=13))
     metrics.reset()
-    scores, mask = random_case(seed=14)
-    metrics.update(scores, mask)
-    assert metrics.compute() == measured(make(), scores, mask)
+    assert measured(metrics, *random_case(seed=14)) == measured(make(), *random_case(seed=14))
 
 
 def test_state_dict_round_trip():

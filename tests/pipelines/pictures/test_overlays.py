@@ -2,15 +2,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ExportError
-from pipelines.pictures.overlays import (
-    colour,
-    coloured_map,
-    heat_overlay,
-    opacity,
-    outline,
-    relative_to_threshold,
-    resize_map,
-)
+from pipelines.pictures import overlays
 
 CYAN = [0, 255, 255]
 
@@ -23,19 +15,19 @@ def test_the_scale_is_tied_to_the_threshold() -> None:
     ratio = np.array([[-1.0, 0.0, 0.9, 0.95, 1.0, 1.5, 2.0, 5.0]], dtype=np.float32)
     for threshold in (1e-3, 1.0, 40.0):
         anomaly_map = ratio * np.float32(threshold)
-        relative = relative_to_threshold(anomaly_map, threshold)
+        relative = overlays.relative_to_threshold(anomaly_map, threshold)
         assert relative.dtype == np.float32
         np.testing.assert_allclose(relative, ratio, rtol=1e-6)
-        covered = opacity(anomaly_map, threshold)
+        covered = overlays.opacity(anomaly_map, threshold)
         np.testing.assert_allclose(covered, [[0, 0, 0, 0.25, 0.5, 0.625, 0.75, 0.75]], atol=1e-5)
         # at 0.35 of the way at the threshold, in even steps on either side of it
         places = np.array([[0, 0, 0.315, 0.3325, 0.35, 0.675, 1, 1]], dtype=np.float32)
-        difference = coloured_map(anomaly_map, threshold).astype(int) - colour(places)
+        difference = overlays.coloured_map(anomaly_map, threshold).astype(int) - overlays.colour(places)
         assert abs(difference).max() <= 1  # rounding
 
 
 def test_good_parts_stay_dark_and_defects_are_brighter_than_anything_below_the_threshold() -> None:
-    levels = coloured_map(np.linspace(0, 2, 41, dtype=np.float32)[None], 1.0)[0]
+    levels = overlays.coloured_map(np.linspace(0, 2, 41, dtype=np.float32)[None], 1.0)[0]
     luma = levels @ np.array([0.2126, 0.7152, 0.0722])
     assert luma[:21].max() < 70  # of 255: up to the threshold
     assert (np.diff(luma) > 0).all()
@@ -44,11 +36,11 @@ def test_good_parts_stay_dark_and_defects_are_brighter_than_anything_below_the_t
 @pytest.mark.parametrize("threshold", [0.0, -1.0, float("nan")])
 def test_without_a_positive_threshold_there_is_no_scale(threshold: float) -> None:
     with pytest.raises(ExportError, match=rf"^pixel threshold {threshold:g} is not positive: .*; train again$"):
-        relative_to_threshold(np.ones((2, 2), dtype=np.float32), threshold)
+        overlays.relative_to_threshold(np.ones((2, 2), dtype=np.float32), threshold)
 
 
 def test_colours_run_from_black_to_light_yellow_and_get_brighter() -> None:
-    colours = colour(np.linspace(0, 1, 33, dtype=np.float32)[None])
+    colours = overlays.colour(np.linspace(0, 1, 33, dtype=np.float32)[None])
     assert colours.shape == (1, 33, 3)
     assert colours.dtype == np.uint8
     assert colours[0, 0].tolist() == [0, 0, 4]
@@ -61,7 +53,7 @@ def test_colours_run_from_black_to_light_yellow_and_get_brighter() -> None:
 def test_a_good_part_does_not_glow(level: float) -> None:
     rgb = picture(20, 30)
     before = rgb.copy()
-    overlay = heat_overlay(rgb, np.full((20, 30), level * 8, dtype=np.float32), 8.0)
+    overlay = overlays.heat_overlay(rgb, np.full((20, 30), level * 8, dtype=np.float32), 8.0)
     np.testing.assert_array_equal(overlay, rgb)
     np.testing.assert_array_equal(rgb, before)
 
@@ -70,7 +62,7 @@ def test_a_defect_is_coloured_and_outlined() -> None:
     rgb = np.full((9, 9, 3), 200, dtype=np.uint8)
     anomaly_map = np.zeros((9, 9), dtype=np.float32)
     anomaly_map[2:7, 2:7] = 20.0
-    overlay = heat_overlay(rgb, anomaly_map, 10.0)
+    overlay = overlays.heat_overlay(rgb, anomaly_map, 10.0)
     assert overlay.dtype == np.uint8
     ring = np.zeros((9, 9), dtype=bool)
     ring[2:7, 2:7] = True
@@ -83,30 +75,30 @@ def test_a_defect_is_coloured_and_outlined() -> None:
 def test_the_threshold_itself_is_not_above_it() -> None:
     anomaly_map = np.full((4, 4), 10.0, dtype=np.float32)
     anomaly_map[1, 1] = np.nextafter(np.float32(10), np.float32(11))
-    overlay = heat_overlay(np.zeros((4, 4, 3), dtype=np.uint8), anomaly_map, 10.0)
+    overlay = overlays.heat_overlay(np.zeros((4, 4, 3), dtype=np.uint8), anomaly_map, 10.0)
     assert np.argwhere((overlay == CYAN).all(axis=2)).tolist() == [[1, 1]]
 
 
 def test_the_border_of_the_image_is_no_outside() -> None:
-    assert not outline(np.ones((5, 5), dtype=bool)).any()
-    assert not outline(np.zeros((5, 5), dtype=bool)).any()
+    assert not overlays.outline(np.ones((5, 5), dtype=bool)).any()
+    assert not overlays.outline(np.zeros((5, 5), dtype=bool)).any()
     half = np.zeros((4, 5), dtype=bool)
     half[:, :3] = True
     expected = np.zeros((4, 5), dtype=bool)
     expected[:, 2] = True
-    np.testing.assert_array_equal(outline(half), expected)
+    np.testing.assert_array_equal(overlays.outline(half), expected)
 
 
 def test_a_single_pixel_is_its_own_outline() -> None:
     mask = np.zeros((3, 3), dtype=bool)
     mask[1, 1] = True
-    np.testing.assert_array_equal(outline(mask), mask)
+    np.testing.assert_array_equal(overlays.outline(mask), mask)
 
 
 def test_maps_go_back_to_the_size_of_the_image() -> None:
     anomaly_map = np.tile(np.arange(8, dtype=np.float32), (8, 1))
-    resized = resize_map(anomaly_map, width=16, height=4)
+    resized = overlays.resize_map(anomaly_map, width=16, height=4)
     assert resized.shape == (4, 16)
     assert resized.dtype == np.float32
     np.testing.assert_allclose(resized[:, 1:-1], np.tile(np.arange(0.25, 7, 0.5), (4, 1)), atol=1e-6)
-    np.testing.assert_array_equal(resize_map(anomaly_map, width=8, height=8), anomaly_map)
+    np.testing.assert_array_equal(overlays.resize_map(anomaly_map, width=8, height=8), anomaly_map)

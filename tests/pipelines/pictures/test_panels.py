@@ -1,4 +1,3 @@
-import csv
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -6,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_cells import THRESHOLDS, picture
+from made_up import scored_image
 from PIL import Image
 
-from pipelines.evaluation.outcomes import ScoredImage, read_tested
+from pipelines.evaluation.outcomes import read_tested, write_predictions
 from pipelines.pictures.overlays import coloured_map, heat_overlay
 from pipelines.pictures.panels import (
     MARKS,
@@ -52,7 +52,6 @@ def test_the_five_panels() -> None:
     np.testing.assert_array_equal(heat, coloured_map(DEFECT.anomaly_map, 1.0))
     np.testing.assert_array_equal(overlay, heat_overlay(DEFECT.rgb, DEFECT.anomaly_map, 1.0))
     np.testing.assert_array_equal(mask, np.where(DEFECT.anomaly_map > 1.0, 255, 0)[..., None].repeat(3, axis=2))
-    assert DEFECT.truth is not None
     np.testing.assert_array_equal(truth, np.where(DEFECT.truth, 255, 0)[..., None].repeat(3, axis=2))
 
 
@@ -156,13 +155,10 @@ def test_a_sheet_has_two_strips_beside_each_other() -> None:
 
 
 def test_only_test_images_are_read_back(tmp_path: Path) -> None:
-    with (tmp_path / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(ScoredImage.model_fields)
-        writer.writerow(["test/a, b/0.png", "test", "a, b", "1", "2.5", "defect", "3.1"])
-        writer.writerow(["train/good/0.png", "holdout", "good", "0", "1.5", "good", "3.1"])
-    (image,) = read_tested(tmp_path)
-    assert (image.path, image.defect, image.label, image.score) == ("test/a, b/0.png", "a, b", True, 2.5)
+    tested = scored_image("test/a, b/0.png", "a, b", True, 2.5, threshold=2.0)
+    held_out = scored_image("train/good/0.png", "good", False, 1.5, "holdout", threshold=2.0)
+    write_predictions(tmp_path, [tested, held_out])
+    assert read_tested(tmp_path) == [tested]
 
 
 def test_thresholds_are_of_score_and_pixel() -> None:

@@ -23,11 +23,7 @@ from pipelines.training.inputs import find_inputs
 SIZE = 64
 CPU = torch.device("cpu")
 SETTINGS = tiny_models.SETTINGS["diffusion_ad"]
-DIFFUSION_AD = SETTINGS | {
-    "batch_size": 3,
-    "steps": 4,
-    "synthesis": SETTINGS["synthesis"] | {"perlin_max_exponent": 3},
-}
+SYNTHESIS = SETTINGS["synthesis"] | {"perlin_max_exponent": 3}
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def prepared(root, blemish, draw_textures):
     def prepare(surface, **synthesis):
         values = tiny_params()
         values["prepare"]["surfaces"] = [CATEGORY] if surface else []
-        settings = DIFFUSION_AD | {"synthesis": DIFFUSION_AD["synthesis"] | synthesis}
+        settings = SETTINGS | {"batch_size": 3, "steps": 4, "synthesis": SYNTHESIS | synthesis}
         values["models"]["diffusion_ad"] = settings
         write_params(root, values)
         assert blemish("prepare", CATEGORY).code == 0
@@ -100,10 +96,8 @@ def test_a_row_for_each_defect(prepared, blemish, surface, columns):
     assert outcome.code == 0, outcome.err
     assert outcome.out == f"sheets/mine.png: 3 synthetic defects of diffusion_ad on {CATEGORY}\n"
     with Image.open(project.root / "sheets/mine.png") as page:
-        assert page.size == (
-            2 * MARGIN + columns * (TILE + GAP) - GAP,
-            2 * MARGIN + 2 * TITLE + 3 * (TILE + GAP) - GAP,
-        )
+        width = 2 * MARGIN + columns * (TILE + GAP) - GAP
+        assert page.size == (width, 2 * MARGIN + 2 * TITLE + 3 * (TILE + GAP) - GAP)
         for row, defect in enumerate(islice(defects_of(project), 3)):
             mask = tile_of(page, row, columns - 3)
             enlarged = np.repeat(np.repeat(defect.mask[0].numpy(), TILE // SIZE, axis=0), TILE // SIZE, axis=1)

@@ -41,25 +41,27 @@ def log_run(
         return run.run_id
 
 
+Ids = dict[tuple[str, str], str]  # of runs, by model and category
+
+
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, str], str]]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ids]:
     """Three models on two categories, and an older run of one of them."""
     root = tmp_path_factory.mktemp("store")
-    before = os.environ.pop("MLFLOW_TRACKING_URI", None)
     write_params(root, tiny_params())
-    log_run(root, tmp_path_factory.mktemp("old"), "weak", "nut", auroc=0.6)
-    ids = {
-        (model, category): log_run(root, tmp_path_factory.mktemp("cell"), model, category, auroc=auroc)
-        for model, auroc in QUALITY.items()
-        for category in ("nut", "bolt")
-    }
-    if before is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        log_run(root, tmp_path_factory.mktemp("old"), "weak", "nut", auroc=0.6)
+        ids = {
+            (model, category): log_run(root, tmp_path_factory.mktemp("cell"), model, category, auroc=auroc)
+            for model, auroc in QUALITY.items()
+            for category in ("nut", "bolt")
+        }
     return root, ids
 
 
 @pytest.fixture
-def root(store: tuple[Path, dict[tuple[str, str], str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(store: tuple[Path, Ids], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy, so that a test may add to it; its artifacts stay where they are."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(store[0] / "mlflow.db", tmp_path / "mlflow.db")
@@ -69,7 +71,7 @@ def root(store: tuple[Path, dict[tuple[str, str], str]], tmp_path: Path, monkeyp
 
 
 @pytest.fixture
-def ids(store: tuple[Path, dict[tuple[str, str], str]]) -> dict[tuple[str, str], str]:
+def ids(store: tuple[Path, Ids]) -> Ids:
     return store[1]
 
 
@@ -96,8 +98,7 @@ def test_models_from_the_best_to_the_worst(root: Path) -> None:
     assert float(weak[1]) > 75
     assert re.fullmatch(r"-\d+\.\d ± \d+\.\d", weak[3])
     assert weak[4:] == ["240", "1", "25", "12.5", "20.0"]  # seconds are summed over categories, the rest averaged
-    second = row(text, order[1])
-    assert second[3].startswith("tie (")
+    assert row(text, order[1])[3].startswith("tie (")
 
 
 def test_every_pair_is_told_in_words(root: Path) -> None:
@@ -123,24 +124,24 @@ def test_defects(root: Path) -> None:
     cells = row(text, "nut", "cut")
     assert cells[2] == "30"
     assert len(cells) == 6
-    assert float(row(text, "nut", "cut")[3]) > float(row(text, "nut", "cut")[5])
+    assert float(cells[3]) > float(cells[5])
     assert "let the same share" in printed(root, "defect", "recall_at_rate")
 
 
-def test_chosen_runs(root: Path, ids: dict[tuple[str, str], str]) -> None:
+def test_chosen_runs(root: Path, ids: Ids) -> None:
     text = printed(root, runs=(ids["strong", "nut"][:8], ids["weak", "nut"]))
     assert "average over nut" in text
     assert "twin" not in text
     assert row(text, "weak")[4] == "120"
 
 
-def test_runs_of_different_categories_are_not_compared(root: Path, ids: dict[tuple[str, str], str]) -> None:
+def test_runs_of_different_categories_are_not_compared(root: Path, ids: Ids) -> None:
     text = printed(root, runs=(ids["strong", "nut"], ids["weak", "bolt"]))
     assert "strong and weak cannot be compared by Image AUROC: nut and bolt are two categories." in text
     assert row(text, "strong")[3:5] == ["120", "1"]  # nobody is the best
 
 
-def test_runs_on_other_images_are_not_compared(root: Path, tmp_path: Path, ids: dict[tuple[str, str], str]) -> None:
+def test_runs_on_other_images_are_not_compared(root: Path, tmp_path: Path, ids: Ids) -> None:
     new = log_run(root, tmp_path / "new", "new", "nut", data_sha256="other", pixels_sha256="other")
     text = printed(root, runs=(ids["strong", "nut"], new))
     assert "the files of nut changed between the two evaluations." in text
@@ -156,15 +157,13 @@ def test_two_seeds_of_one_model_are_a_tie(root: Path, tmp_path: Path) -> None:
     assert re.search(r"2 \(± \d+\.\d\)", text)
 
 
-def test_from_the_command_line(root: Path, blemish: Any, ids: dict[tuple[str, str], str]) -> None:
+def test_from_the_command_line(root: Path, blemish: Any, ids: Ids) -> None:
     outcome = blemish("compare", "--by", "category", "--metric", "recall")
     assert outcome.code == 0, outcome.err
     assert "Defects found, percent" in outcome.out
-    pair = f"{ids['strong', 'nut'][:8]},{ids['weak', 'nut'][:8]}"
-    assert (
-        blemish("compare", "--runs", pair).out
-        == blemish("compare", *("--runs " + pair.replace(",", " --runs ")).split()).out
-    )
+    first, second = (ids[model, "nut"][:8] for model in ("strong", "weak"))
+    one_by_one = blemish("compare", "--runs", first, "--runs", second).out
+    assert blemish("compare", "--runs", f"{first},{second}").out == one_by_one
 
 
 @pytest.mark.parametrize(
@@ -189,18 +188,16 @@ def test_a_fresh_project_has_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path, tiny_params())
     outcome = blemish("compare")
-    assert outcome.err == (
-        "error: mlflow.db: no runs yet; run `dvc repro`, or set MLFLOW_TRACKING_URI to the server that has them\n"
-    )
+    remedy = "run `dvc repro`, or set MLFLOW_TRACKING_URI to the server that has them"
+    assert outcome.err == f"error: mlflow.db: no runs yet; {remedy}\n"
     assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_a_run_of_another_version_says_what_to_do(root: Path, tmp_path: Path) -> None:
     with runs.cell_run(Cell(root, "ancient", "nut"), "tests", None) as run:
         run.metrics({"threshold": 1.0, "image_auroc": 0.9})
-    with pytest.raises(
-        StageError, match=rf"^run {run.run_id} \(ancient on nut\): holds no evaluation/predictions.csv; "
-    ):
+    message = rf"^run {run.run_id} \(ancient on nut\): holds no evaluation/predictions.csv; "
+    with pytest.raises(StageError, match=message):
         printed(root)
 
 
@@ -232,7 +229,7 @@ def test_a_server_that_does_not_answer_is_told_of_soon(root: Path, monkeypatch: 
 
 
 @pytest.fixture
-def server(store: tuple[Path, dict[tuple[str, str], str]], tmp_path: Path) -> Iterator[str]:
+def server(store: tuple[Path, Ids], tmp_path: Path) -> Iterator[str]:
     """MLflow's own, with a place of its own for artifacts."""
     port = free_port()
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

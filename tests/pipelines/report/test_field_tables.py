@@ -6,10 +6,10 @@ import drawn_cells
 import pytest
 
 from pipelines.evaluation.certainty import AVERAGE, Champion
-from pipelines.report.field_tables import FieldTable, category_title, field_tables, write_tables
+from pipelines.report.field_tables import FieldTable, Row, field_tables, write_tables
 from pipelines.report.literature import MVTEC_AD_ORDER
 from pipelines.report.summary import Summary
-from pipelines.sources.catalogue import MVTEC_AD_COUNTS
+from pipelines.sources.catalogue import MVTEC_AD_COUNTS, CategoryCounts
 
 
 def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> Summary:
@@ -17,9 +17,9 @@ def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> Summary:
     categories = list(next(iter(figures.values())))
 
     def numbers(category: str) -> dict[str, int]:
-        own = MVTEC_AD_COUNTS.get(category)
-        train, good, defect = (own.train_good, own.test_good, own.test_defect) if own else (60, 10, 8)
-        return {"train": train - 20, "holdout": 20, "test_normal": good, "test_anomalous": defect, **counts}
+        own = MVTEC_AD_COUNTS.get(category, CategoryCounts(60, 10, 8, 2))
+        tested = {"test_normal": own.test_good, "test_anomalous": own.test_defect}
+        return {"train": own.train_good - 20, "holdout": 20, **tested, **counts}
 
     content = drawn_cells.summary_of(list(figures), categories)
     for cell in content["cells"]:
@@ -40,6 +40,10 @@ OWN = summary_of({"fapm": {"nut": 0.9, "my_bolt": 0.8}, "bgad": {"nut": 0.7, "my
 def only(summary: Summary) -> FieldTable:
     (table,) = field_tables(summary)
     return table
+
+
+def by_method(table: FieldTable) -> dict[str, Row]:
+    return {row.method: row for row in table.rows}
 
 
 def test_markdown_has_the_average_first_and_the_test_images() -> None:
@@ -98,11 +102,11 @@ def test_mvtec_ad_comes_in_the_fields_order_with_published_results() -> None:
     header = table.markdown().splitlines()[2]
     assert header.startswith("| Method | Avg | Carpet | Grid | Leather | Tile | Wood | Bottle |")
     assert " Metal Nut | Pill |" in header
-    by_method = {row.method: row for row in table.rows}
-    assert by_method["fapm"].values == (95.0,) * 15
-    assert by_method["FAPM (paper)"].average == 99
-    assert by_method["PatchCore (WideResNet-50)"].values[table.categories.index("screw")] == 98.8
-    assert by_method["BGAD (official code)"].values == (None,) * 15
+    rows = by_method(table)
+    assert rows["fapm"].values == (95.0,) * 15
+    assert rows["FAPM (paper)"].average == 99
+    assert rows["PatchCore (WideResNet-50)"].values[table.categories.index("screw")] == 98.8
+    assert rows["BGAD (official code)"].values == (None,) * 15
 
 
 def test_footnotes_say_what_keeps_results_apart() -> None:
@@ -110,8 +114,7 @@ def test_footnotes_say_what_keeps_results_apart() -> None:
     assert set(table.notes) == {note for row in table.rows for note in row.notes}
     assert table.notes["*"].startswith("This run: whole images at 256 pixels; masks resized by the nearest pixel")
     assert "up to 10 real defects per category taken out of the test" in table.notes["*"]
-    bgad = next(row for row in table.rows if row.method == "BGAD (official code)")
-    texts = " ".join(table.notes[letter] for letter in bgad.notes)
+    texts = " ".join(table.notes[letter] for letter in by_method(table)["BGAD (official code)"].notes)
     assert "10 real defects" in texts
     assert "best epoch on the test set" in texts
     # a note that several share is written once
@@ -122,9 +125,9 @@ def test_footnotes_say_what_keeps_results_apart() -> None:
 def test_some_categories_of_mvtec_ad() -> None:
     table = only(summary_of({"fapm": {"zipper": 0.9, "carpet": 0.8}}))
     assert table.categories == ("carpet", "zipper")
-    by_method = {row.method: row for row in table.rows}
-    assert by_method["FAPM (paper)"].average == pytest.approx((99.3 + 99.5) / 2)
-    assert "DiffusionAD (paper)" not in by_method  # of it the average over fifteen is known, and nothing else
+    rows = by_method(table)
+    assert rows["FAPM (paper)"].average == pytest.approx((99.3 + 99.5) / 2)
+    assert "DiffusionAD (paper)" not in rows  # of it the average over fifteen is known, and nothing else
     assert table.notes["*"].endswith("Published averages are over the categories shown.")
 
 
@@ -132,8 +135,3 @@ def test_the_files(tmp_path: Path) -> None:
     write_tables(tmp_path, MVTEC)
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {"image_auroc.csv", "image_auroc.tex"}
     assert (tmp_path / "tables.md").read_text(encoding="utf-8").count("## ") == 1
-
-
-def test_titles_of_categories() -> None:
-    assert category_title("metal_nut") == "Metal Nut"
-    assert category_title("my_Part") == "my_Part"

@@ -18,10 +18,7 @@ from pipelines.report.gallery import LADDER, CategoryGallery, Quality, choose_qu
 FINE = Quality(128, 90)
 
 
-SHARED = [
-    picture("test/cut/0.png", "cut", 3.0, seed=0, size=(80, 40)),
-    picture("test/good/0.png", "good", 1.0, seed=1),
-]
+SHARED = [picture("test/cut/0.png", "cut", 3.0, seed=0, size=(80, 40)), picture("test/good/0.png", "good", 1.0, seed=1)]
 LAST = picture("test/cut/1.png", "cut", 1.5, seed=2)
 
 
@@ -36,13 +33,10 @@ def project(tmp_path: Path) -> Project:
 
 
 def gallery_of(project: Project) -> CategoryGallery:
-    return CategoryGallery(
-        project.prepared("nut"), {model: project.cell(model, "nut").evaluated for model in ("a", "b")}
-    )
+    return CategoryGallery(project.prepared("nut"), {model: project.cell(model, "nut").evaluated for model in "ab"})
 
 
 def decoded(uri: str | None) -> np.ndarray:
-    assert uri is not None
     head, _, content = uri.partition(";base64,")
     assert head in ("data:image/webp", "data:image/png")
     with Image.open(io.BytesIO(base64.b64decode(content))) as image:

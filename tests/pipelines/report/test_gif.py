@@ -29,16 +29,9 @@ def test_a_typical_hit_of_each_type_every_error_and_good_parts_between() -> None
     errors = [part("cut", score) for score in (1.5, 0.5, 1.0)] + [part("good", score) for score in (2.5, 7, 3)]
     passed = [part("good", score) for score in (0.1, 0.2, 0.3, 0.4)]
     chosen = choose([*hits, *errors, *passed])
-    assert sorted(scores(chosen)) == [
-        ("cut", 0.5),
-        ("cut", 1.0),
-        ("cut", 5),  # the median, not the best
-        ("good", 0.1),
-        ("good", 0.2),
-        ("good", 3),
-        ("good", 7),
-        ("hole", 4),
-    ]
+    cuts = [("cut", 0.5), ("cut", 1.0), ("cut", 5)]  # of the hits the median, not the best
+    good = [("good", 0.1), ("good", 0.2), ("good", 3), ("good", 7)]
+    assert sorted(scores(chosen)) == [*cuts, *good, ("hole", 4)]
     labels = [p.image.label for p in chosen]
     assert all(labels[i : i + 3] != [True] * 3 for i in range(len(labels)))
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Browser, browse, chromium
@@ -84,13 +85,8 @@ def counts(browser: Browser) -> dict[str, int]:
 
 def slide(browser: Browser, threshold: float) -> None:
     """As a hand does: to the place of the slider nearest to this threshold."""
-    browser.run(
-        f"""(() => {{
-          const slider = document.getElementById('threshold'), low = Number(lowest.textContent);
-          slider.value = 1000 * ({threshold} - low) / (Number(highest.textContent) - low);
-          slider.dispatchEvent(new Event('input', {{bubbles: true}}));
-        }})()"""
-    )
+    low, high = (browser.run(f"Number({end}.textContent)") for end in ("lowest", "highest"))
+    choose(browser, "threshold", str(1000 * (threshold - low) / (high - low)))
 
 
 def choose(browser: Browser, name: str, value: str) -> None:
@@ -103,36 +99,28 @@ def choose(browser: Browser, name: str, value: str) -> None:
     )
 
 
-def pixels_of(selector: str) -> str:
-    """JavaScript for the pixels of the first canvas that the selector finds."""
-    return f"""
-      const canvas = document.querySelector({selector!r});
-      const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', {{willReadFrequently: true}});
-      copy.drawImage(canvas, 0, 0);
-      const {{data}} = copy.getImageData(0, 0, canvas.width, canvas.height);
-    """
-
-
-def count_cyan(browser: Browser, selector: str) -> int:
+def of_pixels(browser: Browser, script: str) -> Any:
+    """What the script says of `data`, the pixels of the first picture."""
     return browser.run(
         f"""(() => {{
-          {pixels_of(selector)}
-          const words = new Uint32Array(data.buffer);
-          return words.reduce((count, word) => count + (word === 0xffffff00), 0);
+          const canvas = document.querySelector('.tile canvas'), {{width, height}} = canvas;
+          const copy = new OffscreenCanvas(width, height).getContext('2d', {{willReadFrequently: true}});
+          copy.drawImage(canvas, 0, 0);
+          const {{data}} = copy.getImageData(0, 0, width, height);
+          {script}
         }})()"""
     )
 
 
-def painted(browser: Browser, selector: str) -> list[float]:
+def count_cyan(browser: Browser) -> int:
+    words = "new Uint32Array(data.buffer)"
+    return of_pixels(browser, f"return {words}.reduce((count, word) => count + (word === 0xffffff00), 0);")
+
+
+def painted(browser: Browser) -> list[float]:
     """The means of red, green, blue and opacity."""
-    return browser.run(
-        f"""(() => {{
-          {pixels_of(selector)}
-          const sums = [0, 0, 0, 0];
-          data.forEach((value, place) => {{ sums[place % 4] += value; }});
-          return sums.map((sum) => sum * 4 / data.length);
-        }})()"""
-    )
+    sums = "const sums = [0, 0, 0, 0]; data.forEach((value, place) => { sums[place % 4] += value; });"
+    return of_pixels(browser, f"{sums} return sums.map((sum) => sum * 4 / data.length);")
 
 
 FIRST, SECOND = "#/nut%20%26%20%3Cb%3Ebolt%3C%2Fb%3E", "#/screw"
@@ -295,10 +283,10 @@ def test_pictures_are_painted(browser: Browser, report: Path) -> None:
     for panel in ("input", "map", "overlay", "mask", "truth"):
         choose(browser, "view", panel)
         deadline = time.monotonic() + 30
-        while (mean := painted(browser, ".tile canvas"))[3] < 255:  # opaque once it is painted
+        while (mean := painted(browser))[3] < 255:  # opaque once it is painted
             assert time.monotonic() < deadline
         means[panel] = mean
-        outlined[panel] = count_cyan(browser, ".tile canvas")
+        outlined[panel] = count_cyan(browser)
     # a sixteenth of the part is marked, and found exactly
     assert means["truth"][:3] == pytest.approx([255 / 16] * 3, rel=0.1)
     assert means["mask"][:3] == pytest.approx([255 / 16] * 3, rel=0.15)

@@ -62,9 +62,8 @@ def test_what_no_cell_has_is_no_column() -> None:
 def test_unknown_markers_are_named(readme: str) -> None:
     with pytest.raises(StageError) as caught:
         with_table(readme, "demo", SUMMARY)
-    assert str(caught.value) == (
-        "README.md: no table 'demo'; it goes between the lines <!-- results:demo --> and <!-- /results:demo -->"
-    )
+    lines = "<!-- results:demo --> and <!-- /results:demo -->"
+    assert str(caught.value) == f"README.md: no table 'demo'; it goes between the lines {lines}"
 
 
 def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> None:
@@ -102,10 +101,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert str(caught.value) == f"{project.summary}: not there; run `make demo` or `dvc repro`"
     with pytest.raises(StageError) as caught:
         update_readme(project, "demo")
-    assert str(caught.value) == (
-        f"{tmp_path / 'benchmarks' / 'results' / 'demo.json'}: not there; "
-        "make one with `blemish publish demo --from-report`"
-    )
+    remedy = "make one with `blemish publish demo --from-report`"
+    assert str(caught.value) == f"{tmp_path}/benchmarks/results/demo.json: not there; {remedy}"
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drawn_cells import LATENCY, threshold
 from made_up import BOTH, params_of, put, put_both
 from rich.console import Console
 
@@ -14,54 +15,25 @@ from pipelines.errors import StageError
 from pipelines.evaluation.certainty import Champion
 from pipelines.files import write_json
 from pipelines.paths import Project
-from pipelines.report.markdown import (
-    against_the_best,
-    champion_table,
-    defect_table,
-    latency_machines,
-    latency_table,
-    leaderboard_table,
-    markdown_table,
-    seed_table,
-    sentences,
-    threshold_table,
-)
+from pipelines.report import markdown
 from pipelines.report.report import report
 from pipelines.report.seeds import SeedFigure, SeedFigures
 from pipelines.report.summary import summarise
 from pipelines.report.terminal import one_line, print_results
 from pipelines.tracking.pages import Pages
 
-FEW = {
-    "value": 1.23456,
-    "rate_requested": 0.05,
-    "num_images": 10,
-    "rank": 10,
-    "expected_rate": 0.0909,
-    "interval_low": 0.0025,
-    "interval_high": 0.308,
-    "attainable": False,
-    "num_images_needed": 19,
-    "pixel_value": 2.0,
-    "oracle": 1.5,
-}
+FEW = threshold() | {"value": 1.23456, "num_images": 10, "rank": 10, "expected_rate": 0.0909, "attainable": False}
+FEW |= {"interval_low": 0.0025, "interval_high": 0.308, "oracle": 1.5}
+ONE = params_of(["a"], ["nut"])
 
 
-def latency_of(network: float, threads: int = 1) -> dict[str, Any]:
-    """What the latency stage writes."""
+def write_latency(project: Project, model: str, category: str, network: float = 20.0, threads: int = 1) -> None:
+    """As the latency stage does."""
     fast = {"p50": 1.0, "p95": 2.0, "p99": 3.0}
     slow = {"p50": network, "p95": 2 * network, "p99": 3 * network}
     parts = {"decode": fast, "resize": fast, "network": slow, "postprocess": fast, "total": slow}
-    return {
-        "hardware": "Quick 9 (2 cores)",
-        "provider": "CPUExecutionProvider",
-        "threads": threads,
-        "onnxruntime": "1.32.0",
-        "num_images": 40,
-        "num_runs": 100,
-        "milliseconds": parts,
-        "throughput": {"batch_size": 8, "images_per_second": 55.24},
-    }
+    found = {"threads": threads, "milliseconds": parts, "throughput": {"batch_size": 8, "images_per_second": 55.24}}
+    write_json(project.cell(model, category).latency, LATENCY | found)
 
 
 @pytest.fixture
@@ -75,7 +47,7 @@ def shown(value: float) -> str:
 
 def test_the_leaderboard(project: Project) -> None:
     summary = summarise(BOTH, project)
-    lines = leaderboard_table(summary).splitlines()
+    lines = markdown.leaderboard_table(summary).splitlines()
     assert lines[0] == (
         "| Model | Category | Test images | Image AUROC | 95 % | Image AP | Image F1-max (oracle) | Defects found "
         "| False alarms | Pixel AUROC | Pixel AP | Pixel F1-max (oracle) | AUPRO 0.3 | AUPRO 0.05 | Steps | Train, s |"
@@ -97,35 +69,39 @@ def test_the_leaderboard(project: Project) -> None:
 
 
 def test_one_category_needs_no_average(project: Project) -> None:
-    table = leaderboard_table(summarise(params_of(["a", "b"], ["nut"]), project))
+    table = markdown.leaderboard_table(summarise(params_of(["a", "b"], ["nut"]), project))
     assert "average" not in table
     assert len(table.splitlines()) == 4
 
 
 def test_every_row_of_a_table_has_every_column(project: Project) -> None:
-    write_json(project.cell("a", "nut").latency, latency_of(20))
+    write_latency(project, "a", "nut")
     summary = summarise(BOTH, project)
-    tables = [leaderboard_table(summary), defect_table(summary), champion_table(summary), latency_table(summary)]
-    tables += [threshold_table(summary).split("\n\n")[0], markdown_table(["a", "b", "c"], [])]
+    tables = [
+        markdown.leaderboard_table(summary),
+        markdown.defect_table(summary),
+        markdown.champion_table(summary),
+        markdown.latency_table(summary),
+    ]
+    tables += [markdown.threshold_table(summary).split("\n\n")[0], markdown.markdown_table(["a", "b", "c"], [])]
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
-    assert markdown_table(["Category", "AUROC"], [["left|right", "99.0"]], num_names=1).endswith(
-        "\n| left\\|right | 99.0 |"
-    )
+    table = markdown.markdown_table(["Category", "AUROC"], [["left|right", "99.0"]], num_names=1)
+    assert table.endswith("\n| left\\|right | 99.0 |")
 
 
 def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None:
     put(project, "a", "nut", threshold=FEW, good=30, defect=40)
-    summary = summarise(params_of(["a"], ["nut"]), project)
+    summary = summarise(ONE, project)
     alarms = shown(summary.cells[0].metrics["false_alarms"])
-    lines = threshold_table(summary).splitlines()
+    lines = markdown.threshold_table(summary).splitlines()
     assert lines[2] == f"| a | nut | 10 | 1.235 | 5.0 † | 9.1 | 0.2 to 30.8 | {alarms} of 30 | 1.5 |"
     assert lines[-1].startswith("† Too few held-out parts")
     put(project, "a", "nut", threshold={**FEW, "attainable": True, "oracle": None}, good=30, defect=40)
-    lines = threshold_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()
+    lines = markdown.threshold_table(summarise(ONE, project)).splitlines()
     assert lines[2:] == [f"| a | nut | 10 | 1.235 | 5.0 | 9.1 | 0.2 to 30.8 | {alarms} of 30 | - |"]
 
 
@@ -135,7 +111,7 @@ def test_the_defects(project: Project) -> None:
         "hole": {"count": 12, "recall": 0.25, "recall_interval": (0, 0.5), "recall_at_rate": None, "auroc": None},
     }
     put(project, "a", "nut", defects=defects)
-    lines = defect_table(summarise(params_of(["a"], ["nut"]), project)).splitlines()
+    lines = markdown.defect_table(summarise(ONE, project)).splitlines()
     assert lines[2:] == [
         "| a | nut | cut | 12 | 75.0 | 42.8 to 94.5 | 50.0 | 95.0 |",
         "| a | nut | hole | 12 | 25.0 | 0.0 to 50.0 | - | - |",
@@ -144,42 +120,39 @@ def test_the_defects(project: Project) -> None:
 
 def test_who_is_best(project: Project) -> None:
     summary = summarise(BOTH, project)
-    lines = champion_table(summary).splitlines()
+    lines = markdown.champion_table(summary).splitlines()
     assert lines[0].startswith("| Category | Image AUROC | Image AP |")
     assert lines[-1].startswith("| average | a | a |")
-    (sentence,) = [s for s in sentences(summary.comparisons) if s.startswith("Image AUROC: a beats b by ")]
+    (sentence,) = [s for s in markdown.sentences(summary.comparisons) if s.startswith("Image AUROC: a beats b by ")]
     assert sentence.endswith(".")
     places = summary.champions["image_auroc"]
     champions = summary.champions | {"image_auroc": places | {"nut": replace(places["nut"], tied_with=("b",))}}
-    assert (
-        champion_table(summary.model_copy(update={"champions": champions}))
-        .splitlines()[2]
-        .startswith("| nut | a = b |")
-    )
+    table = markdown.champion_table(summary.model_copy(update={"champions": champions}))
+    assert table.splitlines()[2].startswith("| nut | a = b |")
 
 
 def test_seeds_are_a_mean_and_a_spread(project: Project) -> None:
-    summary = summarise(params_of(["a"], ["nut"]), project)
-    assert seed_table(summary) == ""
+    summary = summarise(ONE, project)
+    assert markdown.seed_table(summary) == ""
     figure = SeedFigure(mean=0.97, sd=0.004, values=(0.966, 0.97, 0.974))
     seeds = SeedFigures(seeds=(0, 1, 2), metrics={"image_auroc": figure})
     cell = summary.cells[0].model_copy(update={"seeds": seeds})
-    lines = seed_table(summary.model_copy(update={"cells": (cell,)})).splitlines()
+    lines = markdown.seed_table(summary.model_copy(update={"cells": (cell,)})).splitlines()
     assert lines[2] == "| a | nut | 0, 1, 2 | 97.0 ± 0.4 | - | - | - |"
 
 
 def test_latency_names_its_machine(project: Project) -> None:
-    assert latency_table(summarise(BOTH, project)) == ""
-    write_json(project.cell("a", "nut").latency, latency_of(20))
+    assert markdown.latency_table(summarise(BOTH, project)) == ""
+    write_latency(project, "a", "nut")
     summary = summarise(BOTH, project)
-    assert latency_table(summary).splitlines()[2:] == [
+    assert markdown.latency_table(summary).splitlines()[2:] == [
         "| a | nut | 1.0 / 2.0 / 3.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 | 1.0 / 2.0 / 3.0 | 20.0 / 40.0 / 60.0 "
         "| 55.2 in batches of 8 | 100 |"
     ]
-    assert latency_machines(summary.cells) == "Quick 9 (2 cores), 1 thread, ONNX Runtime 1.32.0"
-    write_json(project.cell("b", "nut").latency, latency_of(20, threads=2))
-    several = latency_machines(summarise(BOTH, project).cells)
-    assert several.startswith("Several machines, whose figures cannot be compared: Quick 9 (2 cores), 1 thread, ")
+    assert markdown.latency_machines(summary.cells) == "A CPU (2 cores), 1 thread, ONNX Runtime 1.0"
+    write_latency(project, "b", "nut", threads=2)
+    several = markdown.latency_machines(summarise(BOTH, project).cells)
+    assert several.startswith("Several machines, whose figures cannot be compared: A CPU (2 cores), 1 thread, ")
     assert "2 threads" in several
 
 
@@ -193,10 +166,7 @@ class Recorder:
     """Stands in for an open run."""
 
     def __init__(self) -> None:
-        self.logged: dict[str, float] = {}
-        self.tagged: dict[str, str] = {}
-        self.files: list[str] = []
-        self.description = ""
+        self.logged, self.tagged, self.files, self.description = {}, {}, [], ""
 
     def metrics(self, values: dict[str, float]) -> None:
         self.logged |= values
@@ -204,8 +174,8 @@ class Recorder:
     def tags(self, values: dict[str, str]) -> None:
         self.tagged |= values
 
-    def describe(self, markdown: str) -> None:
-        self.description = markdown
+    def describe(self, text: str) -> None:
+        self.description = text
 
     def file(self, path: Path, folder: str) -> None:
         assert path.exists()
@@ -248,20 +218,13 @@ def test_each_category_has_its_champion(project: Project, monkeypatch: pytest.Mo
 
 
 def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
-    examples = project.cell("a", "my bolt").examples
-    examples.touch()
+    project.cell("a", "my bolt").examples.touch()
     path = report(BOTH, project)
     assert path == project.root / "reports" / "report.md"
-    assert sorted(file.name for file in project.reports.iterdir()) == [
-        "leaderboard.csv",
-        "report.html",
-        "report.md",
-        "summary.json",
-        "tables",
-        "tables.md",
-    ]
+    names = ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json")
+    assert {file.name for file in project.reports.iterdir()} == {*names, "tables"}
     text = path.read_text(encoding="utf-8")
-    assert leaderboard_table(summarise(BOTH, project)) in text
+    assert markdown.leaderboard_table(summarise(BOTH, project)) in text
     assert "## Who is best" in text
     assert text.count("![examples](") == 1
     # a name with a space would end the link
@@ -283,22 +246,21 @@ def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str
     assert "b.pixel_auroc" not in run.logged
     assert run.tagged["categories"] == "nut, my bolt"
     assert "- Image AUROC: a beats b by " in run.description
-    names = ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json")
     assert run.files == [f"report/{name}" for name in names]
 
 
 def test_one_model_has_nobody_to_beat(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
-    text = report(params_of(["a"], ["nut"]), project).read_text(encoding="utf-8")
+    text = report(ONE, project).read_text(encoding="utf-8")
     assert "Who is best" not in text
     assert "One seed each" in text
-    low, high = summarise(params_of(["a"], ["nut"]), project).averages[0].intervals["image_auroc"]
+    low, high = summarise(ONE, project).averages[0].intervals["image_auroc"]
     assert f" ({shown(low)} to {shown(high)}), AUPRO 0.3 " in runs[0][2].description
 
 
 def test_the_same_cells_are_summed_up_in_the_same_run(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
     report(BOTH, project)
     report(params_of(["b", "a"], ["my bolt", "nut"]), project)
-    report(params_of(["a"], ["nut"]), project)
+    report(ONE, project)
     put(project, "a", "nut", run_id="trained-again", good=30, defect=40)
     report(BOTH, project)
     keys = [key for _, key, _ in runs]
@@ -327,7 +289,7 @@ def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[t
 def test_results_fit_a_terminal_of_eighty_columns(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
     for category in ("hazelnut_toy", "nut"):
         put(project, "efficient_ad", category)
-        write_json(project.cell("efficient_ad", category).latency, latency_of(123.4))
+        write_latency(project, "efficient_ad", category, 123.4)
     report(params_of(["efficient_ad"], ["hazelnut_toy", "nut"]), project)
     text = printed(project, width=80)
     assert "…" not in text
@@ -335,26 +297,18 @@ def test_results_fit_a_terminal_of_eighty_columns(project: Project, runs: list[t
 
 
 def test_the_terminal_compares_with_the_best_alone(project: Project) -> None:
-    for category in ("nut", "my bolt"):
-        put(
-            project,
-            "c",
-            category,
-            auroc=0.7,
-            good=30 if category == "nut" else 20,
-            defect=40 if category == "nut" else 20,
-        )
+    put(project, "c", "nut", auroc=0.7, good=30, defect=40)
+    put(project, "c", "my bolt", auroc=0.7)
     summary = summarise(params_of(["a", "b", "c"], ["nut", "my bolt"]), project)
-    assert len(sentences(summary.comparisons, ["image_auroc"])) == 3
-    told = against_the_best(summary)
+    assert len(markdown.sentences(summary.comparisons, ["image_auroc"])) == 3
+    told = markdown.against_the_best(summary)
     assert len(told) == 2
     assert all(line.startswith("Image AUROC: a beats ") for line in told)
     nobody = summary.champions["image_auroc"] | {"average": Champion(None, (), "why")}
-    assert len(against_the_best(summary.model_copy(update={"champions": {"image_auroc": nobody}}))) == 3
+    assert len(markdown.against_the_best(summary.model_copy(update={"champions": {"image_auroc": nobody}}))) == 3
 
 
 def test_without_a_report_there_are_no_results(tmp_path: Path) -> None:
     with pytest.raises(StageError) as caught:
         printed(Project(tmp_path))
-    path = tmp_path / "reports" / "summary.json"
-    assert str(caught.value) == f"{path}: not there; run `make demo` or `dvc repro`"
+    assert str(caught.value) == f"{tmp_path}/reports/summary.json: not there; run `make demo` or `dvc repro`"

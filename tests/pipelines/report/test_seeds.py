@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.report.seeds import SeedFigure, SeedFigures, average_seeds, cell_seeds, latest, seeds_of, short_names
+from pipelines.report.seeds import SeedFigure, SeedFigures, average_seeds, latest, seeds_of, short_names
 from pipelines.tracking.records import CellRun
 
 
@@ -36,14 +36,14 @@ def test_seeds_are_runs_that_differ_in_nothing_else() -> None:
 
 def test_mean_and_spread() -> None:
     runs = [run("a", 0, auroc=0.90), run("b", 1, auroc=0.92), run("c", 2, auroc=0.94)]
-    seeds = cell_seeds(runs[0], runs)
+    seeds = average_seeds(runs[:1], runs)
     figure = SeedFigure(mean=0.92, sd=0.02, values=(0.90, 0.92, 0.94))
     assert seeds.figures() == SeedFigures(seeds=(0, 1, 2), metrics={"image_auroc": figure})
     assert seeds.spreads()["image_auroc"].num_runs == 3
 
 
 def test_one_seed_has_no_spread() -> None:
-    seeds = cell_seeds(run("a"), [run("a")])
+    seeds = average_seeds([run("a")], [run("a")])
     assert seeds.figures() is None
     assert seeds.spreads() == {}
 

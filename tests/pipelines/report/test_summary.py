@@ -1,31 +1,18 @@
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from drawn_cells import LATENCY
 from made_up import BOTH, params_of, put, put_both
 
 from pipelines.deployment.records import Latency
 from pipelines.errors import StageError
 from pipelines.evaluation.certainty import Champion
+from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import write_json
 from pipelines.paths import Project
 from pipelines.report.summary import Summary, Tracking, summarise
 from pipelines.tracking.pages import Pages
 from pipelines.tracking.records import CellRun
-
-LATENCY = {
-    "hardware": "Quick 9 (2 cores)",
-    "provider": "CPUExecutionProvider",
-    "threads": 1,
-    "onnxruntime": "1.32.0",
-    "num_images": 40,
-    "num_runs": 100,
-    "milliseconds": {
-        part: {"p50": 1.0, "p95": 2.0, "p99": 3.0} for part in ("decode", "resize", "network", "postprocess", "total")
-    },
-    "throughput": {"batch_size": 8, "images_per_second": 55.2},
-}
 
 
 @pytest.fixture
@@ -57,9 +44,8 @@ def test_a_metric_that_a_category_lacks_has_no_average(project: Project) -> None
 
 
 def test_cells_come_in_the_files_order_and_removed_ones_are_gone(project: Project) -> None:
-    summary = summarise(BOTH, project)
-    expected = [("a", "nut"), ("a", "my bolt"), ("b", "nut"), ("b", "my bolt")]
-    assert [(cell.model, cell.category) for cell in summary.cells] == expected
+    cells = [(cell.model, cell.category) for cell in summarise(BOTH, project).cells]
+    assert cells == [("a", "nut"), ("a", "my bolt"), ("b", "nut"), ("b", "my bolt")]
     summary = summarise(params_of(["b"], ["my bolt"]), project)
     assert [(cell.model, cell.category) for cell in summary.cells] == [("b", "my bolt")]
     assert summary.categories == ("my bolt",)
@@ -71,18 +57,18 @@ def test_cells_come_in_the_files_order_and_removed_ones_are_gone(project: Projec
 def test_a_cell_that_is_not_evaluated_is_named(project: Project) -> None:
     with pytest.raises(StageError) as caught:
         summarise(params_of(["a"], ["nut", "screw"]), project)
-    path = project.root / "evaluations" / "a" / "screw" / "evaluation.json"
+    path = project.cell("a", "screw").evaluation
     assert str(caught.value) == f"{path}: not there; run `blemish evaluate a screw`, or `dvc repro` for everything"
 
 
 def test_what_a_model_costs(project: Project) -> None:
-    onnx = project.cell("a", "nut").onnx
-    onnx.parent.mkdir(parents=True)
-    onnx.write_bytes(bytes(1_234_567))
-    write_json(project.cell("a", "nut").latency, LATENCY)
+    cell = project.cell("a", "nut")
+    cell.exported.mkdir(parents=True)
+    cell.onnx.write_bytes(bytes(1_234_567))
+    write_json(cell.latency, LATENCY)
     summary = summarise(BOTH, project)
     assert [cell.onnx_megabytes for cell in summary.cells] == [1.23, None, None, None]
-    assert [cell.figures["latency_ms"] for cell in summary.cells] == [1.0, None, None, None]
+    assert [cell.figures["latency_ms"] for cell in summary.cells] == [8.0, None, None, None]
     assert summary.cells[0].latency == Latency(**LATENCY)
     average = summary.rows["a", "average"]
     assert average.train_seconds_total == pytest.approx(24.8)
@@ -105,7 +91,7 @@ def test_the_same_model_twice_is_a_tie(tmp_path: Path) -> None:
         for category in ("nut", "bolt"):
             put(project, model, category, auroc=0.95, seed=seed, good=40, defect=40)
     champion = summarise(params_of(["one", "two"], ["nut", "bolt"]), project).champions["image_auroc"]["average"]
-    assert champion.is_tie
+    assert champion.tied_with
     assert {champion.best, *champion.tied_with} == {"one", "two"}
 
 
@@ -120,25 +106,25 @@ def test_models_tested_on_different_images_have_no_champion(project: Project) ->
     assert (refused.verdict, refused.difference) == ("refused", None)
 
 
-def run_of(evaluation: dict[str, Any], seed: int, auroc: float | None = None) -> CellRun:
-    metrics = {name: value for name, value in evaluation["metrics"].items() if value is not None}
-    if auroc is not None:
-        metrics["image_auroc"] = auroc
-    run_id = evaluation["run_id"] if auroc is None else f"{evaluation['run_id']} seed {seed}"
+def evaluation_of(project: Project, category: str) -> Evaluation:
+    return Evaluation.load(project.cell("a", category).evaluation, "evaluate again")
+
+
+def run_of(evaluation: Evaluation, seed: int, **metrics: float) -> CellRun:
+    run_id = f"{evaluation.run_id} seed {seed}" if metrics else evaluation.run_id
     settings = {"models.a.grid": "8", "train.seed": str(seed)}
-    return CellRun(run_id, evaluation["model"], evaluation["category"], seed, settings, metrics, {})
+    return CellRun(run_id, "a", evaluation.category, seed, settings, evaluation.known | metrics, {})
 
 
 def test_several_seeds_are_a_mean_and_a_spread(project: Project) -> None:
-    evaluations = [json.loads((project.cell("a", c).evaluation).read_text()) for c in BOTH.data.categories]
-    aurocs = [evaluation["metrics"]["image_auroc"] for evaluation in evaluations]
+    evaluations = [evaluation_of(project, category) for category in BOTH.data.categories]
     runs = [run_of(evaluation, 0) for evaluation in evaluations]
-    runs += [run_of(evaluation, 1, auroc - 0.1) for evaluation, auroc in zip(evaluations, aurocs, strict=True)]
+    runs += [run_of(found, 1, image_auroc=found.known["image_auroc"] - 0.1) for found in evaluations]
     alone = summarise(BOTH, project)
     summary = summarise(BOTH, project, runs, Pages("http://127.0.0.1:5000", "3"))
     found = summary.rows["a", "nut"].seeds
     assert found.seeds == (0, 1)
-    assert found.metrics["image_auroc"].mean == pytest.approx(aurocs[0] - 0.05, abs=1e-6)
+    assert found.metrics["image_auroc"].mean == pytest.approx(evaluations[0].known["image_auroc"] - 0.05, abs=1e-6)
     assert found.metrics["image_auroc"].sd == pytest.approx(0.1 / 2**0.5, abs=1e-6)
     assert summary.rows["a", "average"].seeds.metrics["image_auroc"].sd == pytest.approx(0.070711)
     assert summary.rows["b", "nut"].seeds is None
@@ -152,9 +138,9 @@ def test_several_seeds_are_a_mean_and_a_spread(project: Project) -> None:
 
 
 def test_links_to_the_runs_that_the_store_has(project: Project) -> None:
-    evaluation = json.loads((project.cell("a", "nut").evaluation).read_text())
+    evaluation = evaluation_of(project, "nut")
     summary = summarise(BOTH, project, [run_of(evaluation, 0)], Pages("http://127.0.0.1:5000", "3"))
-    url = f"http://127.0.0.1:5000/#/experiments/3/runs/{evaluation['run_id']}?workflowType=machine_learning"
+    url = f"http://127.0.0.1:5000/#/experiments/3/runs/{evaluation.run_id}?workflowType=machine_learning"
     assert [cell.run_url for cell in summary.cells] == [url, None, None, None]
     assert summary.tracking == Tracking(experiment="demo", experiment_id="3", page="http://127.0.0.1:5000")
     assert summarise(BOTH, project).tracking.page is None

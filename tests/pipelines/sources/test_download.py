@@ -25,7 +25,7 @@ from pipelines.errors import DatasetError, DownloadError, ParamsError
 from pipelines.files import DiskFull
 from pipelines.sources import demo_data
 from pipelines.sources import download as download_module
-from pipelines.sources.catalogue import MVTEC_AD_COUNTS, SOURCES, CategoryCounts, Source, check_mvtec_ad
+from pipelines.sources.catalogue import MVTEC_AD_COUNTS, SOURCES, CategoryCounts, check_mvtec_ad
 from pipelines.sources.download import ArchiveConfig, DownloadParams, acquire, download
 
 NOISE = np.random.default_rng(0).bytes(300_000)  # so that the archive does not shrink to nothing
@@ -66,6 +66,10 @@ class Server:
     hang: threading.Event | None = None  # instead of closing a connection that is cut
     requests: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
+
+    def ranges(self) -> list[str | None]:
+        """What of the archive each request asked for; None for all of it."""
+        return [request.get("range") for request in self.requests]
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         headers = {name.lower(): value for name, value in handler.headers.items()}
@@ -126,26 +130,35 @@ def no_pauses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
 
 
-@pytest.fixture
-def publish(monkeypatch: pytest.MonkeyPatch, server: Server) -> Callable[..., Source]:
-    """Let the server's content be the published DTD."""
+@pytest.fixture(autouse=True)
+def publish(monkeypatch: pytest.MonkeyPatch, server: Server) -> Callable[..., None]:
+    """Lets the server's content be a published archive; GOOD is that of DTD at first."""
 
-    def publish_dtd(content: bytes = GOOD, **changes: object) -> Source:
+    def publish(content: bytes = GOOD, name: str = "dtd", **changes: object) -> None:
         server.content = content
         digest = hashlib.sha256(content).hexdigest()
-        source = replace(SOURCES["dtd"], url=server.url, sha256=digest, **changes)  # type: ignore[arg-type]
-        monkeypatch.setitem(SOURCES, "dtd", source)
-        return source
+        source = replace(SOURCES[name], url=server.url, sha256=digest, **changes)  # type: ignore[arg-type]
+        monkeypatch.setitem(SOURCES, name, source)
 
-    return publish_dtd
+    publish()
+    return publish
 
 
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def fetch(data: Path, archive: str = "official") -> None:
-    download("dtd", DownloadParams.model_validate({"dtd": {"archive": archive}}), data, quiet())
+def fetch(data: Path, archive: str = "official", name: str = "dtd") -> None:
+    download(name, DownloadParams.model_validate({name: {"archive": archive}}), data, quiet())
+
+
+def fetch_whole(data: Path, archive: str = "official") -> None:
+    """The data set stands after it and nothing else is left."""
+    fetch(data, archive)
+    assert (data / "dtd/images/banded/banded_0001.jpg").read_bytes() == NOISE
+    assert (data / "dtd/labels/test1.txt").read_bytes() == b"labels"
+    assert sorted(path.name for path in data.iterdir()) == [".archives", "dtd"]
+    assert not list((data / ".archives").iterdir())
 
 
 def leave_part(data: Path, server: Server, num_bytes: int) -> None:
@@ -162,14 +175,6 @@ def part_of(data: Path) -> Path:
     return data / ".archives" / "textures.tar.gz.part"
 
 
-def assert_whole(data: Path) -> None:
-    """The data set stands and nothing else is left."""
-    assert (data / "dtd/images/banded/banded_0001.jpg").read_bytes() == NOISE
-    assert (data / "dtd/labels/test1.txt").read_bytes() == b"labels"
-    assert sorted(path.name for path in data.iterdir()) == [".archives", "dtd"]
-    assert not list((data / ".archives").iterdir())
-
-
 def assert_no_dataset(data: Path) -> None:
     assert [path.name for path in data.iterdir() if path.name != ".archives"] == []
 
@@ -177,66 +182,46 @@ def assert_no_dataset(data: Path) -> None:
 # --- fetching
 
 
-def test_the_archive_becomes_a_folder_without_its_top_folder(tmp_path, server, publish):
-    publish()
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-    assert "range" not in server.requests[0]
+@pytest.mark.parametrize(
+    ("answers", "ranges"),
+    [
+        ({}, [None]),
+        ({"cuts": [100_000]}, [None, "bytes=100000-"]),
+        ({"cuts": [100_000], "knows_ranges": False}, [None, "bytes=100000-"]),  # it begins anew
+        # tries that get further do not count against the three
+        ({"cuts": [50_000] * 5}, [None, *(f"bytes={50_000 * (1 + number)}-" for number in range(5))]),
+        ({"states_length": False}, [None]),
+        ({"statuses": [503, 429]}, [None] * 3),
+    ],
+    ids=["whole", "cut", "no ranges", "cut often", "no length", "busy"],
+)
+def test_the_archive_becomes_a_folder_without_its_top_folder(tmp_path, server, answers, ranges):
+    for name, value in answers.items():
+        setattr(server, name, value)
+    fetch_whole(tmp_path)
+    assert server.ranges() == ranges
 
 
-def test_an_xz_archive_with_the_categories_at_its_top(tmp_path, server, monkeypatch):
-    server.content = tar_of(("bottle/train/good/000.png", b"png"), ("cable/license.txt", b"terms"), compression="xz")
-    digest = hashlib.sha256(server.content).hexdigest()
-    source = replace(
-        SOURCES["mvtec_ad"], url=server.url, size=len(server.content), sha256=digest, contents=("bottle", "cable")
-    )
-    monkeypatch.setitem(SOURCES, "mvtec_ad", source)
-    params = DownloadParams.model_validate({"mvtec_ad": {"archive": "official"}})
-    download("mvtec_ad", params, tmp_path, quiet())
+def test_an_xz_archive_with_the_categories_at_its_top(tmp_path, publish):
+    content = tar_of(("bottle/train/good/000.png", b"png"), ("cable/license.txt", b"terms"), compression="xz")
+    publish(content, "mvtec_ad", size=len(content), contents=("bottle", "cable"))
+    fetch(tmp_path, name="mvtec_ad")
     assert (tmp_path / "mvtec_ad/bottle/train/good/000.png").read_bytes() == b"png"
 
 
-def test_a_second_download_replaces_the_folder(tmp_path, publish):
-    publish()
+def test_a_second_download_replaces_the_folder(tmp_path):
     (tmp_path / "dtd").mkdir()
     (tmp_path / "dtd/old.txt").write_text("old")
-    fetch(tmp_path)
-    assert_whole(tmp_path)
+    fetch_whole(tmp_path)
     assert not (tmp_path / "dtd/old.txt").exists()
 
 
-def test_a_cut_connection_is_resumed_where_it_broke(tmp_path, server, publish):
-    publish()
-    server.cuts = [100_000]
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-    assert [request.get("range") for request in server.requests] == [None, "bytes=100000-"]
-
-
-def test_a_later_run_resumes_what_an_earlier_one_left(tmp_path, server, publish):
-    publish()
+@pytest.mark.parametrize("mirror", ["", "?mirror"])
+def test_a_later_run_resumes_what_an_earlier_one_left_from_whichever_mirror(tmp_path, server, mirror):
     leave_part(tmp_path, server, 200_000)
     assert_no_dataset(tmp_path)
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-    assert [request.get("range") for request in server.requests] == ["bytes=200000-"]
-
-
-def test_tries_that_get_further_do_not_count_against_the_three(tmp_path, server, publish):
-    publish()
-    server.cuts = [50_000] * 5
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-    assert len(server.requests) == 6
-
-
-def test_a_server_without_ranges_starts_again(tmp_path, server, publish):
-    publish()
-    server.knows_ranges = False
-    server.cuts = [100_000]
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-    assert "range" in server.requests[1]
+    fetch_whole(tmp_path, archive=f"{server.url}{mirror}" if mirror else "official")
+    assert server.ranges() == ["bytes=200000-"]
 
 
 def test_a_part_of_another_file_is_told_by_the_hash_and_deleted(tmp_path, server, publish):
@@ -245,21 +230,18 @@ def test_a_part_of_another_file_is_told_by_the_hash_and_deleted(tmp_path, server
     publish()
     with pytest.raises(DownloadError, match=r"SHA-256 is .*; the file is deleted: try again"):
         fetch(tmp_path)
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-    assert [request.get("range") for request in server.requests] == ["bytes=100000-", None]
+    fetch_whole(tmp_path)
+    assert server.ranges() == ["bytes=100000-", None]
 
 
-def test_the_hash_covers_the_resumed_beginning(tmp_path, server, publish):
-    publish()
+@pytest.mark.parametrize("left", [b"spoilt" + GOOD[6:100_000], GOOD + b"more"], ids=["spoilt", "too long"])
+def test_the_hash_covers_the_resumed_beginning_and_what_there_is_too_much(tmp_path, server, left):
     leave_part(tmp_path, server, 100_000)
-    with part_of(tmp_path).open("r+b") as file:
-        file.write(b"spoilt")
-    with pytest.raises(DownloadError, match="SHA-256 is"):
+    part_of(tmp_path).write_bytes(left)
+    with pytest.raises(DownloadError, match=r"SHA-256 is .*; the file is deleted: try again"):
         fetch(tmp_path)
     assert_no_dataset(tmp_path)
-    fetch(tmp_path)
-    assert_whole(tmp_path)
+    fetch_whole(tmp_path)
 
 
 @pytest.mark.parametrize("size_is_known", [True, False])
@@ -268,31 +250,11 @@ def test_a_whole_part_is_not_fetched_again(tmp_path, server, publish, size_is_kn
     leave_part(tmp_path, server, 100_000)
     part_of(tmp_path).write_bytes(GOOD)
     server.cuts = [0, 0, 0]  # no body will come
-    fetch(tmp_path)
-    assert_whole(tmp_path)
+    fetch_whole(tmp_path)
     assert len(server.requests) == (0 if size_is_known else 1)
 
 
-def test_a_part_longer_than_the_source_is_deleted(tmp_path, server, publish):
-    publish()
-    leave_part(tmp_path, server, 100_000)
-    part_of(tmp_path).write_bytes(GOOD + b"more")
-    with pytest.raises(DownloadError, match=r"SHA-256 is .*; the file is deleted: try again"):
-        fetch(tmp_path)
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-
-
-def test_another_mirror_continues_what_the_first_one_began(tmp_path, server, publish):
-    publish()
-    leave_part(tmp_path, server, 100_000)
-    fetch(tmp_path, archive=f"{server.url}?mirror")
-    assert_whole(tmp_path)
-    assert server.requests[0]["range"] == "bytes=100000-"
-
-
-def test_a_killed_process_leaves_no_data_set_and_the_next_one_goes_on(tmp_path, server, publish):
-    source = publish()
+def test_a_killed_process_leaves_no_data_set_and_the_next_one_goes_on(tmp_path, server):
     server.cuts, server.hang = [100_000], threading.Event()
     script = (
         "import dataclasses, sys; from pathlib import Path; from rich.console import Console\n"
@@ -303,7 +265,7 @@ def test_a_killed_process_leaves_no_data_set_and_the_next_one_goes_on(tmp_path, 
         "download('dtd', params, Path(sys.argv[3]), Console(stderr=True))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script, server.url, source.sha256, str(tmp_path)],
+        [sys.executable, "-c", script, server.url, SOURCES["dtd"].sha256, str(tmp_path)],
         cwd=Path(__file__).parents[3],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -323,36 +285,27 @@ def test_a_killed_process_leaves_no_data_set_and_the_next_one_goes_on(tmp_path, 
     assert_no_dataset(tmp_path)
 
     server.requests.clear()
-    fetch(tmp_path)
-    assert_whole(tmp_path)
+    fetch_whole(tmp_path)
     assert server.requests[0]["range"] == f"bytes={left}-"
-
-
-def test_a_server_that_states_no_length(tmp_path, server, publish):
-    publish()
-    server.states_length = False
-    fetch(tmp_path)
-    assert_whole(tmp_path)
 
 
 # --- refusals
 
 
-def test_wrong_bytes_are_deleted_and_both_hashes_named(tmp_path, server, publish):
-    source = publish()
+def test_wrong_bytes_are_deleted_and_both_hashes_named(tmp_path, server):
     server.content = GOOD[:-1] + b"?"
     with pytest.raises(DownloadError) as caught:
         fetch(tmp_path)
     found = hashlib.sha256(server.content).hexdigest()
     assert str(caught.value) == (
-        f"{server.url}: SHA-256 is {found}, expected {source.sha256}; the file is deleted: try again, "
+        f"{server.url}: SHA-256 is {found}, expected {SOURCES['dtd'].sha256}; the file is deleted: try again, "
         "or set download.dtd.archive to a mirror's URL or a local copy of textures.tar.gz"
     )
     assert_no_dataset(tmp_path)
     assert not list((tmp_path / ".archives").iterdir())
 
 
-def test_another_size_is_refused_before_the_first_byte(tmp_path, server, publish):
+def test_another_size_is_refused_before_the_first_byte(tmp_path, publish):
     publish(size=len(GOOD) + 1)
     with pytest.raises(DownloadError, match=f"{len(GOOD):,} bytes are offered, expected {len(GOOD) + 1:,}; set "):
         fetch(tmp_path)
@@ -360,8 +313,7 @@ def test_another_size_is_refused_before_the_first_byte(tmp_path, server, publish
 
 
 @pytest.mark.parametrize(("status", "words"), [(404, "HTTP 404 Not Found"), (403, "HTTP 403 Forbidden")])
-def test_a_missing_file_is_one_line_at_once(tmp_path, server, publish, status, words):
-    publish()
+def test_a_missing_file_is_one_line_at_once(tmp_path, server, status, words):
     server.statuses = [status]
     with pytest.raises(DownloadError) as caught:
         fetch(tmp_path)
@@ -371,48 +323,37 @@ def test_a_missing_file_is_one_line_at_once(tmp_path, server, publish, status, w
     assert len(server.requests) == 1
 
 
-def test_a_busy_server_is_asked_again(tmp_path, server, publish):
-    publish()
-    server.statuses = [503, 429]
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-
-
-def test_three_tries_are_the_end(tmp_path, server, publish):
-    publish()
+def test_three_tries_are_the_end(tmp_path, server):
     server.statuses = [500] * 9
     with pytest.raises(DownloadError, match=r"HTTP 500 .* \(3 tries\)"):
         fetch(tmp_path)
     assert len(server.requests) == 3
 
 
-def test_no_server_there(tmp_path, publish):
-    publish()
-    with pytest.raises(
-        DownloadError, match=r"^http://127.0.0.1:9/x.tar.gz: .*Connection refused \(3 tries\); run again"
-    ):
-        fetch(tmp_path, archive="http://127.0.0.1:9/x.tar.gz")
+@pytest.mark.parametrize(
+    ("archive", "message"),
+    [
+        ("http://127.0.0.1:9/x.tar.gz", r"^{}: .*Connection refused \(3 tries\); run again"),
+        ("http://", "^{}: .*; set download.dtd.archive"),
+        ("/nowhere.tar.gz", "^download.dtd.archive: no such file '{}'; set download.dtd"),
+    ],
+)
+def test_nothing_there(tmp_path, archive, message):
+    with pytest.raises(DownloadError, match=message.format(archive)):
+        fetch(tmp_path, archive)
 
 
-def test_a_server_that_says_nothing(tmp_path, server, publish, monkeypatch):
-    publish()
+def test_a_server_that_says_nothing(tmp_path, server, monkeypatch):
     monkeypatch.setattr(download_module, "_TIMEOUT", (5.0, 0.1))
     server.cuts, server.hang = [0, 0, 0], threading.Event()
     with pytest.raises(DownloadError, match=r"\(3 tries\)"):
         fetch(tmp_path)
 
 
-def test_a_url_that_is_none(tmp_path, publish):
-    publish()
-    with pytest.raises(DownloadError, match=r"^http://: .*; set download.dtd.archive"):
-        fetch(tmp_path, archive="http://")
-
-
 # --- local files and kept archives
 
 
-def test_a_local_archive_is_used_where_it_lies(tmp_path, server, publish):
-    publish()
+def test_a_local_archive_is_used_where_it_lies(tmp_path, server):
     local = tmp_path / "usb stick" / "my copy.tar.gz"
     local.parent.mkdir()
     local.write_bytes(GOOD)
@@ -424,33 +365,23 @@ def test_a_local_archive_is_used_where_it_lies(tmp_path, server, publish):
     assert server.requests == []
 
 
-def test_a_local_archive_with_another_hash_is_refused_and_kept(tmp_path, publish):
-    source = publish()
+def test_a_local_archive_with_another_hash_is_refused_and_kept(tmp_path):
+    expected = SOURCES["dtd"].sha256
     local = tmp_path / "copy.tar.gz"
     local.write_bytes(GOOD[:1000])
-    with pytest.raises(DownloadError, match=f"copy.tar.gz: SHA-256 is [0-9a-f]{{64}}, expected {source.sha256}; it is"):
+    with pytest.raises(DownloadError, match=f"copy.tar.gz: SHA-256 is [0-9a-f]{{64}}, expected {expected}; it is"):
         fetch(tmp_path / "data", archive=str(local))
     assert local.exists()
 
 
-def test_a_local_archive_that_is_not_there(tmp_path, publish):
-    publish()
-    with pytest.raises(
-        DownloadError, match=r"^download.dtd.archive: no such file '.*nowhere.tar.gz'; set download.dtd"
-    ):
-        fetch(tmp_path / "data", archive=str(tmp_path / "nowhere.tar.gz"))
-
-
-def test_an_interrupted_extraction_keeps_the_archive_and_no_folder(tmp_path, server, publish, monkeypatch):
-    publish()
+def test_an_interrupted_extraction_keeps_the_archive_and_no_folder(tmp_path, server, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tarfile.TarFile, "extract", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch(tmp_path)
     assert_no_dataset(tmp_path)
     server.requests.clear()
-    fetch(tmp_path)
-    assert_whole(tmp_path)
+    fetch_whole(tmp_path)
     assert server.requests == []
 
 
@@ -458,13 +389,11 @@ def interrupt(*args: object, **kwargs: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_kept_archive_that_went_bad_is_fetched_again(tmp_path, server, publish):
-    publish()
+def test_a_kept_archive_that_went_bad_is_fetched_again(tmp_path, server):
     kept = tmp_path / ".archives" / "textures.tar.gz"
     kept.parent.mkdir()
     kept.write_bytes(b"bad")
-    fetch(tmp_path)
-    assert_whole(tmp_path)
+    fetch_whole(tmp_path)
     assert len(server.requests) == 1
 
 
@@ -537,14 +466,13 @@ def zip_of(*members: tuple[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def fetch_zip(tmp_path, monkeypatch) -> Callable[[bytes], Path]:
+def fetch_zip(tmp_path, publish) -> Callable[[bytes], Path]:
     """Extract the bytes as if they were the published teachers; gives the folder of data."""
 
     def extract(content: bytes) -> Path:
         archive, data = tmp_path / "teachers.zip", tmp_path / "inner" / "data"
         archive.write_bytes(content)
-        source = replace(SOURCES["efficientad_teachers"], sha256=hashlib.sha256(content).hexdigest())
-        monkeypatch.setitem(SOURCES, "efficientad_teachers", source)
+        publish(content, "efficientad_teachers")
         acquire("efficientad_teachers", ArchiveConfig(archive=str(archive)), data, quiet())
         return data
 
@@ -570,18 +498,19 @@ def test_no_name_in_a_zip_leads_outside(tmp_path, fetch_zip):
     assert all(path.is_relative_to(data / "efficientad_teachers") for path in escaped)
 
 
-@pytest.mark.parametrize("cut", [0, 10, 150_000, -4])
-def test_a_zip_that_is_cut_short_is_refused(tmp_path, fetch_zip, cut):
-    with pytest.raises(DownloadError, match=r"damaged, cut short or unsafe \(|holds no pretrained"):
-        fetch_zip(zip_of((TEACHER, NOISE), (TWIN, b"medium"))[:cut])
-    assert list((tmp_path / "inner/data").iterdir()) == []
+WHOLE_ZIP = zip_of((TEACHER, NOISE), (TWIN, b"medium"))
+DAMAGED = r"damaged, cut short or unsafe \("
 
 
-def test_a_zip_with_a_spoilt_member_is_refused(tmp_path, fetch_zip):
-    content = bytearray(zip_of((TEACHER, NOISE), (TWIN, b"medium")))
-    content[100_000] ^= 0xFF
-    with pytest.raises(DownloadError, match=r"damaged, cut short or unsafe \("):
-        fetch_zip(bytes(content))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(WHOLE_ZIP[:cut], f"{DAMAGED}|holds no pretrained") for cut in (0, 10, 150_000, -4)]
+    + [(WHOLE_ZIP[:100_000] + bytes([WHOLE_ZIP[100_000] ^ 0xFF]) + WHOLE_ZIP[100_001:], DAMAGED)],
+    ids=["empty", "begun", "half", "no end", "spoilt"],
+)
+def test_a_damaged_zip_is_refused(tmp_path, fetch_zip, content, message):
+    with pytest.raises(DownloadError, match=message):
+        fetch_zip(content)
     assert list((tmp_path / "inner/data").iterdir()) == []
 
 
@@ -600,19 +529,16 @@ def test_a_zip_without_the_teachers(fetch_zip):
 # --- room
 
 
-def test_too_little_room_is_said_before_the_download(tmp_path, publish, monkeypatch):
-    publish()
+def test_too_little_room_is_said_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * len(GOOD) - 1))
     with pytest.raises(DiskFull, match=r"dtd needs 0.0 GB there and 0.0 GB are free; free some space and run again"):
         fetch(tmp_path)
     assert not part_of(tmp_path).exists()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2 * len(GOOD)))
-    fetch(tmp_path)
-    assert_whole(tmp_path)
+    fetch_whole(tmp_path)
 
 
-def test_too_little_room_is_said_before_the_extraction(tmp_path, publish, monkeypatch):
-    publish()
+def test_too_little_room_is_said_before_the_extraction(tmp_path, monkeypatch):
     local = tmp_path / "copy.tar.gz"
     local.write_bytes(GOOD)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=len(GOOD) - 1))
@@ -622,8 +548,7 @@ def test_too_little_room_is_said_before_the_extraction(tmp_path, publish, monkey
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_disk_that_fills_up_meanwhile(tmp_path, publish):
-    publish()
+def test_a_disk_that_fills_up_meanwhile(tmp_path):
     part_of(tmp_path).parent.mkdir()
     part_of(tmp_path).symlink_to("/dev/full")
     with pytest.raises(DiskFull, match=r"textures.tar.gz.part: the disk is full; what was fetched is kept: free some"):
@@ -680,10 +605,7 @@ def test_every_problem_of_the_section_is_listed():
 
 
 def test_an_empty_section_is_refused():
-    with pytest.raises(
-        ValidationError,
-        match=f"names no data set; known: {KNOWN}",
-    ):
+    with pytest.raises(ValidationError, match=f"names no data set; known: {KNOWN}"):
         DownloadParams.model_validate({})
 
 

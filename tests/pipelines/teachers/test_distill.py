@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from filelock import FileLock
+from made_up import distill_settings
 from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
@@ -45,20 +46,7 @@ from pipelines.training.weights import pretrained_backbone
 
 CPU = torch.device("cpu")
 SIZE = 64
-CONFIG = DistillConfig.model_validate(
-    {
-        "source": "distilled",
-        "width": "tiny",
-        "backbone": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [2, 3]},
-        "image_size": SIZE,
-        "steps": 8,
-        "batch_size": 3,
-        "learning_rate": 1e-3,
-        "weight_decay": 1e-5,
-        "precision": "float32",
-        "seed": 0,
-    }
-)
+CONFIG = DistillConfig.model_validate(distill_settings(steps=8, batch_size=3))
 
 
 def quiet() -> Console:
@@ -181,6 +169,10 @@ def test_bf16_is_close_and_leaves_the_loss_in_float32(arrays, descriptions) -> N
 # --- the run
 
 
+def make_teacher(project: Project, name: str, config: DistillConfig = CONFIG) -> None:
+    distill(name, config, project.root / "photos", "test", project, CPU, quiet())
+
+
 def teacher_of(project: Project, name: str) -> dict[str, Tensor]:
     return load_file(project.teacher(name) / "teacher.safetensors")
 
@@ -192,14 +184,13 @@ def losses_of(project: Project, run_id: str, name: str) -> list[float]:
 
 def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
     config = CONFIG.model_copy(update={"steps": 30})
-    distill("efficient_ad", config, project.root / "photos", "test", project, CPU, quiet())
+    make_teacher(project, "efficient_ad", config)
     folder = project.teacher("efficient_ad")
     assert sorted(path.name for path in folder.iterdir()) == ["run.json", "teacher.safetensors"]
     patch_description_network("tiny").load_state_dict(teacher_of(project, "efficient_ad"))
     record = TeacherRecord.load(folder / "run.json", "distil again")
     assert record.settings["distill"]["efficient_ad"]["steps"] == 30
     assert record.settings["data"]["photos"] == 10
-    assert record.run_id is not None
     losses = losses_of(project, record.run_id, "distillation")
     assert len(losses) == 30
     assert losses[0] == pytest.approx(1.0, abs=0.3)  # the targets have variance 1
@@ -211,7 +202,7 @@ def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monkeypatch) -> None:
-    distill("whole", CONFIG, project.root / "photos", "test", project, CPU, quiet())
+    make_teacher(project, "whole")
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)  # after every step
     with monkeypatch.context() as patch:
         original = DescribedPhotos.training_batch
@@ -223,14 +214,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monk
 
         patch.setattr(DescribedPhotos, "training_batch", killed_at_5)
         with pytest.raises(KeyboardInterrupt):
-            distill("killed", CONFIG, project.root / "photos", "test", project, CPU, quiet())
+            make_teacher(project, "killed")
     assert not project.teacher("killed").exists()
     (run_file,) = project.work("distill", "killed").glob("*/run.json")
     run_id = read_json(run_file)["run_id"]
 
     with monkeypatch.context() as patch:
         patch.setattr(module.Distillation, "learn_statistics", None)  # would fail: they are in the checkpoint
-        distill("killed", CONFIG, project.root / "photos", "test", project, CPU, quiet())
+        make_teacher(project, "killed")
     assert read_json(project.teacher("killed") / "run.json")["run_id"] == run_id
     assert len(losses_of(project, run_id, "distillation")) == CONFIG.steps
     whole, resumed = teacher_of(project, "whole"), teacher_of(project, "killed")
@@ -243,10 +234,10 @@ def test_other_settings_start_afresh(project: Project, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "atomic_folder", None)  # fails when the last step is taken
         with pytest.raises(TypeError):
-            distill("changed", CONFIG, project.root / "photos", "test", project, CPU, quiet())
+            make_teacher(project, "changed")
     config = CONFIG.model_copy(update={"steps": 1, "seed": 1})
-    distill("changed", config, project.root / "photos", "test", project, CPU, quiet())
-    distill("fresh", config, project.root / "photos", "test", project, CPU, quiet())
+    make_teacher(project, "changed", config)
+    make_teacher(project, "fresh", config)
     changed, fresh = teacher_of(project, "changed"), teacher_of(project, "fresh")
     assert all(torch.equal(changed[name], fresh[name]) for name in fresh)
 
@@ -266,35 +257,21 @@ def test_a_second_process_is_kept_out(project: Project) -> None:
         FileLock(work.parent / ".busy.lock"),
         pytest.raises(StageError, match="teacher of busy: another process is training this"),
     ):
-        distill("busy", CONFIG, project.root / "photos", "test", project, CPU, quiet())
+        make_teacher(project, "busy")
 
 
 def test_a_missing_backbone_is_one_line(project: Project) -> None:
     backbone = CONFIG.backbone.model_copy(update={"weights": "absent.pth"})
     with pytest.raises(WeightsError, match=r"^[^\n]*absent\.pth: no such file[^\n]*$"):
-        distill(
-            "unweighted",
-            CONFIG.model_copy(update={"backbone": backbone}),
-            project.root / "photos",
-            "test",
-            project,
-            CPU,
-            quiet(),
-        )
+        make_teacher(project, "unweighted", CONFIG.model_copy(update={"backbone": backbone}))
 
 
 def test_settings_have_no_defaults_and_no_strangers() -> None:
     values = CONFIG.model_dump()
-    for change in (
-        {"image_size": 100},
-        {"image_size": 32},
-        {"steps": 0},
-        {"width": "large"},
-        {"precision": "fp16"},
-        {"grey": 0.1},
-    ):
+    changes = [("image_size", 100), ("image_size", 32), ("steps", 0), ("width", "large"), ("precision", "fp16")]
+    for name, value in [*changes, ("grey", 0.1)]:
         with pytest.raises(ValidationError):
-            DistillConfig.model_validate(values | change)
+            DistillConfig.model_validate(values | {name: value})
     for name in values:
         with pytest.raises(ValidationError, match=name):
             DistillConfig.model_validate({key: value for key, value in values.items() if key != name})

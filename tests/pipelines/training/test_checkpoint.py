@@ -58,17 +58,13 @@ def assert_equal(a: Any, b: Any) -> None:
 
 
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
-    straight = Net(0)
-    straight_state = training(straight)
+    straight, first, resumed = Net(0), Net(0), Net(1)
+    straight_state, first_state, resumed_state = map(training, (straight, first, resumed))
     take_steps(straight, straight_state, range(6))
 
-    first = Net(0)
-    first_state = training(first)
     take_steps(first, first_state, range(2))
     Checkpoint(tmp_path / "cell", "abc").save(2, first, first_state)
 
-    resumed = Net(1)
-    resumed_state = training(resumed)
     assert Checkpoint(tmp_path / "cell", "abc").load(resumed, resumed_state, CPU) == 2
     assert_equal(resumed.state_dict(), first.state_dict())
     assert_equal(resumed_state[0].state_dict()["state"], first_state[0].state_dict()["state"])

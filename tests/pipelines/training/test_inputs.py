@@ -6,6 +6,7 @@ import pytest
 import tiny_models
 import torch
 from conftest import CATEGORY, MeanColour, MeanColourConfig, tiny_params, write_params
+from made_up import distill_settings
 from safetensors.torch import load_file, save_file
 
 from anomaly_models.base import Wants
@@ -22,37 +23,9 @@ def efficient_ad(root):
     """A project that trains EfficientAD for three steps."""
     values = tiny_params()
     values["prepare"]["image_sizes"] = [128]
-    values["distill"] = {
-        "efficient_ad": {
-            "source": "distilled",
-            "width": "tiny",
-            "backbone": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [2, 3]},
-            "image_size": 64,
-            "steps": 2,
-            "batch_size": 2,
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-5,
-            "precision": "float32",
-            "seed": 0,
-        }
-    }
+    values["distill"] = {"efficient_ad": distill_settings(steps=2, batch_size=2)}
     values["penalty"] = {"efficient_ad": {"image_size": 128, "limit": 5}}
-    values["models"] = {
-        "efficient_ad": {
-            "image_size": 128,
-            "batch_size": 1,
-            "width": "tiny",
-            "teacher": TEACHER,
-            "steps": 3,
-            "learning_rate": 1e-3,
-            "weight_decay": 1e-5,
-            "hard_quantile": 0.9,
-            "penalty_weight": 1.0,
-            "quantile_low": 0.9,
-            "quantile_high": 0.995,
-            "precision": "float32",
-        }
-    }
+    values["models"] = {"efficient_ad": tiny_models.SETTINGS["efficient_ad"] | {"batch_size": 1, "teacher": TEACHER}}
     write_params(root, values)
     return values
 
@@ -98,14 +71,8 @@ def demanding(root, sixth_model, monkeypatch):
     values["penalty"] = values["textures"] = {sixth_model: {"image_size": 64, "limit": 5}}
     values["models"] = {sixth_model: {"image_size": 64, "batch_size": 3, "steps": 2, "learning_rate": 0.05}}
     write_params(root, values)
-    wants = Wants(
-        anomalies=2,
-        foreground=True,
-        penalty=True,
-        textures=True,
-        teacher="teacher.safetensors",
-        synthesis=SynthesisConfig(**tiny_models.SYNTHESIS),
-    )
+    everything = dict.fromkeys(("foreground", "penalty", "textures"), True) | {"teacher": "teacher.safetensors"}
+    wants = Wants(**everything, anomalies=2, synthesis=SynthesisConfig(**tiny_models.SYNTHESIS))
     batches, teachers, losses = [], [], MeanColour.losses
 
     def watched(self, batch, progress):
@@ -122,10 +89,8 @@ def test_a_sixth_model_gets_what_it_wants(root, blemish, sixth_model, demanding)
     batches, teachers = demanding
     cell = (sixth_model, CATEGORY)
     succeed(blemish, ["download", "demo_textures"], ["prepare", CATEGORY])
-    assert blemish("train", *cell).err == (
-        "error: teacher teacher.safetensors: no such file; run `blemish distill mean_colour`, or correct "
-        "models.mean_colour.teacher\n"
-    )
+    remedy = "run `blemish distill mean_colour`, or correct models.mean_colour.teacher"
+    assert blemish("train", *cell).err == f"error: teacher teacher.safetensors: no such file; {remedy}\n"
     save_file({"weight": torch.ones(1)}, root / "teacher.safetensors")
     for kind in ("penalty", "textures"):
         assert f"run `blemish {kind} mean_colour`" in blemish("train", *cell).err
@@ -151,20 +116,20 @@ def test_what_is_missing_is_one_line(root, blemish, efficient_ad):
     succeed(blemish, ["prepare", CATEGORY])
     outcome = blemish("train", "efficient_ad", CATEGORY)
     assert outcome.code == 1
-    assert outcome.err == (
-        f"error: teacher {TEACHER}: no such file; run `blemish distill efficient_ad`, or correct "
-        "models.efficient_ad.teacher\n"
-    )
+    remedy = "run `blemish distill efficient_ad`, or correct models.efficient_ad.teacher"
+    assert outcome.err == f"error: teacher {TEACHER}: no such file; {remedy}\n"
     (root / TEACHER).parent.mkdir(parents=True)
     (root / TEACHER).write_bytes(b"nonsense")
-    outcome = blemish("train", "efficient_ad", CATEGORY)
-    assert "no penalty images; run `blemish penalty efficient_ad`" in outcome.err
+    refused = blemish("train", "efficient_ad", CATEGORY).err
+    assert "no penalty images; run `blemish penalty efficient_ad`" in refused
     (root / "data" / "demo_textures").mkdir()
     outcome = blemish("penalty", "efficient_ad")
     assert "holds no photos" in outcome.err
     assert len(outcome.err.splitlines()) == 1
-    outcome = blemish("distill", "fapm")
-    assert outcome.err == "error: distill.fapm: not in params.yaml; its distill section serves: efficient_ad\n"
+    assert (
+        blemish("distill", "fapm").err
+        == "error: distill.fapm: not in params.yaml; its distill section serves: efficient_ad\n"
+    )
 
 
 def test_too_few_held_out_images_are_refused_before_training(root, blemish, efficient_ad):

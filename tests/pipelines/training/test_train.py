@@ -39,6 +39,10 @@ def runs(project):
     return client.search_runs([client.get_experiment_by_name("tests").experiment_id])
 
 
+def statuses(project):
+    return [run.info.status for run in runs(project)]
+
+
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
@@ -62,27 +66,20 @@ def test_a_cell_leaves_weights_settings_and_a_finished_run(project, console):
 def test_an_interrupted_run_ends_with_the_same_bits(project, sixth_model, console, monkeypatch, killed_at):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     whole = run(project, sixth_model, console)
-    training_batch = train.PreparedData.training_batch
-
-    def interrupted(self, seed, step, batch_size):
-        if step == killed_at:
-            raise KeyboardInterrupt
-        return training_batch(self, seed, step, batch_size)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.PreparedData, "training_batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run(project, sixth_model, console)
-    seen = []
+    training_batch, seen = train.PreparedData.training_batch, []
 
     def watched(self, seed, step, batch_size):
         seen.append(step)
+        if seen == list(range(killed_at + 1)):
+            raise KeyboardInterrupt
         return training_batch(self, seed, step, batch_size)
 
     monkeypatch.setattr(train.PreparedData, "training_batch", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run(project, sixth_model, console)
     assert same(run(project, sixth_model, console), whole)
-    assert seen == list(range(killed_at, 12))  # resumed, not repeated
-    assert sorted(r.info.status for r in runs(project)) == ["FINISHED", "FINISHED"]  # the same run went on
+    assert seen == [*range(killed_at + 1), *range(killed_at, 12)]  # resumed, not repeated
+    assert statuses(project) == ["FINISHED", "FINISHED"]  # the same run went on
 
 
 @pytest.mark.usefixtures("prepared")
@@ -103,8 +100,7 @@ def test_changed_settings_do_not_resume(project, sixth_model, console, monkeypat
     write_params(project.root, values)
     resumed = run(project, sixth_model, console)
     assert same(run(project, sixth_model, console), resumed)
-    statuses = [r.info.status for r in runs(project)]
-    assert sorted(statuses) == ["FINISHED", "FINISHED", "KILLED"]
+    assert sorted(statuses(project)) == ["FINISHED", "FINISHED", "KILLED"]
 
 
 @pytest.mark.usefixtures("prepared")
@@ -121,7 +117,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(project, sixth_model,
         run(project, sixth_model, console)
     assert centres[-1].isfinite().all()
     assert not project.cell(sixth_model, CATEGORY).trained.exists()
-    assert [r.info.status for r in runs(project)] == ["FAILED"]
+    assert statuses(project) == ["FAILED"]
 
 
 @pytest.mark.usefixtures("prepared")
@@ -164,9 +160,8 @@ def test_two_processes_do_not_train_one_cell(project, params, console):
 def test_what_is_not_there_is_named(project, params, console):
     with pytest.raises(ParamsError, match=r"^model 'padim' is not in params.yaml, which lists: fapm$"):
         train.train("padim", CATEGORY, params, project, CPU, console)
-    with pytest.raises(
-        ParamsError, match=r"^category 'nut' is not in params.yaml, whose data.categories lists: squares"
-    ):
+    message = "^category 'nut' is not in params.yaml, whose data.categories lists: squares"
+    with pytest.raises(ParamsError, match=message):
         train.train("fapm", "nut", params, project, CPU, console)
     with pytest.raises(StageError, match="blemish prepare squares"):
         train.train("fapm", CATEGORY, params, project, CPU, console)
@@ -176,20 +171,15 @@ def test_what_is_not_there_is_named(project, params, console):
 def test_kill_9_leaves_nothing_running_and_the_same_model(project, console):
     """A real process, killed while it learns; the next one completes the same run."""
     whole = run(project, "fapm", console)
+    command = [sys.executable, CLI, "train", "fapm", CATEGORY]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(
-        [sys.executable, CLI, "train", "fapm", CATEGORY],
-        cwd=project.root,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = subprocess.Popen(command, cwd=project.root, env=environment, stderr=subprocess.PIPE, text=True)
     work, deadline = project.cell("fapm", CATEGORY).work, time.monotonic() + 60
     while process.poll() is None and not list(work.glob("*/run.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.communicate()[1] == ""
     assert process.returncode == -signal.SIGKILL
-    assert [r.info.status for r in runs(project)].count("RUNNING") == 1
+    assert statuses(project).count("RUNNING") == 1
     assert same(run(project, "fapm", console), whole)
-    assert [r.info.status for r in runs(project)] == ["FINISHED", "FINISHED"]
+    assert statuses(project) == ["FINISHED", "FINISHED"]

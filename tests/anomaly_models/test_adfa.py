@@ -17,21 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomaly_models import adfa
-from anomaly_models.adfa import (
-    ADFA,
-    ADFAConfig,
-    Centres,
-    Descriptor,
-    HypersphereSettings,
-    SoftTopKSettings,
-    hypersphere_terms,
-    image_score,
-    kl_factor,
-    published_softness,
-    soft_minimum,
-    soft_topk,
-    top_k_weights,
-)
+from anomaly_models.adfa import ADFA, ADFAConfig, Centres, SoftTopKSettings, top_k_weights
 from anomaly_models.base import Batch, ModelError, Progress
 
 SIDE = 64  # maps of 16 x 16 and 8 x 8
@@ -59,8 +45,8 @@ def soft(**changes: Any) -> SoftTopKSettings:
     return SoftTopKSettings.model_validate(SOFT | changes)
 
 
-def hypersphere(**changes: Any) -> HypersphereSettings:
-    return HypersphereSettings.model_validate(HYPERSPHERE | changes)
+def hypersphere(**changes: Any) -> adfa.HypersphereSettings:
+    return adfa.HypersphereSettings.model_validate(HYPERSPHERE | changes)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -203,16 +189,16 @@ def test_equals_converged_sinkhorn(scale: float, eps: float) -> None:
 def test_gradient_is_that_of_central_differences() -> None:
     distance = uniform(3, 20, seed=4).requires_grad_()
     temperature = torch.tensor([[0.05], [0.2], [1.0]], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda s: soft_topk(s, 3, temperature, 20), distance, atol=1e-7)
+    assert torch.autograd.gradcheck(lambda s: adfa.soft_topk(s, 3, temperature, 20), distance, atol=1e-7)
     upstream = uniform(3, 20, seed=5)
-    (gradient,) = torch.autograd.grad((soft_topk(distance, 3, temperature, 20) * upstream).sum(), distance)
+    (gradient,) = torch.autograd.grad((adfa.soft_topk(distance, 3, temperature, 20) * upstream).sum(), distance)
     assert (gradient != 0).all()
     assert gradient.sum(1).abs().max() < 1e-12
 
 
 def test_the_loss_attracts_the_near_and_repels_the_far() -> None:
     distance = uniform(1, 60).sort(dim=1).values.requires_grad_()
-    (soft_topk(distance, 3, torch.tensor(0.05), 20) * distance).sum().backward()
+    (adfa.soft_topk(distance, 3, torch.tensor(0.05), 20) * distance).sum().backward()
     assert distance.grad is not None
     assert distance.grad.sum().item() == pytest.approx(3)
     assert distance.grad[0, 0] > 0
@@ -225,7 +211,7 @@ def test_the_loss_attracts_the_near_and_repels_the_far() -> None:
 def test_published_normalisation_is_nearly_a_mean(spread: float, largest: float, nearest_three: float) -> None:
     distance = torch.linspace(0, spread, 3136, dtype=torch.float64)
     centres = Centres(distance.sqrt().unsqueeze(1))  # their squared distances from 0
-    softness = published_softness(0.1, torch.zeros(3136, 1).double(), centres, torch.ones(1), together=True)
+    softness = adfa.published_softness(0.1, torch.zeros(3136, 1).double(), centres, torch.ones(1), together=True)
     weights = top_k_weights(distance.unsqueeze(0), 3, softness.view(1, 1), reach=40)[0]
     assert weights.max().item() == pytest.approx(largest, rel=0.02)
     assert weights[:3].sum().item() == pytest.approx(nearest_three, rel=0.02)
@@ -267,7 +253,7 @@ def test_features_are_averaged_then_enlarged_then_joined(model: ADFA, test: Tens
 
 
 def test_coordinates_run_from_minus_one_to_one_along_rows_and_columns() -> None:
-    descriptor = Descriptor(1, 2, side=5)
+    descriptor = adfa.Descriptor(1, 2, side=5)
     with torch.no_grad():
         descriptor.convolution.weight.copy_(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).view(2, 3, 1, 1))
         descriptor.convolution.bias.zero_()
@@ -279,7 +265,7 @@ def test_coordinates_run_from_minus_one_to_one_along_rows_and_columns() -> None:
 
 
 def test_a_gate_of_zeros_adds_a_twentieth() -> None:
-    descriptor = Descriptor(6, 4, side=5)
+    descriptor = adfa.Descriptor(6, 4, side=5)
     descriptor.gate.weight.data.zero_()
     features = uniform(2, 6, 5, 5, dtype=torch.float32)
     plain = descriptor.convolution(torch.cat([features, descriptor.coordinates.expand(2, -1, -1, -1)], dim=1))
@@ -288,7 +274,7 @@ def test_a_gate_of_zeros_adds_a_twentieth() -> None:
 
 @torch.no_grad()
 def test_the_gate_by_hand() -> None:
-    descriptor = Descriptor(6, 12, side=5)
+    descriptor = adfa.Descriptor(6, 12, side=5)
     features = uniform(2, 6, 5, 5, dtype=torch.float32)
     plain = descriptor.convolution(torch.cat([features, descriptor.coordinates.expand(2, -1, -1, -1)], dim=1))
     kernel = descriptor.gate.weight.flatten().tolist()
@@ -356,7 +342,7 @@ def test_kappa_by_its_definition() -> None:
         torch.randn(2, 5, 7, generator=seeded(0)).double(),
         torch.randn(5, 7, generator=seeded(1)).double(),
     )
-    for image, kappa in zip(described, kl_factor(described, centres), strict=True):
+    for image, kappa in zip(described, adfa.kl_factor(described, centres), strict=True):
         expected = 0.0
         for found, wanted in zip(image, centres, strict=True):
             p, q = wanted.exp() / wanted.exp().sum(), found.exp() / found.exp().sum()
@@ -445,8 +431,8 @@ def test_without_the_root_maps_are_squared(train: Tensor, test: Tensor) -> None:
 
 def test_image_scores_by_hand() -> None:
     anomaly_map = torch.arange(400.0).view(1, 1, 20, 20)
-    assert image_score(anomaly_map, "max").tolist() == [399]
-    assert image_score(anomaly_map, "top100_mean").tolist() == [349.5]
+    assert adfa.image_score(anomaly_map, "max").tolist() == [399]
+    assert adfa.image_score(anomaly_map, "top100_mean").tolist() == [349.5]
 
 
 @pytest.mark.parametrize("objective", [SOFT, SOFT | {"candidates": 16}, PUBLISHED, HYPERSPHERE])
@@ -491,7 +477,7 @@ def test_batch_max_is_the_published_operator(train: Tensor, test: Tensor) -> Non
 
 def test_a_tiny_radius_never_repels() -> None:
     nearest = uniform(100, 6).sort(dim=1).values * torch.logspace(-8, 3, 100).view(-1, 1)
-    terms = hypersphere_terms(nearest, torch.tensor(1e-5), hypersphere())
+    terms = adfa.hypersphere_terms(nearest, torch.tensor(1e-5), hypersphere())
     assert terms["repulsion"] == 0
     assert terms["attraction"] > 0
 
@@ -499,20 +485,20 @@ def test_a_tiny_radius_never_repels() -> None:
 def test_hypersphere_terms_by_hand() -> None:
     nearest = torch.tensor([[0.1, 0.3, 0.5, 0.6], [0.2, 0.2, 0.25, 9.0]])
     radius = torch.tensor(0.9, requires_grad=True)  # squared: 0.81
-    terms = hypersphere_terms(nearest, radius, hypersphere(attracted=1, repelled=3, nu=0.5))
+    terms = adfa.hypersphere_terms(nearest, radius, hypersphere(attracted=1, repelled=3, nu=0.5))
     assert terms["attraction"] == 0
     # 0.81 - 0.1 less 0.3, 0.5, 0.6, 0.2, 0.25: 0.41, 0.21, 0.11, 0.51, 0.46
     assert terms["repulsion"].item() == pytest.approx(2 * 1.7 / 6)
     terms["repulsion"].backward()
     assert radius.grad is not None
     assert radius.grad.item() == pytest.approx(2 * 5 * 2 * 0.9 / 6)
-    attraction = hypersphere_terms(nearest, torch.tensor(0.5), hypersphere(attracted=3, repelled=1))["attraction"]
+    attraction = adfa.hypersphere_terms(nearest, torch.tensor(0.5), hypersphere(attracted=3, repelled=1))["attraction"]
     assert attraction.item() == pytest.approx(1000 * (0.05 + 0.25) / 6)
 
 
 def test_soft_minimum_by_hand() -> None:
     # Roots 1, 2, 3: the first one's share is e^-1 / (e^-1 + e^-2 + e^-3) = 0.6652.
-    assert soft_minimum(torch.tensor([[1.0, 4.0, 9.0]])).item() == pytest.approx(0.6652, abs=1e-4)
+    assert adfa.soft_minimum(torch.tensor([[1.0, 4.0, 9.0]])).item() == pytest.approx(0.6652, abs=1e-4)
 
 
 def test_nearest_distances_against_brute_force(train: Tensor, test: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,28 +17,7 @@ from torch import Tensor, nn
 
 from anomaly_models import bgad
 from anomaly_models.base import Batch, ModelError, Progress
-from anomaly_models.bgad import (
-    BGAD,
-    AreaMasks,
-    BGADConfig,
-    ConditionalFlow,
-    CouplingBlock,
-    FoldedFlow,
-    NearestMasks,
-    abnormal_weight,
-    axis_code,
-    cells_of,
-    clipped_abnormal_weight,
-    clipped_normal_weight,
-    likelihood_cost,
-    normal_boundary,
-    normal_weight,
-    pull_loss,
-    push_loss,
-    random_rotation,
-    rate_factor,
-    to_prediction,
-)
+from anomaly_models.bgad import BGAD, BGADConfig, ConditionalFlow
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import Pasted
 from pipelines.evaluation.metrics import ExactPixelMetrics
@@ -150,7 +129,7 @@ def code_of(side: int) -> Tensor:
 
 
 def test_position_code() -> None:
-    code, expected = axis_code(7).double(), code_of(7)
+    code, expected = bgad.axis_code(7).double(), code_of(7)
     torch.testing.assert_close(expected[:64, 3], code.T, rtol=0, atol=1e-6)  # channels 0 to 63: the column
     torch.testing.assert_close(expected[64:, :, 3], code.T, rtol=0, atol=1e-6)  # the others: the row
     torch.testing.assert_close(code.square().sum(dim=1), torch.full((7,), 32.0, dtype=torch.float64))
@@ -236,7 +215,7 @@ def equations(flow: ConditionalFlow, x: Tensor, cell: Tensor) -> tuple[Tensor, T
 @torch.no_grad()
 def test_flow_is_its_equations() -> None:
     flow = flow_of(10, 5)
-    flow.code = axis_code(5).double()
+    flow.code = bgad.axis_code(5).double()
     x, cell = vectors(50, 10, 5)
     found, expected = flow(x, cell), equations(flow, x, cell)
     # The code is kept in float32, hence not 1e-14.
@@ -248,7 +227,7 @@ def test_flow_is_its_equations() -> None:
 
 
 def inverse(flow: ConditionalFlow, z: Tensor, cell: Tensor) -> Tensor:
-    code = axis_code(flow.side).to(z)
+    code = bgad.axis_code(flow.side).to(z)
     c = torch.cat([code[cell % flow.side], code[cell // flow.side]], dim=1)
     for block in reversed(flow.blocks):
         u = (z @ block.rotation - block.offset) / block.scale
@@ -284,14 +263,16 @@ def test_log_determinant_is_that_of_the_jacobian() -> None:
 def test_rotations_are_rotations(channels: int) -> None:
     torch.manual_seed(3)
     for _ in range(4):
-        rotation = random_rotation(channels)
+        rotation = bgad.random_rotation(channels)
         torch.testing.assert_close(rotation @ rotation.T, torch.eye(channels), rtol=0, atol=1e-5)
         assert torch.linalg.det(rotation.double()).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_rotations_of_the_plane_are_uniform() -> None:
     torch.manual_seed(0)
-    angle = torch.stack([torch.atan2(rotation[1, 0], rotation[0, 0]) for rotation in map(random_rotation, [2] * 2000)])
+    angle = torch.stack(
+        [torch.atan2(rotation[1, 0], rotation[0, 0]) for rotation in map(bgad.random_rotation, [2] * 2000)]
+    )
     share = torch.histc(angle, bins=8, min=-math.pi, max=math.pi) / 2000
     assert (share - 1 / 8).abs().max() < 4 * math.sqrt(1 / 8 * 7 / 8 / 2000)
 
@@ -312,12 +293,12 @@ def test_without_the_network_a_flow_is_a_rotation() -> None:
 @torch.no_grad()
 def test_log_scales_are_bounded() -> None:
     torch.manual_seed(0)
-    block = CouplingBlock(8)
+    block = bgad.CouplingBlock(8)
     torch.testing.assert_close(block.scale, torch.ones(8), rtol=0, atol=1e-6)
     perturbed(block.contract, size=1000.0)
     x = torch.randn(500, 8, generator=seeded(0))
     zero = torch.zeros(500, dtype=torch.long)
-    _, log_determinant = block(x, bgad.Position(zero, zero, axis_code(1)))
+    _, log_determinant = block(x, bgad.Position(zero, zero, bgad.axis_code(1)))
     assert log_determinant.abs().max() <= 1.9 * 4 + 1e-4
     assert log_determinant.abs().max() > 1.9 * 3
 
@@ -349,7 +330,7 @@ def test_a_vector_does_not_depend_on_the_others() -> None:
 
 
 def test_likelihood_cost() -> None:
-    found = likelihood_cost(torch.tensor([-20.0, -1.0, 0.0, 5.0]))
+    found = bgad.likelihood_cost(torch.tensor([-20.0, -1.0, 0.0, 5.0]))
     torch.testing.assert_close(found, torch.tensor([20.0, 1.3133, 0.6931, 0.0067]), rtol=0, atol=5e-5)
 
 
@@ -371,23 +352,23 @@ WEIGHTS = {  # likelihood: normal, abnormal
 def test_focal_weights_of_the_table(likelihood: float) -> None:
     normal, abnormal = WEIGHTS[likelihood]
     value = torch.tensor(likelihood)
-    assert normal_weight(value).item() == pytest.approx(normal, abs=6e-3)
-    assert abnormal_weight(value).item() == pytest.approx(abnormal, rel=1e-3, abs=6e-3)
-    assert clipped_normal_weight(value).item() == pytest.approx(min(normal, 20), abs=6e-3)
+    assert bgad.normal_weight(value).item() == pytest.approx(normal, abs=6e-3)
+    assert bgad.abnormal_weight(value).item() == pytest.approx(abnormal, rel=1e-3, abs=6e-3)
+    assert bgad.clipped_normal_weight(value).item() == pytest.approx(min(normal, 20), abs=6e-3)
     expected = 20 if likelihood > 0 else min(abnormal, 20)
-    assert clipped_abnormal_weight(value).item() == pytest.approx(expected, rel=1e-3, abs=6e-3)
+    assert bgad.clipped_abnormal_weight(value).item() == pytest.approx(expected, rel=1e-3, abs=6e-3)
 
 
 def test_focal_weights_grow_with_hardness() -> None:
     hard_normals = torch.linspace(-0.2001, -6, 100)
-    assert (normal_weight(hard_normals).diff() > 0).all()
+    assert (bgad.normal_weight(hard_normals).diff() > 0).all()
     hard_abnormals = torch.linspace(-0.999, -1e-4, 100)
-    assert (abnormal_weight(hard_abnormals).diff() > 0).all()
+    assert (bgad.abnormal_weight(hard_abnormals).diff() > 0).all()
     everything = torch.linspace(-8, 3, 1111)
-    for weight in (normal_weight, abnormal_weight, clipped_normal_weight, clipped_abnormal_weight):
+    for weight in (bgad.normal_weight, bgad.abnormal_weight, bgad.clipped_normal_weight, bgad.clipped_abnormal_weight):
         assert (weight(everything) >= 0).all()
         assert weight(everything).isfinite().all()
-    assert clipped_abnormal_weight(torch.tensor([0.0, 1e-30, 2.0])).tolist() == [20, 20, 20]
+    assert bgad.clipped_abnormal_weight(torch.tensor([0.0, 1e-30, 2.0])).tolist() == [20, 20, 20]
 
 
 def hand_case() -> tuple[Tensor, Tensor]:
@@ -398,12 +379,12 @@ def hand_case() -> tuple[Tensor, Tensor]:
 
 def test_hand_case() -> None:
     likelihood, normal = hand_case()
-    boundary = normal_boundary(likelihood[normal], 0.01)
+    boundary = bgad.normal_boundary(likelihood[normal], 0.01)
     assert boundary.item() == pytest.approx(-0.495996, abs=5e-7)
     assert not boundary.requires_grad
     one = torch.ones_like(likelihood)
-    pull = pull_loss(likelihood, normal, one, boundary)
-    push = push_loss(likelihood, ~normal, one, boundary - 0.1)
+    pull = bgad.pull_loss(likelihood, normal, one, boundary)
+    push = bgad.push_loss(likelihood, ~normal, one, boundary - 0.1)
     assert pull.item() == pytest.approx(0.0020020, abs=5e-8)
     assert push.item() == pytest.approx(0.1709960, abs=5e-7)
     (gradient,) = torch.autograd.grad(pull + push, likelihood)
@@ -416,21 +397,21 @@ def test_a_constant_changes_no_loss() -> None:
     likelihood, normal = hand_case()
     one = torch.ones_like(likelihood)
     for moved in (likelihood, likelihood + 0.37):
-        boundary = normal_boundary(moved[normal], 0.01)
-        assert pull_loss(moved, normal, one, boundary).item() == pytest.approx(0.0020020, abs=5e-8)
-        assert push_loss(moved, ~normal, one, boundary - 0.1).item() == pytest.approx(0.1709960, abs=5e-7)
+        boundary = bgad.normal_boundary(moved[normal], 0.01)
+        assert bgad.pull_loss(moved, normal, one, boundary).item() == pytest.approx(0.0020020, abs=5e-8)
+        assert bgad.push_loss(moved, ~normal, one, boundary - 0.1).item() == pytest.approx(0.1709960, abs=5e-7)
 
 
 def test_losses_vanish_on_the_right_side_only() -> None:
     boundary, one = torch.tensor(-0.5), torch.ones(4)
     everyone, nobody = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
     above = torch.tensor([-0.5, -0.4, 0.0, 1.0])
-    assert pull_loss(above, everyone, one, boundary) == 0
-    assert pull_loss(above - 0.01, everyone, one, boundary) > 0
+    assert bgad.pull_loss(above, everyone, one, boundary) == 0
+    assert bgad.pull_loss(above - 0.01, everyone, one, boundary) > 0
     below = torch.tensor([-0.6, -0.7, -1.0, -9.0])
-    assert push_loss(below, everyone, one, boundary - 0.1) == pytest.approx(0, abs=1e-7)
-    assert push_loss(below + 0.01, everyone, one, boundary - 0.1) > 0
-    for loss in (pull_loss, push_loss):
+    assert bgad.push_loss(below, everyone, one, boundary - 0.1) == pytest.approx(0, abs=1e-7)
+    assert bgad.push_loss(below + 0.01, everyone, one, boundary - 0.1) > 0
+    for loss in (bgad.pull_loss, bgad.push_loss):
         assert loss(above, nobody, one, boundary) == 0  # nobody: finite, and not NaN
         assert loss(above, nobody, one, boundary).isfinite()
 
@@ -438,10 +419,10 @@ def test_losses_vanish_on_the_right_side_only() -> None:
 def test_beta_of_zero_pulls_nobody() -> None:
     likelihood = torch.randn(100, generator=seeded(0))
     everyone, one = torch.ones(100, dtype=torch.bool), torch.ones(100)
-    boundary = normal_boundary(likelihood, 0.0)
+    boundary = bgad.normal_boundary(likelihood, 0.0)
     assert boundary == likelihood.min()
-    assert pull_loss(likelihood, everyone, one, boundary) == 0
-    assert normal_boundary(likelihood, 0.999999).item() == likelihood.max().item()
+    assert bgad.pull_loss(likelihood, everyone, one, boundary) == 0
+    assert bgad.normal_boundary(likelihood, 0.999999).item() == likelihood.max().item()
 
 
 # --- which vectors
@@ -483,18 +464,18 @@ def test_area_masks_leave_out_what_is_unclear() -> None:
             [n, n, n, n, n, n, n, n],
         ]
     )
-    found = cells_of(mask, 8, AreaMasks(name="area", abnormal=0.5))
+    found = bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.5))
     assert torch.equal(found.view(8, 8), expected)
     mask[:, :, :, 13] = 0
     expected[2:4, 3], expected[1:5, 4] = o, o  # now a quarter: left out, as is the ring around it
-    assert torch.equal(cells_of(mask, 8, AreaMasks(name="area", abnormal=0.5)).view(8, 8), expected)
+    assert torch.equal(bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.5)).view(8, 8), expected)
     expected[2:4, 3] = a
-    assert torch.equal(cells_of(mask, 8, AreaMasks(name="area", abnormal=0.25)).view(8, 8), expected)
+    assert torch.equal(bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.25)).view(8, 8), expected)
 
 
 def test_nearest_masks_take_the_top_left_pixel() -> None:
     mask = (torch.rand(2, 1, 32, 32, generator=seeded(0)) > 0.5).float()
-    found = cells_of(mask, 8, NearestMasks(name="nearest"))
+    found = bgad.cells_of(mask, 8, bgad.NearestMasks(name="nearest"))
     assert torch.equal(found.view(2, 8, 8), mask[:, 0, ::4, ::4].long())
 
 
@@ -520,7 +501,7 @@ def test_published_map_is_the_same_up_to_a_constant() -> None:
     )
     assert isinstance(total, Tensor)
     published = total.max() - total
-    found = to_prediction(maps, maxima, 32)
+    found = bgad.to_prediction(maps, maxima, 32)
     difference = found.anomaly_map - published
     assert difference.max() - difference.min() < 1e-5
     truth = F.interpolate(torch.rand(6, 1, 8, 8, generator=seeded(1)), scale_factor=4) > 0.8
@@ -534,15 +515,15 @@ def test_published_map_is_the_same_up_to_a_constant() -> None:
 
 def test_map_is_bounded_and_monotonic() -> None:
     maps, ceiling = some_maps(3, seed=0), torch.tensor([-2.0, -2.5, -1.0])
-    before = to_prediction(maps, ceiling, 32).anomaly_map
+    before = bgad.to_prediction(maps, ceiling, 32).anomaly_map
     assert before.min() >= 0
     assert before.max() <= 3
-    assert to_prediction([level + 100 for level in maps], ceiling, 32).anomaly_map.abs().max() < 1e-6
-    assert (3 - to_prediction([level - 100 for level in maps], ceiling, 32).anomaly_map).abs().max() < 1e-6
+    assert bgad.to_prediction([level + 100 for level in maps], ceiling, 32).anomaly_map.abs().max() < 1e-6
+    assert (3 - bgad.to_prediction([level - 100 for level in maps], ceiling, 32).anomaly_map).abs().max() < 1e-6
     for level in range(3):
         lowered = [value.clone() for value in maps]
         lowered[level][1, 2, 3] -= 1
-        after = to_prediction(lowered, ceiling, 32).anomaly_map
+        after = bgad.to_prediction(lowered, ceiling, 32).anomaly_map
         assert (after >= before).all()
         assert (after[1] > before[1]).any()
         assert torch.equal(after[[0, 2]], before[[0, 2]])
@@ -595,7 +576,7 @@ def test_phase_1_learns_from_normals_only() -> None:
     model = model_of(vectors_per_step=100_000, steps_per_batch=[1, 1])
     alone = all_terms(model, normals(4, seed=1), PHASE_1)
     assert all_terms(model, with_defects(normals(4, seed=1)), PHASE_1) == alone
-    expected = [likelihood_cost(level).mean().item() for level in model.log_likelihoods(normals(4, seed=1).image)]
+    expected = [bgad.likelihood_cost(level).mean().item() for level in model.log_likelihoods(normals(4, seed=1).image)]
     assert alone == [{"likelihood": pytest.approx(value, rel=1e-5)} for value in expected]
 
 
@@ -829,7 +810,7 @@ def test_schedule_ends_with_the_last_optimiser_step(steps: object, normal_epochs
 
 
 def test_rate_warms_up_to_the_cosine_it_then_follows() -> None:
-    factors = [rate_factor(step, 20, 250) for step in range(251)]
+    factors = [bgad.rate_factor(step, 20, 250) for step in range(251)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[250] == pytest.approx(1e-3)
     assert factors[20] == pytest.approx(1e-3 + 0.999 * (1 + math.cos(math.pi * 20 / 250)) / 2)
@@ -837,7 +818,7 @@ def test_rate_warms_up_to_the_cosine_it_then_follows() -> None:
     assert np.allclose(np.diff(factors[:21]), (factors[20] - 0.1) / 20)
     assert (np.diff(factors[20:]) < 0).all()
     assert factors[120] == pytest.approx(1.06 / 2, abs=2e-2)  # meta-epoch 12 of 25
-    assert [rate_factor(step, 0, 10) for step in (0, 10, 99)] == pytest.approx([1, 1e-3, 1e-3])
+    assert [bgad.rate_factor(step, 0, 10) for step in (0, 10, 99)] == pytest.approx([1, 1e-3, 1e-3])
 
 
 def test_training_leaves_the_backbone_alone() -> None:
@@ -855,8 +836,8 @@ def test_training_leaves_the_backbone_alone() -> None:
 def test_folded_flow_is_the_same_function() -> None:
     flow = flow_of(40, 8)
     features = torch.randn(3, 40, 8, 8, generator=seeded(0), dtype=torch.float64)
-    torch.testing.assert_close(FoldedFlow(flow)(features), flow.map_of(features), rtol=0, atol=1e-5)
-    assert (FoldedFlow(flow)(features) - flow.map_of(features)).abs().max() < 1e-9
+    torch.testing.assert_close(bgad.FoldedFlow(flow)(features), flow.map_of(features), rtol=0, atol=1e-5)
+    assert (bgad.FoldedFlow(flow)(features) - flow.map_of(features)).abs().max() < 1e-9
 
 
 @torch.no_grad()

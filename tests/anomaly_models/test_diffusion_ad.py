@@ -17,31 +17,17 @@ from tiny_models import exported
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from anomaly_models import diffusion_ad
 from anomaly_models.base import Batch, Progress
 from anomaly_models.common.synthesis import Synthesised
 from anomaly_models.diffusion_ad import (
-    Attention,
     DiffusionAD,
     DiffusionADConfig,
-    GroupNorm,
-    Networks,
     ResidualBlock,
     Scale,
-    SegmentationNet,
-    TimeEmbedding,
-    UNet,
-    UNetConfig,
-    average,
-    denoise,
     focal_loss,
-    guided,
-    noise_loss,
-    reconstruction_loss,
-    reduced,
     signal_shares,
-    swinging,
     top_mean,
-    warm_up_and_fall,
 )
 
 SIZE = 64
@@ -197,12 +183,12 @@ def test_parameters_of_a_residual_block(channels: int, number: int) -> None:
 
 def test_parameters_of_an_attention() -> None:
     with torch.device("meta"):
-        assert num_parameters(Attention(256, heads=4)) == 263_680
+        assert num_parameters(diffusion_ad.Attention(256, heads=4)) == 263_680
 
 
 def test_skips_of_the_unet_as_in_the_paper() -> None:
     with torch.device("meta"):
-        unet = UNet(UNetConfig.model_validate(PAPER_UNET))
+        unet = diffusion_ad.UNet(diffusion_ad.UNetConfig.model_validate(PAPER_UNET))
     sizes = []
     for stage in [unet.input, *unet.down]:
         stage.register_forward_hook(lambda _module, _inputs, output: sizes.append(tuple(output.shape[1:3])))
@@ -233,7 +219,7 @@ def test_one_unet_takes_any_size(size: int) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("size", [32, 96])
 def test_segmentation_gives_a_logit_per_pixel(size: int) -> None:
-    network = SegmentationNet(width=4)
+    network = diffusion_ad.SegmentationNet(width=4)
     image = torch.rand(2, 3, size, size, generator=seeded(1))
     assert network(image, image).shape == (2, 1, size, size)
 
@@ -278,7 +264,7 @@ def test_both_branches_of_a_block_are_resampled() -> None:
 
 @torch.no_grad()
 def test_attention_position_by_position() -> None:
-    attention = randomised(Attention(8, heads=2), seed=1, scale=0.5)
+    attention = randomised(diffusion_ad.Attention(8, heads=2), seed=1, scale=0.5)
     image = torch.randn(1, 8, 2, 3, generator=seeded(2))
     columns = attention.qkv(attention.norm(image))[0].flatten(1)  # (24, 6)
     attended = torch.empty(8, 6)
@@ -293,12 +279,12 @@ def test_attention_position_by_position() -> None:
 @torch.no_grad()
 def test_attention_is_the_identity_until_it_is_trained() -> None:
     image = torch.randn(1, 8, 4, 4)
-    assert torch.equal(Attention(8, heads=2)(image), image)
+    assert torch.equal(diffusion_ad.Attention(8, heads=2)(image), image)
 
 
 @torch.no_grad()
 def test_time_embedding_is_made_of_sines_and_cosines() -> None:
-    module = TimeEmbedding(width=8)
+    module = diffusion_ad.TimeEmbedding(width=8)
     seen = []
     module.layers.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     module(torch.tensor([0, 437]))
@@ -309,13 +295,13 @@ def test_time_embedding_is_made_of_sines_and_cosines() -> None:
 
 @pytest.mark.parametrize(("channels", "groups"), [(128, 32), (512, 32), (1024, 32), (64, 16), (16, 4), (24, 2), (8, 2)])
 def test_groups_have_four_channels_or_more(channels: int, groups: int) -> None:
-    assert GroupNorm(channels).num_groups == groups
+    assert diffusion_ad.GroupNorm(channels).num_groups == groups
 
 
 def test_group_normalisation_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("torch.nn.functional.group_norm", lambda x, *_others: seen.append(x.dtype) or x)
-    assert GroupNorm(8)(torch.rand(1, 8, 4, 4).bfloat16()).dtype == torch.bfloat16
+    assert diffusion_ad.GroupNorm(8)(torch.rand(1, 8, 4, 4).bfloat16()).dtype == torch.bfloat16
     assert seen == [torch.float32]
 
 
@@ -385,22 +371,24 @@ def test_the_blend_is_norm_guided_denoising(small_step: int, big_step: int) -> N
     noised_guide = small.signal * guide + small.sigma * small_noise
     guided_noise = small_noise - small.sigma * (noised_guide - noisy_small)
     expected = small.denoised(noisy_small, guided_noise).clamp(-1, 1)
-    found = guided(small.denoised(noisy_small, small_noise), big.denoised(noisy_big, big_noise), small.sigma)
+    found = diffusion_ad.guided(
+        small.denoised(noisy_small, small_noise), big.denoised(noisy_big, big_noise), small.sigma
+    )
     assert (found - expected).abs().max() < 1e-6
 
 
 def test_the_blend_at_the_steps_of_inference() -> None:
     sigma = math.sqrt(1 - signal_shares()[200])
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
-    assert float(guided(one, zero, sigma)) == pytest.approx(0.6563, abs=1e-4)
-    assert float(guided(zero, one, sigma)) == pytest.approx(0.3437, abs=1e-4)
+    assert float(diffusion_ad.guided(one, zero, sigma)) == pytest.approx(0.6563, abs=1e-4)
+    assert float(diffusion_ad.guided(zero, one, sigma)) == pytest.approx(0.3437, abs=1e-4)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 0.78, 1.0])
 def test_the_blend_lies_between_the_reconstructions(sigma: float) -> None:
     small = 2 * torch.randn(2, 3, 8, 8, generator=seeded(1))
     big = 2 * torch.randn(2, 3, 8, 8, generator=seeded(2))
-    blend = guided(small, big, sigma)
+    blend = diffusion_ad.guided(small, big, sigma)
     ends = torch.stack([small.clamp(-1, 1), big.clamp(-1, 1)])
     assert (blend >= ends.amin(0) - 1e-6).all()
     assert (blend <= ends.amax(0) + 1e-6).all()
@@ -428,7 +416,7 @@ def test_the_exact_noise_gives_the_image_back_in_one_call() -> None:
     small = random_scale(torch.tensor([5, 250]), seed=2)
     big = random_scale(torch.tensor([300, 550]), seed=3)
     oracle = Oracle(torch.cat([small.noise, big.noise]))
-    denoised = denoise(oracle, image, small, big)
+    denoised = diffusion_ad.denoise(oracle, image, small, big)
     torch.testing.assert_close(denoised.image, image, atol=1e-5, rtol=0)
     assert torch.equal(denoised.small_noise, small.noise)
     assert torch.equal(denoised.big_noise, big.noise)
@@ -442,7 +430,7 @@ def test_gradients_of_the_reconstruction() -> None:
     small, big = random_scale(torch.tensor([200]), seed=2), random_scale(torch.tensor([400]), seed=3)
     noise = torch.cat([small.noise, big.noise]) + 0.4 * torch.randn(2, 3, SIZE, SIZE, generator=seeded(4))
     noise.requires_grad_()
-    reconstruction = denoise(Oracle(noise), image, small, big).image
+    reconstruction = diffusion_ad.denoise(Oracle(noise), image, small, big).image
     reconstruction.sum().backward()
     share_small, share_big = signal_shares()[200], signal_shares()[400]
     alive = reconstruction.detach().abs() < 1
@@ -487,15 +475,19 @@ def test_focal_loss_vanishes_only_where_the_target_is_met() -> None:
 def test_noise_loss_counts_normal_images_only() -> None:
     noise = torch.zeros(3, 3, 2, 2)
     predicted = torch.tensor([1.0, 10.0, 2.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-    assert float(noise_loss(noise, predicted, torch.tensor([False, True, False]))) == pytest.approx((1 + 4) / 2)
-    assert float(noise_loss(noise, predicted, torch.tensor([True, True, True]))) == 0
+    assert float(diffusion_ad.noise_loss(noise, predicted, torch.tensor([False, True, False]))) == pytest.approx(
+        (1 + 4) / 2
+    )
+    assert float(diffusion_ad.noise_loss(noise, predicted, torch.tensor([True, True, True]))) == 0
 
 
 def test_reconstruction_loss_counts_corrupted_images_only() -> None:
     image = torch.zeros(3, 3, 2, 2)
     reconstruction = torch.tensor([1.0, -0.5, 0.1]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-    assert float(reconstruction_loss(reconstruction, image, torch.tensor([False, True, True]))) == pytest.approx(0.3)
-    assert float(reconstruction_loss(reconstruction, image, torch.tensor([False] * 3))) == 0
+    assert float(
+        diffusion_ad.reconstruction_loss(reconstruction, image, torch.tensor([False, True, True]))
+    ) == pytest.approx(0.3)
+    assert float(diffusion_ad.reconstruction_loss(reconstruction, image, torch.tensor([False] * 3))) == 0
 
 
 def test_losses_before_the_first_step() -> None:
@@ -522,7 +514,7 @@ def test_terms_are_the_paper_s() -> None:
     small, big = random_scale(torch.tensor([0, 9, 100, 299]), seed=2), random_scale(torch.tensor([300] * 4), seed=3)
     found = model.terms(sample.image, sample, small, big)
     model = copy.deepcopy(model)
-    denoised = denoise(model.networks.unet, sample.image, small, big)
+    denoised = diffusion_ad.denoise(model.networks.unet, sample.image, small, big)
     logits = model.networks.segmentation(sample.image, denoised.image)
     normal = [1, 3]
     noise = sum(
@@ -651,8 +643,8 @@ def test_bf16_is_close_to_float32() -> None:
 
 
 def test_the_paper_s_schedule_swings_the_segmentation_rate_every_20_steps() -> None:
-    assert [swinging(step) for step in (0, 5, 10, 15, 20, 40)] == pytest.approx([1, 0.5, 0, 0.5, 1, 1])
-    assert sum(swinging(step) for step in range(20)) / 20 == pytest.approx(0.5)
+    assert [diffusion_ad.swinging(step) for step in (0, 5, 10, 15, 20, 40)] == pytest.approx([1, 0.5, 0, 0.5, 1, 1])
+    assert sum(diffusion_ad.swinging(step) for step in range(20)) / 20 == pytest.approx(0.5)
     parameter = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.Adam([parameter], lr=1e-5)
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
@@ -661,7 +653,7 @@ def test_the_paper_s_schedule_swings_the_segmentation_rate_every_20_steps() -> N
         optimizer.step()
         expected.append(optimizer.param_groups[0]["lr"])
         reference.step()
-    assert [1e-5 * swinging(step) for step in range(30)] == pytest.approx(expected, abs=1e-12)
+    assert [1e-5 * diffusion_ad.swinging(step) for step in range(30)] == pytest.approx(expected, abs=1e-12)
 
 
 def rates_of(model: DiffusionAD) -> list[list[float]]:
@@ -677,19 +669,21 @@ def rates_of(model: DiffusionAD) -> list[list[float]]:
 def test_each_network_has_its_own_rate() -> None:
     paper = rates_of(build(schedule="paper", learning_rate=1e-4, segmentation_learning_rate=1e-5))
     assert [unet for unet, _ in paper] == [1e-4] * STEPS
-    assert [segmentation for _, segmentation in paper] == pytest.approx([1e-5 * swinging(n) for n in range(STEPS)])
+    assert [segmentation for _, segmentation in paper] == pytest.approx(
+        [1e-5 * diffusion_ad.swinging(n) for n in range(STEPS)]
+    )
     cosine = rates_of(build(schedule="cosine", learning_rate=1e-4, segmentation_learning_rate=1e-5))
-    rate = warm_up_and_fall(STEPS)
+    rate = diffusion_ad.warm_up_and_fall(STEPS)
     assert cosine == [pytest.approx([1e-4 * rate(n), 1e-5 * rate(n)]) for n in range(STEPS)]
 
 
 def test_the_default_schedule_rises_and_falls() -> None:
-    rate = warm_up_and_fall(1000)
+    rate = diffusion_ad.warm_up_and_fall(1000)
     assert [rate(0), rate(24), rate(49)] == pytest.approx([1 / 50, 0.5, 1], rel=0.01)
     assert rate(500) == pytest.approx(0.5)
     assert rate(999) == pytest.approx(0, abs=1e-5)
     assert rate(999) > 0
-    assert warm_up_and_fall(1)(0) == 1
+    assert diffusion_ad.warm_up_and_fall(1)(0) == 1
 
 
 def test_the_optimiser_holds_all_that_is_trained() -> None:
@@ -741,12 +735,12 @@ def test_training_goes_on_from_a_checkpoint_with_the_same_bits() -> None:
 
 
 def test_the_average_moves_by_its_decay_statistics_included() -> None:
-    networks, averaged = Networks(settings()), build(ema_decay=0.9).averaged
+    networks, averaged = diffusion_ad.Networks(settings()), build(ema_decay=0.9).averaged
     assert averaged is not None
     before = copy.deepcopy(averaged.state_dict())
     networks.segmentation.encoder[0][1].running_mean.fill_(3)
     networks.segmentation.encoder[0][1].num_batches_tracked.fill_(7)
-    average(averaged, networks, decay=0.75)
+    diffusion_ad.average(averaged, networks, decay=0.75)
     for name, value in networks.state_dict().items():
         expected = 0.75 * before[name] + 0.25 * value if value.is_floating_point() else value
         torch.testing.assert_close(averaged.state_dict()[name], expected, msg=name)
@@ -785,7 +779,7 @@ def test_the_average_is_what_scores_images() -> None:
     before = averaging(image).anomaly_map
     randomised(averaging.networks, seed=1)
     assert torch.equal(averaging(image).anomaly_map, before)
-    average(averaging.averaged, averaging.networks, decay=0.0)
+    diffusion_ad.average(averaging.averaged, averaging.networks, decay=0.0)
     randomised(plain.networks, seed=1)
     assert torch.equal(averaging(image).anomaly_map, plain(image).anomaly_map)
     assert not torch.equal(averaging(image).anomaly_map, before)
@@ -803,7 +797,7 @@ def trained_randomly(**changes: object) -> DiffusionAD:
             part.running_mean.add_(0.1)
             part.running_var.mul_(0.3)
     if model.averaged is not None:
-        average(model.averaged, model.networks, decay=0.0)
+        diffusion_ad.average(model.averaged, model.networks, decay=0.0)
     return model
 
 
@@ -878,8 +872,8 @@ def test_the_unet_may_see_a_smaller_picture(unet_size: int) -> None:
 
 def test_a_smaller_picture_is_made_of_averages() -> None:
     image = torch.arange(16.0).view(1, 1, 4, 4)
-    assert torch.equal(reduced(image, 4), image)
-    assert torch.equal(reduced(image, 2), torch.tensor([[2.5, 4.5], [10.5, 12.5]]).view(1, 1, 2, 2))
+    assert torch.equal(diffusion_ad.reduced(image, 4), image)
+    assert torch.equal(diffusion_ad.reduced(image, 2), torch.tensor([[2.5, 4.5], [10.5, 12.5]]).view(1, 1, 2, 2))
 
 
 # --- export

@@ -16,23 +16,15 @@ from tiny_models import exported
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as torchvision_functional
 
+from anomaly_models import efficient_ad
 from anomaly_models.base import Batch, ModelError, Progress
 from anomaly_models.common.statistics import ChannelStatistics
 from anomaly_models.efficient_ad import (
-    CHANNELS,
-    Autoencoder,
     EfficientAD,
     EfficientADConfig,
-    RawMaps,
-    Student,
     Width,
-    dropout_mask,
     hard_feature_loss,
-    jitter,
-    num_hard,
     patch_description_network,
-    quantiles,
-    randomly_grey,
 )
 
 SIZE = 128
@@ -110,18 +102,18 @@ def test_parameters_as_in_the_paper(width: Width, teacher: int, student: int, to
 @torch.no_grad()
 @pytest.mark.parametrize("width", ["tiny", "small", "medium"])
 def test_maps_at_256_pixels(width: Width) -> None:
-    channels = CHANNELS[width]
+    channels = efficient_ad.CHANNELS[width]
     with torch.device("meta"):  # shapes without the arithmetic
         image = torch.rand(1, 3, 256, 256)
         assert patch_description_network(width)(image).shape == (1, channels, 56, 56)
         assert patch_description_network(width, padded=True)(image).shape == (1, channels, 64, 64)
-        assert [half.shape for half in Student(width)(image)] == [(1, channels, 56, 56)] * 2
+        assert [half.shape for half in efficient_ad.Student(width)(image)] == [(1, channels, 56, 56)] * 2
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [128, 160, 256, 512])
 def test_autoencoder_has_64_numbers_at_any_size(size: int) -> None:
-    autoencoder = Autoencoder(size, channels=16)
+    autoencoder = efficient_ad.Autoencoder(size, channels=16)
     image = torch.rand(1, 3, size, size)
     assert autoencoder.encoder(image).shape == (1, 64, 1, 1)
     assert autoencoder(image).shape == (1, 16, size // 4 - 8, size // 4 - 8)
@@ -129,7 +121,7 @@ def test_autoencoder_has_64_numbers_at_any_size(size: int) -> None:
 
 @torch.no_grad()
 def test_autoencoder_sizes_of_table_8() -> None:
-    autoencoder = Autoencoder(256, channels=16)
+    autoencoder = efficient_ad.Autoencoder(256, channels=16)
     shapes: list[int] = []
     for convolution in autoencoder.blocks:
         convolution.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[-1]))
@@ -196,7 +188,7 @@ def test_pixel_outside_the_window_leaves_the_local_map_alone(calibrated: Efficie
 
 @pytest.mark.parametrize(("num_elements", "expected"), [(384 * 56 * 56, 1_205), (384 * 64 * 64, 1_573), (1, 1)])
 def test_number_of_hard_elements(num_elements: int, expected: int) -> None:
-    assert num_hard(num_elements, 0.999) == expected
+    assert efficient_ad.num_hard(num_elements, 0.999) == expected
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.999, 1.0])
@@ -238,8 +230,8 @@ def losses_of_one_pass(model: EfficientAD, batch: Batch, progress: Progress) -> 
     assert batch.penalty is not None
     mean, std = model.channel_mean, model.channel_std
     clean = model.normalise(batch.image)
-    penalty = model.normalise(randomly_grey(batch.penalty, generator))
-    jittered = model.normalise(jitter(batch.image, generator))
+    penalty = model.normalise(efficient_ad.randomly_grey(batch.penalty, generator))
+    jittered = model.normalise(efficient_ad.jitter(batch.image, generator))
     reconstruction = model.autoencoder(jittered, generator)
     difference = ((model.teacher(clean) - mean) / std - model.student(clean)[0]).square()
     return {
@@ -342,12 +334,12 @@ def test_jitter_is_one_of_torchvisions(seed: int) -> None:
         torchvision_functional.adjust_saturation,
     ]
     expected = [functions[c](x, f.item()) for x, c, f in zip(image, choices, factors, strict=True)]
-    torch.testing.assert_close(jitter(image, seeded(seed)), torch.stack(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(efficient_ad.jitter(image, seeded(seed)), torch.stack(expected), rtol=0, atol=1e-6)
 
 
 def test_jitter_changes_every_image_differently_and_stays_in_range() -> None:
     image = textures(1, seed=1).expand(32, -1, -1, -1)
-    jittered = jitter(image, seeded(0))
+    jittered = efficient_ad.jitter(image, seeded(0))
     assert jittered.min() >= 0
     assert jittered.max() <= 1
     assert len(jittered.flatten(1).unique(dim=0)) == 32
@@ -355,7 +347,7 @@ def test_jitter_changes_every_image_differently_and_stays_in_range() -> None:
 
 def test_three_in_ten_penalty_images_are_grey() -> None:
     image = torch.rand(2000, 3, 2, 2, generator=seeded(0))
-    result = randomly_grey(image, seeded(1))
+    result = efficient_ad.randomly_grey(image, seeded(1))
     is_grey = (result == result[:, :1]).flatten(1).all(dim=1)
     assert is_grey.float().mean().item() == pytest.approx(0.3, abs=0.03)
     assert torch.equal(result[~is_grey], image[~is_grey])
@@ -364,7 +356,7 @@ def test_three_in_ten_penalty_images_are_grey() -> None:
 
 
 def test_dropout_keeps_the_mean() -> None:
-    mask = dropout_mask(torch.zeros(1000, 100), seeded(0))
+    mask = efficient_ad.dropout_mask(torch.zeros(1000, 100), seeded(0))
     assert mask.unique().tolist() == pytest.approx([0, 1.25])
     assert mask.mean().item() == pytest.approx(1, abs=0.01)
 
@@ -395,17 +387,17 @@ def test_descriptions_of_the_normal_images_are_standardised(prepared: EfficientA
 def test_quantiles_are_torchs(num_values: int) -> None:
     values = torch.randn(num_values, generator=seeded(0))
     expected = values.quantile(torch.tensor([0.9, 0.995]))
-    torch.testing.assert_close(quantiles(values, (0.9, 0.995)), expected)
+    torch.testing.assert_close(efficient_ad.quantiles(values, (0.9, 0.995)), expected)
 
 
 def test_quantiles_on_eleven_numbers_worked_by_hand() -> None:
     values = torch.arange(11.0).flip(0)
-    assert quantiles(values, (0.9, 0.95)).tolist() == pytest.approx([9.0, 9.5])
+    assert efficient_ad.quantiles(values, (0.9, 0.95)).tolist() == pytest.approx([9.0, 9.5])
 
 
 def test_quantiles_have_no_limit_of_elements() -> None:
     values = torch.arange(2**24 + 3, dtype=torch.float32)
-    assert quantiles(values, (0.5, 1.0)).tolist() == pytest.approx([2**23 + 1, 2**24 + 2])
+    assert efficient_ad.quantiles(values, (0.5, 1.0)).tolist() == pytest.approx([2**23 + 1, 2**24 + 2])
 
 
 # --- maps
@@ -428,7 +420,7 @@ def test_normalisation_of_four_pixels_worked_by_hand(calibrated: EfficientAD, mo
     overall = torch.full((1, 1, CELLS, CELLS), 10.0)
     local[0, 0, 8:10, 8:10] = torch.tensor([[1.0, 3.0], [5.0, 0.0]])
     overall[0, 0, 8:10, 8:10] = torch.tensor([[20.0, 10.0], [20.0, 10.0]])
-    monkeypatch.setattr(calibrated, "raw_maps", lambda _image: RawMaps(local, overall))
+    monkeypatch.setattr(calibrated, "raw_maps", lambda _image: efficient_ad.RawMaps(local, overall))
     cells = torch.zeros(1, 1, 32, 32)
     cells[0, 0, 12:14, 12:14] = torch.tensor([[0.05, 0.05], [0.15, -0.025]])
     expected = F.interpolate(cells, size=SIZE, mode="bilinear")

@@ -19,10 +19,16 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def smooth_images(number: int, seed: int, size: int = 64) -> Tensor:
-    """Random colours in [0, 1] that take 8 pixels to change."""
+def patterns(number: int, seed: int, size: int = 64) -> Tensor:
+    """Smooth ones of random colours in [0, 1], which take 8 pixels to change."""
     noise = torch.rand(number, 3, size // 8, size // 8, generator=seeded(seed))
     return F.interpolate(noise, size=size, mode="bicubic").clamp(0, 1)
+
+
+def parts(number: int, seed: int, size: int = 64) -> Tensor:
+    """One smooth pattern of low contrast, with fresh grain on every image."""
+    pattern = 0.3 + 0.4 * patterns(1, seed=0, size=size)
+    return (pattern + 0.05 * torch.randn(number, 3, size, size, generator=seeded(seed))).clamp(0, 1)
 
 
 def batch_of(image: Tensor, **known: Tensor) -> Batch:
@@ -58,15 +64,30 @@ def take_steps(
             yield terms
 
 
-def resume(fresh: AnomalyModel, model: AnomalyModel, training: Training, total: int) -> Training:
-    """Put what a checkpoint of `model` holds into `fresh`, and into its optimiser and schedule."""
-    file = io.BytesIO()
-    torch.save([part.state_dict() for part in (model, *training)], file)
-    file.seek(0)
-    resumed: Any = fresh.optimizer(total)
-    for part, state in zip((fresh, *resumed), torch.load(file), strict=True):
+def resume(
+    model: AnomalyModel, fresh: AnomalyModel, batch_at: Callable[[int], Batch], *, stop: int, total: int
+) -> None:
+    """Train `model` up to a stop, and `fresh` on from there with what a checkpoint holds."""
+    first: Any = model.optimizer(total)
+    list(take_steps(model, first, batch_at, range(stop), total))
+    checkpoint = io.BytesIO()
+    torch.save([part.state_dict() for part in (model, *first)], checkpoint)
+    checkpoint.seek(0)
+    second: Any = fresh.optimizer(total)
+    for part, state in zip((fresh, *second), torch.load(checkpoint), strict=True):
         part.load_state_dict(state)
-    return resumed
+    list(take_steps(fresh, second, batch_at, range(stop, total), total))
+
+
+def rates_of(training: Training, steps: int) -> list[list[float]]:
+    """The learning rates of all groups in each step."""
+    optimizer, schedule = training
+    rates = []
+    for _ in range(steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return rates
 
 
 def same_state(left: nn.Module, right: nn.Module) -> bool:

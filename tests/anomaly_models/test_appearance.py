@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from drawn_batches import seeded
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 from torch import Tensor
@@ -25,10 +26,6 @@ NAMES = (
     "equalise",
     "rotate",
 )
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(number: int, height: int = 48, width: int = 40) -> Tensor:
@@ -126,9 +123,8 @@ def test_luma_moves_all_channels_alike() -> None:
     factor, summand = torch.tensor([1.2, 1.2]), torch.tensor([-10.0, -10.0])
     add_first = torch.tensor([False, True])
     # luma 0.299 * 100 + 0.587 * 150 + 0.114 * 50 = 123.65; 1.2 * 123.65 - 10 = 138.38 is +14.73; 1.2 * (-10) is 2 less
-    found = appearance.brightness(
-        patch((100, 150, 50), (100, 150, 50)), torch.tensor([2, 5]), factor, summand, add_first
-    )
+    same, space = patch((100, 150, 50), (100, 150, 50)), torch.tensor([2, 5])
+    found = appearance.brightness(same, space, factor, summand, add_first)
     assert colours(found) == [[115, 165, 65], [113, 163, 63]]
 
 
@@ -143,30 +139,15 @@ def in_space(colour: tuple[int, int, int], name: str, factor: float, summand: fl
     return [255 * channel for channel in colorsys.hsv_to_rgb(hue, saturation, value)]
 
 
-COLOURS = [
-    (100, 150, 50),
-    (250, 10, 90),
-    (0, 0, 0),
-    (255, 255, 255),
-    (77, 77, 77),
-    (0, 0, 255),
-    (3, 2, 1),
-    (9, 200, 90),
-]
+SHADES = [(100, 150, 50), (250, 10, 90), (0, 0, 0), (255, 255, 255), (77, 77, 77), (0, 0, 255), (3, 2, 1), (9, 200, 90)]
+EACH = torch.ones(len(SHADES), dtype=torch.long)
 
 
 @pytest.mark.parametrize(("factor", "summand"), [(1.2, 20.0), (0.8, -30.0), (1.0, 30.0), (1.2, -30.0)])
 @pytest.mark.parametrize(("space", "name"), [(0, "hls"), (1, "hsv")])
 def test_lightness_and_value_are_colorsys(space: int, name: str, factor: float, summand: float) -> None:
-    number = len(COLOURS)
-    found = appearance.brightness(
-        patch(*COLOURS),
-        torch.full((number,), space),
-        torch.full((number,), factor),
-        torch.full((number,), summand),
-        torch.zeros(number, dtype=torch.bool),
-    )
-    expected = torch.tensor([in_space(colour, name, factor, summand) for colour in COLOURS])
+    found = appearance.brightness(patch(*SHADES), EACH * space, EACH * factor, EACH * summand, EACH < 0)
+    expected = torch.tensor([in_space(colour, name, factor, summand) for colour in SHADES])
     assert (found.flatten(1) - expected).abs().max() < 0.51
 
 
@@ -178,18 +159,14 @@ def turned(colour: tuple[int, int, int], hue_shift: float, saturation_shift: flo
 
 @pytest.mark.parametrize(("hue", "saturation"), [(0.0, 0.0), (50.0, 0.0), (-50.0, 20.0), (10.0, -50.0), (-3.0, 50.0)])
 def test_hue_and_saturation_are_colorsys(hue: float, saturation: float) -> None:
-    number = len(COLOURS)
-    found = appearance.hue_and_saturation(
-        patch(*COLOURS), torch.full((number,), hue), torch.full((number,), saturation)
-    )
-    expected = torch.tensor([turned(colour, hue, saturation) for colour in COLOURS])
+    found = appearance.hue_and_saturation(patch(*SHADES), EACH * hue, EACH * saturation)
+    expected = torch.tensor([turned(colour, hue, saturation) for colour in SHADES])
     assert (found.flatten(1) - expected).abs().max() < 0.51
 
 
 def test_a_third_of_the_circle_turns_red_into_green() -> None:
-    assert colours(appearance.hue_and_saturation(patch((200, 20, 20)), torch.tensor([85.0]), torch.zeros(1))) == [
-        [20, 200, 20]
-    ]
+    turned = appearance.hue_and_saturation(patch((200, 20, 20)), torch.tensor([85.0]), torch.zeros(1))
+    assert colours(turned) == [[20, 200, 20]]
 
 
 # --- rotation

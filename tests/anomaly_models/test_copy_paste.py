@@ -4,16 +4,13 @@ import math
 
 import pytest
 import torch
+from drawn_batches import seeded
 from torch import Tensor
 
 from anomaly_models.common import copy_paste
 from anomaly_models.common.copy_paste import PROBABILITIES, connected_pieces, move_pieces, paste_defects, warped_grid
 
 SIDE = 32
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(number: int, seed: int, side: int = SIDE) -> Tensor:

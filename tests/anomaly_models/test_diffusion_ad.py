@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 import torch
 import torch.nn.functional as F
-from drawn_batches import batch_of, num_parameters, perturbed, rates_of, same_state, seeded, smooth_images, take_steps
+from drawn_batches import batch_of, num_parameters, patterns, perturbed, rates_of, same_state, seeded, take_steps
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,15 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anomaly_models import diffusion_ad
 from anomaly_models.base import Batch, Progress
 from anomaly_models.common.synthesis import Synthesised
-from anomaly_models.diffusion_ad import (
-    DiffusionAD,
-    DiffusionADConfig,
-    ResidualBlock,
-    Scale,
-    focal_loss,
-    signal_shares,
-    top_mean,
-)
+from anomaly_models.diffusion_ad import DiffusionAD, DiffusionADConfig, ResidualBlock, Scale, focal_loss, signal_shares
 
 SIZE = 64
 STEPS = 20
@@ -65,8 +57,8 @@ def paper_settings(**changes: object) -> DiffusionADConfig:
 
 
 def batch_at(seed: int) -> Batch:
-    image = smooth_images(4, seed)
-    return batch_of(image, texture=smooth_images(4, 1000 + seed), foreground=torch.ones_like(image[:, :1]))
+    image = patterns(4, seed)
+    return batch_of(image, texture=patterns(4, 1000 + seed), foreground=torch.ones_like(image[:, :1]))
 
 
 def random_scale(steps: list[int], seed: int) -> Scale:
@@ -81,7 +73,7 @@ def both_scales() -> tuple[Scale, Scale]:
 
 def sample_of(number: int, seed: int, corrupted: list[bool]) -> Synthesised:
     """Images with a soft-edged square where they are corrupted."""
-    image, label = smooth_images(number, seed), torch.tensor(corrupted)
+    image, label = patterns(number, seed), torch.tensor(corrupted)
     mask = torch.zeros(number, 1, SIZE, SIZE)
     mask[label, :, 20:40, 20:40] = 0.5
     mask[label, :, 22:38, 22:38] = 1
@@ -294,7 +286,7 @@ def test_signal_shares_as_in_the_paper() -> None:
 
 @pytest.mark.parametrize(("step", "tolerance"), [(0, 1e-6), (200, 1e-6), (400, 1e-6), (999, 1e-4)])
 def test_one_step_with_the_exact_noise_recovers_the_image(step: int, tolerance: float) -> None:
-    image = smooth_images(2, seed=1)
+    image = patterns(2, seed=1)
     scale = random_scale([step, step], seed=2)
     noisy = scale.noised(image)
     share = signal_shares()[step]
@@ -306,7 +298,7 @@ def test_one_step_with_the_exact_noise_recovers_the_image(step: int, tolerance: 
 @pytest.mark.parametrize(("small_step", "big_step"), [(0, 300), (200, 400), (299, 999), (120, 599)])
 def test_the_blend_is_norm_guided_denoising(small_step: int, big_step: int) -> None:
     """The authors' four lines: guide, guide noised with the predicted noise, guided noise, one step."""
-    image = smooth_images(3, seed=1)
+    image = patterns(3, seed=1)
     small = random_scale([small_step] * 3, seed=2)
     big = random_scale([big_step] * 3, seed=3)
     small_noise, big_noise = (
@@ -359,7 +351,7 @@ class Oracle(nn.Module):
 
 
 def test_the_exact_noise_gives_the_image_back_in_one_call() -> None:
-    image = smooth_images(2, seed=1)
+    image = patterns(2, seed=1)
     small = random_scale([5, 250], seed=2)
     big = random_scale([300, 550], seed=3)
     oracle = Oracle(torch.cat([small.noise, big.noise]))
@@ -373,7 +365,7 @@ def test_the_exact_noise_gives_the_image_back_in_one_call() -> None:
 
 
 def test_gradients_of_the_reconstruction() -> None:
-    image = smooth_images(1, seed=1)
+    image = patterns(1, seed=1)
     small, big = random_scale([200], seed=2), random_scale([400], seed=3)
     noise = torch.cat([small.noise, big.noise]) + 0.4 * torch.randn(2, 3, SIZE, SIZE, generator=seeded(4))
     noise.requires_grad_()
@@ -441,7 +433,7 @@ def test_losses_before_the_first_step() -> None:
     """As the authors' networks start: 1 for the noise of each scale, and a segmentation that says one half."""
     model = build(batch_size=8, segmentation_width=16)
     terms = model.terms(
-        smooth_images(8, seed=1),
+        patterns(8, seed=1),
         sample_of(8, seed=1, corrupted=[True, False] * 4),
         random_scale(list(range(0, 240, 30)), seed=2),
         random_scale(list(range(300, 540, 30)), seed=3),
@@ -486,7 +478,7 @@ def test_a_batch_of_defects_trains_the_unet_through_the_segmentation() -> None:
 
 def test_the_order_of_a_batch_does_not_matter() -> None:
     model = perturbed(build(reconstruction_weight=1.0), seed=1)
-    normal, sample = smooth_images(4, seed=1), sample_of(4, seed=1, corrupted=HALF)
+    normal, sample = patterns(4, seed=1), sample_of(4, seed=1, corrupted=HALF)
     small, big = both_scales()
     order = torch.tensor([2, 0, 3, 1])
     expected = model.terms(normal, sample, small, big)
@@ -500,7 +492,7 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
 def test_the_reconstruction_term_asks_for_the_image_before_the_defect() -> None:
     model = build(reconstruction_weight=0.5)
     model.networks.unet = Oracle(torch.zeros(()))
-    normal, sample = smooth_images(4, seed=1), sample_of(4, seed=1, corrupted=HALF)
+    normal, sample = patterns(4, seed=1), sample_of(4, seed=1, corrupted=HALF)
     small, big = random_scale([0] * 4, 2), random_scale([300] * 4, 3)
     model.networks.unet.noise = torch.cat([small.noise, big.noise])  # gives back the image with its defect
     terms = model.terms(normal, sample, small, big)
@@ -692,7 +684,7 @@ def test_the_average_follows_each_step_and_warms_up() -> None:
 
 @torch.no_grad()
 def test_the_average_is_what_scores_images() -> None:
-    image = smooth_images(2, seed=1)
+    image = patterns(2, seed=1)
     plain, averaging = build(ema_decay=0.0).eval(), build(ema_decay=0.9).eval()
     assert plain.averaged is None
     before = averaging(image).anomaly_map
@@ -722,7 +714,7 @@ def trained_randomly(**changes: object) -> DiffusionAD:
 @torch.no_grad()
 def test_inference_by_hand() -> None:
     """Constants of the paper's setting, t = 200 and 400, as worked out from the table."""
-    model, image = trained_randomly(), smooth_images(2, seed=1)
+    model, image = trained_randomly(), patterns(2, seed=1)
     noisy_small = 0.8101525 * image + 0.5862192 * model.noise[0]
     noisy_big = 0.4399682 * image + 0.8980134 * model.noise[1]
     unet = model.networks.unet
@@ -757,21 +749,23 @@ def test_building_draws_the_same_weights_with_and_without_an_average() -> None:
 
 def test_a_score_is_the_mean_of_the_highest_pixels() -> None:
     anomaly_map = torch.tensor([[0.1, 0.9], [0.5, 0.7]]).view(1, 1, 2, 2)
-    assert float(top_mean(anomaly_map, 1)) == pytest.approx(0.9)
-    assert float(top_mean(anomaly_map, 3)) == pytest.approx(0.7)
-    assert float(top_mean(anomaly_map, 4)) == pytest.approx(0.55)
+    assert float(diffusion_ad.top_mean(anomaly_map, 1)) == pytest.approx(0.9)
+    assert float(diffusion_ad.top_mean(anomaly_map, 3)) == pytest.approx(0.7)
+    assert float(diffusion_ad.top_mean(anomaly_map, 4)) == pytest.approx(0.55)
 
 
 def test_properties_of_the_score() -> None:
     anomaly_map = torch.rand(3, 1, 16, 16, generator=seeded(1))
-    score = top_mean(anomaly_map, 50)
-    assert torch.equal(top_mean(torch.full((2, 1, 16, 16), 0.25), 50), torch.full((2,), 0.25))
+    score = diffusion_ad.top_mean(anomaly_map, 50)
+    assert torch.equal(diffusion_ad.top_mean(torch.full((2, 1, 16, 16), 0.25), 50), torch.full((2,), 0.25))
     order = torch.randperm(256, generator=seeded(2))
-    torch.testing.assert_close(top_mean(anomaly_map.flatten(2)[..., order].view_as(anomaly_map), 50), score)
-    assert (top_mean(anomaly_map + 0.1 * torch.rand(3, 1, 16, 16, generator=seeded(3)), 50) > score).all()
+    torch.testing.assert_close(
+        diffusion_ad.top_mean(anomaly_map.flatten(2)[..., order].view_as(anomaly_map), 50), score
+    )
+    assert (diffusion_ad.top_mean(anomaly_map + 0.1 * torch.rand(3, 1, 16, 16, generator=seeded(3)), 50) > score).all()
     tied = anomaly_map.clone()
     tied.flatten(1)[:, 10:60] = 2  # a view
-    assert torch.equal(top_mean(tied, 50), torch.full((3,), 2.0))
+    assert torch.equal(diffusion_ad.top_mean(tied, 50), torch.full((3,), 2.0))
 
 
 @torch.no_grad()
@@ -780,7 +774,7 @@ def test_the_unet_may_see_a_smaller_picture(unet_size: int) -> None:
     model = build(unet=small_unet(image_size=unet_size, attention_sizes=[unet_size // 2])).eval()
     seen = []
     model.networks.unet.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
-    assert model(smooth_images(3, seed=1)).anomaly_map.shape == (3, 1, SIZE, SIZE)
+    assert model(patterns(3, seed=1)).anomaly_map.shape == (3, 1, SIZE, SIZE)
     assert seen == [(6, 3, unet_size, unet_size)]
     terms = next(model.losses(batch_at(1), Progress(0, STEPS, seeded(0))))
     assert all(value.isfinite() for value in terms.values())
@@ -798,7 +792,7 @@ def test_a_smaller_picture_is_made_of_averages() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_folding_changes_nothing_but_rounding(ema_decay: float) -> None:
-    model, image = trained_randomly(ema_decay=ema_decay), smooth_images(3, seed=2)
+    model, image = trained_randomly(ema_decay=ema_decay), patterns(3, seed=2)
     before, expected = copy.deepcopy(model), model(image)
     assert expected.anomaly_map.std() > 0.01
     found = model.exportable()(image)
@@ -821,7 +815,7 @@ def test_exported_graph_agrees_and_holds_no_embedding(tmp_path: Path) -> None:
     detector = tiny_models.exported(model, SIZE, path)
     operations = {node.op_type for node in onnx.load(path).graph.node}
     assert not {"Sin", "Cos", "Gemm", "BatchNormalization", "RandomNormal"} & operations
-    tiny_models.assert_file_agrees(detector, model, smooth_images(4, seed=3), atol=1e-5)
+    tiny_models.assert_file_agrees(detector, model, patterns(4, seed=3), atol=1e-5)
 
 
 # --- settings
@@ -888,7 +882,7 @@ def test_a_short_training_finds_defects_of_another_kind(seed: int) -> None:
     normal = discs(16, seed=10_000 + seed)
     square = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     square[24:34, 28:38] = True
-    faulty = smooth_images(16, seed=20_000 + seed).where(square, normal)
+    faulty = patterns(16, seed=20_000 + seed).where(square, normal)
     with torch.no_grad():
         expected, found = model(normal), model(faulty)
     assert (found.score.unsqueeze(1) > expected.score).float().mean() > 0.95  # image AUROC

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from einops import repeat
+from drawn_batches import seeded
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import ndimage
@@ -22,10 +22,6 @@ CPU = torch.device("cpu")
 
 def settings(**changes: Any) -> SynthesisConfig:
     return SynthesisConfig(**{**SYNTHESIS, **changes})
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -185,11 +181,8 @@ def test_rectangles_cover_a_quarter_or_more() -> None:
 
 def coordinates(batch: int, height: int, width: int) -> Tensor:
     """Channel 0 holds each pixel's row, channel 1 its column, channel 2 its image."""
-    image = torch.zeros(batch, 3, height, width, dtype=torch.long)
-    image[:, 0] = repeat(torch.arange(height), "h -> b h w", b=batch, w=width)
-    image[:, 1] = repeat(torch.arange(width), "w -> b h w", b=batch, h=height)
-    image[:, 2] = repeat(torch.arange(batch), "b -> b h w", h=height, w=width)
-    return image
+    image, row, column = torch.meshgrid(torch.arange(batch), torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([row, column, image], dim=1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (64, 40), (100, 45)])
@@ -416,7 +409,7 @@ def disc(height: int, width: int, y: float, x: float, radius: float) -> Tensor:
     return (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
 
 
-def photograph(part: Tensor, background: float, foreground: float, seed: int = 0) -> Tensor:
+def photograph(part: Tensor, background: float | Tensor, foreground: float | Tensor, seed: int = 0) -> Tensor:
     """A part (H, W) before a background, with grain; (1, 3, H, W)."""
     grain = 0.02 * torch.randn(3, *part.shape, generator=seeded(seed))
     return (torch.where(part, foreground, background) + grain).clamp(0, 1).unsqueeze(0)
@@ -444,9 +437,7 @@ def test_a_part_as_light_as_its_background() -> None:
     part = disc(128, 96, 60, 50, 30)
     yellow, grey = torch.tensor([0.8, 0.75, 0.2]), torch.tensor([0.7023, 0.7023, 0.7023])
     assert torch.dot(yellow - grey, torch.tensor([0.299, 0.587, 0.114])).abs() < 1e-3
-    image = torch.where(part.unsqueeze(2), grey, yellow).permute(2, 0, 1).unsqueeze(0)
-    grain = 0.02 * torch.randn(1, 3, 128, 96, generator=seeded(0))
-    assert agrees(foreground_mask((image + grain).clamp(0, 1)), part)
+    assert agrees(foreground_mask(photograph(part, yellow.view(3, 1, 1), grey.view(3, 1, 1))), part)
 
 
 def test_uneven_light_is_background() -> None:
@@ -454,18 +445,14 @@ def test_uneven_light_is_background() -> None:
     part = disc(96, 96, 50, 40, 25)
     light = torch.linspace(0.1, 0.9, 96).expand(3, 96, 96)
     brown = torch.tensor([0.6, 0.4, 0.2]).view(3, 1, 1)
-    grain = 0.02 * torch.randn(3, 96, 96, generator=seeded(0))
-    image = (torch.where(part, brown, light) + grain).clamp(0, 1).unsqueeze(0)
-    assert agrees(foreground_mask(image), part)
+    assert agrees(foreground_mask(photograph(part, light, brown)), part)
 
 
 def test_a_part_with_a_dark_and_a_light_side_is_one() -> None:
     """The dark side differs from the background by a fifth of what the light side does."""
     part = disc(96, 96, 48, 48, 30)
     shades = torch.where(torch.arange(96) < 48, 0.27, 0.95).expand(96, 96)
-    grain = 0.02 * torch.randn(3, 96, 96, generator=seeded(0))
-    image = (torch.where(part, shades, 0.1) + grain).clamp(0, 1).unsqueeze(0)
-    assert agrees(foreground_mask(image), part)
+    assert agrees(foreground_mask(photograph(part, 0.1, shades)), part)
 
 
 def test_what_nobody_sees_is_no_part() -> None:

@@ -248,9 +248,8 @@ def test_rotations_are_rotations(channels: int) -> None:
 
 def test_rotations_of_the_plane_are_uniform() -> None:
     torch.manual_seed(0)
-    angle = torch.stack(
-        [torch.atan2(rotation[1, 0], rotation[0, 0]) for rotation in map(bgad.random_rotation, [2] * 2000)]
-    )
+    rotations = [bgad.random_rotation(2) for _ in range(2000)]
+    angle = torch.stack([torch.atan2(rotation[1, 0], rotation[0, 0]) for rotation in rotations])
     share = torch.histc(angle, bins=8, min=-math.pi, max=math.pi) / 2000
     assert (share - 1 / 8).abs().max() < 4 * math.sqrt(1 / 8 * 7 / 8 / 2000)
 
@@ -710,10 +709,8 @@ def test_schedule_ends_with_the_last_optimiser_step(steps: object, normal_epochs
     rates = schedule.get_last_lr()[:1]
     for _ in take_steps(model, (optimizer, schedule), lambda step: with_defects(normals(4, seed=step)), range(5), 5):
         rates.append(schedule.get_last_lr()[0])
-    expected = sum(
-        sum(model.steps_per_batch(phase=1 if step < round(total * normal_epochs / 3) else 2)) for step in range(total)
-    )
-    assert len(rates) - 1 == expected
+    phases = [1 if step < round(total * normal_epochs / 3) else 2 for step in range(total)]
+    assert len(rates) - 1 == sum(sum(model.steps_per_batch(phase=phase)) for phase in phases)
     assert rates[0] == pytest.approx(0.1 * 2e-4)
     assert rates[-1] == pytest.approx(1e-3 * 2e-4)
     assert max(rates) < 2e-4

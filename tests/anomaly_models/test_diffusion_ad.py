@@ -34,13 +34,8 @@ PAPER_UNET = SMALL_UNET | {
     "blocks": 2,
     "attention_sizes": [32, 16, 8],
 }
-SETTINGS = TINY | {
-    "unet": SMALL_UNET,
-    "steps": STEPS,
-    "reconstruction_weight": 0.0,
-    "gradient_clip": None,
-    "ema_decay": 0.0,
-}
+PLAIN = {"reconstruction_weight": 0.0, "gradient_clip": None, "ema_decay": 0.0}
+SETTINGS = TINY | PLAIN | {"unet": SMALL_UNET, "steps": STEPS}
 
 
 def settings(**changes: object) -> DiffusionADConfig:
@@ -310,9 +305,8 @@ def test_the_blend_is_norm_guided_denoising(small_step: int, big_step: int) -> N
     noised_guide = small.signal * guide + small.sigma * small_noise
     guided_noise = small_noise - small.sigma * (noised_guide - noisy_small)
     expected = small.denoised(noisy_small, guided_noise).clamp(-1, 1)
-    found = diffusion_ad.guided(
-        small.denoised(noisy_small, small_noise), big.denoised(noisy_big, big_noise), small.sigma
-    )
+    alone = small.denoised(noisy_small, small_noise), big.denoised(noisy_big, big_noise)
+    found = diffusion_ad.guided(*alone, small.sigma)
     assert (found - expected).abs().max() < 1e-6
 
 
@@ -414,18 +408,16 @@ def test_focal_loss_vanishes_only_where_the_target_is_met() -> None:
 def test_noise_loss_counts_normal_images_only() -> None:
     noise = torch.zeros(3, 3, 2, 2)
     predicted = torch.tensor([1.0, 10.0, 2.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-    assert float(diffusion_ad.noise_loss(noise, predicted, torch.tensor([False, True, False]))) == pytest.approx(
-        (1 + 4) / 2
-    )
+    loss = diffusion_ad.noise_loss(noise, predicted, torch.tensor([False, True, False]))
+    assert float(loss) == pytest.approx((1 + 4) / 2)
     assert float(diffusion_ad.noise_loss(noise, predicted, torch.tensor([True, True, True]))) == 0
 
 
 def test_reconstruction_loss_counts_corrupted_images_only() -> None:
     image = torch.zeros(3, 3, 2, 2)
     reconstruction = torch.tensor([1.0, -0.5, 0.1]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-    assert float(
-        diffusion_ad.reconstruction_loss(reconstruction, image, torch.tensor([False, True, True]))
-    ) == pytest.approx(0.3)
+    loss = diffusion_ad.reconstruction_loss(reconstruction, image, torch.tensor([False, True, True]))
+    assert float(loss) == pytest.approx(0.3)
     assert float(diffusion_ad.reconstruction_loss(reconstruction, image, torch.tensor([False] * 3))) == 0
 
 
@@ -596,9 +588,8 @@ def test_each_network_has_its_own_rate() -> None:
     model = build(schedule="paper", learning_rate=1e-4, segmentation_learning_rate=1e-5)
     paper = rates_of(model.optimizer(STEPS), STEPS)
     assert [unet for unet, _ in paper] == [1e-4] * STEPS
-    assert [segmentation for _, segmentation in paper] == pytest.approx(
-        [1e-5 * diffusion_ad.swinging(n) for n in range(STEPS)]
-    )
+    swings = [1e-5 * diffusion_ad.swinging(n) for n in range(STEPS)]
+    assert [segmentation for _, segmentation in paper] == pytest.approx(swings)
     model = build(schedule="cosine", learning_rate=1e-4, segmentation_learning_rate=1e-5)
     cosine = rates_of(model.optimizer(STEPS), STEPS)
     rate = diffusion_ad.warm_up_and_fall(STEPS)
@@ -759,9 +750,8 @@ def test_properties_of_the_score() -> None:
     score = diffusion_ad.top_mean(anomaly_map, 50)
     assert torch.equal(diffusion_ad.top_mean(torch.full((2, 1, 16, 16), 0.25), 50), torch.full((2,), 0.25))
     order = torch.randperm(256, generator=seeded(2))
-    torch.testing.assert_close(
-        diffusion_ad.top_mean(anomaly_map.flatten(2)[..., order].view_as(anomaly_map), 50), score
-    )
+    shuffled = anomaly_map.flatten(2)[..., order].view_as(anomaly_map)
+    torch.testing.assert_close(diffusion_ad.top_mean(shuffled, 50), score)
     assert (diffusion_ad.top_mean(anomaly_map + 0.1 * torch.rand(3, 1, 16, 16, generator=seeded(3)), 50) > score).all()
     tied = anomaly_map.clone()
     tied.flatten(1)[:, 10:60] = 2  # a view

@@ -498,9 +498,8 @@ def test_a_part_that_fills_the_picture_is_all_of_it() -> None:
 
 
 def test_images_alone_have_the_same_foreground_as_together() -> None:
-    batch = torch.cat(
-        [photograph(disc(64, 64, 30, 30, 8 + 3 * seed), 0.1, 0.5 + 0.1 * seed, seed) for seed in range(5)]
-    )
+    discs = [disc(64, 64, 30, 30, 8 + 3 * seed) for seed in range(5)]
+    batch = torch.cat([photograph(part, 0.1, 0.5 + 0.1 * seed, seed) for seed, part in enumerate(discs)])
     together = foreground_mask(batch)
     for number in range(5):
         assert torch.equal(foreground_mask(batch[number : number + 1]), together[number : number + 1])
@@ -510,9 +509,8 @@ def test_otsu_minimises_the_variance_within() -> None:
     """Brute force over all 255 cuts."""
     generator = np.random.default_rng(0)
     for centre in (60, 120, 200):
-        level = (
-            np.concatenate([generator.normal(40, 15, 600), generator.normal(centre, 20, 424)]).clip(0, 255).astype(int)
-        )
+        level = np.concatenate([generator.normal(40, 15, 600), generator.normal(centre, 20, 424)])
+        level = level.clip(0, 255).astype(int)
         within = np.full(256, np.inf)
         for cut in range(256):
             low, high = level[level <= cut], level[level > cut]

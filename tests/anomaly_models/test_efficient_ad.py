@@ -442,15 +442,14 @@ def test_no_teacher() -> None:
         EfficientAD(settings()).prepare([batch_of(textures(1, seed=1))])
 
 
-def test_teacher_of_another_width() -> None:
-    state = patch_description_network("small").state_dict()
-    with pytest.raises(ModelError, match=r"do not fit width tiny: conv1.bias should be \(32,\), found \(128,\)"):
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [(patch_description_network("small").state_dict(), r"\(128,\)"), ({"layer1.weight": torch.zeros(1)}, "nothing")],
+    ids=["another width", "no teacher"],
+)
+def test_weights_that_are_no_teacher(state: dict[str, Tensor], found: str) -> None:
+    with pytest.raises(ModelError, match=rf"do not fit width tiny: conv1.bias should be \(32,\), found {found}"):
         EfficientAD(settings()).load_teacher(state)
-
-
-def test_something_that_is_no_teacher() -> None:
-    with pytest.raises(ModelError, match=r"conv1.bias should be \(32,\), found nothing"):
-        EfficientAD(settings()).load_teacher({"layer1.weight": torch.zeros(1)})
 
 
 CONSTANT = torch.full((2, 3, SIZE, SIZE), 0.5)

@@ -13,6 +13,7 @@ import yaml
 from drawn_folders import draw_mvtec, draw_plain
 from PIL import Image
 from rich.console import Console
+from tiny_models import SETTINGS
 from torch import Tensor, nn
 
 import cli
@@ -31,17 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-FAPM = {
-    "image_size": 64,
-    "batch_size": 4,
+FAPM = SETTINGS["fapm"] | {
     "backbone": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [2, 3]},
-    "crop": 64,
     "grid": 2,
     "coreset_ratio": 0.25,
-    "adaptive_ratio": 2,
-    "far_rule": {"name": "mean"},
     "neighbours": 2,
-    "coarse_layout": "geometric",
     "image_score": "max",
     "blur_sigma": 2.0,
 }

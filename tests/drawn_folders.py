@@ -60,9 +60,8 @@ def draw_plain(root):
 
 
 def run(root, config=CONFIG, destination=None):
-    return prepare(
-        root, root.name, config, destination or root.parent / "prepared" / root.name, lambda done, total: None
-    )
+    destination = destination or root.parent / "prepared" / root.name
+    return prepare(root, root.name, config, destination, lambda done, total: None)
 
 
 def problem(root, config=CONFIG, kind=DatasetError):

@@ -14,6 +14,9 @@ from pipelines.errors import WeightsError
 from pipelines.files import DiskFull
 from pipelines.paths import Project
 
+PREPARE = ("prepare", CATEGORY)
+TRAIN, EVALUATE, EXPORT = ((verb, "fapm", CATEGORY) for verb in ("train", "evaluate", "export"))
+
 
 def one_line(outcome):
     assert outcome.code == 1
@@ -23,27 +26,29 @@ def one_line(outcome):
     return lines[0].removeprefix("error: ")
 
 
+def works(blemish, *verbs):
+    for verb in verbs:
+        outcome = blemish(*verb)
+        assert outcome.code == 0, outcome.err
+    return outcome.out
+
+
 @pytest.fixture
 def images(root):
     return root / "images" / CATEGORY
 
 
 def test_every_verb_on_a_small_project(root, blemish):
-    for verb in (["check"], ["prepare", CATEGORY], ["train", "fapm", CATEGORY], ["evaluate", "fapm", CATEGORY]):
-        outcome = blemish(*verb)
-        assert outcome.code == 0, outcome.err
-    assert "Image AUROC 100.0" in outcome.out
-    outcome = blemish("export", "fapm", CATEGORY)
-    assert outcome.code == 0, outcome.err
-    assert "8 test images, maps within" in outcome.out
-    assert "no decision changed" in outcome.out
+    assert "Image AUROC 100.0" in works(blemish, ["check"], PREPARE, TRAIN, EVALUATE)
+    exported = works(blemish, EXPORT)
+    assert "8 test images, maps within" in exported
+    assert "no decision changed" in exported
     assert blemish("report").out == "reports/report.md: written\n"
-    outcome = blemish("results")
-    assert "squares" in outcome.out
-    assert "blemish predict exported/fapm/squares/model.onnx" in outcome.out
-    outcome = blemish("predict", "exported/fapm/squares/model.onnx", f"images/{CATEGORY}/test")
-    assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith("8 images scored, ")
+    results = works(blemish, ["results"])
+    assert "squares" in results
+    assert "blemish predict exported/fapm/squares/model.onnx" in results
+    predicted = works(blemish, ["predict", "exported/fapm/squares/model.onnx", f"images/{CATEGORY}/test"])
+    assert predicted.startswith("8 images scored, ")
     assert (root / "predictions" / "overlays" / "square" / "000.png").exists()
 
     damaged_records_get_a_line(Project(Path()).cell("fapm", CATEGORY), blemish)
@@ -81,21 +86,16 @@ def test_good_parts_alone_make_a_detector(root, blemish, images):
     values = tiny_params()
     values["data"]["root"] = "mine"
     write_params(root, values)
-    for verb in (["prepare", CATEGORY], ["train", "fapm", CATEGORY], ["evaluate", "fapm", CATEGORY]):
-        outcome = blemish(*verb)
-        assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith("Image AUROC -, Defects found -, False alarms ")
-    assert blemish("export", "fapm", CATEGORY).code == 0
-    assert blemish("report").code == 0
+    evaluated = works(blemish, PREPARE, TRAIN, EVALUATE)
+    assert evaluated.startswith("Image AUROC -, Defects found -, False alarms ")
+    works(blemish, EXPORT, ["report"])
     assert "squares" in blemish("results").out
     outcome = blemish("predict", "exported/fapm/squares/model.onnx", f"images/{CATEGORY}/test/square")
     assert outcome.out.startswith("4 images scored, 4 with a defect")
 
 
 def test_a_bad_image_among_good_ones(root, blemish, images):
-    for verb in (["prepare", CATEGORY], ["train", "fapm", CATEGORY], ["evaluate", "fapm", CATEGORY]):
-        assert blemish(*verb).code == 0
-    assert blemish("export", "fapm", CATEGORY).code == 0
+    works(blemish, PREPARE, TRAIN, EVALUATE, EXPORT)
     folder = root / "line"
     folder.mkdir()
     shutil.copy(images / "test" / "good" / "000.png", folder / "a.png")
@@ -137,62 +137,34 @@ def test_no_params_file(root, blemish):
 
 
 def empty(folder):
-    shutil.rmtree(folder / "train" / "good")
-    (folder / "train" / "good").mkdir()
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def only_one(folder):
-    for path in sorted((folder / "train" / "good").iterdir())[1:]:
+    for path in sorted(folder.iterdir())[1:]:
         path.unlink()
 
 
-def mask_of_another_size(folder):
-    Image.new("L", (10, 10), 255).save(folder / "ground_truth" / "square" / "000_mask.png")
+GOOD, MASK = "train/good/000.png", "ground_truth/square/000_mask.png"
+SPOILED = {
+    "no folder": (shutil.rmtree, "images/squares"),
+    "no image": (lambda folder: empty(folder / "train/good"), "train/good"),
+    "one image": (lambda folder: only_one(folder / "train/good"), "train/good"),
+    "mask of another size": (lambda folder: Image.new("L", (10, 10), 255).save(folder / MASK), "000_mask.png"),
+    "black mask": (lambda folder: Image.new("L", (80, 64), 0).save(folder / MASK), "000_mask.png"),
+    "mask without image": (lambda folder: (folder / "test/square/000.png").unlink(), "000_mask.png"),
+    "image without mask": (lambda folder: (folder / MASK).unlink(), "test/square/000.png"),
+    "truncated": (lambda folder: (folder / GOOD).write_bytes((folder / GOOD).read_bytes()[:2000]), GOOD),
+    "zero bytes": (lambda folder: (folder / GOOD).write_bytes(b""), GOOD),
+    "text": (lambda folder: (folder / GOOD).write_text("hello"), GOOD),
+}
 
 
-def black_mask(folder):
-    Image.new("L", (80, 64), 0).save(folder / "ground_truth" / "square" / "000_mask.png")
-
-
-def mask_without_image(folder):
-    (folder / "test" / "square" / "000.png").unlink()
-
-
-def image_without_mask(folder):
-    (folder / "ground_truth" / "square" / "000_mask.png").unlink()
-
-
-def truncated(folder):
-    path = folder / "train" / "good" / "000.png"
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def zero_bytes(folder):
-    (folder / "train" / "good" / "000.png").write_bytes(b"")
-
-
-def text(folder):
-    (folder / "train" / "good" / "000.png").write_text("hello")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "named"),
-    [
-        (shutil.rmtree, "images/squares"),
-        (empty, "train/good"),
-        (only_one, "train/good"),
-        (mask_of_another_size, "000_mask.png"),
-        (black_mask, "000_mask.png"),
-        (mask_without_image, "000_mask.png"),
-        (image_without_mask, "test/square/000.png"),
-        (truncated, "train/good/000.png"),
-        (zero_bytes, "train/good/000.png"),
-        (text, "train/good/000.png"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "named"), SPOILED.values(), ids=SPOILED)
 def test_a_folder_that_cannot_be_used(root, blemish, images, spoil, named):
     spoil(images)
-    assert named in one_line(blemish("prepare", CATEGORY))
+    assert named in one_line(blemish(*PREPARE))
     assert not (root / "data" / "prepared" / CATEGORY).exists()
     assert not list((root / "data").glob("**/.*")) if (root / "data").exists() else True
 
@@ -201,11 +173,11 @@ def test_weights_that_do_not_fit(root, blemish):
     values = tiny_params()
     values["models"]["fapm"]["backbone"]["name"] = "resnet34.tv_in1k"
     write_params(root, values)
-    assert blemish("prepare", CATEGORY).code == 0
-    assert "resnet34" in one_line(blemish("train", "fapm", CATEGORY))
+    works(blemish, PREPARE)
+    assert "resnet34" in one_line(blemish(*TRAIN))
     values["models"]["fapm"]["backbone"]["weights"] = "nowhere.safetensors"
     write_params(root, values)
-    assert "nowhere.safetensors" in one_line(blemish("train", "fapm", CATEGORY))
+    assert "nowhere.safetensors" in one_line(blemish(*TRAIN))
     assert not (root / "models").exists()
 
 
@@ -214,18 +186,18 @@ def test_hub_unreachable(root, blemish, monkeypatch):
         raise WeightsError("weights of resnet18.tv_in1k: hub unreachable")
 
     monkeypatch.setattr("pipelines.training.inputs.load_pretrained", unreachable)
-    assert blemish("prepare", CATEGORY).code == 0
-    assert one_line(blemish("train", "fapm", CATEGORY)) == "weights of resnet18.tv_in1k: hub unreachable"
+    works(blemish, PREPARE)
+    assert one_line(blemish(*TRAIN)) == "weights of resnet18.tv_in1k: hub unreachable"
 
 
 def test_disk_full_while_saving(root, blemish, monkeypatch):
-    assert blemish("prepare", CATEGORY).code == 0
+    works(blemish, PREPARE)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipelines.training.trained.serialize", full)
-    message = one_line(blemish("train", "fapm", CATEGORY))
+    message = one_line(blemish(*TRAIN))
     assert message.startswith("models/fapm/squares: No space left on device")
     assert DiskFull.__name__ not in message
     assert not list((root / "models" / "fapm").iterdir())
@@ -235,8 +207,8 @@ def test_a_grid_that_does_not_fit(root, blemish):
     values = tiny_params()
     values["models"]["fapm"]["grid"] = 3
     write_params(root, values)
-    assert blemish("prepare", CATEGORY).code == 0
-    message = one_line(blemish("train", "fapm", CATEGORY))
+    works(blemish, PREPARE)
+    message = one_line(blemish(*TRAIN))
     assert message.startswith("fapm on squares: ")
     assert "grid" in message
 
@@ -269,6 +241,4 @@ def test_sixteen_bit_palette_rgba_and_turned_images_are_read(root, blemish, imag
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(folder / "turned.jpg", exif=exif)
-    outcome = blemish("prepare", CATEGORY)
-    assert outcome.code == 0, outcome.err
-    assert "train 12, holdout 4" in outcome.out
+    assert "train 12, holdout 4" in works(blemish, PREPARE)

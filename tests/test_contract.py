@@ -3,25 +3,15 @@
 import copy
 import sys
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
+import tiny_models
 import torch
-from tiny_models import (
-    CARD,
-    STEPS,
-    build,
-    exported,
-    normals,
-    predict,
-    pretrain,
-    random_images,
-    settings_of,
-    take_steps,
-)
+from drawn_batches import assert_agree, resume, same_state, take_steps
+from tiny_models import STEPS, build, normals, predict, pretrain, random_images, training_batch
 from torch import Tensor
 
 from anomaly_models import MODELS
@@ -51,17 +41,12 @@ def trained(name: str) -> Trained:
         optimizer, _ = training
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         optimised = {key for key, value in model.named_parameters() if id(value) in held}
-        for losses in take_steps(model, training, name, range(STEPS)):
+        for losses in take_steps(model, training, partial(training_batch, name), range(STEPS), STEPS):
             received |= {key for key, value in model.named_parameters() if value.grad is not None}
             terms.append({term: value.detach() for term, value in losses.items()})
     model.eval()
     model.calibrate(normals(name, seed=10))
     return Trained(model, frozenset(optimised), frozenset(received), before, terms)
-
-
-def assert_same(found: Prediction, expected: Prediction, tolerance: float) -> None:
-    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(found.score, expected.score, rtol=tolerance, atol=tolerance)
 
 
 each_model = pytest.mark.parametrize("name", MODELS)
@@ -84,46 +69,37 @@ def test_an_image_alone_scores_as_in_a_batch(name: str) -> None:
     model, image = trained(name).model, random_images(name, 3, seed=2)
     together = predict(model, image)
     for index in range(3):
-        alone = predict(model, image[index : index + 1])
-        assert_same(alone, Prediction(*(value[index : index + 1] for value in together)), tolerance=1e-5)
+        expected = Prediction(*(value[index : index + 1] for value in together))
+        assert_agree(predict(model, image[index : index + 1]), expected, atol=1e-5)
 
 
 @each_model
-def test_a_resumed_run_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(name: str) -> None:
     killed = build(name)
     pretrain(killed)
     killed.prepare(normals(name, seed=0))
-    training = killed.optimizer(STEPS)
-    if training is None:
+    if killed.optimizer(STEPS) is None:
         return  # gradient-free: there is no step to resume at
-    list(take_steps(killed, training, name, range(1)))
-    torch.save([part.state_dict() for part in (killed, *training)], tmp_path / "checkpoint.pt")
-    torch.manual_seed(1)  # other random parts than those that were saved
-    resumed = MODELS[name](MODELS[name].Config.model_validate(settings_of(name)))
-    training = resumed.optimizer(STEPS)
-    for part, state in zip((resumed, *training), torch.load(tmp_path / "checkpoint.pt"), strict=True):
-        part.load_state_dict(state)
-    list(take_steps(resumed, training, name, range(1, STEPS)))
+    resumed = build(name, seed=1)  # other random parts than those that are saved
+    resume(killed, resumed, partial(training_batch, name), stop=1, total=STEPS)
     resumed.eval()
     resumed.calibrate(normals(name, seed=10))
-    expected = trained(name).model.state_dict()
-    assert all(torch.equal(value, expected[key]) for key, value in resumed.state_dict().items())
+    assert same_state(resumed, trained(name).model)
 
 
 @each_model
 def test_twice_gives_the_same(name: str) -> None:
     model, image = trained(name).model, random_images(name, 2, seed=3)
-    assert_same(predict(model, image), predict(model, image), tolerance=0)
+    assert_agree(predict(model, image), predict(model, image), atol=0)
 
 
 @each_model
 def test_state_dict_is_the_whole_model(name: str, tmp_path: Path) -> None:
     model, image = trained(name).model, random_images(name, 2, seed=4)
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    torch.manual_seed(1)  # other random weights than those that were trained
-    fresh = MODELS[name](MODELS[name].Config.model_validate(settings_of(name))).eval()
+    fresh = build(name, seed=1).eval()  # of other random weights than those that were trained
     fresh.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
-    assert_same(predict(fresh, image), predict(model, image), tolerance=0)
+    assert_agree(predict(fresh, image), predict(model, image), atol=0)
 
 
 class Watch:
@@ -189,17 +165,14 @@ def test_train_mode_leaves_frozen_parts_alone(name: str) -> None:
     for part, expected in zip(frozen, maps, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(part(image), expected, strict=True))
     if not trained(name).optimised:
-        assert_same(predict(model, image), before, tolerance=0)
+        assert_agree(predict(model, image), before, atol=0)
     model.eval()
-    assert_same(predict(model, image), before, tolerance=0)
+    assert_agree(predict(model, image), before, atol=0)
 
 
 @each_model
 def test_the_exported_file_gives_the_same_at_any_batch_size(name: str, tmp_path: Path) -> None:
-    model = trained(name).model
-    detector = exported(model, settings_of(name)["image_size"], tmp_path / "model.onnx")
-    assert detector.card == replace(CARD, image_size=settings_of(name)["image_size"])
-    for number in (1, 4):
-        image = random_images(name, number, seed=7)
-        for found, expected in zip(detector(image.numpy()), predict(model, image), strict=True):
-            np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4)
+    model, size = trained(name).model, tiny_models.SETTINGS[name]["image_size"]
+    detector = tiny_models.exported(model, size, tmp_path / "model.onnx")
+    assert detector.card == replace(tiny_models.CARD, image_size=size)
+    tiny_models.assert_file_agrees(detector, model, random_images(name, 4, seed=7))

@@ -12,12 +12,14 @@ generator on the CPU; should a release of torch change that stream, the goldens 
 import json
 import zlib
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import STEPS, build, normals, predict, pretrain, random_images, take_steps
+from drawn_batches import take_steps
+from tiny_models import STEPS, build, normals, predict, pretrain, random_images, training_batch
 from torch import Tensor
 
 from anomaly_models import MODELS
@@ -59,7 +61,8 @@ def outputs(name: str, image: Tensor) -> dict[str, list[float]]:
     model.train()
     model.prepare(normals(name, seed=0))
     training = model.optimizer(STEPS)
-    steps = take_steps(model, training, name, range(STEPS)) if training is not None else ()
+    batch_at = partial(training_batch, name)
+    steps = take_steps(model, training, batch_at, range(STEPS), STEPS) if training is not None else ()
     losses = [torch.stack([term.detach() for term in terms.values()]).sum() for terms in steps]
     model.eval()
     model.calibrate(normals(name, seed=10))

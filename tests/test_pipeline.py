@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,22 +10,17 @@ from pathlib import Path
 
 import pytest
 import yaml
+from clone import commit, copy_project, environment
 from conftest import CATEGORY, draw_category, tiny_params, write_params
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 CATEGORIES = [CATEGORY, "two words"]
-
-
-def environment():
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1"}
+SHELL = environment(Path(sys.executable).parent)
 
 
 def dvc(root, *arguments):
-    done = subprocess.run(["dvc", *arguments], cwd=root, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(["dvc", *arguments], cwd=root, env=SHELL, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -42,26 +36,15 @@ def runs(root):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A project as a clone has it: the code by links, its own params and images, under git."""
-    root = tmp_path_factory.mktemp("project")
-    for name in ("anomaly_models", "pipelines"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
-    for name in ("pretrained", ".dvc"):
-        if (REPOSITORY / name).exists():
-            shutil.copytree(
-                REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("tmp", "cache", "config.local")
-            )
-    for name in ("cli.py", "dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(REPOSITORY / name, root / name)
+    """A project as a clone has it: the code, its own params and images, under git."""
+    code = ("anomaly_models", "pipelines", "pretrained", ".dvc", "cli.py", "dvc.yaml", ".dvcignore", ".gitignore")
+    root = copy_project(tmp_path_factory.mktemp("project"), *code)
     values = tiny_params()
     values["data"]["categories"] = CATEGORIES
     write_params(root, values)
     for category in CATEGORIES:
         draw_category(root / "images" / category, train=8, good=3, defect=3)
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]):
-        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-        subprocess.run(["git", *identity, *command], cwd=root, check=True)
+    commit(root)
     return root
 
 
@@ -123,14 +106,8 @@ def test_a_changed_parameter_rebuilds_what_depends_on_it_even_when_killed(root, 
     values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     values["models"]["fapm"]["neighbours"] = 3  # of the image score: the memory stays what it was
     write_params(root, values)
-    process = subprocess.Popen(
-        ["dvc", "repro"],
-        cwd=root,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    process = subprocess.Popen(["dvc", "repro"], cwd=root, env=SHELL, **quiet)
     deadline = time.monotonic() + 120
     while not list(root.glob(f"work/fapm/{CATEGORY}/*/run.json")):
         assert process.poll() is None

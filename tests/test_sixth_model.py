@@ -2,15 +2,14 @@
 
 import inspect
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from clone import copy_project
 from conftest import MeanColour, MeanColourConfig
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 HEADER = '''"""The mean colour of normal parts, as a sixth model."""
 
 from collections.abc import Iterator
@@ -35,20 +34,16 @@ def change(path: Path, pattern: str, replacement: str) -> None:
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """The project with `mean_colour` added in three steps."""
-    root = tmp_path / "project"
-    ignored = shutil.ignore_patterns("__pycache__", ".*_cache")
-    for name in ("anomaly_models", "pipelines", "tests", "presets", "pretrained"):
-        shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
-    for name in ("cli.py", "dvc.yaml", "params.yaml", "pyproject.toml", ".gitignore"):
-        shutil.copy(REPOSITORY / name, root / name)
+    folders = ("anomaly_models", "pipelines", "tests", "presets", "pretrained")
+    files = ("cli.py", "dvc.yaml", "params.yaml", "pyproject.toml", ".gitignore")
+    root = copy_project(tmp_path / "project", *folders, *files)
     # 1: the file
     source = HEADER + inspect.getsource(MeanColourConfig) + "\n\n" + inspect.getsource(MeanColour)
     (root / "anomaly_models" / "mean_colour.py").write_text(source, encoding="utf-8")
     # 2: its place in MODELS
     table = root / "anomaly_models" / "__init__.py"
-    change(
-        table, r"(?<=MODELS = _Models\(\n    \{)", '\n        "mean_colour": "anomaly_models.mean_colour:MeanColour",'
-    )
+    place = '\n        "mean_colour": "anomaly_models.mean_colour:MeanColour",'
+    change(table, r"(?<=MODELS = _Models\(\n    \{)", place)
     # 3: its section in params.yaml; and its folder, for DVC
     section = "\n  mean_colour:\n    image_size: 256\n    batch_size: 4\n    steps: 2\n    learning_rate: 0.01"
     change(root / "params.yaml", r"(?<=\nmodels:)", section)

@@ -1,4 +1,4 @@
-"""The smallest settings that exercise each model, and its way from random weights over three steps to a file."""
+"""The smallest settings that exercise each model, its images and batches, and its way to a file."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn_batches import assert_agree, batch_of
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from anomaly_models import MODELS
-from anomaly_models.base import AnomalyModel, Batch, Prediction, Progress
+from anomaly_models.base import AnomalyModel, Batch, Prediction
 from anomaly_models.efficient_ad import EfficientAD
 from pipelines.deployment.export import write_graph
 from pipelines.inference.detector import Detector, ModelCard
@@ -34,14 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "batch_size": 4,
         "backbone": BACKBONE,
         "gamma_d": 2,
-        "objective": {
-            "name": "soft_topk",
-            "k": 3,
-            "eps": 0.05,
-            "normalize": "row",
-            "candidates": 16,
-            "sqrt": True,
-        },
+        "objective": {"name": "soft_topk", "k": 3, "eps": 0.05, "normalize": "row", "candidates": 16, "sqrt": True},
         "kl_weight": True,
         "blur_sigma": 4.0,
         "image_score": "max",
@@ -129,7 +121,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 
-Training = tuple[Optimizer, LRScheduler]
 BATCH_SIZE = 4
 STEPS = 3
 CARD = ModelCard(
@@ -158,8 +149,8 @@ def settings_of(name: str) -> dict[str, Any]:
     return SETTINGS[name]
 
 
-def build(name: str, **changes: Any) -> AnomalyModel:
-    torch.manual_seed(0)
+def build(name: str, seed: int = 0, **changes: Any) -> AnomalyModel:
+    torch.manual_seed(seed)
     model_class = MODELS[name]
     return model_class(model_class.Config.model_validate(settings_of(name) | changes))
 
@@ -172,9 +163,7 @@ def random_images(name: str, number: int, seed: int) -> Tensor:
 
 
 def normals(name: str, seed: int) -> Iterator[Batch]:
-    for index in range(2):
-        image = random_images(name, BATCH_SIZE, seed + index)
-        yield Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(BATCH_SIZE, dtype=torch.bool))
+    return (batch_of(random_images(name, BATCH_SIZE, seed + index)) for index in range(2))
 
 
 def training_batch(name: str, step: int) -> Batch:
@@ -192,20 +181,6 @@ def training_batch(name: str, step: int) -> Batch:
     )
 
 
-def take_steps(model: AnomalyModel, training: Training, name: str, steps: range) -> Iterator[dict[str, Tensor]]:
-    """The loop of `pipelines.training.loop`, without what surrounds it; gives the terms of each optimiser step."""
-    optimizer, schedule = training
-    model.train()
-    for step in steps:
-        progress = Progress(step, STEPS, torch.Generator().manual_seed(step))
-        for losses in model.losses(training_batch(name, step), progress):
-            optimizer.zero_grad()
-            torch.stack([term for term in losses.values() if term.requires_grad]).sum().backward()
-            optimizer.step()
-            schedule.step()
-            yield losses
-
-
 @torch.no_grad()
 def predict(model: AnomalyModel, image: Tensor) -> Prediction:
     prediction: Prediction = model(image)
@@ -216,3 +191,10 @@ def exported(model: AnomalyModel, image_size: int, path: Path) -> Detector:
     """The model as `blemish export` ships it, at `path`, opened as `blemish predict` does."""
     write_graph(model, path, image_size, opset=18, card=replace(CARD, image_size=image_size))
     return Detector(path)
+
+
+@torch.no_grad()
+def assert_file_agrees(detector: Detector, model: AnomalyModel, image: Tensor, atol: float = 1e-4) -> None:
+    """On one image and on four."""
+    for number in (1, 4):
+        assert_agree(detector(image[:number].numpy()), model(image[:number]), atol)

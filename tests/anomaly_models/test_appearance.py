@@ -6,27 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from drawn_batches import seeded
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import ndimage
 from torch import Tensor
 
 from anomaly_models.common import appearance
-from anomaly_models.common.appearance import (
-    OPERATIONS,
-    Draws,
-    autocontrast,
-    brightness,
-    change_appearance,
-    equalise,
-    gamma,
-    hue_and_saturation,
-    invert,
-    posterise,
-    rotate,
-    sharpness,
-    solarise,
-    to_bytes,
-)
+from anomaly_models.common.appearance import Draws, change_appearance, rotate, to_bytes
 
 NAMES = (
     "gamma",
@@ -40,10 +26,6 @@ NAMES = (
     "equalise",
     "rotate",
 )
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pictures(number: int, height: int = 48, width: int = 40) -> Tensor:
@@ -86,24 +68,24 @@ def colours(pixels: Tensor) -> list[list[int]]:
 
 def test_posterise_is_pillows() -> None:
     bits = torch.arange(1, 9)
-    assert torch.equal(posterise(pictures(8), bits), by_pillow(pictures(8), ImageOps.posterize, bits))
+    assert torch.equal(appearance.posterise(pictures(8), bits), by_pillow(pictures(8), ImageOps.posterize, bits))
 
 
 def test_solarise_is_pillows() -> None:
     threshold = torch.tensor([32.0, 99.5, 128.0, 256.0])
     expected = by_pillow(pictures(4), ImageOps.solarize, threshold)
-    assert torch.equal(solarise(pictures(4), threshold), expected)
+    assert torch.equal(appearance.solarise(pictures(4), threshold), expected)
     assert torch.equal(expected[3], pictures(4)[3])
 
 
 def test_invert_is_pillows() -> None:
-    assert torch.equal(invert(pictures(3)), by_pillow(pictures(3), ImageOps.invert))
+    assert torch.equal(appearance.invert(pictures(3)), by_pillow(pictures(3), ImageOps.invert))
 
 
 def test_autocontrast_is_pillows() -> None:
     cutoff = torch.tensor([0, 20, 7, 1, 20])
     pixels = pictures(5)
-    found = autocontrast(pixels, cutoff)
+    found = appearance.autocontrast(pixels, cutoff)
     assert torch.equal(found, by_pillow(pixels, ImageOps.autocontrast, cutoff))
     assert torch.equal(found[2, 0], pixels[2, 0])  # the constant channel
 
@@ -112,7 +94,7 @@ def test_autocontrast_is_pillows() -> None:
 def test_equalise_is_pillows(side: int) -> None:
     """8 x 8 pixels are fewer than levels, so that nothing changes; 40 x 40 would overflow a byte."""
     pixels = pictures(5, side, side)
-    found = equalise(pixels)
+    found = appearance.equalise(pixels)
     assert torch.equal(found, by_pillow(pixels, ImageOps.equalize))
     assert torch.equal(found, pixels) == (side == 8)
 
@@ -122,10 +104,10 @@ def test_sharpness_is_pillows() -> None:
     noisy = to_bytes(pictures(5) + 60 * torch.randn(5, 3, 48, 40, generator=seeded(1)))
     expected = by_pillow(noisy, lambda picture, by: ImageEnhance.Sharpness(picture).enhance(by), factor)
     # Pillow blends in another order of operations, whose rounding may cut one byte lower or higher
-    assert (sharpness(noisy, factor).int() - expected.int()).abs().max() <= 1
-    assert torch.equal(sharpness(noisy, factor)[2], noisy[2])
+    assert (appearance.sharpness(noisy, factor).int() - expected.int()).abs().max() <= 1
+    assert torch.equal(appearance.sharpness(noisy, factor)[2], noisy[2])
     for exact in (0, 2, 4):
-        assert torch.equal(sharpness(noisy, factor)[exact], expected[exact])
+        assert torch.equal(appearance.sharpness(noisy, factor)[exact], expected[exact])
 
 
 # --- colour, by hand and by colorsys
@@ -134,14 +116,15 @@ def test_sharpness_is_pillows() -> None:
 def test_gamma_worked_by_hand() -> None:
     exponent = torch.tensor([[2.0, 0.5, 1.0], [0.5, 0.5, 2.0]])
     # 255 (128 / 255)^2 = 64.25; 255 sqrt(64 / 255) = 127.75; 255 (51 / 255)^2 = 10.2
-    assert colours(gamma(patch((128, 64, 200), (0, 255, 51)), exponent)) == [[64, 128, 200], [0, 255, 10]]
+    assert colours(appearance.gamma(patch((128, 64, 200), (0, 255, 51)), exponent)) == [[64, 128, 200], [0, 255, 10]]
 
 
 def test_luma_moves_all_channels_alike() -> None:
     factor, summand = torch.tensor([1.2, 1.2]), torch.tensor([-10.0, -10.0])
     add_first = torch.tensor([False, True])
     # luma 0.299 * 100 + 0.587 * 150 + 0.114 * 50 = 123.65; 1.2 * 123.65 - 10 = 138.38 is +14.73; 1.2 * (-10) is 2 less
-    found = brightness(patch((100, 150, 50), (100, 150, 50)), torch.tensor([2, 5]), factor, summand, add_first)
+    same, space = patch((100, 150, 50), (100, 150, 50)), torch.tensor([2, 5])
+    found = appearance.brightness(same, space, factor, summand, add_first)
     assert colours(found) == [[115, 165, 65], [113, 163, 63]]
 
 
@@ -156,30 +139,15 @@ def in_space(colour: tuple[int, int, int], name: str, factor: float, summand: fl
     return [255 * channel for channel in colorsys.hsv_to_rgb(hue, saturation, value)]
 
 
-COLOURS = [
-    (100, 150, 50),
-    (250, 10, 90),
-    (0, 0, 0),
-    (255, 255, 255),
-    (77, 77, 77),
-    (0, 0, 255),
-    (3, 2, 1),
-    (9, 200, 90),
-]
+SHADES = [(100, 150, 50), (250, 10, 90), (0, 0, 0), (255, 255, 255), (77, 77, 77), (0, 0, 255), (3, 2, 1), (9, 200, 90)]
+EACH = torch.ones(len(SHADES), dtype=torch.long)
 
 
 @pytest.mark.parametrize(("factor", "summand"), [(1.2, 20.0), (0.8, -30.0), (1.0, 30.0), (1.2, -30.0)])
 @pytest.mark.parametrize(("space", "name"), [(0, "hls"), (1, "hsv")])
 def test_lightness_and_value_are_colorsys(space: int, name: str, factor: float, summand: float) -> None:
-    number = len(COLOURS)
-    found = brightness(
-        patch(*COLOURS),
-        torch.full((number,), space),
-        torch.full((number,), factor),
-        torch.full((number,), summand),
-        torch.zeros(number, dtype=torch.bool),
-    )
-    expected = torch.tensor([in_space(colour, name, factor, summand) for colour in COLOURS])
+    found = appearance.brightness(patch(*SHADES), EACH * space, EACH * factor, EACH * summand, EACH < 0)
+    expected = torch.tensor([in_space(colour, name, factor, summand) for colour in SHADES])
     assert (found.flatten(1) - expected).abs().max() < 0.51
 
 
@@ -191,14 +159,14 @@ def turned(colour: tuple[int, int, int], hue_shift: float, saturation_shift: flo
 
 @pytest.mark.parametrize(("hue", "saturation"), [(0.0, 0.0), (50.0, 0.0), (-50.0, 20.0), (10.0, -50.0), (-3.0, 50.0)])
 def test_hue_and_saturation_are_colorsys(hue: float, saturation: float) -> None:
-    number = len(COLOURS)
-    found = hue_and_saturation(patch(*COLOURS), torch.full((number,), hue), torch.full((number,), saturation))
-    expected = torch.tensor([turned(colour, hue, saturation) for colour in COLOURS])
+    found = appearance.hue_and_saturation(patch(*SHADES), EACH * hue, EACH * saturation)
+    expected = torch.tensor([turned(colour, hue, saturation) for colour in SHADES])
     assert (found.flatten(1) - expected).abs().max() < 0.51
 
 
 def test_a_third_of_the_circle_turns_red_into_green() -> None:
-    assert colours(hue_and_saturation(patch((200, 20, 20)), torch.tensor([85.0]), torch.zeros(1))) == [[20, 200, 20]]
+    turned = appearance.hue_and_saturation(patch((200, 20, 20)), torch.tensor([85.0]), torch.zeros(1))
+    assert colours(turned) == [[20, 200, 20]]
 
 
 # --- rotation
@@ -280,7 +248,7 @@ def test_parameters_are_drawn_within_their_ranges(monkeypatch: pytest.MonkeyPatc
     for name in NAMES:
         monkeypatch.setattr(appearance, name, note(name))
     pixels = torch.zeros(4000, 3, 1, 1, dtype=torch.uint8)
-    for operation in OPERATIONS:
+    for operation in appearance.OPERATIONS:
         operation(pixels, Draws(4000, seeded(0), pixels.device))
 
     def spans(values: Tensor, low: float, high: float) -> None:

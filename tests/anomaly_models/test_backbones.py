@@ -20,10 +20,8 @@ def backbone() -> Backbone:
 def test_wide_resnet_has_the_papers_maps_and_parameters() -> None:
     with torch.device("meta"):
         backbone = Backbone(config("wide_resnet50_2.tv_in1k", layers=[2, 3]))
-    assert [tuple(m.shape[1:]) for m in backbone(torch.zeros(1, 3, 224, 224, device="meta"))] == [
-        (512, 28, 28),
-        (1024, 14, 14),
-    ]
+        maps = backbone(torch.zeros(1, 3, 224, 224))
+    assert [tuple(level.shape[1:]) for level in maps] == [(512, 28, 28), (1024, 14, 14)]
     assert (backbone.channels, backbone.reductions) == ((512, 1024), (8, 16))
     assert sum(parameter.numel() for parameter in backbone.parameters()) == 24_862_528
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,35 +9,15 @@ import timm
 import tiny_models
 import torch
 import torch.nn.functional as F
+from drawn_batches import batch_of, num_parameters, parts, patterns, perturbed, resume, same_state, seeded, take_steps
 from einops import rearrange
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor
 
 from anomaly_models import bgad
 from anomaly_models.base import Batch, ModelError, Progress
-from anomaly_models.bgad import (
-    BGAD,
-    AreaMasks,
-    BGADConfig,
-    ConditionalFlow,
-    CouplingBlock,
-    FoldedFlow,
-    NearestMasks,
-    abnormal_weight,
-    axis_code,
-    cells_of,
-    clipped_abnormal_weight,
-    clipped_normal_weight,
-    likelihood_cost,
-    normal_boundary,
-    normal_weight,
-    pull_loss,
-    push_loss,
-    random_rotation,
-    rate_factor,
-    to_prediction,
-)
+from anomaly_models.bgad import BGAD, BGADConfig, ConditionalFlow
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import Pasted
 from pipelines.evaluation.metrics import ExactPixelMetrics
@@ -52,29 +31,18 @@ def settings(**changes: object) -> BGADConfig:
     return BGADConfig.model_validate({**SETTINGS, **changes})
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def model_of(**changes: object) -> BGAD:
     torch.manual_seed(0)
     return BGAD(settings(**changes))
 
 
-def images(number: int, seed: int) -> Tensor:
-    noise = torch.rand(number, 3, SIZE // 8, SIZE // 8, generator=seeded(seed))
-    return F.interpolate(noise, size=SIZE, mode="bicubic").clamp(0, 1)
-
-
 def normals(number: int, seed: int, first_row: int = 0) -> Batch:
-    image = images(number, seed)
-    row = torch.arange(first_row, first_row + number)
-    return Batch(image, torch.zeros_like(image[:, :1]), torch.zeros(number, dtype=torch.bool), row=row)
+    return batch_of(patterns(number, seed), row=torch.arange(first_row, first_row + number))
 
 
 def with_defects(batch: Batch, number: int = 2) -> Batch:
     """The batch, followed by images of a bright square of 24 pixels."""
-    image = images(number, seed=77)
+    image = patterns(number, seed=77)
     mask = torch.zeros_like(image[:, :1])
     mask[:, :, 16:40, 24:48] = 1
     image = torch.where(mask > 0, 1.0, image)
@@ -87,6 +55,10 @@ def with_defects(batch: Batch, number: int = 2) -> Batch:
     )
 
 
+def batch_at(step: int) -> Batch:
+    return with_defects(normals(4, seed=step % 2, first_row=4 * (step % 2)))
+
+
 def progress_at(step: int, total: int = 8) -> Progress:
     return Progress(step, total, seeded(step))
 
@@ -94,20 +66,9 @@ def progress_at(step: int, total: int = 8) -> Progress:
 PHASE_1, PHASE_2 = 0, 7  # steps of 8
 
 
-def perturbed(module: nn.Module, seed: int = 0, size: float = 0.3) -> nn.Module:
-    """Move every parameter at random, so that nothing is the identity any more."""
-    generator = seeded(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return module
-
-
-def flow_of(channels: int, side: int, *, double: bool = True) -> ConditionalFlow:
+def flow_of(channels: int, side: int) -> ConditionalFlow:
     torch.manual_seed(0)
-    flow = ConditionalFlow(channels, side)
-    perturbed(flow, size=0.1)
-    return flow.double() if double else flow
+    return perturbed(ConditionalFlow(channels, side), size=0.1).double()
 
 
 def vectors(number: int, channels: int, side: int, *, double: bool = True) -> tuple[Tensor, Tensor]:
@@ -119,16 +80,15 @@ def vectors(number: int, channels: int, side: int, *, double: bool = True) -> tu
 # --- features and position (facts 1 and 2)
 
 
-@torch.no_grad()
 def test_truncated_backbone_is_that_of_the_paper() -> None:
     torch.manual_seed(0)
     backbone = Backbone(BackboneConfig.model_validate(B6))
     assert backbone.channels == (40, 72, 200)
     assert backbone.reductions == (4, 8, 16)
-    assert sum(parameter.numel() for parameter in backbone.parameters()) == 7_880_452
+    assert num_parameters(backbone) == 7_880_452
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     whole = timm.create_model(backbone.name, pretrained=False, features_only=True, out_indices=(1, 2, 3)).eval()
-    assert sum(parameter.numel() for parameter in whole.parameters()) > 39_000_000
+    assert num_parameters(whole) > 39_000_000
     state = whole.state_dict()
     backbone.pyramid.load_state_dict({name: state[name] for name in backbone.pyramid.state_dict()})
     image = torch.rand(1, 3, 64, 64)
@@ -150,7 +110,7 @@ def code_of(side: int) -> Tensor:
 
 
 def test_position_code() -> None:
-    code, expected = axis_code(7).double(), code_of(7)
+    code, expected = bgad.axis_code(7).double(), code_of(7)
     torch.testing.assert_close(expected[:64, 3], code.T, rtol=0, atol=1e-6)  # channels 0 to 63: the column
     torch.testing.assert_close(expected[64:, :, 3], code.T, rtol=0, atol=1e-6)  # the others: the row
     torch.testing.assert_close(code.square().sum(dim=1), torch.full((7,), 32.0, dtype=torch.float64))
@@ -159,7 +119,6 @@ def test_position_code() -> None:
     torch.testing.assert_close(code[:, 1], torch.arange(7.0, dtype=torch.float64).cos(), rtol=0, atol=1e-6)
 
 
-@torch.no_grad()
 def test_whitened_features_have_mean_0_and_covariance_1(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bgad, "WHITENING_FLOOR", 0.0)
     model = model_of(features="whitened", backbone={**SETTINGS["backbone"], "layers": [1]}, steps_per_batch=[1])  # type: ignore[dict-item]
@@ -191,7 +150,7 @@ def test_whitening_floor() -> None:
 def test_raw_features_are_those_of_the_backbone() -> None:
     model = model_of()
     model.prepare([normals(4, seed=0)])
-    image = images(2, seed=3)
+    image = patterns(2, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(model.features(image), model.backbone(image), strict=True))
 
 
@@ -202,7 +161,7 @@ def test_raw_features_are_those_of_the_backbone() -> None:
 def test_flow_has_the_parameters_of_the_paper(channels: int, side: int, count: int) -> None:
     with torch.device("meta"):
         flow = ConditionalFlow(channels, side)
-    assert sum(parameter.numel() for parameter in flow.parameters()) == count
+    assert num_parameters(flow) == count
     assert sum(block.rotation.numel() for block in flow.blocks) == 8 * channels**2
     assert set(flow.state_dict()) == {
         f"blocks.{block}.{name}"
@@ -233,10 +192,9 @@ def equations(flow: ConditionalFlow, x: Tensor, cell: Tensor) -> tuple[Tensor, T
     return x, log_determinant
 
 
-@torch.no_grad()
 def test_flow_is_its_equations() -> None:
     flow = flow_of(10, 5)
-    flow.code = axis_code(5).double()
+    flow.code = bgad.axis_code(5).double()
     x, cell = vectors(50, 10, 5)
     found, expected = flow(x, cell), equations(flow, x, cell)
     # The code is kept in float32, hence not 1e-14.
@@ -248,7 +206,7 @@ def test_flow_is_its_equations() -> None:
 
 
 def inverse(flow: ConditionalFlow, z: Tensor, cell: Tensor) -> Tensor:
-    code = axis_code(flow.side).to(z)
+    code = bgad.axis_code(flow.side).to(z)
     c = torch.cat([code[cell % flow.side], code[cell // flow.side]], dim=1)
     for block in reversed(flow.blocks):
         u = (z @ block.rotation - block.offset) / block.scale
@@ -258,7 +216,6 @@ def inverse(flow: ConditionalFlow, z: Tensor, cell: Tensor) -> Tensor:
     return z
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-6), (False, 1e-4)])
 def test_flow_can_be_inverted(double: bool, tolerance: float) -> None:
     torch.manual_seed(0)
@@ -284,14 +241,15 @@ def test_log_determinant_is_that_of_the_jacobian() -> None:
 def test_rotations_are_rotations(channels: int) -> None:
     torch.manual_seed(3)
     for _ in range(4):
-        rotation = random_rotation(channels)
+        rotation = bgad.random_rotation(channels)
         torch.testing.assert_close(rotation @ rotation.T, torch.eye(channels), rtol=0, atol=1e-5)
         assert torch.linalg.det(rotation.double()).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_rotations_of_the_plane_are_uniform() -> None:
     torch.manual_seed(0)
-    angle = torch.stack([torch.atan2(rotation[1, 0], rotation[0, 0]) for rotation in map(random_rotation, [2] * 2000)])
+    rotations = [bgad.random_rotation(2) for _ in range(2000)]
+    angle = torch.stack([torch.atan2(rotation[1, 0], rotation[0, 0]) for rotation in rotations])
     share = torch.histc(angle, bins=8, min=-math.pi, max=math.pi) / 2000
     assert (share - 1 / 8).abs().max() < 4 * math.sqrt(1 / 8 * 7 / 8 / 2000)
 
@@ -309,20 +267,18 @@ def test_without_the_network_a_flow_is_a_rotation() -> None:
     assert log_determinant.abs().max() < 1e-4  # 16 channels, 8 scales of 1 in float32
 
 
-@torch.no_grad()
 def test_log_scales_are_bounded() -> None:
     torch.manual_seed(0)
-    block = CouplingBlock(8)
+    block = bgad.CouplingBlock(8)
     torch.testing.assert_close(block.scale, torch.ones(8), rtol=0, atol=1e-6)
     perturbed(block.contract, size=1000.0)
     x = torch.randn(500, 8, generator=seeded(0))
     zero = torch.zeros(500, dtype=torch.long)
-    _, log_determinant = block(x, bgad.Position(zero, zero, axis_code(1)))
+    _, log_determinant = block(x, bgad.Position(zero, zero, bgad.axis_code(1)))
     assert log_determinant.abs().max() <= 1.9 * 4 + 1e-4
     assert log_determinant.abs().max() > 1.9 * 3
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("channels", "side"), [(40, 64), (72, 32), (200, 16)])
 def test_likelihood_of_standard_normal_vectors_at_the_start(channels: int, side: int) -> None:
     torch.manual_seed(0)
@@ -332,7 +288,6 @@ def test_likelihood_of_standard_normal_vectors_at_the_start(channels: int, side:
     assert (flow(x, cell)[1] / channels).abs().mean() < 0.02
 
 
-@torch.no_grad()
 def test_a_vector_does_not_depend_on_the_others() -> None:
     flow = flow_of(10, 6)
     x, cell = vectors(60, 10, 6)
@@ -349,7 +304,7 @@ def test_a_vector_does_not_depend_on_the_others() -> None:
 
 
 def test_likelihood_cost() -> None:
-    found = likelihood_cost(torch.tensor([-20.0, -1.0, 0.0, 5.0]))
+    found = bgad.likelihood_cost(torch.tensor([-20.0, -1.0, 0.0, 5.0]))
     torch.testing.assert_close(found, torch.tensor([20.0, 1.3133, 0.6931, 0.0067]), rtol=0, atol=5e-5)
 
 
@@ -371,23 +326,23 @@ WEIGHTS = {  # likelihood: normal, abnormal
 def test_focal_weights_of_the_table(likelihood: float) -> None:
     normal, abnormal = WEIGHTS[likelihood]
     value = torch.tensor(likelihood)
-    assert normal_weight(value).item() == pytest.approx(normal, abs=6e-3)
-    assert abnormal_weight(value).item() == pytest.approx(abnormal, rel=1e-3, abs=6e-3)
-    assert clipped_normal_weight(value).item() == pytest.approx(min(normal, 20), abs=6e-3)
+    assert bgad.normal_weight(value).item() == pytest.approx(normal, abs=6e-3)
+    assert bgad.abnormal_weight(value).item() == pytest.approx(abnormal, rel=1e-3, abs=6e-3)
+    assert bgad.clipped_normal_weight(value).item() == pytest.approx(min(normal, 20), abs=6e-3)
     expected = 20 if likelihood > 0 else min(abnormal, 20)
-    assert clipped_abnormal_weight(value).item() == pytest.approx(expected, rel=1e-3, abs=6e-3)
+    assert bgad.clipped_abnormal_weight(value).item() == pytest.approx(expected, rel=1e-3, abs=6e-3)
 
 
 def test_focal_weights_grow_with_hardness() -> None:
     hard_normals = torch.linspace(-0.2001, -6, 100)
-    assert (normal_weight(hard_normals).diff() > 0).all()
+    assert (bgad.normal_weight(hard_normals).diff() > 0).all()
     hard_abnormals = torch.linspace(-0.999, -1e-4, 100)
-    assert (abnormal_weight(hard_abnormals).diff() > 0).all()
+    assert (bgad.abnormal_weight(hard_abnormals).diff() > 0).all()
     everything = torch.linspace(-8, 3, 1111)
-    for weight in (normal_weight, abnormal_weight, clipped_normal_weight, clipped_abnormal_weight):
+    for weight in (bgad.normal_weight, bgad.abnormal_weight, bgad.clipped_normal_weight, bgad.clipped_abnormal_weight):
         assert (weight(everything) >= 0).all()
         assert weight(everything).isfinite().all()
-    assert clipped_abnormal_weight(torch.tensor([0.0, 1e-30, 2.0])).tolist() == [20, 20, 20]
+    assert bgad.clipped_abnormal_weight(torch.tensor([0.0, 1e-30, 2.0])).tolist() == [20, 20, 20]
 
 
 def hand_case() -> tuple[Tensor, Tensor]:
@@ -396,14 +351,17 @@ def hand_case() -> tuple[Tensor, Tensor]:
     return (ell / 10).requires_grad_(), torch.arange(1004) < 1000
 
 
-def test_hand_case() -> None:
+@pytest.mark.parametrize("shift", [0.0, 0.37])
+def test_hand_case(shift: float) -> None:
+    """A constant changes no loss."""
     likelihood, normal = hand_case()
-    boundary = normal_boundary(likelihood[normal], 0.01)
-    assert boundary.item() == pytest.approx(-0.495996, abs=5e-7)
+    likelihood = likelihood + shift
+    boundary = bgad.normal_boundary(likelihood[normal], 0.01)
+    assert boundary.item() == pytest.approx(-0.495996 + shift, abs=5e-7)
     assert not boundary.requires_grad
     one = torch.ones_like(likelihood)
-    pull = pull_loss(likelihood, normal, one, boundary)
-    push = push_loss(likelihood, ~normal, one, boundary - 0.1)
+    pull = bgad.pull_loss(likelihood, normal, one, boundary)
+    push = bgad.push_loss(likelihood, ~normal, one, boundary - 0.1)
     assert pull.item() == pytest.approx(0.0020020, abs=5e-8)
     assert push.item() == pytest.approx(0.1709960, abs=5e-7)
     (gradient,) = torch.autograd.grad(pull + push, likelihood)
@@ -412,25 +370,16 @@ def test_hand_case() -> None:
     torch.testing.assert_close(gradient[~normal] / 10, torch.tensor([0, 0, 0.05, 0.05], dtype=torch.float64))
 
 
-def test_a_constant_changes_no_loss() -> None:
-    likelihood, normal = hand_case()
-    one = torch.ones_like(likelihood)
-    for moved in (likelihood, likelihood + 0.37):
-        boundary = normal_boundary(moved[normal], 0.01)
-        assert pull_loss(moved, normal, one, boundary).item() == pytest.approx(0.0020020, abs=5e-8)
-        assert push_loss(moved, ~normal, one, boundary - 0.1).item() == pytest.approx(0.1709960, abs=5e-7)
-
-
 def test_losses_vanish_on_the_right_side_only() -> None:
     boundary, one = torch.tensor(-0.5), torch.ones(4)
     everyone, nobody = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
     above = torch.tensor([-0.5, -0.4, 0.0, 1.0])
-    assert pull_loss(above, everyone, one, boundary) == 0
-    assert pull_loss(above - 0.01, everyone, one, boundary) > 0
+    assert bgad.pull_loss(above, everyone, one, boundary) == 0
+    assert bgad.pull_loss(above - 0.01, everyone, one, boundary) > 0
     below = torch.tensor([-0.6, -0.7, -1.0, -9.0])
-    assert push_loss(below, everyone, one, boundary - 0.1) == pytest.approx(0, abs=1e-7)
-    assert push_loss(below + 0.01, everyone, one, boundary - 0.1) > 0
-    for loss in (pull_loss, push_loss):
+    assert bgad.push_loss(below, everyone, one, boundary - 0.1) == pytest.approx(0, abs=1e-7)
+    assert bgad.push_loss(below + 0.01, everyone, one, boundary - 0.1) > 0
+    for loss in (bgad.pull_loss, bgad.push_loss):
         assert loss(above, nobody, one, boundary) == 0  # nobody: finite, and not NaN
         assert loss(above, nobody, one, boundary).isfinite()
 
@@ -438,10 +387,10 @@ def test_losses_vanish_on_the_right_side_only() -> None:
 def test_beta_of_zero_pulls_nobody() -> None:
     likelihood = torch.randn(100, generator=seeded(0))
     everyone, one = torch.ones(100, dtype=torch.bool), torch.ones(100)
-    boundary = normal_boundary(likelihood, 0.0)
+    boundary = bgad.normal_boundary(likelihood, 0.0)
     assert boundary == likelihood.min()
-    assert pull_loss(likelihood, everyone, one, boundary) == 0
-    assert normal_boundary(likelihood, 0.999999).item() == likelihood.max().item()
+    assert bgad.pull_loss(likelihood, everyone, one, boundary) == 0
+    assert bgad.normal_boundary(likelihood, 0.999999).item() == likelihood.max().item()
 
 
 # --- which vectors
@@ -470,31 +419,21 @@ def test_mini_batches_share_out_vectors_and_keep_the_abnormal() -> None:
 def test_area_masks_leave_out_what_is_unclear() -> None:
     mask = torch.zeros(1, 1, 32, 32)
     mask[:, :, 8:16, 8:14] = 1  # in cells of 4 pixels: all of two, and half of the two to their right
-    n, a, o = bgad.NORMAL, bgad.ABNORMAL, bgad.LEFT_OUT
-    expected = torch.tensor(
-        [
-            [n, n, n, n, n, n, n, n],
-            [n, o, o, o, o, n, n, n],
-            [n, o, a, a, o, n, n, n],
-            [n, o, a, a, o, n, n, n],
-            [n, o, o, o, o, n, n, n],
-            [n, n, n, n, n, n, n, n],
-            [n, n, n, n, n, n, n, n],
-            [n, n, n, n, n, n, n, n],
-        ]
-    )
-    found = cells_of(mask, 8, AreaMasks(name="area", abnormal=0.5))
+    expected = torch.full((8, 8), bgad.NORMAL)
+    expected[1:5, 1:5] = bgad.LEFT_OUT
+    expected[2:4, 2:4] = bgad.ABNORMAL
+    found = bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.5))
     assert torch.equal(found.view(8, 8), expected)
     mask[:, :, :, 13] = 0
-    expected[2:4, 3], expected[1:5, 4] = o, o  # now a quarter: left out, as is the ring around it
-    assert torch.equal(cells_of(mask, 8, AreaMasks(name="area", abnormal=0.5)).view(8, 8), expected)
-    expected[2:4, 3] = a
-    assert torch.equal(cells_of(mask, 8, AreaMasks(name="area", abnormal=0.25)).view(8, 8), expected)
+    expected[2:4, 3] = expected[1:5, 4] = bgad.LEFT_OUT  # now a quarter: left out, as is the ring around it
+    assert torch.equal(bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.5)).view(8, 8), expected)
+    expected[2:4, 3] = bgad.ABNORMAL
+    assert torch.equal(bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.25)).view(8, 8), expected)
 
 
 def test_nearest_masks_take_the_top_left_pixel() -> None:
     mask = (torch.rand(2, 1, 32, 32, generator=seeded(0)) > 0.5).float()
-    found = cells_of(mask, 8, NearestMasks(name="nearest"))
+    found = bgad.cells_of(mask, 8, bgad.NearestMasks(name="nearest"))
     assert torch.equal(found.view(2, 8, 8), mask[:, 0, ::4, ::4].long())
 
 
@@ -520,7 +459,7 @@ def test_published_map_is_the_same_up_to_a_constant() -> None:
     )
     assert isinstance(total, Tensor)
     published = total.max() - total
-    found = to_prediction(maps, maxima, 32)
+    found = bgad.to_prediction(maps, maxima, 32)
     difference = found.anomaly_map - published
     assert difference.max() - difference.min() < 1e-5
     truth = F.interpolate(torch.rand(6, 1, 8, 8, generator=seeded(1)), scale_factor=4) > 0.8
@@ -534,15 +473,15 @@ def test_published_map_is_the_same_up_to_a_constant() -> None:
 
 def test_map_is_bounded_and_monotonic() -> None:
     maps, ceiling = some_maps(3, seed=0), torch.tensor([-2.0, -2.5, -1.0])
-    before = to_prediction(maps, ceiling, 32).anomaly_map
+    before = bgad.to_prediction(maps, ceiling, 32).anomaly_map
     assert before.min() >= 0
     assert before.max() <= 3
-    assert to_prediction([level + 100 for level in maps], ceiling, 32).anomaly_map.abs().max() < 1e-6
-    assert (3 - to_prediction([level - 100 for level in maps], ceiling, 32).anomaly_map).abs().max() < 1e-6
+    assert bgad.to_prediction([level + 100 for level in maps], ceiling, 32).anomaly_map.abs().max() < 1e-6
+    assert (3 - bgad.to_prediction([level - 100 for level in maps], ceiling, 32).anomaly_map).abs().max() < 1e-6
     for level in range(3):
         lowered = [value.clone() for value in maps]
         lowered[level][1, 2, 3] -= 1
-        after = to_prediction(lowered, ceiling, 32).anomaly_map
+        after = bgad.to_prediction(lowered, ceiling, 32).anomaly_map
         assert (after >= before).all()
         assert (after[1] > before[1]).any()
         assert torch.equal(after[[0, 2]], before[[0, 2]])
@@ -550,21 +489,8 @@ def test_map_is_bounded_and_monotonic() -> None:
 
 def trained(model: BGAD, steps: int = 4) -> BGAD:
     model.prepare([normals(4, seed=0), normals(4, seed=1)])
-    optimizer, schedule = model.optimizer(steps)
-    for step in range(steps):
-        for terms in model.losses(
-            with_defects(normals(4, seed=step % 2, first_row=4 * (step % 2))), progress_at(step, steps)
-        ):
-            optimise(terms, optimizer)
-            schedule.step()
+    list(take_steps(model, model.optimizer(steps), batch_at, range(steps), steps))
     return model
-
-
-def optimise(terms: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """As the training loop does."""
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack([term for term in terms.values() if term.requires_grad]).sum().backward()
-    optimizer.step()
 
 
 @torch.no_grad()
@@ -595,7 +521,7 @@ def test_phase_1_learns_from_normals_only() -> None:
     model = model_of(vectors_per_step=100_000, steps_per_batch=[1, 1])
     alone = all_terms(model, normals(4, seed=1), PHASE_1)
     assert all_terms(model, with_defects(normals(4, seed=1)), PHASE_1) == alone
-    expected = [likelihood_cost(level).mean().item() for level in model.log_likelihoods(normals(4, seed=1).image)]
+    expected = [bgad.likelihood_cost(level).mean().item() for level in model.log_likelihoods(normals(4, seed=1).image)]
     assert alone == [{"likelihood": pytest.approx(value, rel=1e-5)} for value in expected]
 
 
@@ -663,10 +589,10 @@ def test_a_mini_batch_that_shows_no_defect_is_not_pulled() -> None:
     assert all(set(level) == {"likelihood"} for level in terms)
 
 
-def test_pastes_become_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pastes_become_training_images() -> None:
     model = model_of()
     seen: list[Tensor] = []
-    monkeypatch.setattr(model.backbone, "forward", recorded(model.backbone.forward, seen))
+    model.backbone.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     batch = with_defects(normals(4, seed=1))
     foreground = torch.zeros_like(batch.mask)
     foreground[:, :, :, :40] = 1
@@ -688,14 +614,6 @@ def test_a_batch_whose_pastes_all_end_empty_is_trained_without(monkeypatch: pyte
     assert found == [{name: pytest.approx(value, rel=1e-5) for name, value in terms.items()} for terms in expected]
 
 
-def recorded(function: Callable[[Tensor], list[Tensor]], seen: list[Tensor]) -> Callable[[Tensor], list[Tensor]]:
-    def record(image: Tensor) -> list[Tensor]:
-        seen.append(image)
-        return function(image)
-
-    return record
-
-
 def test_boundary_is_a_moving_average() -> None:
     model = model_of(boundary={"name": "ema", "momentum": 0.75})
     assert model._boundary(1, torch.tensor([3.0, 1.0, 2.0])) == 1  # the first value is taken as it is
@@ -708,10 +626,10 @@ def test_boundary_is_a_moving_average() -> None:
     assert not published.boundary_known.any()
 
 
-def test_features_of_unaugmented_images_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_unaugmented_images_are_computed_once() -> None:
     model = model_of(pastes_per_batch=0, boundary={"name": "batch"})
     seen: list[Tensor] = []
-    monkeypatch.setattr(model.backbone, "forward", recorded(model.backbone.forward, seen))
+    model.backbone.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     batch = with_defects(normals(4, seed=1))
     first = all_terms(model, batch)
     assert [len(image) for image in seen] == [1] * 6
@@ -725,37 +643,16 @@ def test_features_of_unaugmented_images_are_computed_once(monkeypatch: pytest.Mo
     assert len(seen) == 24
 
 
-def same_state(left: nn.Module, right: nn.Module) -> bool:
-    return all(torch.equal(value, right.state_dict()[name]) for name, value in left.state_dict().items())
-
-
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_resumed_run_ends_with_the_same_bits(stop: int) -> None:
-    def steps(model: BGAD, optimizer: torch.optim.Optimizer, schedule: object, numbers: range) -> None:
-        for step in numbers:
-            batch = with_defects(normals(4, seed=step % 2, first_row=4 * (step % 2)))
-            for terms in model.losses(batch, progress_at(step, 6)):
-                optimise(terms, optimizer)
-                schedule.step()  # type: ignore[attr-defined]
-
-    whole = model_of(features="whitened")
-    whole.prepare([normals(4, seed=0), normals(4, seed=1)])
-    steps(whole, *whole.optimizer(6), range(6))
-
-    first = model_of(features="whitened")
-    first.prepare([normals(4, seed=0), normals(4, seed=1)])
-    optimizer, schedule = first.optimizer(6)
-    steps(first, optimizer, schedule, range(stop))
-    saved = copy.deepcopy([first.state_dict(), optimizer.state_dict(), schedule.state_dict()])
-
+    whole, killed = model_of(features="whitened"), model_of(features="whitened")
+    for model in (whole, killed):
+        model.prepare([normals(4, seed=0), normals(4, seed=1)])
+    list(take_steps(whole, whole.optimizer(6), batch_at, range(6), 6))
     torch.manual_seed(99)
-    second = BGAD(settings(features="whitened"))
-    optimizer, schedule = second.optimizer(6)
-    second.load_state_dict(saved[0])
-    optimizer.load_state_dict(saved[1])
-    schedule.load_state_dict(saved[2])
-    steps(second, optimizer, schedule, range(stop, 6))
-    assert same_state(whole, second)
+    resumed = BGAD(settings(features="whitened"))
+    resume(killed, resumed, batch_at, stop=stop, total=6)
+    assert same_state(whole, resumed)
 
 
 def test_idle_levels_keep_their_state_as_with_optimisers_of_their_own() -> None:
@@ -763,20 +660,17 @@ def test_idle_levels_keep_their_state_as_with_optimisers_of_their_own() -> None:
     apart = copy.deepcopy(together)
     one, _ = together.optimizer(8)
     several = [torch.optim.Adam(flow.parameters(), lr=2e-4, fused=True) for flow in apart.flows]
+    for group in one.param_groups:
+        group["lr"] = 2e-4
     for step in range(2, 6):
         batch = with_defects(normals(4, seed=step))
-        for terms in together.losses(batch, progress_at(step)):
-            optimise(terms, _at_full_rate(one))
-        levels = (0, 0, 1)
-        for level, terms in zip(levels, apart.losses(batch, progress_at(step)), strict=True):
-            optimise(terms, several[level])
+        of_both = zip(together.losses(batch, progress_at(step)), apart.losses(batch, progress_at(step)), strict=True)
+        for level, both in zip((0, 0, 1), of_both, strict=True):
+            for terms, optimizer in zip(both, (one, several[level]), strict=True):
+                optimizer.zero_grad()
+                torch.stack([term for term in terms.values() if term.requires_grad]).sum().backward()
+                optimizer.step()
     assert same_state(together, apart)
-
-
-def _at_full_rate(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    for group in optimizer.param_groups:
-        group["lr"] = 2e-4
-    return optimizer
 
 
 # --- schedule (fact 18)
@@ -812,24 +706,18 @@ def test_schedule_ends_with_the_last_optimiser_step(steps: object, normal_epochs
     total = model.total_steps(num_normals=6)
     assert total == 5  # 3 epochs of 6 images, 4 at a time
     optimizer, schedule = model.optimizer(total)
-    taken, rates = 0, []
-    for step in range(total):
-        for terms in model.losses(with_defects(normals(4, seed=step)), progress_at(step, total)):
-            rates.append(schedule.get_last_lr()[0])
-            optimise(terms, optimizer)
-            schedule.step()
-            taken += 1
-    expected = sum(
-        sum(model.steps_per_batch(phase=1 if step < round(total * normal_epochs / 3) else 2)) for step in range(total)
-    )
-    assert taken == expected
+    rates = schedule.get_last_lr()[:1]
+    for _ in take_steps(model, (optimizer, schedule), lambda step: with_defects(normals(4, seed=step)), range(5), 5):
+        rates.append(schedule.get_last_lr()[0])
+    phases = [1 if step < round(total * normal_epochs / 3) else 2 for step in range(total)]
+    assert len(rates) - 1 == sum(sum(model.steps_per_batch(phase=phase)) for phase in phases)
     assert rates[0] == pytest.approx(0.1 * 2e-4)
-    assert schedule.get_last_lr()[0] == pytest.approx(1e-3 * 2e-4)
+    assert rates[-1] == pytest.approx(1e-3 * 2e-4)
     assert max(rates) < 2e-4
 
 
 def test_rate_warms_up_to_the_cosine_it_then_follows() -> None:
-    factors = [rate_factor(step, 20, 250) for step in range(251)]
+    factors = [bgad.rate_factor(step, 20, 250) for step in range(251)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[250] == pytest.approx(1e-3)
     assert factors[20] == pytest.approx(1e-3 + 0.999 * (1 + math.cos(math.pi * 20 / 250)) / 2)
@@ -837,7 +725,7 @@ def test_rate_warms_up_to_the_cosine_it_then_follows() -> None:
     assert np.allclose(np.diff(factors[:21]), (factors[20] - 0.1) / 20)
     assert (np.diff(factors[20:]) < 0).all()
     assert factors[120] == pytest.approx(1.06 / 2, abs=2e-2)  # meta-epoch 12 of 25
-    assert [rate_factor(step, 0, 10) for step in (0, 10, 99)] == pytest.approx([1, 1e-3, 1e-3])
+    assert [bgad.rate_factor(step, 0, 10) for step in (0, 10, 99)] == pytest.approx([1, 1e-3, 1e-3])
 
 
 def test_training_leaves_the_backbone_alone() -> None:
@@ -851,27 +739,23 @@ def test_training_leaves_the_backbone_alone() -> None:
 # --- export
 
 
-@torch.no_grad()
 def test_folded_flow_is_the_same_function() -> None:
     flow = flow_of(40, 8)
     features = torch.randn(3, 40, 8, 8, generator=seeded(0), dtype=torch.float64)
-    torch.testing.assert_close(FoldedFlow(flow)(features), flow.map_of(features), rtol=0, atol=1e-5)
-    assert (FoldedFlow(flow)(features) - flow.map_of(features)).abs().max() < 1e-9
+    torch.testing.assert_close(bgad.FoldedFlow(flow)(features), flow.map_of(features), rtol=0, atol=1e-5)
+    assert (bgad.FoldedFlow(flow)(features) - flow.map_of(features)).abs().max() < 1e-9
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("features", ["raw", "whitened"])
 def test_folded_model_is_the_same_function(features: str) -> None:
-    with torch.enable_grad():
-        model = trained(model_of(features=features))
+    model = trained(model_of(features=features))
     perturbed(model.flows, size=0.02)
     model.eval().calibrate([normals(4, seed=30)])
-    before = copy.deepcopy(model.state_dict())
-    image = images(3, seed=31)
+    before, image = copy.deepcopy(model), patterns(3, seed=31)
     expected, found = model(image), model.exportable()(image)
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-5)
     torch.testing.assert_close(found.score, expected.score, rtol=0, atol=1e-5)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert same_state(model, before)
 
 
 # --- what users can get wrong
@@ -898,21 +782,26 @@ def test_settings_that_do_not_fit(changes: dict[str, object], said: str) -> None
         settings(**changes)
 
 
-def test_image_size_must_fit_the_backbone() -> None:
-    with pytest.raises(
-        ModelError, match=r"multiple of 16, the stride .* of resnet18, found 72; the nearest are 64 and 80"
-    ):
-        model_of(image_size=72, backbone={"name": "resnet18", "weights": "embedded", "layers": [2, 3]})
-
-
-def test_channels_must_be_even() -> None:
-    with torch.device("meta"), pytest.raises(ModelError, match=r"layers \[1, 2\] of rexnet_100 have 38, 61; take"):
-        BGAD(settings(backbone={"name": "rexnet_100", "weights": "embedded", "layers": [1, 2]}))
-
-
-def test_published_steps_need_a_whole_mini_batch() -> None:
-    with pytest.raises(ModelError, match=r"vectors_per_step is 100000, more than any level has"):
-        model_of(vectors_per_step=100_000, steps_per_batch="published")
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"image_size": 72, "backbone": {"name": "resnet18", "weights": "embedded", "layers": [2, 3]}},
+            r"multiple of 16, the stride .* of resnet18, found 72; the nearest are 64 and 80",
+        ),
+        (
+            {"backbone": {"name": "rexnet_100", "weights": "embedded", "layers": [1, 2]}},
+            r"layers \[1, 2\] of rexnet_100 have 38, 61; take",
+        ),
+        (
+            {"vectors_per_step": 100_000, "steps_per_batch": "published"},
+            "vectors_per_step is 100000, more than any level has",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_backbone(changes: dict[str, object], said: str) -> None:
+    with torch.device("meta"), pytest.raises(ModelError, match=said):
+        model_of(**changes)
 
 
 def test_whitening_needs_images_that_differ() -> None:
@@ -933,41 +822,27 @@ def test_calibration_needs_images() -> None:
 # --- learning
 
 
-def parts(number: int, seed: int) -> Iterator[Tensor]:
-    """One smooth pattern with fresh grain on every image."""
-    pattern = images(1, seed=0)[0]
-    generator = seeded(seed)
-    for _ in range(number):
-        yield (0.3 + 0.4 * pattern + 0.05 * torch.randn(3, SIZE, SIZE, generator=generator)).clamp(0, 1)
-
-
 def stained(image: Tensor, top: int, left: int) -> tuple[Tensor, Tensor]:
-    mask = torch.zeros(1, SIZE, SIZE)
-    mask[:, top : top + 20, left : left + 20] = 1
+    mask = torch.zeros_like(image[:, :1])
+    mask[:, :, top : top + 20, left : left + 20] = 1
     return torch.where(mask > 0, image * 0.6, image), mask
 
 
 def test_a_defect_that_was_never_seen_where_it_is_stands_out() -> None:
     model = model_of(features="whitened", epochs=10, learning_rate=1e-3, steps_per_batch=[2, 2], batch_size=8)
-    model.prepare([Batch(torch.stack(list(parts(16, seed=1))), torch.zeros(16, 1, SIZE, SIZE), torch.zeros(16) > 0)])
-    normal = torch.stack(list(parts(16, seed=1)))
-    defective, masks = zip(*(stained(image, 8, 30) for image in parts(2, seed=2)), strict=True)
-    image = torch.cat([normal, torch.stack(defective)])
-    mask = torch.cat([torch.zeros(16, 1, SIZE, SIZE), torch.stack(masks)])
+    normal, (defective, stain) = parts(16, seed=1), stained(parts(2, seed=2), 8, 30)
+    model.prepare([batch_of(normal)])
+    image, mask = torch.cat([normal, defective]), torch.cat([torch.zeros_like(normal[:, :1]), stain])
     total = model.total_steps(16)
-    optimizer, schedule = model.optimizer(total)
-    for step in range(total):
+
+    def shown(step: int) -> Batch:
         chosen = torch.cat([torch.arange(8) + 8 * (step % 2), torch.tensor([16, 17])])
-        batch = Batch(image[chosen], mask[chosen], chosen >= 16, row=chosen)
-        for terms in model.losses(batch, progress_at(step, total)):
-            optimise(terms, optimizer)
-            schedule.step()
-    model.eval().calibrate(
-        [Batch(torch.stack(list(parts(4, seed=3))), torch.zeros(4, 1, SIZE, SIZE), torch.zeros(4) > 0)]
-    )
+        return Batch(image[chosen], mask[chosen], chosen >= 16, row=chosen)
+
+    list(take_steps(model, model.optimizer(total), shown, range(total), total))
+    model.eval().calibrate([batch_of(parts(4, seed=3))])
     with torch.no_grad():
-        found = model(stained(next(parts(1, seed=4)), 36, 8)[0][None])
-        clean = model(torch.stack(list(parts(6, seed=5))))
+        found, clean = model(stained(parts(1, seed=4), 36, 8)[0]), model(parts(6, seed=5))
     assert found.score.item() > clean.score.max().item()
     row, column = divmod(int(found.anomaly_map.argmax()), SIZE)
     assert 32 <= row < 60

@@ -4,27 +4,13 @@ import math
 
 import pytest
 import torch
+from drawn_batches import seeded
 from torch import Tensor
 
 from anomaly_models.common import copy_paste
-from anomaly_models.common.copy_paste import (
-    PROBABILITIES,
-    connected_pieces,
-    draw_operations,
-    feather,
-    move_pieces,
-    paste_defects,
-    place,
-    recoloured,
-    vary,
-    warped_grid,
-)
+from anomaly_models.common.copy_paste import PROBABILITIES, connected_pieces, move_pieces, paste_defects, warped_grid
 
 SIDE = 32
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(number: int, seed: int, side: int = SIDE) -> Tensor:
@@ -65,9 +51,9 @@ def test_host_is_unchanged_outside_of_the_mask(feathered: float, on_part: bool) 
 
 def test_a_defect_that_is_not_moved_lies_on_the_part_by_two_thirds() -> None:
     donor, mask = images(200, seed=0), rectangle(200, 8, 8, 8, 8).bool()
-    _, varied = vary(donor, mask, seeded(3))
+    _, varied = copy_paste.vary(donor, mask, seeded(3))
     foreground = rectangle(200, 0, 0, SIDE, 13).bool()
-    _, placed = place(donor, varied, foreground, seeded(4))
+    _, placed = copy_paste.place(donor, varied, foreground, seeded(4))
     share = (varied & foreground).sum(dim=(1, 2, 3)) / varied.sum(dim=(1, 2, 3))
     stays = share > 2 / 3
     assert 20 < stays.sum() < 180  # both cases occur
@@ -80,7 +66,7 @@ def test_two_thirds_exactly_are_not_enough() -> None:
     mask = rectangle(2, 10, 10, 3, 1).bool()
     foreground = torch.ones_like(mask)
     foreground[0, 0, 12] = False  # 2 of 3 pixels remain
-    _, placed = place(images(2, seed=0), mask, foreground, seeded(0))
+    _, placed = copy_paste.place(images(2, seed=0), mask, foreground, seeded(0))
     assert not torch.equal(placed[0], mask[0])
     assert torch.equal(placed[1], mask[1])
 
@@ -110,11 +96,11 @@ def test_a_function_of_the_generator_alone() -> None:
 
 def test_feather_fades_in_along_a_border_and_spares_thin_defects() -> None:
     wide = rectangle(1, 0, 16, SIDE, 16).bool()
-    weight = feather(wide)[0, 0, 16]
+    weight = copy_paste.feather(wide)[0, 0, 16]
     # Columns 14 to 18 cover 3 of 5; the highest cover within two pixels of column 16 is all of them, at column 18.
     torch.testing.assert_close(weight[14:20], torch.tensor([0, 0, 0.6, 0.8, 1, 1]))
     line = rectangle(1, 0, 16, SIDE, 1).bool()
-    torch.testing.assert_close(feather(line), line.float())
+    torch.testing.assert_close(copy_paste.feather(line), line.float())
 
 
 # --- how defects are varied
@@ -123,7 +109,7 @@ def test_feather_fades_in_along_a_border_and_spares_thin_defects() -> None:
 def test_three_of_ten_operations_with_their_probabilities() -> None:
     assert len(PROBABILITIES) == 10
     number = 40_000
-    drawn = draw_operations(number, seeded(0))
+    drawn = copy_paste.draw_operations(number, seeded(0))
     for name, probability in PROBABILITIES.items():
         expected = 0.3 * probability
         error = math.sqrt(expected * (1 - expected) / number)
@@ -137,7 +123,7 @@ def test_without_an_operation_nothing_changes() -> None:
     torch.testing.assert_close(grid[..., 0], centres.expand(3, SIDE, SIDE), rtol=0, atol=1e-6)
     torch.testing.assert_close(grid[..., 1], centres[:, None].expand(3, SIDE, SIDE), rtol=0, atol=1e-6)
     image = images(3, seed=0)
-    torch.testing.assert_close(recoloured(image, active(3), seeded(0)), image, rtol=0, atol=1e-6)
+    torch.testing.assert_close(copy_paste.recoloured(image, active(3), seeded(0)), image, rtol=0, atol=1e-6)
 
 
 def sampled(name: str, number: int, seed: int) -> Tensor:
@@ -184,7 +170,7 @@ def test_lens_of_one_doubles_and_three_quarters_of_the_corner() -> None:
 def test_image_and_mask_move_together() -> None:
     """An image that is its own mask stays so, where neither tone nor colour changes."""
     mask = rectangle(60, 8, 10, 11, 14)
-    image, varied = vary(mask.expand(-1, 3, -1, -1), mask.bool(), seeded(1))
+    image, varied = copy_paste.vary(mask.expand(-1, 3, -1, -1), mask.bool(), seeded(1))
     agrees = ((image.mean(dim=1, keepdim=True) > 0.5) == varied).float().mean(dim=(1, 2, 3))
     assert agrees.median() == 1
 
@@ -194,7 +180,7 @@ def test_photometry_stays_in_range_and_changes_only_where_active(name: str) -> N
     image = images(30, seed=0)
     chosen = active(30, name)
     chosen[name] = torch.arange(30) % 3 > 0
-    changed = recoloured(image, chosen, seeded(1))
+    changed = copy_paste.recoloured(image, chosen, seeded(1))
     assert changed.min() >= 0
     assert changed.max() <= 1
     difference = (changed - image).abs().amax(dim=(1, 2, 3))
@@ -205,7 +191,7 @@ def test_photometry_stays_in_range_and_changes_only_where_active(name: str) -> N
 def test_filters_keep_the_mean_of_grey() -> None:
     """The weights of every kernel sum to one."""
     grey = torch.full((30, 3, SIDE, SIDE), 0.4)
-    torch.testing.assert_close(recoloured(grey, active(30, "blur"), seeded(0)), grey)
+    torch.testing.assert_close(copy_paste.recoloured(grey, active(30, "blur"), seeded(0)), grey)
     kernels = copy_paste._reliefs(torch.tensor([True, False]), torch.tensor([False, True]), seeded(0))
     torch.testing.assert_close(kernels.sum(dim=(1, 2)), torch.ones(2))
 

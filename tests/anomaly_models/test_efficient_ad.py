@@ -3,39 +3,26 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import tiny_models
 import torch
 import torch.nn.functional as F
+from drawn_batches import batch_of, num_parameters, parts, patterns, rates_of, same_state, seeded, take_steps
 from pydantic import ValidationError
-from tiny_models import exported
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms.v2 import functional as torchvision_functional
 
+from anomaly_models import efficient_ad
 from anomaly_models.base import Batch, ModelError, Progress
-from anomaly_models.efficient_ad import (
-    CHANNELS,
-    Autoencoder,
-    EfficientAD,
-    EfficientADConfig,
-    RawMaps,
-    Student,
-    Width,
-    dropout_mask,
-    hard_feature_loss,
-    jitter,
-    num_hard,
-    patch_description_network,
-    quantiles,
-    randomly_grey,
-)
+from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig, Width, patch_description_network
 
 SIZE = 128
 CELLS = SIZE // 4 - 8
+textures = partial(patterns, size=SIZE)
 SETTINGS = tiny_models.SETTINGS["efficient_ad"] | {"batch_size": 1, "steps": 20}
 
 
@@ -43,19 +30,8 @@ def settings(**changes: object) -> EfficientADConfig:
     return EfficientADConfig.model_validate({**SETTINGS, **changes})
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def textures(num_images: int, seed: int, size: int = SIZE) -> Tensor:
-    """Smooth random images in [0, 1]."""
-    noise = torch.rand(num_images, 3, size // 8, size // 8, generator=seeded(seed))
-    return F.interpolate(noise, size=size, mode="bicubic").clamp(0, 1)
-
-
-def batch_of(image: Tensor, penalty: Tensor | None = None) -> Batch:
-    mask = torch.zeros(len(image), 1, *image.shape[2:])
-    return Batch(image, mask, torch.zeros(len(image), dtype=torch.bool), penalty)
+def batch_with_penalty(number: int = 1) -> Batch:
+    return batch_of(textures(number, seed=6), penalty=textures(number, seed=7))
 
 
 def step_at(step: int) -> Progress:
@@ -86,10 +62,6 @@ def calibrated(prepared: EfficientAD) -> EfficientAD:
     return prepared.eval()
 
 
-def num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 # --- networks
 
 
@@ -106,29 +78,26 @@ def test_parameters_as_in_the_paper(width: Width, teacher: int, student: int, to
     assert num_parameters(model) == total
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("width", ["tiny", "small", "medium"])
 def test_maps_at_256_pixels(width: Width) -> None:
-    channels = CHANNELS[width]
+    channels = efficient_ad.CHANNELS[width]
     with torch.device("meta"):  # shapes without the arithmetic
         image = torch.rand(1, 3, 256, 256)
         assert patch_description_network(width)(image).shape == (1, channels, 56, 56)
         assert patch_description_network(width, padded=True)(image).shape == (1, channels, 64, 64)
-        assert [half.shape for half in Student(width)(image)] == [(1, channels, 56, 56)] * 2
+        assert [half.shape for half in efficient_ad.Student(width)(image)] == [(1, channels, 56, 56)] * 2
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("size", [128, 160, 256, 512])
 def test_autoencoder_has_64_numbers_at_any_size(size: int) -> None:
-    autoencoder = Autoencoder(size, channels=16)
+    autoencoder = efficient_ad.Autoencoder(size, channels=16)
     image = torch.rand(1, 3, size, size)
     assert autoencoder.encoder(image).shape == (1, 64, 1, 1)
     assert autoencoder(image).shape == (1, 16, size // 4 - 8, size // 4 - 8)
 
 
-@torch.no_grad()
 def test_autoencoder_sizes_of_table_8() -> None:
-    autoencoder = Autoencoder(256, channels=16)
+    autoencoder = efficient_ad.Autoencoder(256, channels=16)
     shapes: list[int] = []
     for convolution in autoencoder.blocks:
         convolution.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[-1]))
@@ -137,7 +106,6 @@ def test_autoencoder_sizes_of_table_8() -> None:
     assert shapes == [4, 9, 16, 33, 64, 128]
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("width", ["tiny", "small", "medium"])
 def test_patch_of_33_pixels_is_one_description(width: Width) -> None:
     assert patch_description_network(width)(torch.rand(1, 3, 33, 33)).shape[2:] == (1, 1)
@@ -156,7 +124,6 @@ def test_receptive_field(width: Width) -> None:
     assert torch.equal(seen, expected)
 
 
-@torch.no_grad()
 def test_padded_description_is_the_unpadded_one_inside() -> None:
     padded = patch_description_network("tiny", padded=True).double()
     unpadded = patch_description_network("tiny").double()
@@ -166,14 +133,12 @@ def test_padded_description_is_the_unpadded_one_inside() -> None:
     assert (padded(image)[:, :, 3:-5, 3:-5] - unpadded(image)).abs().max() > 1e-3
 
 
-@torch.no_grad()
 def test_shift_by_four_pixels_is_a_shift_by_one_cell() -> None:
     network = patch_description_network("tiny").double()
     image = torch.rand(1, 3, 100, 100, dtype=torch.float64)
     torch.testing.assert_close(network(image[:, :, 4:, 4:]), network(image)[:, :, 1:, 1:], rtol=0, atol=1e-14)
 
 
-@torch.no_grad()
 def test_pixel_outside_the_window_leaves_the_local_map_alone(calibrated: EfficientAD) -> None:
     image = textures(1, seed=5)
     changed = image.clone()
@@ -195,7 +160,7 @@ def test_pixel_outside_the_window_leaves_the_local_map_alone(calibrated: Efficie
 
 @pytest.mark.parametrize(("num_elements", "expected"), [(384 * 56 * 56, 1_205), (384 * 64 * 64, 1_573), (1, 1)])
 def test_number_of_hard_elements(num_elements: int, expected: int) -> None:
-    assert num_hard(num_elements, 0.999) == expected
+    assert efficient_ad.num_hard(num_elements, 0.999) == expected
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.5, 0.9, 0.999, 1.0])
@@ -203,12 +168,12 @@ def test_hard_feature_loss_equals_the_quantile_form(quantile: float) -> None:
     target, output = torch.randn(2, 1, 10, 21, 31, generator=seeded(0)).double()
     difference = (target - output).square().flatten()
     expected = difference[difference >= difference.quantile(quantile)].mean()
-    torch.testing.assert_close(hard_feature_loss(target, output, quantile), expected)
+    torch.testing.assert_close(efficient_ad.hard_feature_loss(target, output, quantile), expected)
 
 
 def test_hard_feature_loss_grows_from_the_mean_squared_error() -> None:
     target, output = torch.randn(2, 3, 8, 9, 9, generator=seeded(0))
-    losses = [hard_feature_loss(target, output, quantile) for quantile in (0.0, 0.5, 0.9, 0.99, 1.0)]
+    losses = [efficient_ad.hard_feature_loss(target, output, quantile) for quantile in (0.0, 0.5, 0.9, 0.99, 1.0)]
     torch.testing.assert_close(losses[0], F.mse_loss(output, target))
     assert losses == sorted(losses)
 
@@ -216,8 +181,8 @@ def test_hard_feature_loss_grows_from_the_mean_squared_error() -> None:
 def test_hard_features_are_mined_per_image() -> None:
     target, output = torch.randn(2, 3, 8, 9, 9, generator=seeded(0))
     output[0] *= 100  # would win every place if mined over the batch
-    alone = [hard_feature_loss(target[i : i + 1], output[i : i + 1], 0.99) for i in range(3)]
-    torch.testing.assert_close(hard_feature_loss(target, output, 0.99), torch.stack(alone).mean())
+    alone = [efficient_ad.hard_feature_loss(target[i : i + 1], output[i : i + 1], 0.99) for i in range(3)]
+    torch.testing.assert_close(efficient_ad.hard_feature_loss(target, output, 0.99), torch.stack(alone).mean())
 
 
 @torch.no_grad()
@@ -225,10 +190,9 @@ def test_student_with_the_teachers_weights_has_nothing_to_learn(prepared: Effici
     teacher = prepared.exportable().teacher
     prepared.student.trunk.load_state_dict(teacher[:-1].state_dict())
     prepared.student.teacher_head.load_state_dict(teacher[-1].state_dict())
-    image = textures(1, seed=6)
-    terms = next(prepared.losses(batch_of(image, textures(1, seed=7)), step_at(0)))
-    assert terms["hard_feature"] < 1e-8
-    assert prepared.raw_maps(image).local.max() < 1e-8
+    batch = batch_with_penalty()
+    assert next(prepared.losses(batch, step_at(0)))["hard_feature"] < 1e-8
+    assert prepared.raw_maps(batch.image).local.max() < 1e-8
 
 
 def losses_of_one_pass(model: EfficientAD, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -237,8 +201,8 @@ def losses_of_one_pass(model: EfficientAD, batch: Batch, progress: Progress) -> 
     assert batch.penalty is not None
     mean, std = model.channel_mean, model.channel_std
     clean = model.normalise(batch.image)
-    penalty = model.normalise(randomly_grey(batch.penalty, generator))
-    jittered = model.normalise(jitter(batch.image, generator))
+    penalty = model.normalise(efficient_ad.randomly_grey(batch.penalty, generator))
+    jittered = model.normalise(efficient_ad.jitter(batch.image, generator))
     reconstruction = model.autoencoder(jittered, generator)
     difference = ((model.teacher(clean) - mean) / std - model.student(clean)[0]).square()
     return {
@@ -250,7 +214,7 @@ def losses_of_one_pass(model: EfficientAD, batch: Batch, progress: Progress) -> 
 
 
 def test_losses_are_those_of_algorithm_1(prepared: EfficientAD) -> None:
-    batch = batch_of(textures(1, seed=6), textures(1, seed=7))
+    batch = batch_with_penalty()
     terms = list(prepared.losses(batch, step_at(0)))
     expected = losses_of_one_pass(prepared, batch, step_at(0))
     assert len(terms) == 1
@@ -258,7 +222,7 @@ def test_losses_are_those_of_algorithm_1(prepared: EfficientAD) -> None:
 
 
 def test_gradients_reach_what_the_paper_says(prepared: EfficientAD) -> None:
-    batch = batch_of(textures(1, seed=6), textures(1, seed=7))
+    batch = batch_with_penalty()
     student, autoencoder = prepared.student, prepared.autoencoder
     parts = {
         "trunk": student.trunk[0].weight,
@@ -283,7 +247,7 @@ def test_gradients_reach_what_the_paper_says(prepared: EfficientAD) -> None:
 
 
 def test_losses_are_a_function_of_the_step(prepared: EfficientAD) -> None:
-    batch = batch_of(textures(2, seed=6), textures(2, seed=7))
+    batch = batch_with_penalty(2)
     first = next(prepared.losses(batch, step_at(3)))
     torch.manual_seed(99)
     again, other = (next(prepared.losses(batch, step_at(step))) for step in (3, 4))
@@ -298,7 +262,7 @@ def test_penalty_of_weight_zero_needs_no_images() -> None:
 
 
 def test_bf16_is_close_and_leaves_losses_in_float32(prepared: EfficientAD) -> None:
-    batch = batch_of(textures(1, seed=6), textures(1, seed=7))
+    batch = batch_with_penalty()
     exact = next(prepared.losses(batch, step_at(0)))
     prepared.config = settings(precision="bf16")
     rough = next(prepared.losses(batch, step_at(0)))
@@ -309,22 +273,9 @@ def test_bf16_is_close_and_leaves_losses_in_float32(prepared: EfficientAD) -> No
 
 
 def test_rate_drops_at_95_percent_of_the_steps(untrained: EfficientAD) -> None:
-    optimizer, schedule = untrained.optimizer(total_steps=20)
-    rates = []
-    for _ in range(20):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates == pytest.approx([1e-4] * 19 + [1e-5])
+    rates = rates_of(untrained.optimizer(total_steps=20), 20)
+    assert [rate for (rate,) in rates] == pytest.approx([1e-4] * 19 + [1e-5])
     assert math.floor(0.95 * 70_000) == 66_500
-
-
-def test_optimizer_holds_student_and_autoencoder_only(untrained: EfficientAD) -> None:
-    optimizer, _ = untrained.optimizer(total_steps=20)
-    held = {id(parameter) for parameter in optimizer.param_groups[0]["params"]}
-    trainable = {id(parameter) for parameter in untrained.parameters() if parameter.requires_grad}
-    assert held == trainable
-    assert not held & {id(parameter) for parameter in untrained.teacher.parameters()}
 
 
 # --- images
@@ -341,12 +292,12 @@ def test_jitter_is_one_of_torchvisions(seed: int) -> None:
         torchvision_functional.adjust_saturation,
     ]
     expected = [functions[c](x, f.item()) for x, c, f in zip(image, choices, factors, strict=True)]
-    torch.testing.assert_close(jitter(image, seeded(seed)), torch.stack(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(efficient_ad.jitter(image, seeded(seed)), torch.stack(expected), rtol=0, atol=1e-6)
 
 
 def test_jitter_changes_every_image_differently_and_stays_in_range() -> None:
     image = textures(1, seed=1).expand(32, -1, -1, -1)
-    jittered = jitter(image, seeded(0))
+    jittered = efficient_ad.jitter(image, seeded(0))
     assert jittered.min() >= 0
     assert jittered.max() <= 1
     assert len(jittered.flatten(1).unique(dim=0)) == 32
@@ -354,7 +305,7 @@ def test_jitter_changes_every_image_differently_and_stays_in_range() -> None:
 
 def test_three_in_ten_penalty_images_are_grey() -> None:
     image = torch.rand(2000, 3, 2, 2, generator=seeded(0))
-    result = randomly_grey(image, seeded(1))
+    result = efficient_ad.randomly_grey(image, seeded(1))
     is_grey = (result == result[:, :1]).flatten(1).all(dim=1)
     assert is_grey.float().mean().item() == pytest.approx(0.3, abs=0.03)
     assert torch.equal(result[~is_grey], image[~is_grey])
@@ -363,7 +314,7 @@ def test_three_in_ten_penalty_images_are_grey() -> None:
 
 
 def test_dropout_keeps_the_mean() -> None:
-    mask = dropout_mask(torch.zeros(1000, 100), seeded(0))
+    mask = efficient_ad.dropout_mask(torch.zeros(1000, 100), seeded(0))
     assert mask.unique().tolist() == pytest.approx([0, 1.25])
     assert mask.mean().item() == pytest.approx(1, abs=0.01)
 
@@ -383,17 +334,17 @@ def test_descriptions_of_the_normal_images_are_standardised(prepared: EfficientA
 def test_quantiles_are_torchs(num_values: int) -> None:
     values = torch.randn(num_values, generator=seeded(0))
     expected = values.quantile(torch.tensor([0.9, 0.995]))
-    torch.testing.assert_close(quantiles(values, (0.9, 0.995)), expected)
+    torch.testing.assert_close(efficient_ad.quantiles(values, (0.9, 0.995)), expected)
 
 
 def test_quantiles_on_eleven_numbers_worked_by_hand() -> None:
     values = torch.arange(11.0).flip(0)
-    assert quantiles(values, (0.9, 0.95)).tolist() == pytest.approx([9.0, 9.5])
+    assert efficient_ad.quantiles(values, (0.9, 0.95)).tolist() == pytest.approx([9.0, 9.5])
 
 
 def test_quantiles_have_no_limit_of_elements() -> None:
     values = torch.arange(2**24 + 3, dtype=torch.float32)
-    assert quantiles(values, (0.5, 1.0)).tolist() == pytest.approx([2**23 + 1, 2**24 + 2])
+    assert efficient_ad.quantiles(values, (0.5, 1.0)).tolist() == pytest.approx([2**23 + 1, 2**24 + 2])
 
 
 # --- maps
@@ -416,7 +367,7 @@ def test_normalisation_of_four_pixels_worked_by_hand(calibrated: EfficientAD, mo
     overall = torch.full((1, 1, CELLS, CELLS), 10.0)
     local[0, 0, 8:10, 8:10] = torch.tensor([[1.0, 3.0], [5.0, 0.0]])
     overall[0, 0, 8:10, 8:10] = torch.tensor([[20.0, 10.0], [20.0, 10.0]])
-    monkeypatch.setattr(calibrated, "raw_maps", lambda _image: RawMaps(local, overall))
+    monkeypatch.setattr(calibrated, "raw_maps", lambda _image: efficient_ad.RawMaps(local, overall))
     cells = torch.zeros(1, 1, 32, 32)
     cells[0, 0, 12:14, 12:14] = torch.tensor([[0.05, 0.05], [0.15, -0.025]])
     expected = F.interpolate(cells, size=SIZE, mode="bilinear")
@@ -425,18 +376,6 @@ def test_normalisation_of_four_pixels_worked_by_hand(calibrated: EfficientAD, mo
     torch.testing.assert_close(prediction.score, expected.max().reshape(1))
 
 
-@torch.no_grad()
-def test_images_alone_score_as_in_a_batch(calibrated: EfficientAD) -> None:
-    images = textures(3, seed=8)
-    together = calibrated(images)
-    assert together.anomaly_map.shape == (3, 1, SIZE, SIZE)
-    assert together.score.shape == (3,)
-    for i in range(3):
-        alone = calibrated(images[i : i + 1])
-        torch.testing.assert_close(alone.anomaly_map[0], together.anomaly_map[i], rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
 def test_mode_does_not_matter_outside_of_losses(calibrated: EfficientAD) -> None:
     image = textures(1, seed=8)
     evaluated = calibrated(image)
@@ -453,38 +392,24 @@ def test_scaling_the_teacher_changes_nothing(prepared: EfficientAD) -> None:
     torch.testing.assert_close(prepared.raw_maps(image).local, before, rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
-def test_state_is_the_whole_model(calibrated: EfficientAD) -> None:
-    torch.manual_seed(1)
-    restored = EfficientAD(settings()).eval()
-    restored.load_state_dict(calibrated.state_dict())
-    image = textures(2, seed=8)
-    assert torch.equal(restored(image).anomaly_map, calibrated(image).anomaly_map)
-    assert bool(restored.teacher_loaded)
+def test_that_a_teacher_is_loaded_is_part_of_the_state(untrained: EfficientAD) -> None:
+    assert bool(untrained.state_dict()["teacher_loaded"])
 
 
-@torch.no_grad()
 def test_folded_is_the_same_function(calibrated: EfficientAD) -> None:
-    before = copy.deepcopy(calibrated.state_dict())
-    image = textures(2, seed=8)
+    before, image = copy.deepcopy(calibrated), textures(2, seed=8)
     expected, found = calibrated(image), calibrated.exportable()(image)
     scale = expected.anomaly_map.abs().max().item()
     torch.testing.assert_close(found.anomaly_map, expected.anomaly_map, rtol=0, atol=1e-5 * scale)
     torch.testing.assert_close(found.score, expected.score, rtol=1e-5, atol=0)
-    assert all(torch.equal(before[name], value) for name, value in calibrated.state_dict().items())
+    assert same_state(calibrated, before)
 
 
-@torch.no_grad()
 def test_onnx_of_the_folded_model(calibrated: EfficientAD, tmp_path: Path) -> None:
-    detector = exported(calibrated, SIZE, tmp_path / "model.onnx")
+    detector = tiny_models.exported(calibrated, SIZE, tmp_path / "model.onnx")
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) == 4 + 4 + 14
-    for batch_size in (1, 4):
-        image = textures(batch_size, seed=9)
-        anomaly_map, score = detector(image.numpy())
-        expected = calibrated(image)
-        np.testing.assert_allclose(anomaly_map, expected.anomaly_map.numpy(), rtol=0, atol=1e-4)
-        np.testing.assert_allclose(score, expected.score.numpy(), rtol=0, atol=1e-4)
+    tiny_models.assert_file_agrees(detector, calibrated, textures(4, seed=9))
 
 
 # --- what users can get wrong
@@ -506,37 +431,39 @@ def test_no_teacher() -> None:
         EfficientAD(settings()).prepare([batch_of(textures(1, seed=1))])
 
 
-def test_teacher_of_another_width() -> None:
-    state = patch_description_network("small").state_dict()
-    with pytest.raises(ModelError, match=r"do not fit width tiny: conv1.bias should be \(32,\), found \(128,\)"):
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [(patch_description_network("small").state_dict(), r"\(128,\)"), ({"layer1.weight": torch.zeros(1)}, "nothing")],
+    ids=["another width", "no teacher"],
+)
+def test_weights_that_are_no_teacher(state: dict[str, Tensor], found: str) -> None:
+    with pytest.raises(ModelError, match=rf"do not fit width tiny: conv1.bias should be \(32,\), found {found}"):
         EfficientAD(settings()).load_teacher(state)
 
 
-def test_something_that_is_no_teacher() -> None:
-    with pytest.raises(ModelError, match=r"conv1.bias should be \(32,\), found nothing"):
-        EfficientAD(settings()).load_teacher({"layer1.weight": torch.zeros(1)})
+CONSTANT = torch.full((2, 3, SIZE, SIZE), 0.5)
 
 
-def test_no_normal_images(untrained: EfficientAD) -> None:
-    with pytest.raises(ModelError, match="no normal images"):
-        untrained.prepare([])
+@pytest.mark.parametrize(
+    ("images", "said"), [([], "no normal images"), ([CONSTANT], "the normal images are constant")], ids=["none", "grey"]
+)
+def test_normal_images_to_learn_nothing_from(untrained: EfficientAD, images: list[Tensor], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        untrained.prepare(map(batch_of, images))
 
 
-def test_constant_training_images(untrained: EfficientAD) -> None:
-    with pytest.raises(ModelError, match="the normal images are constant"):
-        untrained.prepare([batch_of(torch.full((2, 3, SIZE, SIZE), 0.5))])
-
-
-@pytest.mark.parametrize("num_images", [0, 1])
-def test_too_few_held_out_images(prepared: EfficientAD, num_images: int) -> None:
-    holdout = [batch_of(textures(1, seed=1))] * num_images
-    with pytest.raises(ModelError, match=f"two or more held-out normal images to calibrate; found {num_images}"):
-        prepared.calibrate(holdout)
-
-
-def test_constant_held_out_images(prepared: EfficientAD) -> None:
-    with pytest.raises(ModelError, match=r"quantiles 0.9 and 0.995 of the local map coincide"):
-        prepared.calibrate([batch_of(torch.full((2, 3, SIZE, SIZE), 0.5))])
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([], "two or more held-out normal images to calibrate; found 0"),
+        ([textures(1, seed=1)], "two or more held-out normal images to calibrate; found 1"),
+        ([CONSTANT], r"quantiles 0.9 and 0.995 of the local map coincide"),
+    ],
+    ids=["none", "one", "grey"],
+)
+def test_held_out_images_to_calibrate_nothing_on(prepared: EfficientAD, images: list[Tensor], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        prepared.calibrate(map(batch_of, images))
 
 
 def test_no_penalty_images(prepared: EfficientAD) -> None:
@@ -547,42 +474,25 @@ def test_no_penalty_images(prepared: EfficientAD) -> None:
 # --- learning
 
 
-def parts(num_images: int, seed: int) -> Tensor:
-    """One smooth pattern of low contrast, with fresh grain on every image."""
-    pattern = 0.3 + 0.4 * textures(1, seed=0)
-    return (pattern + 0.05 * torch.randn(num_images, 3, SIZE, SIZE, generator=seeded(seed))).clamp(0, 1)
-
-
-def train(model: EfficientAD, images: Tensor, steps: int) -> list[float]:
-    """The loss of each step."""
-    optimizer, schedule = model.optimizer(steps)
-    losses = []
-    for step in range(steps):
-        image = images[step % len(images)].unsqueeze(0)
-        noise = torch.rand(1, 3, SIZE, SIZE, generator=seeded(step))
-        terms = next(model.losses(batch_of(image, noise), Progress(step, steps, seeded(step))))
-        loss = torch.stack(list(terms.values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    return losses
-
-
 @pytest.mark.slow
 def test_pasted_blob_scores_above_clean_images() -> None:
     """A random teacher and drawn parts show that training, calibration and localisation fit together."""
-    model = with_teacher(settings())
-    model.prepare([batch_of(parts(20, seed=1))])
-    losses = train(model, parts(20, seed=1), steps=150)
+    model, images = with_teacher(settings()), parts(20, seed=1, size=SIZE)
+    model.prepare([batch_of(images)])
+
+    def batch_at(step: int) -> Batch:
+        noise = torch.rand(1, 3, SIZE, SIZE, generator=seeded(step))
+        return batch_of(images[step % 20].unsqueeze(0), penalty=noise)
+
+    taken = take_steps(model, model.optimizer(150), batch_at, range(150), 150)
+    losses = [sum(term.item() for term in terms.values()) for terms in taken]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
-    model.calibrate([batch_of(parts(4, seed=2))])
-    defective = parts(1, seed=3)
+    model.calibrate([batch_of(parts(4, seed=2, size=SIZE))])
+    defective = parts(1, seed=3, size=SIZE)
     defective[:, :, 50:74, 60:84] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
     with torch.no_grad():
         prediction = model(defective)
-        clean = model(parts(6, seed=4))
+        clean = model(parts(6, seed=4, size=SIZE))
     assert prediction.score.item() > clean.score.max().item()
     row, column = divmod(int(prediction.anomaly_map.argmax()), SIZE)
     assert 50 <= row < 74

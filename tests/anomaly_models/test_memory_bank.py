@@ -1,5 +1,6 @@
 import pytest
 import torch
+from drawn_batches import seeded
 from torch import Tensor
 
 from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
@@ -7,7 +8,7 @@ from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
 
 @pytest.fixture
 def features() -> Tensor:
-    return torch.randn(120, 16, generator=torch.Generator().manual_seed(0)) + 5
+    return torch.randn(120, 16, generator=seeded(0)) + 5
 
 
 def brute_force(features: Tensor, size: int) -> tuple[list[int], list[float]]:
@@ -58,7 +59,7 @@ def test_centres_are_at_least_a_radius_apart(features: Tensor) -> None:
 
 
 def test_duplicates_are_covered_exactly() -> None:
-    distinct = torch.randn(5, 512, generator=torch.Generator().manual_seed(1)) * 3 + 40
+    distinct = torch.randn(5, 512, generator=seeded(1)) * 3 + 40
     indices, radii = greedy_coreset(distinct.repeat(30, 1), 12)
     assert len(set(indices[:5].tolist())) == 5
     assert set((indices[:5] % 5).tolist()) == set(range(5))
@@ -99,7 +100,7 @@ def test_pad_rows_are_never_the_nearest(scale: float) -> None:
 
 
 def test_stored_vectors_are_at_distance_zero_far_from_the_origin() -> None:
-    stored = torch.randn(60, 512, generator=torch.Generator().manual_seed(2)) + 100
+    stored = torch.randn(60, 512, generator=seeded(2)) + 100
     assert bank_of(stored)(stored[None], 1).max() < 2e-3 * torch.pdist(stored).min()
 
 

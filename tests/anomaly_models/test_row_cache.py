@@ -1,5 +1,6 @@
 import pytest
 import torch
+from drawn_batches import seeded
 from torch import Tensor
 
 from anomaly_models.common.backbones import Backbone, BackboneConfig
@@ -24,7 +25,7 @@ def backbone() -> Counting:
 
 @pytest.fixture
 def image() -> Tensor:
-    return torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return torch.rand(4, 3, 64, 64, generator=seeded(0))
 
 
 def test_maps_are_the_backbones_and_do_not_depend_on_what_is_known(backbone: Counting, image: Tensor) -> None:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from drawn_batches import seeded
 from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
@@ -8,7 +9,7 @@ from anomaly_models.common.scoring import GaussianBlur, resize_map
 
 @pytest.mark.parametrize("side", [16, 64, 100])
 def test_blur_is_scipys_gaussian_filter(side: int) -> None:
-    image = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(2, 1, side, side, generator=seeded(0))
     blurred = GaussianBlur(4.0)(image)
     for original, found in zip(image[:, 0], blurred[:, 0], strict=True):
         expected = torch.from_numpy(gaussian_filter(original.double().numpy(), sigma=4))
@@ -27,7 +28,7 @@ def test_a_constant_map_stays_constant() -> None:
 
 
 def test_torchs_reflect_padding_would_differ_at_the_border_only() -> None:
-    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, 1, 64, 64, generator=seeded(0))
     blur = GaussianBlur(4.0)
     padded = F.pad(image, (16, 16, 16, 16), mode="reflect")
     other = F.conv2d(F.conv2d(padded, blur.kernel.view(1, 1, -1, 1)), blur.kernel.view(1, 1, 1, -1))

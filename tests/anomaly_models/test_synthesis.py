@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from einops import repeat
+from drawn_batches import seeded
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from tiny_models import SYNTHESIS
@@ -14,25 +14,13 @@ from torch import Tensor
 from anomaly_models.common import synthesis
 from anomaly_models.common.appearance import rotate
 from anomaly_models.common.foreground import foreground_mask
-from anomaly_models.common.synthesis import (
-    SynthesisConfig,
-    anomaly_masks,
-    perlin_noise,
-    random_rectangles,
-    shuffle_strips,
-    sources,
-    synthesise,
-)
+from anomaly_models.common.synthesis import SynthesisConfig, anomaly_masks, perlin_noise, synthesise
 
 CPU = torch.device("cpu")
 
 
 def settings(**changes: Any) -> SynthesisConfig:
     return SynthesisConfig(**{**SYNTHESIS, **changes})
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -172,7 +160,7 @@ def test_lattices_cover_both_axes_up_to_the_exponent(monkeypatch: pytest.MonkeyP
 
 
 def test_rectangles_cover_a_quarter_or_more() -> None:
-    regions = random_rectangles(4000, 64, 48, CPU, seeded(0))
+    regions = synthesis.random_rectangles(4000, 64, 48, CPU, seeded(0))
     assert regions.shape == (4000, 1, 64, 48)
     coverage = regions.mean(dim=(1, 2, 3))
     whole = coverage == 1
@@ -192,16 +180,13 @@ def test_rectangles_cover_a_quarter_or_more() -> None:
 
 def coordinates(batch: int, height: int, width: int) -> Tensor:
     """Channel 0 holds each pixel's row, channel 1 its column, channel 2 its image."""
-    image = torch.zeros(batch, 3, height, width, dtype=torch.long)
-    image[:, 0] = repeat(torch.arange(height), "h -> b h w", b=batch, w=width)
-    image[:, 1] = repeat(torch.arange(width), "w -> b h w", b=batch, h=height)
-    image[:, 2] = repeat(torch.arange(batch), "b -> b h w", h=height, w=width)
-    return image
+    image, row, column = torch.meshgrid(torch.arange(batch), torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([row, column, image], dim=1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (64, 40), (100, 45)])
 def test_strips_are_permuted_as_a_whole(height: int, width: int) -> None:
-    shuffled = shuffle_strips(coordinates(16, height, width), seeded(0))
+    shuffled = synthesis.shuffle_strips(coordinates(16, height, width), seeded(0))
     rows, columns, image = shuffled.unbind(dim=1)
     # separable: one permutation of rows and one of columns per image, and nothing crosses between images
     assert torch.equal(rows, rows[:, :, :1].expand_as(rows))
@@ -217,7 +202,7 @@ def test_strips_are_permuted_as_a_whole(height: int, width: int) -> None:
 
 
 def test_even_columns_come_first_and_rows_in_any_order() -> None:
-    shuffled = shuffle_strips(coordinates(2000, 64, 64), seeded(0))
+    shuffled = synthesis.shuffle_strips(coordinates(2000, 64, 64), seeded(0))
     columns = shuffled[:, 1, 0, ::8] // 8
     assert torch.equal(columns[:, :4].sort(dim=1).values, torch.tensor([0, 2, 4, 6]).expand(2000, -1))
     assert torch.equal(columns[:, 4:].sort(dim=1).values, torch.tensor([1, 3, 5, 7]).expand(2000, -1))
@@ -228,7 +213,7 @@ def test_even_columns_come_first_and_rows_in_any_order() -> None:
 
 
 def test_images_are_shuffled_differently() -> None:
-    shuffled = shuffle_strips(coordinates(8, 32, 32), seeded(0))[:, :2]
+    shuffled = synthesis.shuffle_strips(coordinates(8, 32, 32), seeded(0))[:, :2]
     assert len(shuffled.unique(dim=0)) == 8
 
 
@@ -250,7 +235,7 @@ def plain_sources(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("own_share", "expected"), [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0)])
 def test_a_share_of_the_sources_is_the_picture_itself(own_share: float, expected: float) -> None:
     image, texture = images(2000, 4, 4), images(2000, 4, 4, seed=1)
-    source = sources(image, texture, own_share, seeded(0))
+    source = synthesis.sources(image, texture, own_share, seeded(0))
     own = (source == image).flatten(1).all(dim=1)
     assert own.float().mean().item() == pytest.approx(expected, abs=0.03 if 0 < own_share < 1 else 0)
     assert torch.equal(source[~own], texture[~own])
@@ -259,13 +244,13 @@ def test_a_share_of_the_sources_is_the_picture_itself(own_share: float, expected
 @pytest.mark.usefixtures("plain_sources")
 def test_without_textures_every_source_is_the_picture_itself() -> None:
     image = images(50, 4, 4)
-    assert torch.equal(sources(image, None, 0.0, seeded(0)), image)
+    assert torch.equal(synthesis.sources(image, None, 0.0, seeded(0)), image)
 
 
 def test_only_own_sources_are_shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthesis, "change_appearance", unchanged)
     image, texture = images(40, 32, 32), images(40, 32, 32, seed=1)
-    source = sources(image, texture, 0.5, seeded(0))
+    source = synthesis.sources(image, texture, 0.5, seeded(0))
     own = ~(source == texture).flatten(1).all(dim=1)
     assert 5 < own.sum() < 35
     for found, original in zip(source[own], image[own], strict=True):

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
+from clone import REPOSITORY, commit, copy_project, environment
 from conftest import CATEGORY, FAPM, draw_category, tiny_params, write_params
 
 import cli
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PORT = "5077"
 
@@ -34,12 +33,7 @@ class Shell:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.typed: set[str] = set()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        path = f"{self.root / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(self.root)}
+        self.environment = environment(root / ".venv" / "bin", COLUMNS="200", PYTHONPATH=str(root))
 
     def type(self, command: str) -> str:
         """Run a command of the README, with the test's names in the place of the README's."""
@@ -54,25 +48,17 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    root = tmp_path / "blemish"
-    for name in ("anomaly_models", "pipelines", "presets", "pretrained", ".dvc"):
-        ignored = shutil.ignore_patterns(
-            "__pycache__", "tmp", "cache", "config.local", "teacher", "penalty", "textures"
-        )
-        shutil.copytree(REPOSITORY / name, root / name, ignore=ignored)
-    for name in ("cli.py", "dvc.yaml", "Makefile", "pyproject.toml", "requirements.lock", ".dvcignore", ".gitignore"):
-        shutil.copy2(REPOSITORY / name, root / name)
-    environment = root / ".venv"
-    environment.mkdir()
+    folders = ("anomaly_models", "pipelines", "presets", "pretrained", ".dvc")
+    files = ("cli.py", "dvc.yaml", "Makefile", "pyproject.toml", "requirements.lock", ".dvcignore", ".gitignore")
+    root = copy_project(tmp_path / "blemish", *folders, *files)
+    (root / ".venv").mkdir()
     for name in ("bin", "lib", "pyvenv.cfg"):
-        (environment / name).symlink_to(Path(sys.prefix) / name)
-    (environment / ".installed").touch()
+        (root / ".venv" / name).symlink_to(Path(sys.prefix) / name)
+    (root / ".venv" / ".installed").touch()
     draw_category(root / "images" / CATEGORY, train=8, good=3, defect=3)
     draw_category(root / "new_images", train=1, good=1, defect=1)
     write_params(root, tiny_params())
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "project"]):
-        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
-        subprocess.run(["git", *identity, *command], cwd=root, check=True)
+    commit(root)
     return Shell(root)
 
 

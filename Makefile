@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cells test test-slow lint format repro ui report bench lock
+.PHONY: help setup demo cells test test-slow coverage lint format repro ui report bench lock
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: setup lint ## Everything CI runs: linters, types, tests
 
 test-slow: setup ## The tests that take minutes
 	pytest -m slow
+
+coverage: setup ## Which lines the tests run: the figure, and htmlcov/index.html
+	OMP_NUM_THREADS=1 pytest -m "not slow" -n auto --dist loadfile --cov --cov-report term --cov-report html
 
 lint: setup ## Check style and types
 	ruff check .

@@ -1,5 +1,10 @@
 """Errors that are the user's to mend: `cli` prints them as one line and exits. Anything else keeps its traceback."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+
+_PROBLEMS_SHOWN = 10
+
 
 class BlemishError(Exception):
     """Names the thing, the value that was found, and the remedy."""
@@ -35,3 +40,19 @@ class StageError(BlemishError):
 
 class ExportError(BlemishError):
     """An exported graph that does not reproduce its model, or a file that is no exported model."""
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """A guess at what a misspelt name was to be, to stand behind it in a message; empty where nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def told(problems: Sequence[BlemishError], heading: str) -> str:
+    """One message with the first of the problems under their heading; a single one needs no heading."""
+    if len(problems) == 1:
+        return str(problems[0])
+    lines = [heading, *(f"  - {problem}" for problem in problems[:_PROBLEMS_SHOWN])]
+    if len(problems) > _PROBLEMS_SHOWN:
+        lines.append(f"  and {len(problems) - _PROBLEMS_SHOWN} more")
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from drawn_folders import draw_mvtec, draw_plain
 from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
@@ -88,6 +89,16 @@ def draw_category(folder: Path, train: int = 12, good: int = 4, defect: int = 4)
                 mask_path = folder / "ground_truth" / "square" / f"{number:03}_mask.png"
                 mask_path.parent.mkdir(parents=True, exist_ok=True)
                 mask.save(mask_path)
+
+
+@pytest.fixture
+def mvtec(tmp_path: Path) -> Path:
+    return draw_mvtec(tmp_path / "nut")
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    return draw_plain(tmp_path / "part")
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from pipelines.data.index import GOOD, Layout
-from pipelines.errors import DatasetError, ImageError
+from pipelines.errors import DatasetError, ImageError, told
 from pipelines.pictures import images
 
 _SILENTLY_IGNORED = frozenset({"license.txt", "readme.txt", "thumbs.db", "desktop.ini"})
-_PROBLEMS_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,7 @@ class Findings:
         kind = ImageError if all(isinstance(problem, ImageError) for problem in self.problems) else DatasetError
         if len(self.problems) == 1:
             raise kind(f"category {category!r}: {self.problems[0]}")
-        lines = [f"category {category!r} has {len(self.problems)} problems:"]
-        lines += [f"  - {problem}" for problem in self.problems[:_PROBLEMS_SHOWN]]
-        if len(self.problems) > _PROBLEMS_SHOWN:
-            lines.append(f"  and {len(self.problems) - _PROBLEMS_SHOWN} more")
-        raise kind("\n".join(lines))
+        raise kind(told(self.problems, f"category {category!r} has {len(self.problems)} problems:"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,10 +22,7 @@ class Penalties(RootModel[dict[str, PhotoSetConfig]]):
 
 def make_penalty(config: PhotoSetConfig, photos: Path, destination: Path, console: Console) -> int:
     """Decode the centres of `photos` into `destination`; gives their number. Raises as `make_photo_set`."""
-    size = config.image_size
-    return make_photo_set(
-        config, lambda photo: {size: _centre(photo, size)}, photos, destination, console, kind="penalty"
-    )
+    return make_photo_set(config, _centre, photos, destination, console, kind="penalty")
 
 
 def _centre(photo: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

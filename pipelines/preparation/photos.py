@@ -1,9 +1,8 @@
 """Any folder of photos -> square uint8 arrays, decoded once: for distillation, pretraining and penalty images."""
 
+import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +11,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from pipelines.errors import DatasetError, ImageError
+from pipelines.errors import DatasetError, ImageError, told
 from pipelines.files import atomic_folder, read_json, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
-from pipelines.progress import progress_bar
+from pipelines.preparation.rows import array_file, in_order, threads
+from pipelines.progress import counting
 
 FORMAT = 1  # of a folder of arrays; raised when what is written changes
 
 _WHITE_LEVEL = 65535  # photos with 16 bits use all of them
-_CHUNK = 64  # photos decoded before the next are started: bounds memory, whatever the size of the folder
-_PROBLEMS_SHOWN = 10
 
-Resize = Callable[[NDArray[np.uint8]], dict[int, NDArray[np.uint8]]]  # (H, W, 3) -> (S, S, 3) by side S
+Resize = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]  # (H, W, 3) and a side S -> (S, S, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +63,6 @@ def _is_hidden(relative: Path) -> bool:
     return any(part.startswith(".") for part in relative.parts)
 
 
-def whole_photos(sizes: Sequence[int]) -> Resize:
-    """Each photo as a whole at every size; the aspect ratio is not kept."""
-    return lambda photo: {size: images.resize_rgb(photo, size) for size in sizes}
-
-
 def decode_once(
     folders: Sequence[Path], sizes: Sequence[int], destination: Path, console: Console, label: str
 ) -> PhotoArrays:
@@ -93,7 +86,7 @@ def decode_once(
         if listing.items() <= index.items():
             return PhotoArrays(destination, len(paths), index["sha256"])
     with atomic_folder(destination) as folder:
-        sha256 = write_arrays(paths, whole_photos(sizes), sizes, folder, console, label)
+        sha256 = write_arrays(paths, images.resize_rgb, sizes, folder, console, label)
         write_json(folder / INDEX_FILE, listing | {"sha256": sha256})
     return PhotoArrays(destination, len(paths), sha256)
 
@@ -106,48 +99,33 @@ def write_arrays(
     Raises:
         ImageError: photos that cannot be read; the message lists them.
     """
-    arrays = {
-        size: np.lib.format.open_memmap(
-            folder / f"images_{size}.npy", mode="w+", dtype=np.uint8, shape=(len(paths), size, size, 3)
-        )
-        for size in sizes
-    }
     digest = hashlib.sha256()
-    problems: list[str] = []
-    workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, progress_bar(console, MofNCompleteColumn()) as bar:
-        task = bar.add_task(label, total=len(paths))
-        for start in range(0, len(paths), _CHUNK):
-            chunk = paths[start : start + _CHUNK]
-            for row, decoded in enumerate(pool.map(lambda path: _decode(path, resize), chunk), start):
-                if isinstance(decoded, ImageError):
-                    problems.append(str(decoded))
-                    continue
+    problems: list[ImageError] = []
+    with contextlib.ExitStack() as stack:
+        files = [
+            stack.enter_context(array_file(folder / f"images_{size}.npy", (len(paths), size, size, 3), np.uint8))
+            for size in sizes
+        ]
+        pool = stack.enter_context(threads())
+        show = stack.enter_context(counting(console, label, MofNCompleteColumn()))
+        decoding = in_order(lambda path: _decode(path, resize, sizes), paths, pool)
+        for done, decoded in enumerate(decoding, start=1):
+            if isinstance(decoded, ImageError):
+                problems.append(decoded)
+            else:
                 photo_digest, resized = decoded
                 digest.update(photo_digest)
-                for size, pixels in resized.items():
-                    arrays[size][row] = pixels
-            bar.update(task, completed=start + len(chunk))
-    for array in arrays.values():
-        array.flush()
-    _raise_problems(problems)
+                for file, pixels in zip(files, resized, strict=True):
+                    file.write(pixels.tobytes())
+            show(done, len(paths))
+    if problems:
+        raise ImageError(told(problems, f"{len(problems)} photos cannot be read:"))
     return digest.hexdigest()
 
 
-def _decode(path: Path, resize: Resize) -> tuple[bytes, dict[int, NDArray[np.uint8]]] | ImageError:
+def _decode(path: Path, resize: Resize, sizes: Sequence[int]) -> tuple[bytes, list[NDArray[np.uint8]]] | ImageError:
     try:
         photo = images.load_rgb(path, _WHITE_LEVEL)
     except ImageError as error:
         return error
-    return hashlib.sha256(path.read_bytes()).digest(), resize(photo)
-
-
-def _raise_problems(problems: list[str]) -> None:
-    if not problems:
-        return
-    if len(problems) == 1:
-        raise ImageError(problems[0])
-    lines = [f"{len(problems)} photos cannot be read:", *(f"  - {line}" for line in problems[:_PROBLEMS_SHOWN])]
-    if len(problems) > _PROBLEMS_SHOWN:
-        lines.append(f"  and {len(problems) - _PROBLEMS_SHOWN} more")
-    raise ImageError("\n".join(lines))
+    return hashlib.sha256(path.read_bytes()).digest(), [resize(photo, size) for size in sizes]

@@ -7,16 +7,15 @@ Every problem of a category is found before one error lists them all, and nothin
 
 import contextlib
 import hashlib
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, images_file, masks_file
@@ -35,9 +34,9 @@ from pipelines.preparation.layouts import (
     pair_masks,
     some,
 )
+from pipelines.preparation.rows import array_file, in_order, threads
 from pipelines.preparation.splits import Item, split
 
-_CHUNK = 64  # images decoded before the next are started: bounds memory, whatever the size of the category
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 
@@ -56,7 +55,7 @@ def prepare(
     findings = Findings()
     listing = list_mvtec(source, findings) if layout == "mvtec" else list_folder(source, findings)
     masks = pair_masks(source, listing, findings)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with threads() as pool:
         digests = _digests(source, listing, masks, pool)
         items = split(source, listing, masks, digests, config, findings)
         with atomic_folder(destination) as folder:
@@ -125,15 +124,13 @@ def _write_arrays(
     on_progress: Callable[[int, int], None],
     findings: Findings,
 ) -> list[tuple[int, int]]:
-    """Write the arrays row by row, so that memory stays bounded; return the (width, height) of each original.
-
-    Written as a plain stream: a full disk raises, where a memory map would kill the process.
-    """
+    """Write the arrays row by row; return the (width, height) of each original."""
     altered: defaultdict[int, list[str]] = defaultdict(list)
     originals: list[tuple[int, int]] = []
     with contextlib.ExitStack() as stack:
         image_files, mask_files = _open_arrays(items, config, folder, stack)
-        for done, (item, decoded) in enumerate(zip(items, _decode_all(source, items, config, pool), strict=True), 1):
+        decoding = in_order(lambda item: _decode(source, item, config), items, pool)
+        for done, (item, decoded) in enumerate(zip(items, decoding, strict=True), 1):
             findings.problems.extend(decoded.problems)
             for size, what in decoded.altered:
                 altered[size].append(f"{item.mask} ({what})")
@@ -158,25 +155,11 @@ def _open_arrays(
     image_files, mask_files = [], []
     for size in config.image_sizes:
         shape = (len(items), size, size, 3)
-        image_files.append(stack.enter_context(_array_file(images_file(folder, size), shape, np.uint8)))
+        image_files.append(stack.enter_context(array_file(images_file(folder, size), shape, np.uint8)))
         if num_masks:
             shape_of_masks = (num_masks, size, size)
-            mask_files.append(stack.enter_context(_array_file(masks_file(folder, size), shape_of_masks, np.bool_)))
+            mask_files.append(stack.enter_context(array_file(masks_file(folder, size), shape_of_masks, np.bool_)))
     return image_files, mask_files
-
-
-@contextlib.contextmanager
-def _array_file(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Iterator[BinaryIO]:
-    """Begin a .npy file; its rows follow in order."""
-    with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        yield file
-
-
-def _decode_all(source: Path, items: list[Item], config: PrepareConfig, pool: ThreadPoolExecutor) -> Iterator[_Decoded]:
-    for start in range(0, len(items), _CHUNK):
-        yield from pool.map(lambda item: _decode(source, item, config), items[start : start + _CHUNK])
 
 
 def _decode(source: Path, item: Item, config: PrepareConfig) -> _Decoded:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
+from pipelines.errors import hint
 from pipelines.settings.params import Params, validated
-from pipelines.settings.problems import hint, problems_in, read_yaml, refusal, section_problems
+from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 
 if TYPE_CHECKING:
     from anomaly_models.base import Config

@@ -13,9 +13,9 @@ from pydantic import (
 )
 
 from anomaly_models.common.settings import Settings
-from pipelines.errors import ParamsError
+from pipelines.errors import ParamsError, hint
 from pipelines.preparation.config import PrepareConfig
-from pipelines.settings.problems import hint, problems_in, read_yaml, refusal, section_problems
+from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 from pipelines.sources.download import DownloadParams
 
 if TYPE_CHECKING:

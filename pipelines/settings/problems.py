@@ -1,6 +1,5 @@
 """YAML read strictly, and pydantic's errors in the user's words."""
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -8,7 +7,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pipelines.errors import ParamsError
+from pipelines.errors import ParamsError, hint
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -133,8 +132,3 @@ def _schemas_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [schema for argument in get_args(annotation) for schema in _schemas_in(argument)]
-
-
-def hint(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,7 +1,7 @@
 """The embedded data set `demo` and its textures: drawn from a seed, so the pipeline runs where there is no network.
 
 The parts are in MVTec AD's layout, the textures in DTD's. An image is a pure function of the seed and of what it is
-(category, split, defect, index), so drawing more of them never changes the earlier ones. `demo_scenes` and
+(category, split, defect, index), so drawing more or fewer of them never changes the others. `demo_scenes` and
 `demo_textures` say what they show.
 """
 
@@ -12,9 +12,10 @@ from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from anomaly_models.common.settings import Settings
+from pipelines.errors import hint
 from pipelines.sources.demo_scenes import DEFECTS, GOOD, photograph
 from pipelines.sources.demo_textures import TEXTURES, draw_texture
 
@@ -29,9 +30,16 @@ _JPEG_QUALITY = 92
 _PNG_LEVEL = 3  # half the time of the default for files that grain makes incompressible anyway
 
 
-class DemoConfig(Settings):
-    """How much of the embedded data set to draw, for each of the categories."""
+def _known(category: str) -> str:
+    if category not in CATEGORIES:
+        raise ValueError(f"unknown category{hint(category, CATEGORIES)}; known: {', '.join(CATEGORIES)}")
+    return category
 
+
+class DemoConfig(Settings):
+    """Which categories of the embedded data set to draw, and how much of each."""
+
+    categories: Annotated[list[Annotated[str, AfterValidator(_known)]], Field(min_length=1)]
     image_size: ImageSide
     train: PositiveInt  # normal images to learn from
     test_good: PositiveInt  # normal images in the test split
@@ -48,13 +56,13 @@ class DemoTexturesConfig(Settings):
 
 
 def draw_demo(root: Path, config: DemoConfig, on_progress: Callable[[int, int], None]) -> None:
-    """Draw every category under `root`, an empty folder, in MVTec AD's layout.
+    """Draw the categories asked for under `root`, an empty folder, in MVTec AD's layout.
 
     `on_progress` is told (images drawn, images in all) after each image.
     """
     shots = [
         (category, split, kind, index)
-        for category in CATEGORIES
+        for category in config.categories
         for split, kind, count in _contents(category, config)
         for index in range(count)
     ]

@@ -3,16 +3,14 @@
 import gzip
 import hashlib
 import lzma
-import re
 import shutil
-import stat
 import tarfile
 import time
 import zipfile
 import zlib
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self
 
 import requests
@@ -29,14 +27,13 @@ from urllib3.exceptions import HTTPError, MaxRetryError
 
 from anomaly_models.common.settings import Settings
 from pipelines.errors import DownloadError, ParamsError
-from pipelines.files import DiskFull, atomic_folder, read_json, reporting_full_disk, write_json
+from pipelines.files import DiskFull, atomic_folder, reporting_full_disk
 from pipelines.progress import counting, progress_bar
 from pipelines.sources import demo_data
 from pipelines.sources.catalogue import SOURCES, Source
 
 _CHUNK = 1 << 16  # bytes; what has come of one is lost when the connection breaks
 _TIMEOUT = (15.0, 60.0)  # seconds: to connect, and without a byte
-_ENCRYPTED = 1  # bit of a zip member's flags
 _PAUSES = (1.0, 4.0)  # seconds between the three tries
 _TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and every 5xx
 
@@ -88,7 +85,7 @@ def download(name: str, params: DownloadParams, data_dir: Path, console: Console
 
     Raises:
         ParamsError: `name` is not in `params`.
-        DownloadError: the archive cannot be had, is not the published one, or holds what it must not.
+        DownloadError: the archive cannot be had, is not the published one, or cannot be extracted.
         DiskFull: there is no room for it.
     """
     if name not in DownloadParams.model_fields:
@@ -161,13 +158,12 @@ class _Acquisition:
                 return archive
             archive.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-        fetch = _Fetch(url, folder / f"{archive.name}.part", self)
-        fetch.run()
-        if mismatch := self.mismatch(fetch.part):
-            fetch.forget()
+        part = folder / f"{archive.name}.part"
+        _Fetch(url, part, self).run()
+        if mismatch := self.mismatch(part):
+            part.unlink()
             raise DownloadError(f"{url}: {mismatch}; the file is deleted: try again, or {self.remedy}")
-        fetch.part.replace(archive)
-        fetch.forget()
+        part.replace(archive)
         return archive
 
     def mismatch(self, archive: Path) -> str | None:
@@ -203,14 +199,10 @@ class _Acquisition:
                     self.unpack_zip(archive, temporary)
                 else:
                     self.unpack_tar(archive, temporary, self.source.packing)
-            except tarfile.FilterError as error:
-                raise DownloadError(f"{archive}: refused, nothing is extracted: {error}") from error
             except _DAMAGES as error:
-                raise DownloadError(f"{archive}: damaged or cut short ({error}); {self.remedy}") from error
+                raise DownloadError(f"{archive}: damaged, cut short or unsafe ({error}); {self.remedy}") from error
             if self.source.top_folder is not None:
                 _move_up(temporary, self.source.top_folder)
-            if strays := _links_outside(temporary):
-                raise DownloadError(f"{archive}: refused, nothing is extracted: '{strays[0]}' links outside")
             missing = [name for name in self.source.contents if not (temporary / name).exists()]
             if missing:
                 raise DownloadError(f"{archive}: holds no {', '.join(missing)}; {self.remedy}")
@@ -224,8 +216,6 @@ class _Acquisition:
             tarfile.open(fileobj=decompressed, mode="r|") as members,
         ):
             for member in members:
-                # Python's "data" filter takes an absolute name for a relative one, and `a/../b` for `b`
-                _refuse_unsafe(archive, member.name)
                 members.extract(member, target, filter="data")
                 self.progress.update(task, completed=compressed.tell())
             while decompressed.read(_CHUNK):
@@ -234,10 +224,6 @@ class _Acquisition:
     def unpack_zip(self, archive: Path, target: Path) -> None:
         with zipfile.ZipFile(archive) as packed:
             members = packed.infolist()
-            for member in members:
-                # `zipfile` drops what is unsafe in a name and goes on; a backslash separates folders elsewhere
-                _refuse_unsafe(archive, member.filename.replace("\\", "/"))
-                _refuse_special(archive, member)
             size = sum(member.file_size for member in members)  # no member gives more than it states
             self.check_space(size)
             task = self.progress.add_task(f"{self.name}: extracting", total=size)
@@ -246,23 +232,8 @@ class _Acquisition:
                 self.progress.advance(task, member.file_size)
 
 
-# What Python raises for an archive that is broken, cut short, or none.
+# What Python raises for an archive that is broken, cut short, none, or refused by tarfile's "data" filter.
 _DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
-
-
-def _refuse_unsafe(archive: Path, name: str) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
-        raise DownloadError(f"{archive}: refused, nothing is extracted: unsafe path '{name}'")
-
-
-def _refuse_special(archive: Path, member: zipfile.ZipInfo) -> None:
-    """Links, devices and pipes, by the mode that Unix writes in the upper half; and what needs a password."""
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise DownloadError(f"{archive}: refused, nothing is extracted: '{member.filename}' is a link or a device")
-    if member.flag_bits & _ENCRYPTED:
-        raise DownloadError(f"{archive}: refused, nothing is extracted: '{member.filename}' is encrypted")
 
 
 def _decompress(file: IO[bytes], packing: Literal["tar.gz", "tar.xz"]) -> gzip.GzipFile | lzma.LZMAFile:
@@ -278,32 +249,17 @@ def _move_up(folder: Path, name: str) -> None:
         inner.rmdir()
 
 
-def _links_outside(folder: Path) -> list[Path]:
-    """Links that left the folder when it moved up, or by way of another link extracted after them."""
-    root = folder.resolve()
-    links = (path for path in folder.rglob("*") if path.is_symlink())
-    return [path.relative_to(folder) for path in links if not path.resolve().is_relative_to(root)]
-
-
 class _TransientError(Exception):
     """What another try may mend."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Fetch:
-    """A URL on its way to the file `part`; beside it lies which file of the server its bytes are from."""
+    """A URL on its way to the file `part`. Whose bytes `part` begins with does not matter: the SHA-256 decides."""
 
     url: str
     part: Path
     acquisition: _Acquisition
-
-    @property
-    def origin(self) -> Path:
-        return self.part.with_name(f"{self.part.name}.json")
-
-    def forget(self) -> None:
-        self.part.unlink(missing_ok=True)
-        self.origin.unlink(missing_ok=True)
 
     def run(self) -> None:
         """Fetch what is missing of `part`. Three tries in a row that bring it no further are the end."""
@@ -333,38 +289,21 @@ class _Fetch:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def attempt(self, task: TaskID) -> None:
-        """One request for what is missing of `part`; for everything where the server's file is another one now."""
-        origin = self.read_origin()
-        offset = self.num_bytes() if origin is not None else 0
+        """One request for what is missing of `part`; it begins anew where the server knows no ranges."""
+        offset = self.num_bytes()
         # the archive as it is: a server may offer to compress it once more, or to send a .tar.gz decompressed
-        headers = {"Accept-Encoding": "identity"}
-        if origin is not None and offset:
-            headers["Range"] = f"bytes={offset}-"
-            if origin["validator"]:
-                headers["If-Range"] = origin["validator"]
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={offset}-"} if offset else {})
         with requests.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
-            span = _ContentRange.of(response)
-            if offset and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and span.total == offset:
-                return  # nothing is missing
-            if origin is not None and offset and _changed(response, span.start - offset, origin["validator"]):
-                self.forget()
-                raise _TransientError("the file there has changed")
+            if offset and response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return  # nothing is missing; what there may be too much, the SHA-256 tells
             self.check_status(response)
             if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-                offset = 0  # the server knows no ranges, or sends a changed file from its beginning
-            self.check_size(span.total, offset)
-            self.acquisition.progress.update(task, completed=offset, total=span.total)
+                offset = 0
+            length = response.headers.get("Content-Length", "")
+            total = offset + int(length) if length.isdecimal() else None
+            self.check_size(total, offset)
+            self.acquisition.progress.update(task, completed=offset, total=total)
             self.receive(response, task, resumed=offset > 0)
-        if span.total is not None and self.num_bytes() < span.total:
-            raise _TransientError(f"cut off after {self.num_bytes():,} of {span.total:,} bytes")
-
-    def read_origin(self) -> dict[str, str | None] | None:
-        """None where nothing is known of the bytes in `part`, or they are from another address."""
-        try:
-            origin = read_json(self.origin)
-        except (FileNotFoundError, ValueError):
-            return None
-        return origin if origin["url"] == self.url else None
 
     def check_status(self, response: requests.Response) -> None:
         if response.ok:
@@ -388,8 +327,6 @@ class _Fetch:
     def receive(self, response: requests.Response, task: TaskID, resumed: bool) -> None:
         try:
             with reporting_full_disk(self.part), self.part.open("ab" if resumed else "wb") as file:
-                if not resumed:
-                    write_json(self.origin, {"url": self.url, "validator": _validator(response)})
                 for chunk in response.raw.stream(_CHUNK, decode_content=False):
                     file.write(chunk)
                     self.acquisition.progress.advance(task, len(chunk))
@@ -397,35 +334,6 @@ class _Fetch:
             raise DiskFull(
                 f"{self.part}: the disk is full; what was fetched is kept: free some space and run again to go on"
             ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _ContentRange:
-    """Which bytes an answer holds, of how many; None where the server does not say."""
-
-    start: int
-    total: int | None
-
-    @classmethod
-    def of(cls, response: requests.Response) -> Self:
-        match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if match is None:
-            length = response.headers.get("Content-Length", "")
-            return cls(0, int(length) if length.isdecimal() else None)
-        return cls(int(match[1] or 0), int(match[2]) if match[2] != "*" else None)
-
-
-def _changed(response: requests.Response, gap: int, validator: str | None) -> bool:
-    """Whether the answer to a request for a range cannot be joined to what is there; `gap` in bytes."""
-    if response.status_code == HTTPStatus.PARTIAL_CONTENT:
-        return gap != 0 or _validator(response) != validator
-    return response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
-
-
-def _validator(response: requests.Response) -> str | None:
-    """What changes when the server's file does. A weak ETag does not promise the same bytes (RFC 9110, 13.1.5)."""
-    tag = response.headers.get("ETag")
-    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from drawn_folders import write_image
 from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
@@ -30,11 +31,8 @@ def quiet() -> Console:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
-    rng = np.random.default_rng(0)
     for number in range(10):
-        path = root / f"photos/class{number // 5}/{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (50 + number, 80, 3), dtype=np.uint8)).save(path)
+        write_image(root / f"photos/class{number // 5}/{number}.png", number, width=80, height=50 + number)
     return root
 
 

@@ -1,19 +1,21 @@
 """Photos are found at any depth, decoded once, and streamed as a function of (seed, step)."""
 
 import io
+import resource
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from drawn_folders import write_image
 from rich.console import Console
 
 from pipelines.data.arrays import Rows, stream_rows, to_image
 from pipelines.errors import DatasetError, ImageError
+from pipelines.files import DiskFull
 from pipelines.pictures import images
-from pipelines.preparation import photos
+from pipelines.preparation import rows
 from pipelines.preparation.photos import decode_once, find_photos
 
 
@@ -21,19 +23,13 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def draw(path: Path, seed: int, size: tuple[int, int] = (40, 30)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "photos"
     for seed, name in enumerate(["b/deep/er/1.png", "a/2.PNG", "z.png"]):
-        draw(root / name, seed)
+        write_image(root / name, seed)
     (root / "readme.txt").write_text("not a photo")
-    draw(root / ".thumbnails/1.png", 9)
+    write_image(root / ".thumbnails/1.png", 9)
     return root
 
 
@@ -74,10 +70,10 @@ def test_photos_are_decoded_once(folder, tmp_path, monkeypatch):
 def test_other_photos_or_sizes_are_decoded_anew(folder, tmp_path):
     first = decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding")
     assert decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding").file(8).exists()
-    draw(folder / "a/2.PNG", 5, (41, 30))
+    write_image(folder / "a/2.PNG", 5, width=41)
     changed = decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding")
     assert changed.sha256 != first.sha256
-    draw(folder / "new.png", 6)
+    write_image(folder / "new.png", 6)
     assert decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding").num_photos == 4
 
 
@@ -100,10 +96,21 @@ def test_photos_that_cannot_be_read_are_listed_and_nothing_is_kept(folder, tmp_p
 
 def test_more_photos_than_are_decoded_at_once(folder, tmp_path, monkeypatch):
     whole = decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding")
-    monkeypatch.setattr(photos, "_CHUNK", 2)
+    monkeypatch.setattr(rows, "_CHUNK", 2)
     parts = decode_once([folder], [8], tmp_path / "parts", quiet(), "decoding")
     assert parts.file(8).read_bytes() == whole.file(8).read_bytes()
     assert parts.sha256 == whole.sha256
+
+
+def test_a_full_disk_is_told_and_nothing_is_kept(folder, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DiskFull, match=r"cache: .*free some space and run again"):
+            decode_once([folder], [256], tmp_path / "cache", quiet(), "decoding")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
 def test_rows_are_the_same_on_the_device_and_on_disk(tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CATEGORY, write_params
+from drawn_folders import write_image
 from PIL import Image
 from rich.console import Console
 
@@ -24,11 +25,8 @@ CONFIG = PhotoSetConfig(image_size=SIZE, limit=100)
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
-    rng = np.random.default_rng(0)
     for number in range(10):
-        path = root / f"dtd/images/class{number // 5}/{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 60 + number, 3), dtype=np.uint8)).save(path)
+        write_image(root / f"dtd/images/class{number // 5}/{number}.png", number, width=60 + number, height=40)
     project = Project(root)
     quiet = Console(quiet=True)
     assert make_textures(CONFIG, root / "dtd", project.textures("diffusion_ad"), quiet) == 10

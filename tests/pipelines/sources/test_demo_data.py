@@ -20,7 +20,7 @@ from pipelines.sources.demo_data import (
 from pipelines.sources.demo_scenes import GOOD, photograph
 
 SIDE = 64
-CONFIG = DemoConfig(image_size=SIDE, train=2, test_good=1, test_defect=1, seed=7)
+CONFIG = DemoConfig(categories=list(CATEGORIES), image_size=SIDE, train=2, test_good=1, test_defect=1, seed=7)
 TEXTURES = DemoTexturesConfig(image_size=SIDE, per_class=2, seed=7)
 DEFECT_TYPES = {"scratch", "hole", "stain", "missing_part", "misprint", "bent_edge"}
 PAIRS = [(category, kind) for category in CATEGORIES for kind in DEFECTS[category]]
@@ -83,6 +83,13 @@ def test_a_seed_fixes_every_byte_and_more_images_leave_the_earlier_ones_alone(de
     more = CONFIG.model_copy(update={"train": 3, "test_good": 2, "test_defect": 2})
     first, longer = contents(demo), drawn(tmp_path / "longer", more)
     assert {name: longer[name] for name in first} == first
+
+
+def test_only_the_categories_asked_for_are_drawn_and_each_is_the_same_without_the_others(
+    demo: Path, tmp_path: Path
+) -> None:
+    fewer = drawn(tmp_path / "fewer", CONFIG.model_copy(update={"categories": ["gear"]}))
+    assert fewer == {name: data for name, data in contents(demo).items() if name.startswith("gear/")}
 
 
 def test_another_seed_gives_other_images(demo: Path, tmp_path: Path) -> None:
@@ -171,6 +178,8 @@ def test_progress_counts_every_image(tmp_path: Path) -> None:
         {"seed": -1},
         {"seed": "1"},
         {"colour": "red"},
+        {"categories": []},
+        {"categories": ["gaer"]},
     ],
 )
 def test_config_refuses(change: dict[str, object]) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import io
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import tarfile
@@ -31,7 +30,7 @@ from pipelines.sources.download import ArchiveConfig, DownloadParams, acquire, d
 
 NOISE = np.random.default_rng(0).bytes(300_000)  # so that the archive does not shrink to nothing
 PHOTO = "dtd/images/banded/banded_0001.jpg"
-DEMO = {"image_size": 256, "train": 40, "test_good": 20, "test_defect": 10, "seed": 0}
+DEMO = {"categories": ["gear"], "image_size": 256, "train": 40, "test_good": 20, "test_defect": 10, "seed": 0}
 KNOWN = "demo, demo_textures, mvtec_ad, dtd, imagenette"
 TEXTURES = {"image_size": 256, "per_class": 4, "seed": 0}
 
@@ -60,9 +59,7 @@ class Server:
     """What the next answers are like, and the headers of the requests that came."""
 
     content: bytes = GOOD
-    etag: str | None = '"one"'
     knows_ranges: bool = True
-    knows_if_range: bool = True
     states_length: bool = True
     statuses: list[int] = field(default_factory=list)  # of the next answers; 200 after these
     cuts: list[int] = field(default_factory=list)  # bytes of body in the next answers; all of it after these
@@ -77,8 +74,6 @@ class Server:
             handler.send_error(self.statuses.pop(0))
             return
         wants_range = self.knows_ranges and "range" in headers
-        if wants_range and self.knows_if_range and headers.get("if-range", self.etag) != self.etag:
-            wants_range = False
         start = int(headers["range"].removeprefix("bytes=").removesuffix("-")) if wants_range else 0
         if wants_range and start >= len(self.content):
             handler.send_response(416)
@@ -94,8 +89,6 @@ class Server:
             handler.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         if self.states_length:
             handler.send_header("Content-Length", str(len(body)))
-        if self.etag:
-            handler.send_header("ETag", self.etag)
         handler.end_headers()
         cut = self.cuts.pop(0) if self.cuts else None
         handler.wfile.write(body[:cut])
@@ -218,7 +211,6 @@ def test_a_cut_connection_is_resumed_where_it_broke(tmp_path, server, publish):
     fetch(tmp_path)
     assert_whole(tmp_path)
     assert [request.get("range") for request in server.requests] == [None, "bytes=100000-"]
-    assert server.requests[1]["if-range"] == '"one"'
 
 
 def test_a_later_run_resumes_what_an_earlier_one_left(tmp_path, server, publish):
@@ -247,24 +239,15 @@ def test_a_server_without_ranges_starts_again(tmp_path, server, publish):
     assert "range" in server.requests[1]
 
 
-@pytest.mark.parametrize("knows_if_range", [True, False])
-def test_a_changed_source_is_fetched_from_its_beginning(tmp_path, server, publish, knows_if_range):
+def test_a_part_of_another_file_is_told_by_the_hash_and_deleted(tmp_path, server, publish):
     publish(tar_of((PHOTO, NOISE[::-1])))
     leave_part(tmp_path, server, 100_000)
     publish()
-    server.etag, server.knows_if_range = '"two"', knows_if_range
+    with pytest.raises(DownloadError, match=r"SHA-256 is .*; the file is deleted: try again"):
+        fetch(tmp_path)
     fetch(tmp_path)
     assert_whole(tmp_path)
-
-
-def test_without_etag_and_date_the_hash_alone_decides(tmp_path, server, publish):
-    server.etag = None
-    publish()
-    leave_part(tmp_path, server, 100_000)
-    fetch(tmp_path)
-    assert_whole(tmp_path)
-    assert server.requests[0]["range"] == "bytes=100000-"
-    assert "if-range" not in server.requests[0]
+    assert [request.get("range") for request in server.requests] == ["bytes=100000-", None]
 
 
 def test_the_hash_covers_the_resumed_beginning(tmp_path, server, publish):
@@ -290,20 +273,22 @@ def test_a_whole_part_is_not_fetched_again(tmp_path, server, publish, size_is_kn
     assert len(server.requests) == (0 if size_is_known else 1)
 
 
-def test_a_part_longer_than_the_source_is_started_again(tmp_path, server, publish):
+def test_a_part_longer_than_the_source_is_deleted(tmp_path, server, publish):
     publish()
     leave_part(tmp_path, server, 100_000)
     part_of(tmp_path).write_bytes(GOOD + b"more")
+    with pytest.raises(DownloadError, match=r"SHA-256 is .*; the file is deleted: try again"):
+        fetch(tmp_path)
     fetch(tmp_path)
     assert_whole(tmp_path)
 
 
-def test_another_mirror_does_not_continue_the_first_ones_file(tmp_path, server, publish):
+def test_another_mirror_continues_what_the_first_one_began(tmp_path, server, publish):
     publish()
     leave_part(tmp_path, server, 100_000)
     fetch(tmp_path, archive=f"{server.url}?mirror")
     assert_whole(tmp_path)
-    assert "range" not in server.requests[0]
+    assert server.requests[0]["range"] == "bytes=100000-"
 
 
 def test_a_killed_process_leaves_no_data_set_and_the_next_one_goes_on(tmp_path, server, publish):
@@ -490,8 +475,6 @@ def test_a_kept_archive_that_went_bad_is_fetched_again(tmp_path, server, publish
     ("member", "content"),
     [
         ("dtd/../../escaped.txt", b"x"),
-        ("dtd/images/../inside.txt", b"x"),
-        ("/escaped.txt", b"x"),
         (special("dtd/link", tarfile.SYMTYPE, "../../escaped"), b""),
         (special("dtd/link", tarfile.SYMTYPE, "/etc/passwd"), b""),
         (special("dtd/link", tarfile.LNKTYPE, "../escaped.txt"), b""),
@@ -500,37 +483,15 @@ def test_a_kept_archive_that_went_bad_is_fetched_again(tmp_path, server, publish
         (special("dtd/pipe", tarfile.FIFOTYPE), b""),
     ],
 )
-def test_unsafe_members_are_refused_and_nothing_is_left(tmp_path, publish, member, content):
+def test_what_tarfiles_filter_refuses_leaves_nothing(tmp_path, publish, member, content):
     publish(tar_of((PHOTO, b"photo"), (member, content)))
     data = tmp_path / "inner" / "data"
     name = member if isinstance(member, str) else member.name
-    with pytest.raises(DownloadError, match="refused, nothing is extracted: ") as caught:
+    with pytest.raises(DownloadError, match=r"damaged, cut short or unsafe \(") as caught:
         fetch(data)
-    assert name.lstrip("/") in str(caught.value)
+    assert name in str(caught.value)
     assert_no_dataset(data)
     assert [path.name for path in tmp_path.rglob("*") if "escaped" in path.name] == []
-
-
-def test_links_that_lead_out_by_way_of_each_other_are_refused(tmp_path, publish):
-    # harmless while `dtd/a/loop` is not there, two folders further up once it is
-    out = special("dtd/out", tarfile.SYMTYPE, "a/loop/../../../x")
-    loop = special("dtd/a/loop", tarfile.SYMTYPE, ".")
-    publish(tar_of((PHOTO, b"photo"), (out, b""), (loop, b"")))
-    with pytest.raises(DownloadError, match="refused, nothing is extracted: 'out' links outside"):
-        fetch(tmp_path)
-    assert_no_dataset(tmp_path)
-    publish(tar_of((PHOTO, b"photo"), (out, b""), (loop, b""), ("dtd/out/escaped.txt", b"x")))
-    with pytest.raises(DownloadError, match=r"refused, nothing is extracted: .*escaped.txt"):
-        fetch(tmp_path / "data")
-    assert not list(tmp_path.rglob("escaped.txt"))
-
-
-def test_a_link_to_what_lies_beside_the_top_folder_is_refused(tmp_path, publish):
-    link = special("dtd/link", tarfile.SYMTYPE, "../beside.txt")
-    publish(tar_of((PHOTO, b"photo"), ("beside.txt", b"x"), (link, b"")))
-    with pytest.raises(DownloadError, match="'link' links outside"):
-        fetch(tmp_path)
-    assert_no_dataset(tmp_path)
 
 
 def test_links_that_stay_inside_are_kept(tmp_path, publish):
@@ -545,7 +506,7 @@ def test_links_that_stay_inside_are_kept(tmp_path, publish):
 @pytest.mark.parametrize("content", [GOOD[:150_000], GOOD[:-4], b"not an archive at all", b"", tar_of()[:10]])
 def test_a_damaged_archive_with_the_right_hash_is_refused(tmp_path, publish, content):
     publish(content)
-    with pytest.raises(DownloadError, match=r"damaged or cut short \(|holds no images"):
+    with pytest.raises(DownloadError, match=r"damaged, cut short or unsafe \(|holds no images"):
         fetch(tmp_path)
     assert_no_dataset(tmp_path)
 
@@ -563,18 +524,12 @@ TEACHER = "efficientad_pretrained_weights/pretrained_teacher_small.pth"
 TWIN = "efficientad_pretrained_weights/pretrained_teacher_medium.pth"
 
 
-def zip_of(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
+def zip_of(*members: tuple[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members:
             archive.writestr(name, content)
     return buffer.getvalue()
-
-
-def special_in_zip(name: str, kind: int, flags: int = 0) -> zipfile.ZipInfo:
-    member = zipfile.ZipInfo(name)
-    member.external_attr, member.flag_bits = (kind | 0o777) << 16, flags
-    return member
 
 
 @pytest.fixture
@@ -603,37 +558,17 @@ def test_a_zip_becomes_a_folder_without_its_top_folder(fetch_zip):
     assert [path.name for path in data.iterdir()] == ["efficientad_teachers"]
 
 
-@pytest.mark.parametrize(
-    "member",
-    [
-        "../escaped.txt",
-        "efficientad_pretrained_weights/../../escaped.txt",
-        "efficientad_pretrained_weights/../inside.txt",
-        "/escaped.txt",
-        "..\\escaped.txt",
-        "C:\\escaped.txt",
-        special_in_zip("efficientad_pretrained_weights/link", stat.S_IFLNK),
-        special_in_zip("efficientad_pretrained_weights/pipe", stat.S_IFIFO),
-        special_in_zip("efficientad_pretrained_weights/device", stat.S_IFCHR),
-    ],
-)
-def test_unsafe_members_of_a_zip_are_refused_and_nothing_is_left(tmp_path, fetch_zip, member):
-    with pytest.raises(DownloadError, match=r"^[^\n]*teachers.zip: refused, nothing is extracted: "):
-        fetch_zip(zip_of((TEACHER, b"small"), (TWIN, b"medium"), (member, b"../../escaped.txt")))
-    assert list((tmp_path / "inner/data").iterdir()) == []
-    assert list(tmp_path.rglob("*escaped*")) == []
-
-
-def test_a_zip_with_a_password_is_refused(fetch_zip):
-    content = bytearray(zip_of((TEACHER, b"small")))
-    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flags of the first entry of its directory
-    with pytest.raises(DownloadError, match=r"refused, nothing is extracted: '.*small.pth' is encrypted"):
-        fetch_zip(bytes(content))
+def test_no_name_in_a_zip_leads_outside(tmp_path, fetch_zip):
+    names = ["../escaped.txt", "efficientad_pretrained_weights/../../escaped.txt", "/escaped.txt"]
+    data = fetch_zip(zip_of((TEACHER, b"small"), (TWIN, b"medium"), *((name, b"x") for name in names)))
+    escaped = list(tmp_path.rglob("*escaped*"))
+    assert escaped
+    assert all(path.is_relative_to(data / "efficientad_teachers") for path in escaped)
 
 
 @pytest.mark.parametrize("cut", [0, 10, 150_000, -4])
 def test_a_zip_that_is_cut_short_is_refused(tmp_path, fetch_zip, cut):
-    with pytest.raises(DownloadError, match=r"damaged or cut short \(|holds no pretrained"):
+    with pytest.raises(DownloadError, match=r"damaged, cut short or unsafe \(|holds no pretrained"):
         fetch_zip(zip_of((TEACHER, NOISE), (TWIN, b"medium"))[:cut])
     assert list((tmp_path / "inner/data").iterdir()) == []
 
@@ -641,7 +576,7 @@ def test_a_zip_that_is_cut_short_is_refused(tmp_path, fetch_zip, cut):
 def test_a_zip_with_a_spoilt_member_is_refused(tmp_path, fetch_zip):
     content = bytearray(zip_of((TEACHER, NOISE), (TWIN, b"medium")))
     content[100_000] ^= 0xFF
-    with pytest.raises(DownloadError, match=r"damaged or cut short \("):
+    with pytest.raises(DownloadError, match=r"damaged, cut short or unsafe \("):
         fetch_zip(bytes(content))
     assert list((tmp_path / "inner/data").iterdir()) == []
 

@@ -1,0 +1,103 @@
+"""The whole file is checked with the models' own settings, every problem at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from changed_params import changed, demo_with_one_model, problems_of
+
+from pipelines.errors import ParamsError
+from pipelines.preview.check import load_checked
+from pipelines.settings.params import load_params
+
+
+def test_models_need_not_be_checked(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed({"models": {"no_such_model": {"anything": 1}}})))
+    assert load_params(path).cells()[0] == ("no_such_model", "fabric")
+    with pytest.raises(ParamsError, match="unknown model"):
+        load_checked(path)
+
+
+def test_without_its_models_the_rest_is_still_checked(tmp_path: Path) -> None:
+    assert problems_of(load_params, tmp_path, {"models.fapm.crop": 512, "train.seed": -1}) == [
+        "train.seed = -1: Input should be greater than or equal to 0"
+    ]
+
+
+def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    demo = demo_with_one_model()
+    for old, new in (
+        ("  root: data/demo", "  roots: data/demo"),
+        ("\n    - gear", "\n    - Fabric"),
+        ("      - gear", "      - gaer"),
+        ("  holdout: 0.25", "  holdout: 1.5"),
+        ("train:\n  seed: 0", "train:\n  seed: -1"),
+        ("prepared # or", "prepard # or"),
+        ("opset: 18", "opset: 9"),
+        ("tolerance: 1.0e-4", "tolerance: 1e-4"),
+        ("tracking:\n  experiment: demo\n", ""),
+        ("  demo_textures:", "  demo_texture:"),
+        ("    grid: 8", "    gird: 8"),
+        ("      weights: embedded", "      weight: embedded"),
+        ("name: mean", "name: quantile\n      valu: 0.5"),
+        ("neighbours: 4", "neighbours: many"),
+    ):
+        assert demo.count(old) == 1, old
+        demo = demo.replace(old, new)
+    path.write_text(demo, encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        load_checked(path)
+    assert (
+        str(caught.value)
+        == f"""{path}: 18 problems
+  data.root: missing
+  data.categories = ['fabric', 'Fabric']: 'fabric' and 'Fabric' are the same folder where case is ignored: rename one
+  data.roots = 'data/demo': unknown key (did you mean 'root'?)
+  prepare.holdout = 1.5: Input should be less than 1
+  train.seed = -1: Input should be greater than or equal to 0
+  evaluate.resolution = 'prepard': Input should be 'prepared' or 'native'
+  export.opset = 9: Input should be greater than or equal to 18
+  export.tolerance = '1e-4': Input should be a valid number; YAML takes it for text: write 1.0e-4, not 1e-4
+  tracking: missing
+  download.demo.categories.1 = 'gaer': unknown category (did you mean 'gear'?); known: blister, fabric, gear, wood
+  download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette
+  models.fapm.backbone.weights: missing
+  models.fapm.backbone.weight = 'embedded': unknown key (did you mean 'weights'?)
+  models.fapm.grid: missing
+  models.fapm.far_rule.value: missing
+  models.fapm.far_rule.valu = 0.5: unknown key (did you mean 'value'?)
+  models.fapm.neighbours = 'many': Input should be a valid integer
+  models.fapm.gird = 8: unknown key (did you mean 'grid'?)"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"models.fapm": None}, ["models.fapm = None: Input should be a mapping"]),
+        ({"models.fapn": {}}, ["models.fapn: unknown model (did you mean 'fapm'?); known: "]),
+        ({"models.fapm.crop": 512}, ["models.fapm: crop must be at most image_size, found 512 of 256"]),
+        ({"models.fapm.batch_size": 0}, ["models.fapm.batch_size = 0: Input should be greater than 0"]),
+        ({"models.fapm.backbone.layers": 2}, ["models.fapm.backbone.layers = 2: Input should be a list"]),
+        (
+            {"models.fapm.backbone.name": "resnet81.tv_in1k"},
+            ["models.fapm.backbone.name = 'resnet81.tv_in1k': timm has no model 'resnet81'; did you mean resnet18"],
+        ),
+        (
+            {"models.fapm.far_rule": {"name": "meen"}},
+            ["models.fapm.far_rule.name = 'meen': Input should be one of 'mean', 'median'"],
+        ),
+        ({"models.fapm.far_rule": {"nam": "mean"}}, ["models.fapm.far_rule.name: missing"]),
+        (
+            {"prepare.image_sizes": [128, 512]},
+            ["models.fapm.image_size = 256: not one of prepare.image_sizes [128, 512]"],
+        ),
+    ],
+)
+def test_what_is_said_of_models(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
+    found = problems_of(load_checked, tmp_path, changes)
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True)), found

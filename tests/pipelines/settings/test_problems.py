@@ -1,0 +1,118 @@
+"""What is said of a file that is no YAML or holds what it must not: each problem in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from changed_params import DEMO, MISSING, load_text, problems_of
+
+from pipelines.errors import ParamsError
+from pipelines.settings.params import load_params
+from pipelines.settings.problems import read_yaml
+
+SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"evaluat": {}, "evaluate": MISSING},
+            ["evaluate: missing", "evaluat: unknown key (did you mean 'evaluate'?)"],
+        ),
+        ({"data.category": 1}, ["data.category = 1: unknown key (did you mean 'categories'?)"]),
+        ({"train.learning": 1}, ["train.learning = 1: unknown key"]),
+        ({"download.demo.sed": 1}, ["download.demo.sed = 1: unknown key (did you mean 'seed'?)"]),
+        (
+            {"download.mvtec_ad": {"archiv": "official"}},
+            [
+                "download.mvtec_ad.archive: missing",
+                "download.mvtec_ad.archiv = 'official': unknown key (did you mean 'archive'?)",
+            ],
+        ),
+        ({"prepare.seed": 1.5}, ["prepare.seed = 1.5: Input should be a valid integer"]),
+        ({"prepare.seed": True}, ["prepare.seed = True: Input should be a valid integer"]),
+        ({"export.opset": "18"}, ["export.opset = '18': Input should be a valid integer"]),
+        ({"export.tolerance": float("inf")}, ["export.tolerance = inf: Input should be a finite number"]),
+        ({"evaluate.false_alarm_rate": 0}, ["evaluate.false_alarm_rate = 0: Input should be greater than 0"]),
+        (
+            {"evaluate.false_alarm_rate": float("nan")},
+            ["evaluate.false_alarm_rate = nan: Input should be a finite number"],
+        ),
+        (
+            {"evaluate.pixel_metrics": "fast"},
+            ["evaluate.pixel_metrics = 'fast': Input should be 'exact' or 'streaming'"],
+        ),
+        ({"tracking.experiment": ""}, ["tracking.experiment = '': String should have at least 1 character"]),
+        ({"data": 5}, ["data = 5: Input should be a mapping"]),
+        ({"data": None}, ["data = None: Input should be a mapping"]),
+        ({"download": 5}, ["download = 5: Input should be a mapping"]),
+        ({"download.demo": 5}, ["download.demo = 5: Input should be a mapping"]),
+        (
+            {"download": {}},
+            [f"download: names no data set; known: {SOURCES}"],
+        ),
+        ({"models": {}}, ["models: Dictionary should have at least 1 item"]),
+    ],
+)
+def test_what_is_said(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
+    found = problems_of(load_params, tmp_path, changes)
+    assert len(found) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True)), found
+
+
+def test_a_long_section_is_not_printed(tmp_path: Path) -> None:
+    assert problems_of(load_params, tmp_path, {"modles": {"fapm": {"image_size": 256}}}) == [
+        "modles: unknown key (did you mean 'models'?)"
+    ]
+
+
+def test_a_preset_can_share_settings_between_sections(tmp_path: Path) -> None:
+    text = DEMO.read_text(encoding="utf-8")
+    text = text.replace("  test_normal: 0.25", "  <<: &seeded {seed: 5}\n  test_normal: 0.25")
+    text = text.replace("train:\n  seed: 0", "train:\n  <<: *seeded")
+    params = load_text(load_params, tmp_path, text)
+    assert params.train.seed == 5
+    assert params.prepare.seed == 0  # its own key wins
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    assert load_text(load_params, tmp_path, b"\xef\xbb\xbf" + DEMO.read_bytes()) == load_params(DEMO)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "not valid YAML in line 3: key 'a' appears twice"),
+        ("models:\n  fapm: {}\n  fapm: {}\n", "not valid YAML in line 3: key 'fapm' appears twice"),
+        ("a: [1,\n", "not valid YAML in line 2: expected the node content, but found '<stream end>'"),
+        ("a: {{ b }}\n", "not valid YAML in line 1: found unhashable key"),
+        ("a:\n\t- 1\n", "not valid YAML in line 2: found character '\\t' that cannot start any token"),
+        ("a: !!python/object/apply:os.getcwd []\n", "not valid YAML in line 1: could not determine a constructor"),
+        ("a: \0\n", "not valid YAML: unacceptable character #x0000"),
+        (b"a: \xff\n", "not UTF-8 text (invalid start byte at byte 3)"),
+        ("- a\n", "holds list, not a mapping of sections"),
+        ("just words\n", "holds str, not a mapping of sections"),
+        ("", "holds NoneType, not a mapping of sections"),
+    ],
+)
+def test_what_is_no_mapping_is_refused_in_one_line(tmp_path: Path, text: str | bytes, expected: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        load_text(load_params, tmp_path, text)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'params.yaml'}: {expected}")
+    assert len(message.splitlines()) == 1
+
+
+def test_keys_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"(?m)^  7 = 7: Keys should be strings$"):
+        load_text(load_params, tmp_path, DEMO.read_text(encoding="utf-8") + "7: 8\n")
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as caught:
+        read_yaml(tmp_path / "params.yaml")
+    assert str(caught.value) == (
+        f"{tmp_path / 'params.yaml'}: no such file; run in the project's folder, or put a preset in place with "
+        "`blemish preset demo`"
+    )

@@ -1,4 +1,4 @@
-"""An exported model and images -> scores, decisions, overlays. Needs onnxruntime, numpy and Pillow; never torch."""
+"""An exported model and images -> scores, decisions, overlays. Needs onnxruntime and what reads images; never torch."""
 
 import csv
 import math

@@ -1,7 +1,7 @@
 """The one way from a file to pixels: `prepare`, `evaluate`, `export` and `predict` all read images here.
 
-Pillow and numpy only, so that a machine on the line needs no torch to see what training saw. Colour profiles are
-ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
+Pillow and numpy (and simplejpeg, to find damage), so that a machine on the line needs no torch to see what training
+saw. Colour profiles are ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
 """
 
 import io
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from pipelines.errors import ImageError
+from pipelines.pictures.damage import find_damage
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -87,6 +88,8 @@ def _decode(path: Path, formats: tuple[str, ...]) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             _check_header(image, path)
+            if damage := find_damage(content, image):
+                raise ImageError(f"{path}: damaged image ({damage}); save it again or remove it")
             image.load()
             upright = ImageOps.exif_transpose(image)
     except ImageError:

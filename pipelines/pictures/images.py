@@ -31,6 +31,14 @@ _PHOTOMETRIC = 262  # TIFF's tag: 0 says that white is 0, as X-ray machines writ
 TiffImagePlugin.OPEN_INFO[b"MM", 0, (1,), 1, (16,), ()] = ("I;16B", "I;16B")
 _BYTE_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
+# What systems leave beside pictures: thumbnails, bins, and a Mac's notes on each file, as ._<name> or below __MACOSX.
+_LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle"})
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of that name is none of the user's pictures, whatever its suffix."""
+    return name.startswith("._") or name.lower() in _LITTER
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:

@@ -129,7 +129,8 @@ def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a {_either(formats)} image; save it as one or remove it") from error
+        why = ": a mask that is compressed with loss marks more than was drawn" if formats == _MASK_FORMATS else ""
+        raise ImageError(f"{path}: not a {_either(formats)} image{why}; save it as one or remove it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path}: {_too_large()}") from error
     except Exception as error:  # Pillow's decoders raise nearly any class on damaged bytes

@@ -24,7 +24,7 @@ from pipelines.errors import DatasetError, ImageError
 from pipelines.pictures import images
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.layouts import Findings, Listing, counted, some
-from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, same_stems
+from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
 from pipelines.preparation.rows import in_order
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
@@ -193,14 +193,15 @@ def _keep(picture: _Picture, result: Decoded) -> None:
 def _tell_of_lookalikes(source: Path, listing: Listing, pictures: list[_Picture], findings: Findings) -> None:
     """Masks among the pictures: any model finds them, and so figures go up."""
     by_path = {picture.path: picture for picture in pictures}
-    training = [by_path[path].black_and_white for path in listing.training]
-    if sum(training) > 0.9 * len(training):
-        return  # silhouettes: here a picture looks like this
+    if any(by_path[path].black_and_white for path in listing.training):
+        return  # here a good part may look like this: a silhouette
     twins = same_stems(by_path)
+    told = masks_beside(by_path)
     found = [
         path
         for path, picture in by_path.items()
-        if picture.black_and_white or (picture.nearly_so and any(not by_path[twin].nearly_so for twin in twins[path]))
+        if (picture.black_and_white or (picture.nearly_so and any(not by_path[twin].nearly_so for twin in twins[path])))
+        and path not in told
     ]
     if found:
         findings.problem(

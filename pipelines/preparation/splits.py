@@ -52,7 +52,8 @@ def split(
         holdout = _flatten(drawn)
     train = _flatten(groups)
     taught, tested = _draw_anomalies(source, listing.anomalous, digests, config, findings)
-    _warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
+    if holdout:
+        _warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
     return [
         *(Item(path, "train", GOOD, None) for path in sorted(train)),
         *(Item(path, "holdout", GOOD, None) for path in sorted(holdout)),

@@ -244,11 +244,12 @@ def test_what_is_left_out_is_told_in_a_row(run: Predict, tmp_path: Path) -> None
     os.mkfifo(source / "pipe.raw")
     found = {Path(result.path).name: result for result in run(source, source / "dead.png")}
     assert found.pop("a.png").error is None
+    missing = "No such file or directory"
     read = "(read are .bmp .jpeg .jpg .png .tif .tiff .webp); rename it, save it as one of them, or remove it"
     assert {name: result.error for name, result in found.items()} == {
         "b.jfif": f"{source}/b.jfif: no image by its suffix '.jfif' {read}",
         "c": f"{source}/c: no image by its name, which has no suffix {read}",
-        "dead.png": f"{source}/dead.png: cannot be read (No such file or directory); check the path and its permissions",
+        "dead.png": f"{source}/dead.png: cannot be read ({missing}); check the path and its permissions",
         "latest": f"{source}/latest: a link to nothing; mend or remove it",
         "pipe.png": f"{source}/pipe.png: a folder, pipe or device, not a file; remove it",
         "pipe.raw": f"{source}/pipe.raw: no image by its suffix '.raw' {read}",

@@ -248,6 +248,7 @@ def test_why_there_is_no_image_is_told_with_the_refusal(plain):
     for path in (plain / "normal").iterdir():
         path.rename(path.with_suffix(".jfif"))
     lines = problem(plain).splitlines()
+    assert len(lines) == 2
     assert "normal holds no image" in lines[0]
     assert lines[1].startswith("warning: 10 files ignored, of no image type: normal/000.jfif, ")
     assert "(read are .bmp .jpeg" in lines[1]

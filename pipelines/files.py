@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,14 @@ from typing import Any
 
 from pipelines.errors import BlemishError
 
+if sys.platform != "win32":
+    import fcntl
+
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Busy(BlemishError):
+    """Another process is writing the same result."""
 
 
 class DiskFull(BlemishError):
@@ -65,29 +73,75 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty temporary folder beside `path`; it replaces `path` only when the block ends well.
+    """Give an empty folder that replaces `path` only when the block ends well.
 
-    The temporary names are fixed, so that what a killed process left behind is swept away by the next one. Two
-    processes that write the same folder at once are for the caller to prevent.
+    One process at a time writes a folder: all that is not yet whole lies beside it, in a folder that is locked. What a
+    killed process left there is swept away by the next; killed while `path` was being replaced, it may have moved the
+    old folder there, and that is put back.
 
     Raises:
-        DiskFull: the disk is full; the temporary folder is gone and `path` is what it was.
+        Busy: another process is writing the folder.
+        DiskFull: the disk is full; `path` is what it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    try:
-        with reporting_full_disk(path):
-            temporary.mkdir()
-            yield temporary
+    place = path.with_name(f".{path.name}.partial")
+    new, old = place / "new", place / "old"
+    with reporting_full_disk(path), _held(place, path):
+        try:
+            _put_back(old, path)
+            shutil.rmtree(new, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+            new.mkdir()
+            yield new
             if path.exists():
                 path.replace(old)  # deleting takes a while, and a kill in the middle would leave half a folder
-            temporary.replace(path)
+            new.replace(path)
+        finally:
+            _put_back(old, path)
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    if old.exists() and not path.exists():
+        old.replace(path)
+
+
+@contextlib.contextmanager
+def _held(place: Path, path: Path) -> Iterator[None]:
+    """Make the folder and keep it from other processes: by the system's lock on it, which ends with the process.
+
+    No file marks the lock: a killed process would leave it behind. Systems without such locks (Windows) have none.
+    """
+    if sys.platform == "win32":
+        place.mkdir(exist_ok=True)
+        yield
+        return
+    while True:
+        place.mkdir(exist_ok=True)
+        try:
+            handle = os.open(place, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # its writer has just finished
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_open_as(handle, place):
+                break
+        except BlockingIOError:
+            os.close(handle)
+            raise Busy(f"{path}: another process is writing it; wait for it to end, and run again") from None
+        os.close(handle)
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        os.close(handle)
+
+
+def _is_open_as(handle: int, path: Path) -> bool:
+    """Whether the open folder is still the one of that name: between opening and locking, its writer may finish."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:

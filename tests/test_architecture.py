@@ -39,7 +39,10 @@ GROUND_OF_MODELS = {"anomaly_models/__init__.py", "anomaly_models/common/setting
 # A machine on the line runs `predict` without torch, and the rest answers sooner for it.
 TORCH_FREE = (
     *(f"pipelines/{room}/*.py" for room in ("pictures", "inference", "sources", "settings", "tracking", "report")),
-    *(f"pipelines/preparation/{name}.py" for name in ("config", "layouts", "splits", "prepare")),
+    *(
+        f"pipelines/preparation/{name}.py"
+        for name in ("config", "layouts", "lookalikes", "decoding", "splits", "prepare")
+    ),
     "pipelines/data/index.py",
     *(
         f"pipelines/evaluation/{name}.py"

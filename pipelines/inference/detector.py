@@ -1,4 +1,4 @@
-"""An exported file -> what it says of itself, and a detector. Needs onnxruntime, numpy and Pillow; never torch."""
+"""An exported file -> what it says of itself, and a detector. Needs onnxruntime and what reads images; never torch."""
 
 import json
 from dataclasses import asdict, dataclass

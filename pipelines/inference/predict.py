@@ -1,7 +1,8 @@
-"""An exported model and images -> scores, decisions, overlays. Needs onnxruntime, numpy and Pillow; never torch."""
+"""An exported model and images -> scores, decisions, overlays. Needs onnxruntime and what reads images; never torch."""
 
 import csv
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,23 +28,38 @@ class Result:
     error: str | None
 
 
-def find_images(sources: Iterable[Path], results: Path) -> list[tuple[Path, Path]]:
-    """(file, name relative to its source) of every image among files and folders, folders searched to the bottom.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file among the sources; either an image to score, or one that is left out, and why."""
 
-    What an earlier prediction wrote to the folder `results` is left out.
+    path: Path
+    name: Path  # relative to its source
+    error: str | None = None
+
+
+# What lies beside pictures and is none; whatever else is no image by its suffix is told.
+_COMPANIONS = frozenset(
+    {".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".md", ".html", ".pdf"}
+    | {".doc", ".docx", ".xls", ".xlsx", ".zip", ".gz", ".tar", ".db", ".py", ".onnx", ".mp4", ".avi", ".mov", ".mkv"}
+)
+
+
+def find_images(sources: Iterable[Path], results: Path) -> list[Found]:
+    """Every image among files and folders, folders and links to folders searched to the bottom.
+
+    What may be a picture and cannot be read as one is in the list too, with its error: nothing is left out silently but
+    what an earlier prediction wrote to the folder `results`.
 
     Raises:
         DatasetError: a source does not exist, or there is no image in any.
     """
-    found: list[tuple[Path, Path]] = []
+    found: list[Found] = []
     sources = list(sources)
     for source in sources:
         if source.is_dir():
-            inside = (path for path in source.rglob("*") if path.suffix.lower() in images.SUFFIXES and path.is_file())
-            mine = (path for path in inside if results.resolve() not in path.resolve().parents)
-            found += [(path, path.relative_to(source)) for path in sorted(mine)]
-        elif source.exists():
-            found.append((source, Path(source.name)))
+            found += _inside(source, source, results.resolve(), ())
+        elif source.exists() or source.is_symlink():
+            found.append(Found(source, Path(source.name)))
         else:
             raise DatasetError(f"{source}: no such file or folder")
     if not found:
@@ -52,12 +68,40 @@ def find_images(sources: Iterable[Path], results: Path) -> list[tuple[Path, Path
     return found
 
 
+def _inside(folder: Path, source: Path, results: Path, above: tuple[Path, ...]) -> Iterator[Found]:
+    """What a folder holds, sorted, and the folders in it; a link back to a folder `above` would have no end."""
+    name, real = folder.relative_to(source), folder.resolve()
+    if real == results or real in above:
+        return
+    try:
+        entries = [(path, path.is_dir()) for path in sorted(folder.iterdir())]
+    except OSError as error:
+        yield Found(folder, name, f"{folder}: cannot be searched ({error.strerror}); check its permissions")
+        return
+    for path, is_folder in entries:
+        if images.is_litter(path.name):
+            continue
+        if is_folder:
+            yield from _inside(path, source, results, (*above, real))
+        elif path.suffix.lower() in images.SUFFIXES:
+            yield Found(path, path.relative_to(source))
+        elif path.suffix.lower() not in _COMPANIONS and not path.name.startswith("."):
+            yield Found(path, path.relative_to(source), f"{path}: {_no_image(path)}")
+
+
+def _no_image(path: Path) -> str:
+    if not path.exists():
+        return "a link to nothing; mend or remove it"
+    kind = f"no image by its suffix {path.suffix!r}" if path.suffix else "no image by its name, which has no suffix"
+    return f"{kind} (read are {' '.join(sorted(images.SUFFIXES))}); rename it, save it as one of them, or remove it"
+
+
 def predict(
     model: Path, sources: Iterable[Path], destination: Path, on_progress: Callable[[int, int], None]
 ) -> list[Result]:
     """Score images, and write `predictions.csv`, `predictions.json` and an overlay per image into `destination`.
 
-    An image that cannot be read or scored is reported in its row and does not stop the others.
+    An image that cannot be found, read, scored or drawn is reported in its row and does not stop the others.
 
     Raises:
         ExportError: the model is not one of ours.
@@ -65,10 +109,10 @@ def predict(
     """
     detector = Detector(model)
     found = find_images(sources, destination / "overlays")
-    names = _overlay_names([name for _, name in found])
+    names = _overlay_names([Path(_printable(str(image.name))) for image in found])
     results = []
-    for done, ((path, _), name) in enumerate(zip(found, names, strict=True), start=1):
-        results.append(_predict_one(detector, path, destination / "overlays" / name, destination))
+    for done, (image, name) in enumerate(zip(found, names, strict=True), start=1):
+        results.append(_predict_one(detector, image, destination / "overlays" / name, destination))
         on_progress(done, len(found))
     _write_csv(destination / PREDICTIONS_FILE, results)
     write_json(
@@ -91,25 +135,40 @@ def _overlay_names(names: list[Path]) -> Iterator[Path]:
         yield Path(f"{candidate}.png")
 
 
-def _predict_one(detector: Detector, path: Path, overlay: Path, destination: Path) -> Result:
+def _predict_one(detector: Detector, image: Found, overlay: Path, destination: Path) -> Result:
+    path = image.path
+    if image.error is not None:
+        return _failed(path, image.error)
     try:
         rgb = images.load_rgb(path, detector.card.white_level)
     except ImageError as error:
-        return Result(str(path), None, None, None, str(error))
+        return _failed(path, str(error))
     pixels = images.resize_rgb(rgb, detector.card.image_size)
     maps, scores = detector(images.to_input(pixels[None]))
     score = float(scores[0])
     if not math.isfinite(score):
         # No comparison with NaN is true: it would pass as good.
-        return Result(str(path), None, None, None, f"{path}: the model's score is {score}; inspect this part by hand")
-    save_overlay(overlay, rgb, maps[0, 0], detector.card.pixel_threshold)
+        return _failed(path, f"{path}: the model's score is {score}; inspect this part by hand")
+    try:
+        save_overlay(overlay, rgb, maps[0, 0], detector.card.pixel_threshold)
+    except OSError as error:  # a name that is too long for a suffix more, say
+        return _failed(path, f"{path}: its overlay cannot be written ({error.strerror}); give the file a shorter name")
     return Result(
-        path=str(path),
+        path=_printable(str(path)),
         score=score,
         decision="defect" if score > detector.card.threshold else "good",
         overlay=overlay.relative_to(destination).as_posix(),
         error=None,
     )
+
+
+def _failed(path: Path, error: str) -> Result:
+    return Result(_printable(str(path)), None, None, None, _printable(error))
+
+
+def _printable(name: str) -> str:
+    r"""A name that is not UTF-8 with `\xfc` for the byte that is none: CSV and JSON cannot hold it as it is."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def save_overlay(path: Path, rgb: Pixels, anomaly_map: Map, threshold: float) -> None:

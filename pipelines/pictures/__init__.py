@@ -1,1 +1,1 @@
-"""Pictures as arrays: decoding, overlays, panels; numpy and Pillow only."""
+"""Pictures as arrays: decoding, overlays, panels; never torch."""

@@ -1,17 +1,20 @@
 """The one way from a file to pixels: `prepare`, `evaluate`, `export` and `predict` all read images here.
 
-Pillow and numpy only, so that a machine on the line needs no torch to see what training saw. Colour profiles are
-ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
+Pillow and numpy (and simplejpeg, to find damage), so that a machine on the line needs no torch to see what training
+saw. Colour profiles are ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
 """
 
 import io
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from pipelines.errors import ImageError
+from pipelines.pictures.damage import find_damage
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -22,24 +25,52 @@ _MASK_FORMATS = ("PNG", "BMP", "TIFF")
 
 _DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _DEEP_COLOUR_ENDINGS = (";16L", ";16B", ";16N")
+_DEEP_WHITE = 65535
+_PHOTOMETRIC = 262  # TIFF's tag: 0 says that white is 0, as X-ray machines write it
+# Pillow knows 16 bits with white as 0 in the other byte order only.
+TiffImagePlugin.OPEN_INFO[b"MM", 0, (1,), 1, (16,), ()] = ("I;16B", "I;16B")
 _BYTE_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
+# What systems leave beside pictures: thumbnails, bins, and a Mac's notes on each file, as ._<name> or below __MACOSX.
+_LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle"})
 
-def load_rgb(path: Path, white_level: int) -> NDArray[np.uint8]:
-    """Read an image as (H, W, 3) RGB, upright.
 
-    16-bit grey is scaled so that `white_level` becomes 255, rounded half up.
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of that name is none of the user's pictures, whatever its suffix."""
+    return name.startswith("._") or name.lower() in _LITTER
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file, read."""
+
+    rgb: NDArray[np.uint8]  # (H, W, 3), upright
+    highest: int | None  # value in the file, of 16-bit grey only
+
+
+def read(path: Path, white_level: int) -> Picture:
+    """Read an image, upright.
+
+    16-bit grey is scaled so that `white_level` becomes 255, rounded half up; where the file says that white is 0
+    (TIFF's WhiteIsZero), so that 0 becomes 255 and `white_level` 0.
 
     Raises:
         ImageError: the file cannot be read, or holds a value above `white_level`.
     """
-    image = _decode(path, _IMAGE_FORMATS)
+    image, white_is_zero = _decode(path, _IMAGE_FORMATS)
     if image.mode in _DEEP_GREY_MODES:
-        return np.repeat(_scale_deep_grey(image, path, white_level)[..., None], 3, axis=2)
+        values = _deep_grey(image, path, white_level)
+        grey = _scale(white_level - values if white_is_zero else values, white_level)
+        return Picture(np.repeat(grey[..., None], 3, axis=2), int(values.max()))
     if image.has_transparency_data:
         colour = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
-    return np.array(image.convert("RGB"))
+    return Picture(np.array(image.convert("RGB")), None)
+
+
+def load_rgb(path: Path, white_level: int) -> NDArray[np.uint8]:
+    """The pixels alone: (H, W, 3). Raises as `read`."""
+    return read(path, white_level).rgb
 
 
 def resize_rgb(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -51,7 +82,7 @@ def load(path: Path, size: int, white_level: int) -> tuple[NDArray[np.uint8], tu
     """Read and resize an image: (size, size, 3), and the (width, height) of the upright original.
 
     Raises:
-        ImageError: as `load_rgb`.
+        ImageError: as `read`.
     """
     rgb = load_rgb(path, white_level)
     height, width = rgb.shape[:2]
@@ -69,9 +100,9 @@ def load_mask(path: Path) -> NDArray[np.bool_]:
     Raises:
         ImageError: the file cannot be read, or is compressed with loss.
     """
-    image = _decode(path, _MASK_FORMATS)
+    image, white_is_zero = _decode(path, _MASK_FORMATS)
     if image.mode in _DEEP_GREY_MODES:
-        return np.asarray(image) != 0
+        return np.asarray(image) != (_DEEP_WHITE if white_is_zero else 0)
     rgba = np.asarray(image.convert("RGBA"))
     return (rgba[..., :3] != 0).any(axis=2) & (rgba[..., 3] != 0)
 
@@ -81,18 +112,25 @@ def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) != 0
 
 
-def _decode(path: Path, formats: tuple[str, ...]) -> Image.Image:
-    """Read a whole file into an upright image of a supported mode, or raise ImageError."""
+def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
+    """Read a whole file into an upright image of a supported mode, or raise ImageError.
+
+    The flag says that its deep grey is to be inverted: where 0 is white, Pillow turns round no more than 8 bits.
+    """
     content = _read(path)
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             _check_header(image, path)
+            if damage := find_damage(content, image):
+                raise ImageError(f"{path}: damaged image ({damage}); save it again or remove it")
+            white_is_zero = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
             image.load()
             upright = ImageOps.exif_transpose(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not a {_either(formats)} image; save it as one or remove it") from error
+        why = ": a mask that is compressed with loss marks more than was drawn" if formats == _MASK_FORMATS else ""
+        raise ImageError(f"{path}: not a {_either(formats)} image{why}; save it as one or remove it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{path}: {_too_large()}") from error
     except Exception as error:  # Pillow's decoders raise nearly any class on damaged bytes
@@ -101,7 +139,7 @@ def _decode(path: Path, formats: tuple[str, ...]) -> Image.Image:
         raise ImageError(
             f"{path}: pixel format {upright.mode!r} is not supported; save it with 8 or 16 bits per channel"
         )
-    return upright
+    return upright, white_is_zero
 
 
 def _either(names: tuple[str, ...]) -> str:
@@ -110,6 +148,8 @@ def _either(names: tuple[str, ...]) -> str:
 
 def _read(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, without end
+            raise ImageError(f"{path}: a folder, pipe or device, not a file; remove it")
         content = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
@@ -125,8 +165,10 @@ def _check_header(image: Image.Image, path: Path) -> None:
     # The further frames of an MPO, a camera's JPEG, are previews and depth maps of the first.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{path}: holds several frames; save each as an image of its own")
-    # Pillow has no mode for 16-bit colour: it drops the low bytes in silence, whatever the white level.
-    if image.mode not in _DEEP_GREY_MODES and _stored_format(image).endswith(_DEEP_COLOUR_ENDINGS):
+    # Pillow has no mode for these: it drops the low bytes in silence, whatever the white level.
+    if image.mode not in _DEEP_GREY_MODES and (stored := _stored_format(image)).endswith(_DEEP_COLOUR_ENDINGS):
+        if stored.startswith("LA"):
+            raise ImageError(f"{path}: 16-bit grey with transparency is not supported; save it without transparency")
         raise ImageError(f"{path}: 16-bit colour is not supported; save it as 8-bit colour or as 16-bit grey")
 
 
@@ -142,11 +184,16 @@ def _too_large() -> str:
     return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels; crop it or make it smaller"
 
 
-def _scale_deep_grey(image: Image.Image, path: Path, white_level: int) -> NDArray[np.uint8]:
+def _deep_grey(image: Image.Image, path: Path, white_level: int) -> NDArray[np.int64]:
+    """The values in the file, (H, W), none of them negative or above the white level."""
     values = np.asarray(image).astype(np.int64)
     lowest, highest = int(values.min()), int(values.max())
     if highest > white_level:
         raise ImageError(f"{path}: holds the value {highest}, above `prepare.white_level` {white_level}; raise it")
     if lowest < 0:
         raise ImageError(f"{path}: holds the negative value {lowest}; save it as unsigned 16-bit grey")
+    return values
+
+
+def _scale(values: NDArray[np.int64], white_level: int) -> NDArray[np.uint8]:
     return ((2 * 255 * values + white_level) // (2 * white_level)).astype(np.uint8)

@@ -60,7 +60,7 @@ def find_photos(folders: Sequence[Path]) -> list[Path]:
 
 
 def _is_hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+    return any(part.startswith(".") or images.is_litter(part) for part in relative.parts)
 
 
 def decode_once(

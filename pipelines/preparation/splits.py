@@ -1,4 +1,4 @@
-"""Which image is fitted, held out, learnt from as a defect, or tested on; files of the same bytes stay together."""
+"""Which image is fitted, held out, learnt from as a defect, or tested on; pictures of the same pixels stay together."""
 
 import math
 from collections import defaultdict
@@ -35,7 +35,8 @@ def split(
 ) -> list[Item]:
     """Give every image its split, in the order of the index.
 
-    Files of the same bytes stay together: an image that was fitted tells nothing when it is met again as held out.
+    Pictures of the same pixels stay together (`digests`), whatever else is in their files, another date or another
+    format: an image that was fitted tells nothing when it is met again as held out.
     """
     rng = np.random.default_rng(config.seed)
     groups = _same_content(sorted(listing.training), digests)
@@ -50,8 +51,9 @@ def split(
         drawn, groups = _draw(groups, config.holdout, reserve=1, rng=rng)
         holdout = _flatten(drawn)
     train = _flatten(groups)
-    _warn_test(train + holdout, test_normal, listing, digests, findings)
     taught, tested = _draw_anomalies(source, listing.anomalous, digests, config, findings)
+    if holdout:
+        _warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
     return [
         *(Item(path, "train", GOOD, None) for path in sorted(train)),
         *(Item(path, "holdout", GOOD, None) for path in sorted(holdout)),
@@ -70,7 +72,7 @@ def _draw_anomalies(
     config: PrepareConfig,
     findings: Findings,
 ) -> tuple[list[str], list[str]]:
-    """Share the anomalies out: (those to learn from, those to test on). Files of the same bytes stay together."""
+    """Share the anomalies out: (those to learn from, those to test on). The same pixels stay together."""
     by_type: defaultdict[str, list[str]] = defaultdict(list)
     for path in sorted(anomalous):
         by_type[anomalous[path]].append(path)
@@ -183,10 +185,15 @@ def _too_few(source: Path, listing: Listing, found: int, needed: int) -> str:
 
 
 def _warn_test(
-    training: list[str], test_normal: list[str], listing: Listing, digests: Mapping[str, str], findings: Findings
+    training: list[str],
+    test_normal: list[str],
+    tested: list[str],
+    listing: Listing,
+    digests: Mapping[str, str],
+    findings: Findings,
 ) -> None:
     seen = {digests[path]: path for path in training}
-    test = sorted([*test_normal, *listing.anomalous])
+    test = sorted([*test_normal, *tested])
     if repeated := [f"{path} = {seen[digests[path]]}" for path in test if digests[path] in seen]:
         findings.warnings.append(f"{counted(len(repeated), 'test image')} met in training too: {some(repeated)}")
     if not test_normal:

@@ -1,6 +1,7 @@
 import errno
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,10 @@ def test_an_exception_leaves_what_was_there(tmp_path: Path, atomic: Any, inside:
 
 
 def test_leftovers_of_a_killed_process_are_swept_away(tmp_path: Path) -> None:
-    for leftover in (".out.partial", ".out.old"):
-        (tmp_path / leftover).mkdir()
-        (tmp_path / leftover / "half").write_text("half")
+    for leftover in ("new", "old"):
+        (tmp_path / ".out.partial" / leftover).mkdir(parents=True)
+        (tmp_path / ".out.partial" / leftover / "half").write_text("half")
+    (tmp_path / "out").mkdir()
     with atomic_folder(tmp_path / "out") as temporary:
         assert names(temporary) == []
         (temporary / "whole").write_text("whole")
@@ -112,6 +114,83 @@ with atomic_folder(Path(sys.argv[1])) as temporary:
         (temporary / "c").write_text("newer")
     assert names(tmp_path) == ["out"]
     assert names(target) == ["c"]
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from pipelines.files import Busy, atomic_folder
+
+target, name, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+try:
+    with atomic_folder(target) as temporary:
+        for part in ("a", "b", "c"):
+            (temporary / part).write_text(name)
+            time.sleep(seconds / 3)
+except Busy as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def writer(target: Path, name: str, seconds: float) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", WRITER, str(target), name, str(seconds)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def test_one_process_at_a_time_writes_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    first = writer(target, "first", 60)
+    while not (tmp_path / ".out.partial" / "new" / "a").exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = writer(target, "second", 0)
+    assert second.communicate()[1] == (
+        f"error: {target}: another process is writing it; wait for it to end, and run again\n"
+    )
+    assert second.returncode == 1
+    first.kill()
+    first.communicate()
+    third = writer(target, "third", 0)
+    assert third.communicate()[1] == ""
+    assert [(target / part).read_text() for part in ("a", "b", "c")] == ["third"] * 3
+    assert names(tmp_path) == ["out"]
+
+
+def test_processes_that_write_a_folder_at_once_leave_one_whole_result(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    for _ in range(3):
+        at_once = [writer(target, str(number), 0) for number in range(4)]
+        said = [process.communicate()[1] for process in at_once]
+        written = {number for number, process in enumerate(at_once) if process.returncode == 0}
+        assert written
+        assert all("another process is writing it" in text for n, text in enumerate(said) if n not in written)
+        found = {(target / part).read_text() for part in ("a", "b", "c")}
+        assert found in [{str(number)} for number in written]
+        assert names(tmp_path) == ["out"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from pipelines.files import atomic_folder
+replace = Path.replace
+def dying(source, target):
+    replace(source, target)
+    os._exit(9)  # the old folder is moved away, the new one is not in its place
+with atomic_folder(Path(sys.argv[1])) as temporary:
+    (temporary / "a").write_text("new")
+    Path.replace = dying
+"""
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "a").write_text("old")
+    assert subprocess.run([sys.executable, "-c", code, target], cwd=ROOT, check=False).returncode == 9
+    assert not target.exists()
+    with pytest.raises(RuntimeError), atomic_folder(target):
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.parametrize(("what", "named"), [("file", "a.bin"), ("json", "a.json"), ("folder", "sub")])

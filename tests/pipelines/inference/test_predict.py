@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.errors import DatasetError, ExportError
 from pipelines.inference.detector import Detector, ModelCard
-from pipelines.inference.predict import Result, find_images, predict
+from pipelines.inference.predict import Found, Result, find_images, predict
 from pipelines.pictures.images import SUFFIXES
 
 ROOT = Path(__file__).parents[3]
@@ -209,13 +209,108 @@ def files_under(folder: Path, sub: str) -> list[str]:
 
 
 def test_folders_are_searched_to_the_bottom_for_images_only(tmp_path: Path) -> None:
-    for name in ("b/c/deep.PNG", "a.tiff", "b/note.txt", "b/clip.mp4"):
+    for name in ("b/c/deep.PNG", "a.tiff", "b/note.txt", "b/clip.mp4", "._a.tiff", "__MACOSX/a.png", "Thumbs.db"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / "folder.png").mkdir()
     found = find_images([tmp_path], tmp_path / "results")
-    assert found == [(tmp_path / "a.tiff", Path("a.tiff")), (tmp_path / "b/c/deep.PNG", Path("b/c/deep.PNG"))]
+    assert found == [
+        Found(tmp_path / "a.tiff", Path("a.tiff")),
+        Found(tmp_path / "b/c/deep.PNG", Path("b/c/deep.PNG")),
+    ]
+
+
+def test_links_to_folders_are_followed_and_none_goes_round(run: Predict, tmp_path: Path) -> None:
+    write_image(tmp_path / "share" / "tuesday" / "a.png")
+    write_image(tmp_path / "parts" / "monday" / "a.png")
+    (tmp_path / "parts" / "tuesday").symlink_to(tmp_path / "share" / "tuesday")
+    (tmp_path / "share" / "tuesday" / "round").symlink_to(tmp_path / "parts")
+    (tmp_path / "parts" / "linked.png").symlink_to(tmp_path / "share" / "tuesday" / "a.png")
+    found = run(tmp_path / "parts")
+    names = [Path(result.path).relative_to(tmp_path / "parts").as_posix() for result in found]
+    assert names == ["linked.png", "monday/a.png", "tuesday/a.png"]
+    assert all(result.decision == "good" for result in found)
+
+
+def test_what_is_left_out_is_told_in_a_row(run: Predict, tmp_path: Path) -> None:
+    source = tmp_path / "parts"
+    write_image(source / "a.png")
+    write_image(source / "b.png").rename(source / "b.jfif")
+    write_image(source / "c.png").rename(source / "c")
+    (source / "dead.png").symlink_to("gone.png")
+    (source / "latest").symlink_to("gone")
+    os.mkfifo(source / "pipe.png")
+    os.mkfifo(source / "pipe.raw")
+    found = {Path(result.path).name: result for result in run(source, source / "dead.png")}
+    assert found.pop("a.png").error is None
+    missing = "No such file or directory"
+    read = "(read are .bmp .jpeg .jpg .png .tif .tiff .webp); rename it, save it as one of them, or remove it"
+    assert {name: result.error for name, result in found.items()} == {
+        "b.jfif": f"{source}/b.jfif: no image by its suffix '.jfif' {read}",
+        "c": f"{source}/c: no image by its name, which has no suffix {read}",
+        "dead.png": f"{source}/dead.png: cannot be read ({missing}); check the path and its permissions",
+        "latest": f"{source}/latest: a link to nothing; mend or remove it",
+        "pipe.png": f"{source}/pipe.png: a folder, pipe or device, not a file; remove it",
+        "pipe.raw": f"{source}/pipe.raw: no image by its suffix '.raw' {read}",
+    }
+    assert len(read_rows(tmp_path / "results" / "predictions.csv")) == 8
+
+
+def test_a_half_written_jpeg_does_not_pass_as_good(run: Predict, tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 9, (90, 120), dtype=np.uint8)).save(path, quality=95)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    (result,) = run(path)
+    assert result.error is not None
+    assert result.error.startswith(f"{path}: damaged image (")
+    assert result.decision is None
+
+
+def test_a_name_that_is_not_utf_8_is_scored(run: Predict, tmp_path: Path) -> None:
+    try:
+        write_image(tmp_path / "parts" / "pr\udcfcf.png", 200)
+        (tmp_path / "parts" / "\udcfc.png").touch()
+    except (OSError, UnicodeEncodeError):
+        pytest.skip("this file system takes UTF-8 names only")
+    scored, empty = run(tmp_path / "parts")
+    assert (scored.path, scored.decision) == (rf"{tmp_path}/parts/pr\xfcf.png", "defect")
+    assert empty.error == rf"{tmp_path}/parts/\xfc.png: the file is empty; copy it again or remove it"
+    assert [row["path"] for row in read_rows(tmp_path / "results" / "predictions.csv")] == [scored.path, empty.path]
+    assert (
+        json.loads((tmp_path / "results" / "predictions.json").read_text("utf-8"))["images"][0]["path"] == scored.path
+    )
+    assert files(tmp_path / "results" / "overlays") == [r"pr\xfcf.png"]
+
+
+def test_a_name_that_is_too_long_for_its_overlay_does_not_stop_the_others(run: Predict, tmp_path: Path) -> None:
+    long = write_image(tmp_path / "parts" / f"{'检' * 82}.png")
+    write_image(tmp_path / "parts" / "a.png")
+    found = {result.path: result for result in run(tmp_path / "parts")}
+    assert found[str(tmp_path / "parts" / "a.png")].decision == "good"
+    assert (
+        found[str(long)].error
+        == f"{long}: its overlay cannot be written (File name too long); give the file a shorter name"
+    )
+
+
+def test_a_folder_that_may_not_be_searched_is_told(
+    run: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "parts" / "a.png")
+    (tmp_path / "parts" / "locked").mkdir()
+    search = Path.iterdir
+
+    def refuse(folder: Path) -> Any:
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return search(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    scored, locked = run(tmp_path / "parts")
+    assert scored.decision == "good"
+    assert locked.error == f"{tmp_path}/parts/locked: cannot be searched (Permission denied); check its permissions"
 
 
 def test_results_among_the_images_are_not_scored_again(

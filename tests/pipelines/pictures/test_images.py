@@ -1,5 +1,6 @@
 """Every kind of file comes out as the pixels that a viewer shows, and what cannot be read is one clear line."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -225,7 +226,7 @@ def test_masks_are_upright(tmp_path):
 
 def test_a_lossy_mask_is_refused(tmp_path):
     Image.new("L", (8, 8)).save(tmp_path / "a.jpg")
-    with pytest.raises(ImageError, match=r"a\.jpg: not a PNG, BMP or TIFF image"):
+    with pytest.raises(ImageError, match=r"a\.jpg: not a PNG, BMP or TIFF image: a mask that is compressed with loss"):
         images.load_mask(tmp_path / "a.jpg")
 
 
@@ -306,15 +307,76 @@ def test_floating_point_is_refused(tmp_path):
         images.load_rgb(tmp_path / "a.tif", WHITE)
 
 
-@pytest.mark.parametrize("colour_type", [2, 4, 6])  # RGB, grey with alpha, RGBA
+@pytest.mark.parametrize("colour_type", [2, 6])  # RGB, RGBA
 def test_16_bit_colour_is_refused_and_not_truncated_in_silence(tmp_path, colour_type):
-    channels = {2: 3, 4: 2, 6: 4}[colour_type]
-    header = struct.pack(">IIBBBBB", 1, 1, 16, colour_type, 0, 0, 0)
-    pixels = zlib.compress(b"\0" + struct.pack(f">{channels}H", *[4095] * channels))
-    path = tmp_path / "a.png"
-    write_png(path, header, pixels)
+    write_deep_png(tmp_path / "a.png", colour_type, {2: 3, 6: 4}[colour_type])
     with pytest.raises(ImageError, match="16-bit colour is not supported"):
-        images.load_rgb(path, 4095)
+        images.load_rgb(tmp_path / "a.png", 4095)
+
+
+def test_16_bit_grey_with_transparency_is_not_called_colour(tmp_path):
+    write_deep_png(tmp_path / "a.png", 4, 2)
+    with pytest.raises(ImageError, match="16-bit grey with transparency is not supported; save it without transpar"):
+        images.load_rgb(tmp_path / "a.png", 4095)
+
+
+def write_deep_png(path, colour_type, channels):
+    header = struct.pack(">IIBBBBB", 1, 1, 16, colour_type, 0, 0, 0)
+    write_png(path, header, zlib.compress(b"\0" + struct.pack(f">{channels}H", *[4095] * channels)))
+
+
+def write_tiff(path, values, photometric, order="<"):
+    """One uncompressed strip of grey, in either byte order; Pillow writes big-endian files with black as 0 only."""
+    rows = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    height, width = values.shape
+    tags = [(256, 3, width), (257, 3, height), (258, 3, 8 * values.itemsize), (259, 3, 1), (262, 3, photometric)]
+    tags += [(273, 4, 122), (277, 3, 1), (278, 3, height), (279, 4, len(rows))]
+    entries = [struct.pack(f"{order}HHI", tag, kind, 1) + packed(order, kind, value) for tag, kind, value in tags]
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
+    path.write_bytes(head + b"".join(entries) + bytes(4) + rows)
+
+
+def packed(order, kind, value):
+    return struct.pack(f"{order}I", value) if kind == 4 else struct.pack(f"{order}HH", value, 0)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_tiff_whose_white_is_zero_is_shown_upright(tmp_path, deep, order):
+    values = np.array([[0, 257, 25700], [65535, 65278, 514]], dtype=np.uint16)
+    values = values if deep else (values // 257).astype(np.uint8)
+    for photometric in (0, 1):
+        write_tiff(tmp_path / f"{photometric}.tif", values, photometric, order)
+    shown = grey_as_rgb([[0, 1, 100], [255, 254, 2]])
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "1.tif", WHITE), shown)
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "0.tif", WHITE), 255 - shown)
+    np.testing.assert_array_equal(images.load_mask(tmp_path / "0.tif"), shown[..., 0] != 255)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_a_compressed_tiff_whose_white_is_zero(tmp_path, compression):
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0}, compression=compression)
+    shown = (255 * (600 - values.astype(int)) + 300) // 600
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "a.tif", 600)[..., 0], shown)
+    bits = Image.fromarray(gradient()[..., 0] > 90)
+    bits.save(tmp_path / "bits.tif", tiffinfo={262: 0}, compression=compression)
+    np.testing.assert_array_equal(images.load_rgb(tmp_path / "bits.tif", WHITE)[..., 0], np.asarray(bits) * 255)
+
+
+def test_the_highest_value_of_deep_grey_is_told(tmp_path):
+    Image.fromarray(np.array([[7, 3000]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert images.read(tmp_path / "a.png", WHITE).highest == 3000
+    Image.fromarray(gradient()).save(tmp_path / "b.png")
+    assert images.read(tmp_path / "b.png", WHITE).highest is None
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("a.png", "folder.png"):
+        with pytest.raises(ImageError, match=rf"{name}: a folder, pipe or device, not a file; remove it"):
+            images.load_rgb(tmp_path / name, WHITE)
 
 
 def test_suffixes_are_lower_case():

@@ -1,6 +1,7 @@
 """A folder in either layout is listed and its masks are found; what does not fit is told."""
 
 import shutil
+import unicodedata
 
 import pytest
 from drawn_folders import CONFIG, HEIGHT, WIDTH, paths_of, problem, run, write_image, write_mask
@@ -65,7 +66,8 @@ def test_unused_files_and_folders_are_told(mvtec):
     assert run(mvtec).warnings == (
         "folders that are not used: validation",
         "folders that are not used: train/bad",
-        "1 file ignored, of no image type: train/good/notes.pdf",
+        "1 file ignored, of no image type: train/good/notes.pdf (read are .bmp .jpeg .jpg .png .tif .tiff .webp: "
+        "rename what is one of them, save what is not)",
     )
 
 
@@ -118,7 +120,7 @@ def test_a_mask_without_defect_image(mvtec, plain):
 
 
 def test_ambiguous_stems(mvtec):
-    write_image(mvtec / "test/crack/000.png", 0)
+    write_image(mvtec / "test/crack/000.png", 400)
     assert problem(mvtec) == (
         f"category 'nut': {mvtec}: ground_truth/crack/000_mask.png fits several images "
         "(test/crack/000.jpg, test/crack/000.png); give them different stems"
@@ -136,17 +138,140 @@ def test_the_same_stem_twice_is_fine_without_masks(mvtec):
     assert run(mvtec).counts["test_anomalous"] == 4
 
 
-def test_misplaced_images(mvtec, plain):
+def test_misplaced_images(mvtec):
     write_image(mvtec / "test/000.png", 0)
     assert "images directly in test (test/000.png); move each into test/<defect>" in problem(mvtec)
-    write_image(plain / "normal/monday/000.png", 0)
-    assert "folders among the images of normal (normal/monday); move them out" in problem(plain)
 
 
-def test_a_defect_type_called_good(plain):
-    write_image(plain / "abnormal/good/000.png", 0)
-    write_mask(plain / "masks/good/000.png")
-    assert "abnormal/good is a defect type called 'good'" in problem(plain)
+def test_a_folder_per_camera(mvtec, plain):
+    for camera in ("left", "right"):
+        for number, place in enumerate(["train/good", "test/good", "test/crack"]):
+            write_image(mvtec / place / camera / "new/000.png", 500 + 10 * number + (camera == "left"))
+        write_mask(mvtec / f"ground_truth/crack/{camera}/new/000_mask.png")
+        write_image(plain / f"normal/{camera}/000.png", 500 + (camera == "left"))
+    index = run(mvtec)
+    assert index.counts == {"train": 10, "holdout": 2, "anomalous_train": 0, "test_normal": 4, "test_anomalous": 5}
+    assert index.warnings == ()
+    masks = {image.path: (image.defect, image.mask) for image in index.images if "/left/" in image.path and image.label}
+    assert masks == {"test/crack/left/new/000.png": ("crack", "ground_truth/crack/left/new/000_mask.png")}
+    assert {f"normal/{camera}/000.png" for camera in ("left", "right")} < {image.path for image in run(plain).images}
+
+
+def test_a_folder_that_contradicts_the_one_it_is_in(mvtec, plain):
+    for place in ("train/good/NG", "test/crack/ok", "test/crack/masks"):
+        write_image(mvtec / place / "000.png", 0)
+    write_image(plain / "normal/defects/000.png", 0)
+    message = problem(mvtec)
+    for place in ("train/good/NG", "test/crack/ok", "test/crack/masks"):
+        assert f"{mvtec}: {place} contradicts the folder that it is in; move its images where they belong" in message
+    assert "normal/defects contradicts" in problem(plain)
+
+
+def test_a_link_that_goes_round(mvtec):
+    (mvtec / "train/good/again").symlink_to(mvtec / "train/good")
+    assert "train/good/again is a link to a folder that it is in; remove it" in problem(mvtec)
+
+
+GOOD_NAMES = [
+    "Good",
+    "OK",
+    "ok_parts",
+    "normal",
+    "i.O.",
+    "IO",
+    "gut",
+    "Pass",
+    "passed",
+    "non_defective",
+    "NonDefective",
+]
+
+
+@pytest.mark.parametrize("name", [*GOOD_NAMES, "Defect-free", "good2", "GOOD IMAGES"])
+def test_good_parts_by_another_name(mvtec, plain, name):
+    (mvtec / "test/good").rename(mvtec / "test" / name)
+    index = run(mvtec)
+    assert index.counts["test_normal"] == 2
+    assert {image.defect for image in index.images if image.path.startswith(f"test/{name}/")} == {"good"}
+    told = () if name == "Good" else (f"counted as good parts, by their names: test/{name}",)
+    assert index.warnings == told
+    write_image(plain / "abnormal" / name / "000.png", 0)
+    write_mask(plain / "masks" / name / "000.png")
+    assert f"abnormal/{name} is a defect type called {name!r}; move its images into normal" in problem(plain)
+
+
+@pytest.mark.parametrize("name", ["not_good", "NOK", "ng", "n.i.O.", "no good", "okra", "abnormal", "label"])
+def test_defects_whose_names_are_near(mvtec, name):
+    (mvtec / "test/bent").rename(mvtec / "test" / name)
+    (mvtec / "ground_truth/bent").rename(mvtec / "ground_truth" / name)
+    index = run(mvtec)
+    assert index.counts["test_anomalous"] == 3
+    assert name in {image.defect for image in index.images}
+
+
+def test_good_parts_in_two_folders(mvtec, plain):
+    write_image(mvtec / "test/normal/000.png", 500)
+    write_image(mvtec / "train/OK/000.png", 501)
+    index = run(mvtec)
+    assert index.counts["test_normal"] == 3
+    assert index.counts["train"] + index.counts["holdout"] == 11
+    assert index.warnings == ("counted as good parts, by their names: train/OK, test/normal",)
+    write_image(plain / "Good/000.png", 500)
+    assert "Good beside normal, by its name of good parts too; move its images there" in problem(plain)
+
+
+def test_layouts_with_capitals(mvtec, plain):
+    for root, names in ((mvtec, ["train", "test", "ground_truth"]), (plain, ["normal", "abnormal", "masks"])):
+        expected = run(root)
+        for name in names:
+            (root / name).rename(root / name.upper())
+        index = run(root)
+        assert index.warnings == ()
+        assert index.has_masks
+        assert index.counts == expected.counts
+    shutil.rmtree(plain.parent / "prepared")
+    write_image(plain / "normal/000.png", 0)
+    assert "holds NORMAL and normal; keep one of them" in problem(plain)
+
+
+def test_what_systems_leave_behind_is_no_picture(mvtec):
+    expected = run(mvtec)
+    for place in ("train/good", "test/crack", "ground_truth/crack"):
+        for litter in ("._000.png", "__MACOSX/._000.png", "@eaDir/000.png/SYNOPHOTO_THUMB.jpg", "Thumbs.db"):
+            (mvtec / place / litter).parent.mkdir(parents=True, exist_ok=True)
+            (mvtec / place / litter).write_bytes(b"\0\5\x16\7")
+    (mvtec / "__MACOSX").mkdir()
+    assert run(mvtec) == expected
+
+
+def test_why_there_is_no_image_is_told_with_the_refusal(plain):
+    for path in (plain / "normal").iterdir():
+        path.rename(path.with_suffix(".jfif"))
+    lines = problem(plain).splitlines()
+    assert len(lines) == 2
+    assert "normal holds no image" in lines[0]
+    assert lines[1].startswith("warning: 10 files ignored, of no image type: normal/000.jfif, ")
+    assert "(read are .bmp .jpeg" in lines[1]
+
+
+@pytest.mark.parametrize(("images", "masks"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_that_look_the_same_are_the_same(mvtec, images, masks):
+    folder = unicodedata.normalize(images, "Prüfung")
+    (mvtec / "test/bent").rename(mvtec / "test" / folder)
+    (mvtec / "ground_truth/bent").rename(mvtec / "ground_truth" / unicodedata.normalize(masks, "Prüfung"))
+    picture, mask = unicodedata.normalize(images, "größe"), unicodedata.normalize(masks, "größe")
+    (mvtec / "test" / folder / "000.png").rename(mvtec / "test" / folder / f"{picture}.png")
+    place = mvtec / "ground_truth" / unicodedata.normalize(masks, "Prüfung")
+    (place / "000.png").rename(place / f"{mask}_mask.png")
+    assert run(mvtec).counts["test_anomalous"] == 3
+
+
+def test_black_masks_of_good_parts_are_no_error(mvtec, plain):
+    for number in range(2):
+        write_mask(mvtec / f"ground_truth/good/{number:03}_mask.png", box=(0, 0, 0, 0))
+        write_mask(plain / f"masks/normal/{number:03}_mask.png", box=(0, 0, 0, 0))
+    assert run(mvtec).warnings == ()
+    assert run(plain).warnings == ()
 
 
 def test_a_name_that_is_not_unicode(mvtec):

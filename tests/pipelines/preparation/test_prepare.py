@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -111,6 +112,48 @@ def test_a_mask_never_comes_out_empty(mvtec):
     assert (rows.tolist(), columns.tolist()) == ([0, 7], [0, 7])
 
 
+def test_masks_that_mark_most_of_the_picture_are_a_warning(mvtec):
+    for number in range(2):
+        write_mask(mvtec / f"ground_truth/crack/{number:03}_mask.png", box=(0, 3, WIDTH, HEIGHT))
+    assert run(mvtec).warnings == (
+        "2 masks marking most of the picture: ground_truth/crack/000_mask.png (85%), ground_truth/crack/001_mask.png "
+        "(85%); all that is not black counts as defect: if it is the good part that they mark, invert them (black for "
+        "good)",
+    )
+
+
+def deep(root, highest, pattern="train/good/*.png"):
+    """Make 16-bit grey pictures of the training ones, up to `highest`."""
+    for seed, path in enumerate(sorted(root.glob(pattern))):
+        values = np.random.default_rng(seed).integers(0, highest, (HEIGHT, WIDTH), dtype=np.uint16)
+        values[0, 0] = highest
+        Image.fromarray(values).save(path)
+
+
+@pytest.mark.parametrize(("highest", "level"), [(4095, 4095), (3001, 4095), (255, 255), (16383, 16383)])
+def test_few_bits_in_files_of_16_are_a_warning_with_the_value_to_set(mvtec, highest, level):
+    deep(mvtec, highest)
+    assert run(mvtec).warnings == (
+        f"the brightest value in 10 pictures of 16-bit grey is {highest} of white_level 65535, so that few shades are "
+        f"left: set prepare.white_level: {level}",
+    )
+    assert run(mvtec, CONFIG.model_copy(update={"white_level": level})).warnings == ()
+
+
+def test_pictures_that_are_all_black_for_their_range_are_refused_with_the_value_to_set(mvtec):
+    deep(mvtec, 90)
+    assert "holds 1 image of different content" in (message := problem(mvtec))
+    assert message.endswith("few shades are left: set prepare.white_level: 255")
+
+
+def test_a_range_that_is_used_is_no_warning(mvtec):
+    deep(mvtec, 40000)
+    assert run(mvtec).warnings == ()
+    deep(mvtec, 1000)
+    deep(mvtec, 60000, "test/good/000.png")  # one picture is enough: a dark part may be dark
+    assert run(mvtec).warnings == ()
+
+
 # Broken folders
 
 
@@ -138,14 +181,21 @@ def test_truncated_empty_and_text_files(mvtec, name):
     assert f"{path}: not a PNG" in problem(mvtec, kind=ImageError)
 
 
-def test_an_apple_double_file_is_read_as_what_it_claims_to_be(mvtec):
-    (mvtec / "train/good/._000.png").write_bytes(b"\0\5\x16\7")
-    assert "._000.png: not a PNG" in problem(mvtec, kind=ImageError)
-
-
 def test_a_link_to_nowhere(mvtec):
     (mvtec / "train/good/010.png").symlink_to(mvtec / "gone.png")
     assert "010.png: cannot be read" in problem(mvtec, kind=ImageError)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(mvtec):
+    os.mkfifo(mvtec / "train/good/010.png")
+    assert "010.png: a folder, pipe or device, not a file; remove it" in problem(mvtec, kind=ImageError)
+
+
+def test_a_half_written_jpeg(mvtec):
+    path = mvtec / "test/crack/001.jpg"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+    assert "001.jpg: damaged image (" in problem(mvtec, kind=ImageError)
 
 
 def test_a_value_above_the_white_level(mvtec):

@@ -6,6 +6,8 @@ from collections import Counter
 
 import pytest
 from drawn_folders import CONFIG, paths_of, problem, run, write_image, write_mask
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines.errors import DatasetError
 from pipelines.preparation.config import AnomalousTrainConfig
@@ -161,6 +163,48 @@ def test_copies_stay_on_one_side(plain, seed):
     assert sum(index.counts.values()) == 19
     assert index.counts["test_normal"] == 3
     assert index.counts["holdout"] == 3
+
+
+def rewritten(path, name):
+    """The same pixels in another file, of another kind for each name."""
+    with Image.open(path) as image:
+        if name == "turned.png":
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            image.transpose(Image.Transpose.ROTATE_90).save(path.with_name(f"{path.stem}_{name}"), exif=exif)
+        elif name == "dated.png":
+            info = PngInfo()
+            info.add_text("DateTime", "2024:01:02")
+            image.save(path.with_name(f"{path.stem}_{name}"), pnginfo=info)
+        else:
+            image.save(path.with_name(f"{path.stem}_{name}"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_pixels_in_other_files_stay_on_one_side(plain, seed):
+    for number in range(4):
+        for name in ("turned.png", "dated.png", "other.bmp", "other.tif"):
+            rewritten(plain / f"normal/{number:03}.png", name)
+    index = run(plain, CONFIG.model_copy(update={"seed": seed}))
+    splits = {}
+    for image in index.images:
+        splits.setdefault(image.path[:10], set()).add(image.split)
+    assert all(len(sides) == 1 for sides in splits.values())
+    assert min(index.counts["train"], index.counts["holdout"], index.counts["test_normal"]) >= 1
+
+
+@pytest.mark.parametrize("name", ["turned.png", "dated.png", "other.bmp"])
+def test_a_test_image_of_the_same_pixels_as_a_training_image_is_a_warning(mvtec, name):
+    rewritten(mvtec / "train/good/004.png", name)
+    (mvtec / f"train/good/004_{name}").rename(mvtec / f"test/good/004_{name}")
+    assert run(mvtec).warnings == (f"1 test image met in training too: test/good/004_{name} = train/good/004.png",)
+
+
+def test_a_defect_that_is_learnt_from_and_tested_under_another_type_is_a_warning(defective):
+    for number in range(6):
+        shutil.copy(defective / f"test/bent/{number}.png", defective / f"test/cut/{number}.png")
+    (warning,) = run(defective, asking(100)).warnings[1:]
+    assert "met in training too: test/" in warning
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,0 +1,242 @@
+"""Every picture and mask of a category, decoded once: what is known of each, and its rows in temporary files.
+
+Which split a picture belongs to depends on the pixels of all, for copies stay together. So rows are written in the
+order of the files first, and put into the order of the index when that is known: memory stays bounded.
+
+Masks are resized by the nearest pixel, images bilinearly and antialiased; neither keeps the aspect ratio.
+"""
+
+import contextlib
+import hashlib
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipelines.errors import DatasetError, ImageError
+from pipelines.pictures import images
+from pipelines.preparation.config import PrepareConfig
+from pipelines.preparation.layouts import Findings, Listing, counted, some
+from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
+from pipelines.preparation.rows import in_order
+
+_EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+_MOST_OF_A_PICTURE = 0.5  # marked by a mask: it may be inverted
+
+
+class Spool:
+    """Rows of one length in a temporary file, found again by the path of their picture."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._places: dict[str, tuple[int, int]] = {}  # (offset, length)
+
+    def append(self, path: str, row: NDArray[np.generic]) -> None:
+        content = row.tobytes()
+        self._places[path] = self._file.tell(), len(content)
+        self._file.write(content)
+
+    def row(self, path: str) -> bytes:
+        offset, length = self._places[path]
+        self._file.seek(offset)
+        return self._file.read(length)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A category's pictures, by their paths."""
+
+    images: Mapping[int, Spool]  # by size; rows (size, size, 3), uint8
+    masks: Mapping[int, Spool]  # by size; rows (size, size), bool, of the pictures that have a mask
+    originals: dict[str, tuple[int, int]] = field(default_factory=dict)  # (width, height), upright; of readable ones
+    pixels: dict[str, str] = field(default_factory=dict)  # SHA-256 of the upright RGB pixels and their shape
+    findings: Findings = field(default_factory=Findings)
+
+
+@contextlib.contextmanager
+def decoded(
+    source: Path,
+    listing: Listing,
+    masks: Mapping[str, str],
+    config: PrepareConfig,
+    folder: Path,
+    pool: ThreadPoolExecutor,
+    on_progress: Callable[[int, int], None],
+) -> Iterator[Decoded]:
+    """Decode all pictures of a listing, with their `masks`; the rows are in `folder` until the block ends."""
+    paths = [*sorted(listing.training), *sorted([*listing.test_normal, *listing.anomalous])]
+    with contextlib.ExitStack() as stack:
+        image_rows, mask_rows = (
+            {size: Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder))) for size in config.image_sizes}
+            for _ in range(2)
+        )
+        result = Decoded(image_rows, mask_rows)
+        pictures = []
+        jobs = in_order(lambda path: _decode(source, path, masks.get(path), config), paths, pool)
+        for done, picture in enumerate(jobs, 1):
+            _keep(picture, result)
+            pictures.append(picture.without_rows())
+            on_progress(done, len(paths))
+        _tell_of_lookalikes(source, listing, pictures, result.findings)
+        _tell_of_masks(pictures, result.findings)
+        _tell_of_range(pictures, config.white_level, result.findings)
+        yield result
+
+
+@dataclass(slots=True)
+class _Picture:
+    """A picture with its mask: filled as far as the files allow."""
+
+    path: str
+    mask: str | None
+    original: tuple[int, int] | None = None
+    pixels: str = ""
+    highest: int | None = None  # value in the file, of 16-bit grey only
+    black_and_white: bool = False  # two values, as a mask
+    nearly_so: bool = False
+    marked: float = 0.0  # share of the picture that the mask marks
+    image_rows: list[NDArray[np.uint8]] = field(default_factory=list)
+    mask_rows: list[NDArray[np.bool_]] = field(default_factory=list)
+    altered: list[tuple[int, str]] = field(default_factory=list)  # sizes at which the mask lost regions, and how
+    problems: list[DatasetError] = field(default_factory=list)
+
+    def without_rows(self) -> "_Picture":
+        self.image_rows, self.mask_rows = [], []
+        return self
+
+
+def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) -> _Picture:
+    result = _Picture(path, mask, pixels=f"unreadable: {path}")
+    try:
+        picture = images.read(source / path, config.white_level)
+        height, width = picture.rgb.shape[:2]
+        result.original = width, height
+        result.pixels = hashlib.sha256(picture.rgb.tobytes() + f"{width} x {height}".encode()).hexdigest()
+        result.highest = picture.highest
+        result.black_and_white = is_black_and_white(picture.rgb)
+        result.nearly_so = is_nearly_black_and_white(picture.rgb)
+        result.image_rows = [images.resize_rgb(picture.rgb, size) for size in config.image_sizes]
+    except ImageError as error:
+        result.problems.append(error)
+    if mask is None:
+        return result
+    try:
+        marked = _load_mask(source, path, mask, result.original)
+    except DatasetError as error:
+        result.problems.append(error)
+        return result
+    result.marked = float(marked.mean())
+    regions, _ = ndimage.label(marked, structure=_EIGHT_CONNECTED)
+    for size in config.image_sizes:
+        small, what = _shrink_mask(marked, regions, size)
+        result.mask_rows.append(small)
+        if what is not None:
+            result.altered.append((size, what))
+    return result
+
+
+def _load_mask(source: Path, path: str, mask: str, original: tuple[int, int] | None) -> NDArray[np.bool_]:
+    """The mask of a picture whose (width, height) is `original`, None where the picture cannot be read."""
+    marked = images.load_mask(source / mask)
+    height, width = marked.shape
+    if original is not None and (width, height) != original:
+        raise DatasetError(
+            f"{source / mask}: the mask is {width} x {height} pixels, its image {path} {original[0]} x {original[1]}; "
+            "export it at the size of the image"
+        )
+    if not marked.any():
+        raise DatasetError(
+            f"{source / mask}: the mask is all black, its image {path} is among the defects; mark the defect"
+        )
+    return marked
+
+
+def _shrink_mask(
+    mask: NDArray[np.bool_], regions: NDArray[np.signedinteger[Any]], size: int
+) -> tuple[NDArray[np.bool_], str | None]:
+    """Resize a mask with its labelled `regions`; also tell what became of them, None if there are as many as before.
+
+    A mask that would come out empty keeps one pixel for each region, the one under its centroid: an anomalous image
+    without an anomalous pixel would count against a model that finds it.
+    """
+    before = int(regions.max())
+    small = images.resize_mask(mask, size)
+    if not small.any():
+        centroids = np.array(ndimage.center_of_mass(mask, regions, range(1, before + 1)))  # (R, 2), pixel centres at .0
+        rows, columns = ((centroids + 0.5) * size / mask.shape).astype(int).T
+        small = np.zeros((size, size), dtype=bool)
+        small[rows, columns] = True
+        return small, "vanished, kept at the centroid"
+    after = ndimage.label(small, structure=_EIGHT_CONNECTED)[1]
+    return small, None if after >= before else f"{before} regions became {after}"
+
+
+def _keep(picture: _Picture, result: Decoded) -> None:
+    result.findings.problems.extend(picture.problems)
+    result.pixels[picture.path] = picture.pixels
+    if picture.original is None:
+        return
+    result.originals[picture.path] = picture.original
+    for spool, row in zip(result.images.values(), picture.image_rows, strict=True):
+        spool.append(picture.path, row)
+    for spool, mask_row in zip(result.masks.values(), picture.mask_rows, strict=False):
+        spool.append(picture.path, mask_row)
+
+
+# ------------------------------------------------------------------------------------------------------ what all tell
+
+
+def _tell_of_lookalikes(source: Path, listing: Listing, pictures: list[_Picture], findings: Findings) -> None:
+    """Masks among the pictures: any model finds them, and so figures go up."""
+    by_path = {picture.path: picture for picture in pictures}
+    if any(by_path[path].black_and_white for path in listing.training):
+        return  # here a good part may look like this: a silhouette
+    twins = same_stems(by_path)
+    told = masks_beside(by_path)
+    found = [
+        path
+        for path, picture in by_path.items()
+        if (picture.black_and_white or (picture.nearly_so and any(not by_path[twin].nearly_so for twin in twins[path])))
+        and path not in told
+    ]
+    if found:
+        findings.problem(
+            f"{source}: {counted(len(found), 'picture')} of black and white only, as masks are: {some(found)}; move "
+            f"masks into {listing.mask_folder} (<stem>_mask.png), or remove them"
+        )
+
+
+def _tell_of_masks(pictures: list[_Picture], findings: Findings) -> None:
+    altered: defaultdict[int, list[str]] = defaultdict(list)
+    for picture in pictures:
+        for size, what in picture.altered:
+            altered[size].append(f"{picture.mask} ({what})")
+    for size in sorted(altered):
+        masks = counted(len(altered[size]), "mask")
+        findings.warnings.append(f"{masks} with fewer regions at {size} pixels: {some(altered[size])}")
+    if wide := [picture for picture in pictures if picture.marked > _MOST_OF_A_PICTURE]:
+        findings.warnings.append(
+            f"{counted(len(wide), 'mask')} marking most of the picture: "
+            f"{some(f'{picture.mask} ({picture.marked:.0%})' for picture in wide)}; all that is not black counts as "
+            "defect: if it is the good part that they mark, invert them (black for good)"
+        )
+
+
+def _tell_of_range(pictures: list[_Picture], white_level: int, findings: Findings) -> None:
+    """12 bits in a file of 16 would leave 16 of 256 shades."""
+    values = [picture.highest for picture in pictures if picture.highest is not None]
+    if not values:
+        return
+    used = max(2 ** max(values).bit_length() - 1, 255)
+    if 2 * used < white_level:
+        findings.warnings.append(
+            f"the brightest value in {counted(len(values), 'picture')} of 16-bit grey is {max(values)} of white_level "
+            f"{white_level}, so that few shades are left: set prepare.white_level: {used}"
+        )

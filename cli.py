@@ -373,13 +373,15 @@ def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> N
 def main() -> None:
     """Run the command line; errors that are the user's to mend become one message on stderr and exit code 1."""
     from pipelines.errors import BlemishError
+    from pipelines.tracking.secrets import discreet_output, masked
 
     # DVC logs and CI want plain tracebacks for what is our bug.
     os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
     try:
-        app()
+        with discreet_output():
+            app()
     except BlemishError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(masked(f"error: {error}"))
 
 
 if __name__ == "__main__":

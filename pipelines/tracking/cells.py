@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from pipelines.errors import StageError
 from pipelines.tracking.records import CellRun
 from pipelines.tracking.secrets import shown
-from pipelines.tracking.store import RUNS_PER_CALL, local_uri, told_at_once, tracking_uri
+from pipelines.tracking.store import RUNS_PER_CALL, bring_along, local_uri, told_at_once, tracking_uri
 
 _DOWNLOADS_AT_ONCE = 8
 
@@ -28,6 +28,7 @@ def cell_runs(project: Path, experiment: str) -> list[CellRun]:
         raise StageError(
             f"{path}: no runs yet; run `dvc repro`, or set MLFLOW_TRACKING_URI to the server that has them"
         )
+    bring_along(project)
     with told_at_once(uri):
         client = mlflow.MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)

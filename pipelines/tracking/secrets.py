@@ -35,7 +35,7 @@ def shown(address: str) -> str:
     scheme, marks, rest = address.partition("//")
     if not marks:
         return _MASK if re.search("[@?#]", address) else address  # a path, or an address whose scheme was forgotten
-    if scheme in ("sqlite:", "file:"):
+    if scheme.startswith(("sqlite:", "sqlite+", "file:")):
         return address.partition("?")[0]  # a file has no user
     before, _, place = rest.rpartition("@")
     if re.search("[/?#]", before):

@@ -6,8 +6,11 @@ anew inside every temporary copy of the project) and created once under a lock (
 
 import contextlib
 import os
+import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 from filelock import FileLock
@@ -15,11 +18,12 @@ from google.protobuf.json_format import ParseError
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import StageError
+from pipelines.tracking import moved
 from pipelines.tracking.secrets import shown, without_secrets
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
 RUNS_PER_CALL = 1000  # MLflow's limit for one answer
-STORE_ERRORS = (MlflowException, ParseError)  # the second: JSON of another kind than MLflow's own
+STORE_ERRORS = (MlflowException, ParseError, sqlite3.Error)  # the second: JSON of another kind than MLflow's own
 
 
 def tracking_uri(project: Path) -> str:
@@ -27,7 +31,26 @@ def tracking_uri(project: Path) -> str:
 
 
 def local_uri(project: Path) -> str:
-    return f"sqlite:///{project.resolve() / 'mlflow.db'}"
+    path = str(database(project))
+    address = re.sub("[%?#]", lambda mark: quote(mark[0]), path)  # they mean something in an address
+    # MLflow makes a folder of the address as it is written, unless it names the driver.
+    return f"sqlite:///{path}" if address == path else f"sqlite+pysqlite:///{address}"
+
+
+def database(project: Path) -> Path:
+    return project.resolve() / "mlflow.db"
+
+
+def bring_along(project: Path) -> None:
+    """Before the project's own store is read: its artifacts lie in the folder that the project has now.
+
+    Raises:
+        StageError: the database cannot be used.
+    """
+    uri = tracking_uri(project)
+    if uri == local_uri(project) and database(project).exists():
+        with errors_told(uri):
+            moved.bring_along(project, database(project))
 
 
 @contextlib.contextmanager
@@ -68,12 +91,13 @@ def unusable(uri: str, error: Exception) -> StageError:
 def prepare_store(project: Path, experiment: str) -> tuple[str, str]:
     """Create the database and the experiment exactly once, however many processes ask; gives URI and experiment id."""
     uri = tracking_uri(project)
-    with errors_told(uri), FileLock(project / ".mlflow.lock"):
+    bring_along(project)
+    with errors_told(uri), FileLock(project / moved.LOCK):
         client = mlflow.MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             remote = uri.startswith("http")  # a server has a place of its own for artifacts
-            folder = None if remote else (project.resolve() / "mlartifacts").as_uri()
+            folder = None if remote else moved.artifact_root(project)
             return uri, client.create_experiment(experiment, folder, _EXPERIMENT_TAGS)
         if not found.experiment_id:
             raise MlflowException("it answers, but not as an MLflow server does")

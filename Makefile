@@ -33,6 +33,7 @@ demo: setup ## Train, evaluate and export on the embedded data; print the result
 # A core and a thread for each cell: a second thread gains little in networks this small. Latencies are measured alone,
 # by the `dvc repro` that follows.
 cells: setup
+	dvc repro check
 	for stages in download 'prepare|distill|penalty|textures' train evaluate export; do \
 	  dvc stage list --name-only | grep -E "^($$stages)@" | tr '\n' '\0' \
 	    | OMP_NUM_THREADS=1 xargs -0 -r -n 1 -P $(CORES) dvc --wait-for-lock repro --single-item || exit 1; \

@@ -3,14 +3,16 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from pipelines.paths import Project
+    from pipelines.settings.params import Params
 
 # Heavy modules are imported inside the commands, so that `--help` answers at once.
 app = typer.Typer(
@@ -31,6 +33,23 @@ Device = Annotated[
 ]
 
 
+class Stage(TyperCommand):
+    """A verb that takes its arguments by name too, as DVC writes them: `--model fapm --category 'a name'`.
+
+    Whatever stands behind a name is its value, also where it looks like an option.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        others, values = list(args), []
+        for name in [param.name for param in self.params if param.param_type_name == "argument"]:
+            if f"--{name}" not in others[:-1]:
+                return super().parse_args(ctx, args)
+            place = others.index(f"--{name}")
+            values.append(others[place + 1])
+            del others[place : place + 2]
+        return super().parse_args(ctx, [*others, "--", *values])
+
+
 def _project() -> "Project":
     from pipelines.paths import Project
 
@@ -43,7 +62,29 @@ def _console() -> "Console":
     return Console(stderr=True)
 
 
+def _is_not_needed(params: "Params", section: str, model: str, folder: Path) -> bool:
+    """Say so where `section` describes something for a model that is not in `models`; DVC expects the folder anyway."""
+    if model in params.models or model not in getattr(params, section):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    typer.echo(f"{section}.{model}: not needed, since {model} is not in models")
+    return True
+
+
 @app.command(rich_help_panel=PIPELINE)
+def check() -> None:
+    """Validate params.yaml as a whole, and list every problem."""
+    from pipelines.preview.check import load_checked, unused_sections, write_checked
+
+    project = _project()
+    params = load_checked(project.params)
+    for line in unused_sections(params):
+        typer.echo(line)
+    write_checked(params, project.checked)
+    typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
+
+
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def download(source: Annotated[str, typer.Argument(help="A data set of params.yaml's download section.")]) -> None:
     """Fetch, verify and extract a data set, or draw an embedded one."""
     from pipelines.preview.check import load_checked
@@ -56,7 +97,7 @@ def download(source: Annotated[str, typer.Argument(help="A data set of params.ya
     run(source, DownloadParams.model_validate(params.download), project.data, _console())
 
 
-@app.command(rich_help_panel=PIPELINE)
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def prepare(category: Category) -> None:
     """Decode and resize a category's images into arrays with masks and an index."""
     from pipelines.preparation.prepare import prepare as run
@@ -78,7 +119,7 @@ def prepare(category: Category) -> None:
     typer.echo(f"{category}: {counts}")
 
 
-@app.command(rich_help_panel=PIPELINE)
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def distill(model: Model, device: Device = "auto") -> None:
     """Make a model's teacher from a backbone and a folder of photos, or fetch the published one."""
     from pipelines.device import choose_device
@@ -88,6 +129,8 @@ def distill(model: Model, device: Device = "auto") -> None:
 
     project = _project()
     params = load_checked(project.params)
+    if _is_not_needed(params, "distill", model, project.teacher(model)):
+        return
     config = params.entry("distill", model, Teachers)
     if isinstance(config, DistillConfig):
         photos = project.root / params.photos
@@ -96,7 +139,7 @@ def distill(model: Model, device: Device = "auto") -> None:
         fetch_published(model, config, project, _console())
 
 
-@app.command(rich_help_panel=PIPELINE)
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def penalty(model: Model) -> None:
     """Decode the photos that a model must not take for the part."""
     from pipelines.preparation.penalty import Penalties, make_penalty
@@ -104,12 +147,14 @@ def penalty(model: Model) -> None:
 
     project = _project()
     params = load_params(project.params)
+    if _is_not_needed(params, "penalty", model, project.penalty(model)):
+        return
     config = params.entry("penalty", model, Penalties)
     number = make_penalty(config, project.root / params.photos, project.penalty(model), _console())
     typer.echo(f"{model}: {number} penalty images")
 
 
-@app.command(rich_help_panel=PIPELINE)
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def textures(model: Model) -> None:
     """Decode the pictures of surfaces that a model's synthetic defects are filled with."""
     from pipelines.preparation.textures import TextureSets, make_textures
@@ -117,12 +162,14 @@ def textures(model: Model) -> None:
 
     project = _project()
     params = load_params(project.params)
+    if _is_not_needed(params, "textures", model, project.textures(model)):
+        return
     config = params.entry("textures", model, TextureSets)
     number = make_textures(config, project.root / params.texture_photos, project.textures(model), _console())
     typer.echo(f"{model}: {number} textures")
 
 
-@app.command(rich_help_panel=PIPELINE)
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def train(
     model: Model,
     category: Category,
@@ -147,7 +194,7 @@ def train(
     run(model, category, params, project, choose_device(device), _console())
 
 
-@app.command(rich_help_panel=PIPELINE)
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
     """Measure a trained model on the test split: metrics, threshold, scores, figures."""
     from pipelines.device import choose_device
@@ -160,7 +207,7 @@ def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
     typer.echo(one_line(run(model, category, params, project, choose_device(device))))
 
 
-@app.command(rich_help_panel=PIPELINE)
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def export(model: Model, category: Category) -> None:
     """Write a trained model as one ONNX file, kept only if it reproduces the original."""
     from pipelines.deployment.export import export as run
@@ -174,7 +221,7 @@ def export(model: Model, category: Category) -> None:
     )
 
 
-@app.command(rich_help_panel=PIPELINE)
+@app.command(rich_help_panel=PIPELINE, cls=Stage)
 def latency(model: Model, category: Category) -> None:
     """Measure how fast an exported model answers on this machine, part by part."""
     from pipelines.deployment.latency import latency as run
@@ -334,15 +381,6 @@ def preset(
 
 
 @app.command(rich_help_panel=USE)
-def check() -> None:
-    """Validate params.yaml as a whole, and list every problem."""
-    from pipelines.preview.check import load_checked
-
-    params = load_checked(_project().params)
-    typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
-
-
-@app.command(rich_help_panel=USE)
 def publish(
     name: Annotated[str, typer.Argument(help="The table's name in README.md's markers.", show_default=False)],
     from_report: Annotated[
@@ -374,13 +412,15 @@ def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> N
 def main() -> None:
     """Run the command line; errors that are the user's to mend become one message on stderr and exit code 1."""
     from pipelines.errors import BlemishError
+    from pipelines.tracking.secrets import discreet_output, masked
 
     # DVC logs and CI want plain tracebacks for what is our bug.
     os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
     try:
-        app()
+        with discreet_output():
+            app()
     except BlemishError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(masked(f"error: {error}"))
 
 
 if __name__ == "__main__":

@@ -117,6 +117,11 @@ class Project:
         return self.root / "params.yaml"
 
     @property
+    def checked(self) -> Path:
+        """What `check` makes for DVC: other stages depend on it."""
+        return self.root / "checked"
+
+    @property
     def data(self) -> Path:
         return self.root / "data"
 

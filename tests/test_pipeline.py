@@ -56,7 +56,7 @@ def reproduced(root):
 def test_every_stage_runs_once(root, reproduced):
     cells = [f"fapm-{category}" for category in CATEGORIES]
     stages = {f"{verb}@{cell}" for verb in ("train", "evaluate", "export", "latency") for cell in cells}
-    stages |= {f"prepare@{category}" for category in CATEGORIES} | {"download@demo_textures", "report"}
+    stages |= {f"prepare@{category}" for category in CATEGORIES} | {"check", "download@demo_textures", "report"}
     assert set(reproduced) == stages
     summary = json.loads((root / "reports" / "summary.json").read_text(encoding="utf-8"))
     assert [cell["category"] for cell in summary["cells"]] == CATEGORIES
@@ -118,7 +118,7 @@ def test_a_changed_parameter_rebuilds_what_depends_on_it_even_when_killed(root, 
     assert "RUNNING" in {run.info.status for run in runs(root)}
     verbs = ("train", "evaluate", "export", "latency")
     rebuilt = {f"{verb}@fapm-{category}" for verb in verbs for category in CATEGORIES}
-    assert set(ran(dvc(root, "repro"))) == rebuilt | {"report"}
+    assert set(ran(dvc(root, "repro"))) == rebuilt | {"report"}  # `check` was through before the kill
     again = load_file(root / "models" / "fapm" / CATEGORY / "model.safetensors")
     assert all(again[name].equal(whole[name]) for name in whole)
     assert {run.info.status for run in runs(root)} == {"FINISHED"}

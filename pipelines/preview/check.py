@@ -1,17 +1,21 @@
 """The whole params.yaml, with the models' own settings and all that they read; needs torch's import."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import hint
+from pipelines.files import atomic_folder
 from pipelines.settings.params import Params, validated
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 
 if TYPE_CHECKING:
     from anomaly_models.base import Config
+
+# The sections that describe what is made for models, and the setting that must be the model's own.
+INPUTS = {"distill": "width", "penalty": "image_size", "textures": "image_size"}
 
 
 def load_checked(path: Path) -> Params:
@@ -29,6 +33,30 @@ def load_checked(path: Path) -> Params:
     return params.model_copy(update={"models": configs})
 
 
+def write_checked(params: Params, folder: Path) -> None:
+    """What DVC's other stages depend on: that the file is in order, and whether a model is there to make inputs for.
+
+    The first never changes. The second do when a model leaves `models` or comes back, and for no other reason.
+    """
+    from anomaly_models import MODELS
+
+    with atomic_folder(folder) as temporary:
+        (temporary / "params.txt").write_text("params.yaml is in order\n", encoding="utf-8")
+        for name in MODELS:
+            found = "in models" if name in params.models else "not in models"
+            (temporary / f"{name}.txt").write_text(f"{found}\n", encoding="utf-8")
+
+
+def unused_sections(params: Params) -> list[str]:
+    """A line for each input that is described for a model which is not in `models`: nothing is made for it."""
+    return [
+        f"{section}.{name}: not used, since {name} is not in models"
+        for section in INPUTS
+        for name in getattr(params, section)
+        if name not in params.models
+    ]
+
+
 def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> list[str]:
     """What the models read must be made, and at their size."""
     from pipelines.preparation.penalty import Penalties
@@ -36,21 +64,39 @@ def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> lis
     from pipelines.teachers.distill import Teachers
 
     schemas: dict[str, type[BaseModel]] = {"distill": Teachers, "penalty": Penalties, "textures": TextureSets}
-    problems = [problem for name, schema in schemas.items() for problem in section_problems(raw, name, schema)]
+    problems = [problem for name, schema in schemas.items() for problem in section_problems(_used(raw), name, schema)]
     sizes = _at(raw, "prepare", "image_sizes")
     problems += [
         f"models.{name}.image_size = {config.image_size}: not one of prepare.image_sizes {sizes}"
         for name, config in configs.items()
         if isinstance(sizes, list) and config.image_size not in sizes
     ]
-    for section, key in (("distill", "width"), ("penalty", "image_size"), ("textures", "image_size")):
-        for name in raw.get(section) or {}:
-            if name not in (raw.get("models") or {}):
-                problems.append(f"{section}.{name}: for a model that is not in models")
-            elif name in configs and (found := _at(raw, section, name, key)) != getattr(configs[name], key, found):
-                wanted = getattr(configs[name], key)
-                problems.append(f"{section}.{name}.{key} = {found!r}: models.{name}.{key} is {wanted!r}")
+    for section, key in INPUTS.items():
+        for name in raw[section] if isinstance(raw.get(section), dict) else ():
+            problems += _input_problem(raw, section, name, key, configs)
     return problems
+
+
+def _used(raw: dict[str, Any]) -> dict[str, Any]:
+    """`distill`, `penalty` and `textures` without what is described for other models than those of `models`."""
+    models = raw.get("models")
+    return {
+        section: {name: value for name, value in raw[section].items() if isinstance(models, dict) and name in models}
+        for section in INPUTS
+        if isinstance(raw.get(section), dict)
+    }
+
+
+def _input_problem(
+    raw: dict[str, Any], section: str, name: Any, key: str, configs: Mapping[str, "Config"]
+) -> Iterator[str]:
+    """What is wrong with one entry of `distill`, `penalty` or `textures`, but for what its own schema says."""
+    from anomaly_models import MODELS
+
+    if name not in MODELS:
+        yield f"{section}.{name}: unknown model{hint(str(name), MODELS)}; known: {', '.join(MODELS)}"
+    elif name in configs and (found := _at(raw, section, name, key)) != getattr(configs[name], key, found):
+        yield f"{section}.{name}.{key} = {found!r}: models.{name}.{key} is {getattr(configs[name], key)!r}"
 
 
 def _at(raw: Any, *keys: str) -> Any:

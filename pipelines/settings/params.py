@@ -1,5 +1,7 @@
 """params.yaml -> Params: every number that changes a result, validated once, with every problem listed at once."""
 
+import os
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -22,24 +24,49 @@ if TYPE_CHECKING:
     from anomaly_models.base import Config
 
 T = TypeVar("T")
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_. ]*$"  # '-' and '/' would be ambiguous in DVC's cell names
+_LONGEST_NAME = 200  # bytes; a file system takes 255, of which some are for endings and temporary names
+
+
+def _folder_name(name: str) -> str:
+    """What can be a folder, and a part of a DVC stage's name: `train@MODEL-CATEGORY`, where no model has a hyphen."""
+    kinds = [unicodedata.category(character)[0] for character in name]  # Letters, Numbers, Marks that belong to letters
+    allowed = all(kind in "LNM" or character in " ._-" for kind, character in zip(kinds, name, strict=True))
+    if not kinds or kinds[0] not in "LN" or not allowed:
+        raise ValueError(
+            "a name begins with a letter or a digit of any language, and may go on with these, spaces, hyphens, "
+            "underscores and dots: rename the folder"
+        )
+    if len(name.encode()) > _LONGEST_NAME:
+        raise ValueError(f"a name may have {_LONGEST_NAME} bytes, this has {len(name.encode())}: rename the folder")
+    return name
+
+
+def _without_home(path: str) -> str:
+    if path.startswith("~"):
+        raise ValueError(f"DVC does not know what ~ stands for: write {os.path.expanduser(path)}")  # noqa: PTH111
+    return path
+
+
+FolderPath = Annotated[str, Field(min_length=1), AfterValidator(_without_home)]
 
 
 def _distinct_names(categories: list[str]) -> list[str]:
-    """Two names that differ in case only are one folder on many file systems."""
+    """Two names that differ in case only, or in how an accent is put together, are one folder on many file systems."""
     seen: dict[str, str] = {}
     for name in categories:
-        key = name.casefold()
+        key = unicodedata.normalize("NFC", name).casefold()
         if key in seen:
-            raise ValueError(f"'{seen[key]}' and '{name}' are the same folder where case is ignored: rename one")
+            same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", seen[key])
+            what = "the way of writing accents" if same and name != seen[key] else "case"
+            raise ValueError(f"'{seen[key]}' and '{name}' are the same folder where {what} is ignored: rename one")
         seen[key] = name
     return categories
 
 
 class DataConfig(Settings):
-    root: Annotated[str, Field(min_length=1)]  # the folder that holds a folder per category
+    root: FolderPath  # the folder that holds a folder per category
     categories: Annotated[
-        list[Annotated[str, Field(pattern=_NAME)]], Field(min_length=1), AfterValidator(_distinct_names)
+        list[Annotated[str, AfterValidator(_folder_name)]], Field(min_length=1), AfterValidator(_distinct_names)
     ]
 
     @property
@@ -83,8 +110,8 @@ class Params(Settings):
     download: dict[str, Any]  # checked as pipelines.sources.download.DownloadParams
     data: DataConfig
     prepare: PrepareConfig
-    photos: Annotated[str, Field(min_length=1)]  # folder of everyday pictures, for teachers and penalty images
-    texture_photos: Annotated[str, Field(min_length=1)]  # folder of pictures of surfaces, for synthetic defects
+    photos: FolderPath  # folder of everyday pictures, for teachers and penalty images
+    texture_photos: FolderPath  # folder of pictures of surfaces, for synthetic defects
     distill: dict[str, Any]  # by the model that the teacher is for; checked as pipelines.teachers.distill.TeacherConfig
     penalty: dict[str, Any]  # by the model that the images are for; checked as pipelines.preparation.penalty.Penalties
     textures: dict[str, Any]  # by the model that they are for; checked as pipelines.preparation.textures.TextureSets
@@ -128,10 +155,11 @@ class Params(Settings):
             raise ParamsError(
                 f"{section}.{model}: not in params.yaml; its {section} section serves: {', '.join(found)}"
             )
-        problems = section_problems({section: found}, section, schema)
+        one = {model: found[model]}
+        problems = section_problems({section: one}, section, schema)
         if problems:
             raise ParamsError("\n  ".join(["params.yaml:", *problems]))
-        return schema.model_validate(found).root[model]
+        return schema.model_validate(one).root[model]
 
     def cells(self) -> list[tuple[str, str]]:
         """Every (model, category), in the file's order."""

@@ -1,28 +1,15 @@
 """YAML read strictly, and pydantic's errors in the user's words."""
 
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
 
 from pipelines.errors import ParamsError, hint
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys and says nothing; a second `fapm:` would silently win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # a key that cannot be one is the parent's to refuse, and `<<` may stand beside what it merges
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' appears twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -40,16 +27,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
-        # a subclass of SafeLoader: nothing but plain YAML types is constructed
-        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
-    except yaml.MarkedYAMLError as error:
+        # DVC's own reader: PyYAML reads YAML 1.1, where `08`, `12e4`, `0o7` and `yes` are something else than for DVC.
+        value = YAML(typ="safe").load(text)
+    except MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        raise ParamsError(f"{path}: not valid YAML{line}: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ParamsError(f"{path}: not valid YAML{line}: {_said(error)}") from None
+    except Exception as error:  # from whatever a value that is none, such as `0x_` or `2001-99-99`, makes fail
+        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
     if not isinstance(value, dict):
         raise ParamsError(f"{path}: holds {type(value).__name__}, not a mapping of sections")
     return value
+
+
+def _said(error: MarkedYAMLError) -> str:
+    twice = re.match('found duplicate key "(.*?)" with value', str(error.problem))
+    return f"key '{twice[1]}' appears twice" if twice else str(error.problem)
 
 
 def section_problems(raw: dict[str, Any], name: str, schema: type[BaseModel]) -> list[str]:
@@ -101,8 +93,8 @@ def _message(detail: dict[str, Any], found: object) -> str:
             return "Input should be a list"
         case "union_tag_invalid":
             return f"Input should be one of {detail['ctx']['expected_tags']}"
-        case "float_type" | "int_type" if isinstance(found, str) and re.fullmatch(r"[-+]?[\d.]+[eE][-+]?\d+", found):
-            return f"{detail['msg']}; YAML takes it for text: write 1.0e-4, not 1e-4"
+        case "string_type" if isinstance(found, int | float | date):
+            return f"{detail['msg']}: put it in quotes as you wrote it, such as '08'"
         case _:
             return str(detail["msg"]).removeprefix("Value error, ")
 

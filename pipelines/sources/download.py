@@ -11,10 +11,10 @@ import zlib
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, Self
+from typing import IO, Annotated, Any, Literal
 
 import requests
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from rich.console import Console
 from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TaskID, TransferSpeedColumn
 from urllib3.exceptions import HTTPError, MaxRetryError
@@ -60,12 +60,6 @@ class DownloadParams(Settings):
     mvtec_ad: ArchiveConfig | None = None
     dtd: ArchiveConfig | None = None
     imagenette: ArchiveConfig | None = None
-
-    @model_validator(mode="after")
-    def _wants_something(self) -> Self:
-        if not self.wanted():
-            raise ValueError(f"names no data set; known: {', '.join(DownloadParams.model_fields)}")
-        return self
 
     def wanted(self) -> dict[str, BaseModel]:
         """Each data set that the section names, in the order of the fields above."""

@@ -7,5 +7,7 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# Never, whatever was set before: the addresses that it prints carry the user and the password of the store's.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 for _chatty in ("alembic", "mlflow.store.db.utils"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)

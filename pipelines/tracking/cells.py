@@ -11,7 +11,8 @@ from mlflow.entities import Run
 
 from pipelines.errors import StageError
 from pipelines.tracking.records import CellRun
-from pipelines.tracking.store import RUNS_PER_CALL, local_uri, told_at_once, tracking_uri, without_secrets
+from pipelines.tracking.secrets import shown
+from pipelines.tracking.store import RUNS_PER_CALL, bring_along, local_uri, told_at_once, tracking_uri
 
 _DOWNLOADS_AT_ONCE = 8
 
@@ -27,12 +28,13 @@ def cell_runs(project: Path, experiment: str) -> list[CellRun]:
         raise StageError(
             f"{path}: no runs yet; run `dvc repro`, or set MLFLOW_TRACKING_URI to the server that has them"
         )
+    bring_along(project)
     with told_at_once(uri):
         client = mlflow.MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
-        if found is None:
+        if found is None or not found.experiment_id:
             known = ", ".join(f"'{other.name}'" for other in client.search_experiments())
-            raise StageError(f"experiment '{experiment}' is not in {without_secrets(uri)}, which has: {known}")
+            raise StageError(f"experiment '{experiment}' is not in {shown(uri)}, which has: {known}")
         return [_cell_run(run) for run in _finished(client, found.experiment_id) if _is_evaluated(run)]
 
 

@@ -9,7 +9,8 @@ import mlflow
 
 from pipelines.errors import StageError
 from pipelines.tracking.runs import reap
-from pipelines.tracking.store import prepare_store, tracking_uri, without_secrets
+from pipelines.tracking.secrets import shown
+from pipelines.tracking.store import errors_told, prepare_store, tracking_uri
 
 _MODELS_MODE = "workflowType=machine_learning"  # of MLflow's page, which would open in its mode for chats
 DEFAULT_PORT = 5000  # of `blemish ui`
@@ -33,7 +34,7 @@ def pages(project: Path, experiment: str) -> Pages:
         StageError: the store cannot be used.
     """
     uri, experiment_id = prepare_store(project, experiment)
-    base = without_secrets(uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{DEFAULT_PORT}"
+    base = shown(uri).rstrip("/") if uri.startswith("http") else f"http://127.0.0.1:{DEFAULT_PORT}"
     return Pages(base, experiment_id)
 
 
@@ -43,10 +44,12 @@ def page_of(project: Path, experiment: str, port: int) -> str:
     The experiment is made if it is not there yet, and runs of dead processes are marked.
 
     Raises:
-        StageError: the store cannot be used.
+        StageError: the runs are on a server, which has its own page, or the store cannot be used.
     """
+    _refuse_server(tracking_uri(project))
     uri, experiment_id = prepare_store(project, experiment)
-    reap(mlflow.MlflowClient(uri), experiment_id)
+    with errors_told(uri):
+        reap(mlflow.MlflowClient(uri), experiment_id)
     return f"http://127.0.0.1:{port}/#/experiments/{experiment_id}/runs?{_MODELS_MODE}"
 
 
@@ -57,8 +60,13 @@ def serve(project: Path, port: int) -> None:
         StageError: the runs are on a server, which has its own page.
     """
     uri = tracking_uri(project)
-    if uri.startswith("http"):
-        raise StageError(f"MLFLOW_TRACKING_URI is {uri}, a server with its own page: open it in a browser")
+    _refuse_server(uri)
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes that nothing here uses
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # as an argument, every user of this machine could read its password
     arguments = ["-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [sys.executable, *arguments, "--backend-store-uri", uri])
+    os.execv(sys.executable, [sys.executable, *arguments])
+
+
+def _refuse_server(uri: str) -> None:
+    if uri.startswith("http"):
+        raise StageError(f"MLFLOW_TRACKING_URI is {shown(uri)}, a server with its own page: open it in a browser")

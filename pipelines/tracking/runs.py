@@ -31,8 +31,9 @@ from mlflow.entities import (
 )
 
 from pipelines.environment import environment, packages
+from pipelines.errors import StageError
 from pipelines.paths import Cell
-from pipelines.tracking.store import is_known, prepare_store, used_by_mlflow
+from pipelines.tracking.store import STORE_ERRORS, errors_told, is_known, prepare_store, told_at_once, used_by_mlflow
 
 _DIGEST_LENGTH = 32  # characters; the store takes 36
 # MLflow's limits for one batch
@@ -152,7 +153,8 @@ def cell_run(cell: Cell, experiment: str, run_id: str | None) -> Iterator[OpenRu
 def summary_run(project: Path, experiment: str, key: str) -> Iterator[OpenRun]:
     """Open the run that sums up a set of cells; the same set (by `key`) gets the same run again."""
     uri, experiment_id = prepare_store(project, experiment)
-    found = mlflow.MlflowClient(uri).search_runs([experiment_id], f"tags.summary_key = '{key}'", max_results=1)
+    with errors_told(uri):
+        found = mlflow.MlflowClient(uri).search_runs([experiment_id], f"tags.summary_key = '{key}'", max_results=1)
     run_id = found[0].info.run_id if found else None
     with open_run(project, experiment, "summary", {"summary_key": key}, run_id) as run:
         yield run
@@ -167,13 +169,13 @@ def open_run(
     `sampled` draws the process's use of CPU and memory as long as the run is open.
     """
     uri, experiment_id = prepare_store(project, experiment)
-    client = mlflow.MlflowClient(uri)
-    reap(client, experiment_id)
-    run_id = run_id if run_id and is_known(client, run_id) else None
-    # The commit that a cell was trained with stays; what a later stage ran with stands beside it.
-    code = {f"latest.{name}" if run_id else name: value for name, value in git_tags(project).items()}
-    tags = {**tags, **_process_tags(), **code}
-    with _sigterm_exits(), used_by_mlflow(uri):
+    with _sigterm_exits(), used_by_mlflow(uri), errors_told(uri):
+        client = mlflow.MlflowClient(uri)
+        reap(client, experiment_id)
+        run_id = run_id if run_id and is_known(client, run_id) else None
+        # The commit that a cell was trained with stays; what a later stage ran with stands beside it.
+        code = {f"latest.{name}" if run_id else name: value for name, value in git_tags(project).items()}
+        tags = {**tags, **_process_tags(), **code}
         # A known run is opened where it is, even if the experiment has another name by now.
         run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)
         opened = OpenRun(run.info.run_id, client)
@@ -182,11 +184,11 @@ def open_run(
                 _log_environment(opened)
             with _sampled(opened) if sampled else contextlib.nullcontext():
                 yield opened
-        except (KeyboardInterrupt, SystemExit):
-            mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
-            raise
-        except BaseException:
-            mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+        except BaseException as error:
+            killed = isinstance(error, KeyboardInterrupt | SystemExit)
+            # What went wrong is what the user is told, not that the store does not answer either.
+            with contextlib.suppress(StageError), told_at_once(uri):
+                mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
             raise
         mlflow.end_run()
 
@@ -240,7 +242,8 @@ def _sample(run: OpenRun, stop: threading.Event, seconds_before: int) -> None:
             used[_GPU_MEMORY] = torch.cuda.memory_allocated() / 1e6
         points += [(name, value, step, time.time()) for name, value in used.items()]
         if ended or len(points) >= _POINTS_PER_CALL:
-            run.timed_points(points)
+            with contextlib.suppress(*STORE_ERRORS):  # a gap in a chart is no reason to lose the training
+                run.timed_points(points)
             points = []
 
 

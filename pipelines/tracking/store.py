@@ -7,17 +7,23 @@ anew inside every temporary copy of the project) and created once under a lock (
 import contextlib
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 from filelock import FileLock
+from google.protobuf.json_format import ParseError
 from mlflow.exceptions import MlflowException
 
 from pipelines.errors import StageError
+from pipelines.tracking import moved
+from pipelines.tracking.secrets import shown, without_secrets
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
 RUNS_PER_CALL = 1000  # MLflow's limit for one answer
+STORE_ERRORS = (MlflowException, ParseError, sqlite3.Error)  # the second: JSON of another kind than MLflow's own
 
 
 def tracking_uri(project: Path) -> str:
@@ -25,7 +31,39 @@ def tracking_uri(project: Path) -> str:
 
 
 def local_uri(project: Path) -> str:
-    return f"sqlite:///{project.resolve() / 'mlflow.db'}"
+    path = str(database(project))
+    address = re.sub("[%?#]", lambda mark: quote(mark[0]), path)  # they mean something in an address
+    # MLflow makes a folder of the address as it is written, unless it names the driver.
+    return f"sqlite:///{path}" if address == path else f"sqlite+pysqlite:///{address}"
+
+
+def database(project: Path) -> Path:
+    return project.resolve() / "mlflow.db"
+
+
+def bring_along(project: Path) -> None:
+    """Before the project's own store is read: its artifacts lie in the folder that the project has now.
+
+    Raises:
+        StageError: the database cannot be used.
+    """
+    uri = tracking_uri(project)
+    if uri == local_uri(project) and database(project).exists():
+        with errors_told(uri):
+            moved.bring_along(project, database(project))
+
+
+@contextlib.contextmanager
+def errors_told(uri: str) -> Iterator[None]:
+    """Whatever the store refuses becomes one line, without the password that may stand in its address.
+
+    Raises:
+        StageError: the store cannot be used.
+    """
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise unusable(uri, error) from None  # whose own text has the address as it is
 
 
 @contextlib.contextmanager
@@ -34,9 +72,8 @@ def told_at_once(uri: str) -> Iterator[None]:
     before = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
     try:
-        yield
-    except MlflowException as error:
-        raise unusable(uri, error) from error
+        with errors_told(uri):
+            yield
     finally:
         if before is None:
             del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
@@ -44,34 +81,29 @@ def told_at_once(uri: str) -> Iterator[None]:
             os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = before
 
 
-def unusable(uri: str, error: MlflowException) -> StageError:
+def unusable(uri: str, error: Exception) -> StageError:
     reason = (
         "does not answer" if "Max retries exceeded" in str(error) else " ".join(without_secrets(str(error)).split())
     )
-    return StageError(f"tracking store {without_secrets(uri)}: {reason}; mend it, or check MLFLOW_TRACKING_URI")
-
-
-def without_secrets(text: str) -> str:
-    """A server's address may hold a name and a password, which no report and no log should show."""
-    return re.sub(r"(\w://)[^/@\s]+@", r"\1", text)
+    return StageError(f"tracking store {shown(uri)}: {reason}; mend it, or check MLFLOW_TRACKING_URI")
 
 
 def prepare_store(project: Path, experiment: str) -> tuple[str, str]:
     """Create the database and the experiment exactly once, however many processes ask; gives URI and experiment id."""
     uri = tracking_uri(project)
-    try:
-        with FileLock(project / ".mlflow.lock"):
-            client = mlflow.MlflowClient(uri)
-            found = client.get_experiment_by_name(experiment)
-            if found is None:
-                remote = uri.startswith("http")  # a server has a place of its own for artifacts
-                folder = None if remote else (project.resolve() / "mlartifacts").as_uri()
-                return uri, client.create_experiment(experiment, folder, _EXPERIMENT_TAGS)
-    except MlflowException as error:
-        raise unusable(uri, error) from error
+    bring_along(project)
+    with errors_told(uri), FileLock(project / moved.LOCK):
+        client = mlflow.MlflowClient(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            remote = uri.startswith("http")  # a server has a place of its own for artifacts
+            folder = None if remote else moved.artifact_root(project)
+            return uri, client.create_experiment(experiment, folder, _EXPERIMENT_TAGS)
+        if not found.experiment_id:
+            raise MlflowException("it answers, but not as an MLflow server does")
     if found.lifecycle_stage == "deleted":
         raise StageError(
-            f"experiment '{experiment}' is deleted in {uri}; restore it there (`mlflow experiments restore "
+            f"experiment '{experiment}' is deleted in {shown(uri)}; restore it there (`mlflow experiments restore "
             f"--experiment-id {found.experiment_id}`), or change tracking.experiment in params.yaml"
         )
     return uri, str(found.experiment_id)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import yaml
-from changed_params import changed, demo_with_one_model, problems_of
+from changed_params import DEMO, changed, demo_with_one_model, problems_of
 
 from pipelines.errors import ParamsError
-from pipelines.preview.check import load_checked
+from pipelines.preview.check import load_checked, unused_sections, write_checked
 from pipelines.settings.params import load_params
 
 
@@ -37,7 +37,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("train:\n  seed: 0", "train:\n  seed: -1"),
         ("prepared # or", "prepard # or"),
         ("opset: 18", "opset: 9"),
-        ("tolerance: 1.0e-4", "tolerance: 1e-4"),
+        ("tolerance: 1.0e-4", "tolerance: 1,e-4"),
         ("tracking:\n  experiment: demo\n", ""),
         ("  demo_textures:", "  demo_texture:"),
         ("    grid: 8", "    gird: 8"),
@@ -60,7 +60,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   train.seed = -1: Input should be greater than or equal to 0
   evaluate.resolution = 'prepard': Input should be 'prepared' or 'native'
   export.opset = 9: Input should be greater than or equal to 18
-  export.tolerance = '1e-4': Input should be a valid number; YAML takes it for text: write 1.0e-4, not 1e-4
+  export.tolerance = '1,e-4': Input should be a valid number
   tracking: missing
   download.demo.categories.1 = 'gaer': unknown category (did you mean 'gear'?); known: blister, fabric, gear, wood
   download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette
@@ -101,3 +101,46 @@ def test_what_is_said_of_models(tmp_path: Path, changes: dict[str, Any], expecte
     found = problems_of(load_checked, tmp_path, changes)
     assert len(found) == len(expected)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True)), found
+
+
+@pytest.mark.parametrize("preset", ["demo", "folder", "mvtec_ad"])
+@pytest.mark.parametrize("kept", ["fapm", "bgad"])
+def test_a_model_can_leave_models_alone(tmp_path: Path, preset: str, kept: str) -> None:
+    """As the README says; what was made for the others is not used, whatever is written there."""
+    values = yaml.safe_load(DEMO.with_name(f"{preset}.yaml").read_text(encoding="utf-8"))
+    values["models"] = {kept: values["models"][kept]}
+    values["distill"] = {"efficient_ad": {"width": "huge"}}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    lines = unused_sections(load_checked(path))
+    assert lines[0] == "distill.efficient_ad: not used, since efficient_ad is not in models"
+    others = [(section, name) for section in ("penalty", "textures") for name in values[section]]
+    assert lines[1:] == [f"{section}.{name}: not used, since {name} is not in models" for section, name in others]
+
+
+def test_an_input_of_no_model_at_all_is_a_typing_error(tmp_path: Path) -> None:
+    (found,) = problems_of(load_checked, tmp_path, {"distill": {"efficient": {}}})
+    assert found.startswith("distill.efficient: unknown model (did you mean 'efficient_ad'?); known: adfa, ")
+
+
+@pytest.mark.parametrize("section", ["distill", "penalty", "textures"])
+def test_a_section_that_is_none_is_said_once(tmp_path: Path, section: str) -> None:
+    assert problems_of(load_checked, tmp_path, {section: 5}) == [f"{section} = 5: Input should be a mapping"]
+
+
+def test_nothing_to_download_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed({"download": {}})))
+    assert load_checked(path).download == {}
+
+
+def test_what_dvc_is_told(tmp_path: Path) -> None:
+    """The order of the file never changes; a model's line does when it leaves `models`."""
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed({})))
+    write_checked(load_checked(path), tmp_path / "checked")
+    told = {file.name: file.read_text() for file in (tmp_path / "checked").iterdir()}
+    assert told.pop("params.txt") == "params.yaml is in order\n"
+    assert told.pop("fapm.txt") == "in models\n"
+    assert set(told.values()) == {"not in models\n"}
+    assert set(told) == {"adfa.txt", "bgad.txt", "diffusion_ad.txt", "efficient_ad.txt"}

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import yaml
-from changed_params import DEMO, load_text, problems_of
+from changed_params import DEMO, changed, load_text, problems_of
 
+from anomaly_models import MODELS
 from anomaly_models.fapm import FAPMConfig
 from pipelines.errors import ParamsError
 from pipelines.preview.check import load_checked
@@ -34,6 +35,46 @@ def test_unknown_names_are_refused_later_too() -> None:
     assert str(caught.value) == "category 'Gear' is not in params.yaml, whose data.categories lists: fabric, gear"
 
 
+ALLOWED = ("pcb-1", "a--b-", "Zahnrad_grün", "0 1.2", "齿轮", "шестерня", "गियर", "gru\u0308n", "a" * 200)
+REFUSED = (
+    "",
+    "..",
+    ".a",
+    "-a",
+    " a",
+    "a/b",
+    "../b/part",
+    "a\\b",
+    "a\n",
+    "a;b",
+    "$(a)",
+    "a'b",
+    "a@b",
+    "a:b",
+    "a\u202eb",
+)
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_names_of_categories_in_any_language(tmp_path: Path, name: str) -> None:
+    values = changed({"data.categories": [name], "prepare.surfaces": []})
+    assert load_text(load_params, tmp_path, yaml.safe_dump(values)).data.categories == [name]
+
+
+def test_no_two_cells_share_a_name() -> None:
+    """A stage is `train@MODEL-CATEGORY`: no model has a hyphen, so that the first one ends the model's name."""
+    assert not [name for name in MODELS if "-" in name]
+
+
+@pytest.mark.parametrize("section", ["data.root", "photos", "texture_photos"])
+def test_a_home_is_written_out(tmp_path: Path, section: str) -> None:
+    """DVC takes the path as it is."""
+    home = Path.home()
+    assert problems_of(load_params, tmp_path, {section: "~/parts"}) == [
+        f"{section} = '~/parts': DVC does not know what ~ stands for: write {home}/parts"
+    ]
+
+
 @pytest.mark.parametrize(
     ("categories", "expected"),
     [
@@ -42,7 +83,13 @@ def test_unknown_names_are_refused_later_too() -> None:
         ([], "data.categories = []: List should have at least 1 item"),
         (["a", 7], "data.categories.1 = 7: Input should be a valid string"),
         ([False], "data.categories.0 = False: Input should be a valid string"),
-        *(([name], f"data.categories.0 = {name!r}: String should match pattern") for name in ("", "..", "a/b", "a-b")),
+        (
+            ["grün", "gru\u0308n"],
+            "data.categories = ['grün', 'gru\u0308n']: 'grün' and 'gru\u0308n' are the same",
+        ),
+        (["a" * 201], f"data.categories.0 = '{'a' * 201}': a name may have 200 bytes, this has 201: rename the folder"),
+        (["ü" * 101], f"data.categories.0 = '{'ü' * 101}': a name may have 200 bytes, this has 202: rename the folder"),
+        *(([name], f"data.categories.0 = {name!r}: a name begins with a letter or a digit") for name in REFUSED),
     ],
 )
 def test_categories_are_names_of_folders_and_cells(tmp_path: Path, categories: list[Any], expected: str) -> None:

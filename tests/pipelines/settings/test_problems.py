@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from changed_params import DEMO, MISSING, load_text, problems_of
+from dvc.utils.serialize import parse_yaml
 
 from pipelines.errors import ParamsError
 from pipelines.settings.params import load_params
@@ -49,8 +51,8 @@ SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette"
         ({"download": 5}, ["download = 5: Input should be a mapping"]),
         ({"download.demo": 5}, ["download.demo = 5: Input should be a mapping"]),
         (
-            {"download": {}},
-            [f"download: names no data set; known: {SOURCES}"],
+            {"download": {"demos": {}}},
+            [f"download.demos: unknown data set; known: {SOURCES}"],
         ),
         ({"models": {}}, ["models: Dictionary should have at least 1 item"]),
     ],
@@ -102,6 +104,40 @@ def test_what_is_no_mapping_is_refused_in_one_line(tmp_path: Path, text: str | b
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'params.yaml'}: {expected}")
     assert len(message.splitlines()) == 1
+
+
+NUMBERS = ["01", "08", "12e4", "1_000", "0o7", "0x1f", "012", "1.5", "2001-01-01", ".inf"]
+TEXTS = ["yes", "on", "NO", "1:30", "0b2"]
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_a_name_that_dvc_takes_for_a_number_is_refused(tmp_path: Path, text: str) -> None:
+    demo = DEMO.read_text(encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"categories\.1 = .*: Input should be a valid string: put it in quotes"):
+        load_text(load_params, tmp_path, demo.replace("\n    - gear\n", f"\n    - {text}\n", 1))
+    quoted = load_text(read_yaml, tmp_path, demo.replace("\n    - gear\n", f'\n    - "{text}"\n'))
+    assert quoted["data"]["categories"][1] == text
+
+
+@pytest.mark.parametrize("text", [*NUMBERS, *TEXTS, "true", "null"])
+def test_keys_and_values_are_what_dvc_reads(tmp_path: Path, text: str) -> None:
+    document = f"{text}: {{a: {text}, b: [{text}]}}\n"
+    found = load_text(read_yaml, tmp_path, document)
+    assert repr(found) == repr(parse_yaml(document, ""))
+    assert text not in TEXTS or found == {text: {"a": text, "b": [text]}}
+
+
+@pytest.mark.parametrize("text", ["0x_", "2001-99-99", '"\\U00110000"', "!!bool x", "!!float x", "[" * 3000])
+def test_a_value_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ParamsError, match="not valid YAML") as caught:
+        load_text(read_yaml, tmp_path, f"a: {text}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["demo", "folder", "mvtec_ad"])
+def test_the_presets_say_the_same_in_both_versions_of_yaml(name: str) -> None:
+    path = DEMO.with_name(f"{name}.yaml")
+    assert read_yaml(path) == yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def test_keys_that_are_no_text_are_refused(tmp_path: Path) -> None:

@@ -647,12 +647,12 @@ def test_the_address_leads_to_the_runs(project: Path) -> None:
 def test_the_page_is_served_to_this_machine_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[list[str]] = []
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "true")
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "another")
     monkeypatch.setattr(os, "execv", lambda _program, arguments: called.append(arguments))
     serve(project, 5123)
     assert called[0][0] == sys.executable
-    assert " ".join(called[0][1:]) == (
-        f"-m mlflow ui --host 127.0.0.1 --port 5123 --workers 1 --backend-store-uri sqlite:///{project / 'mlflow.db'}"
-    )
+    assert " ".join(called[0][1:]) == "-m mlflow ui --host 127.0.0.1 --port 5123 --workers 1"
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{project / 'mlflow.db'}"
 
 
 # Which code it was

@@ -151,4 +151,21 @@ def test_inputs_that_do_not_suit_their_model(root, blemish, efficient_ad):
     problems = blemish("check").err
     assert "distill.efficient_ad.width = 'small': models.efficient_ad.width is 'tiny'" in problems
     assert "penalty.efficient_ad.image_size = 256: models.efficient_ad.image_size is 128" in problems
-    assert "penalty.fapm: for a model that is not in models" in problems
+    assert "penalty.fapm" not in problems
+
+
+@pytest.mark.parametrize("verb", ["distill", "penalty"])
+def test_nothing_is_made_for_a_model_that_is_not_there(root, blemish, efficient_ad, verb):
+    """DVC's stage has its empty folder, and a teacher of earlier stays."""
+    efficient_ad["penalty"] = {"efficient_ad": {"image_size": 128, "limit": 5}}
+    efficient_ad["models"] = tiny_params()["models"]
+    efficient_ad["prepare"]["image_sizes"] = [64]
+    write_params(root, efficient_ad)
+    for _ in range(2):
+        outcome = blemish(verb, "efficient_ad")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.out == f"{verb}.efficient_ad: not needed, since efficient_ad is not in models\n"
+    folder = root / "pretrained" / "efficient_ad" / {"distill": "teacher"}.get(verb, verb)
+    assert list(folder.iterdir()) == []
+    checked = blemish("check").out.splitlines()
+    assert f"{verb}.efficient_ad: not used, since efficient_ad is not in models" in checked

@@ -163,6 +163,16 @@ def test_no_name_reaches_a_shell(place: Place) -> None:
     assert before.items() <= place.not_its_own().items()
 
 
+def test_what_categories_may_be_called_dvc_finds(place: Place) -> None:
+    names = ["pcb-1", "pcb-1-1", "Zahnrad_grün", "gru\u0308n", "齿轮 1.2"]
+    for name in names:
+        (place.root / "images" / name).mkdir()
+    place.params(download={}, data={"root": "images", "categories": names})
+    done = place.run("dvc", "repro", *(f"train@fapm-{name}" for name in names))
+    assert done.returncode == 0, done.stderr
+    assert sorted(call[4] for call in place.called() if call[0] == "train") == sorted(names)
+
+
 OUTSIDE = ["..", "../images", "../docs", "../../victim", "../../../victim", "x/../../../../victim"]
 REPLACED = ("download", "prepare", "penalty", "textures", "latency")  # verbs that replace their output by themselves
 

@@ -12,6 +12,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from onnx import TensorProto, helper
 
 from pipelines.errors import StageError
+from pipelines.paths import Cell
 from pipelines.tracking import cells, registry
 from pipelines.tracking.pages import page_of
 from pipelines.tracking.runs import cell_run
@@ -52,7 +53,7 @@ def evaluate(project: Path, run_id: str | None = None, text: str = "1") -> str:
     (project / "work").mkdir(exist_ok=True)
     onnx.save(model, project / "work" / "model.onnx")
     (project / "work" / "scores.csv").write_text(text)
-    with cell_run(project, EXPERIMENT, "fapm", "bolt", run_id) as run:
+    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, run_id) as run:
         run.metrics({"threshold": 1.5})
         run.file(project / "work" / "scores.csv", "evaluation")
         run.onnx_model(project / "work" / "model.onnx", 8)

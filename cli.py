@@ -129,7 +129,7 @@ def distill(model: Model, device: Device = "auto") -> None:
 
     project = _project()
     params = load_checked(project.params)
-    if _is_not_needed(params, "distill", model, project.teacher(model)):
+    if _is_not_needed(params, "distill", model, project.input_of(model, "teacher")):
         return
     config = params.entry("distill", model, Teachers)
     if isinstance(config, DistillConfig):
@@ -147,10 +147,11 @@ def penalty(model: Model) -> None:
 
     project = _project()
     params = load_params(project.params)
-    if _is_not_needed(params, "penalty", model, project.penalty(model)):
+    folder = project.input_of(model, "penalty")
+    if _is_not_needed(params, "penalty", model, folder):
         return
     config = params.entry("penalty", model, Penalties)
-    number = make_penalty(config, project.root / params.photos, project.penalty(model), _console())
+    number = make_penalty(config, project.root / params.photos, folder, _console())
     typer.echo(f"{model}: {number} penalty images")
 
 
@@ -162,10 +163,11 @@ def textures(model: Model) -> None:
 
     project = _project()
     params = load_params(project.params)
-    if _is_not_needed(params, "textures", model, project.textures(model)):
+    folder = project.input_of(model, "textures")
+    if _is_not_needed(params, "textures", model, folder):
         return
     config = params.entry("textures", model, TextureSets)
-    number = make_textures(config, project.root / params.texture_photos, project.textures(model), _console())
+    number = make_textures(config, project.root / params.texture_photos, folder, _console())
     typer.echo(f"{model}: {number} textures")
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 INDEX_FILE = "index.json"  # of a folder of arrays: what its rows are
 PREDICTIONS_FILE = "predictions.csv"  # a row per image, of `evaluate` and of `predict`
@@ -10,6 +11,16 @@ EVALUATION_FILE = "evaluation.json"
 PIXELS_FILE = "pixels.npz"  # absent without masks
 EXAMPLES_FILE = "examples.png"
 CURVES_FILE = "curves.json"
+
+
+class _Place:
+    """Where one thing of each cell lies: a folder of its model and category, a file in it, or one in its stead."""
+
+    def __init__(self, folder: str, file: str = "", suffix: str = "") -> None:
+        self._folder, self._file, self._suffix = folder, file, suffix
+
+    def __get__(self, cell: "Cell", _: object) -> Path:
+        return cell.root / self._folder / cell.model / f"{cell.category}{self._suffix}" / self._file
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +36,22 @@ class Cell:
     category: str
     seed: int = 0
 
+    work = _Place("work")  # resumable checkpoints; no DVC output, since DVC deletes those before it runs a stage again
+    trained = _Place("models")
+    weights = _Place("models", "model.safetensors")
+    run_record = _Place("models", "run.json")  # run id, and the settings that the weights were made with
+    evaluated = _Place("evaluations")
+    evaluation = _Place("evaluations", EVALUATION_FILE)
+    predictions = _Place("evaluations", PREDICTIONS_FILE)
+    pixels = _Place("evaluations", PIXELS_FILE)
+    examples = _Place("evaluations", EXAMPLES_FILE)
+    curves = _Place("evaluations", CURVES_FILE)
+    metrics = _Place("metrics", suffix=".json")  # the evaluation's figures alone, flat, for DVC to compare
+    exported = _Place("exported")
+    onnx = _Place("exported", "model.onnx")
+    parity = _Place("exported", "parity.json")  # the proof that the exported file is the trained model
+    latency = _Place("latency", suffix=".json")  # of the exported file, on the machine that measured it
+
     @property
     def name(self) -> str:
         """What its run is called; of several seeds, those after the first are told apart."""
@@ -33,77 +60,6 @@ class Cell:
     def verb(self, verb: str) -> str:
         """The command that makes a part of it, for messages: `blemish train fapm nut`."""
         return f"`blemish {verb} {self.model} {self.category}`"
-
-    @property
-    def work(self) -> Path:
-        """Resumable checkpoints. Never a DVC output: DVC deletes those before it runs a stage again."""
-        return self._in("work")
-
-    @property
-    def trained(self) -> Path:
-        """The folder that `train` makes."""
-        return self._in("models")
-
-    @property
-    def weights(self) -> Path:
-        return self.trained / "model.safetensors"
-
-    @property
-    def run_record(self) -> Path:
-        """Run id, and the settings that the weights were made with."""
-        return self.trained / "run.json"
-
-    @property
-    def evaluated(self) -> Path:
-        """The folder that `evaluate` makes."""
-        return self._in("evaluations")
-
-    @property
-    def evaluation(self) -> Path:
-        return self.evaluated / EVALUATION_FILE
-
-    @property
-    def predictions(self) -> Path:
-        return self.evaluated / PREDICTIONS_FILE
-
-    @property
-    def pixels(self) -> Path:
-        return self.evaluated / PIXELS_FILE
-
-    @property
-    def examples(self) -> Path:
-        return self.evaluated / EXAMPLES_FILE
-
-    @property
-    def curves(self) -> Path:
-        return self.evaluated / CURVES_FILE
-
-    @property
-    def metrics(self) -> Path:
-        """The evaluation's figures alone, flat, for DVC to compare."""
-        return self._in("metrics", ".json")
-
-    @property
-    def exported(self) -> Path:
-        """The folder that `export` makes."""
-        return self._in("exported")
-
-    @property
-    def onnx(self) -> Path:
-        return self.exported / "model.onnx"
-
-    @property
-    def parity(self) -> Path:
-        """The proof that the exported file is the trained model."""
-        return self.exported / "parity.json"
-
-    @property
-    def latency(self) -> Path:
-        """How fast the exported file answers, on the machine that measured it."""
-        return self._in("latency", ".json")
-
-    def _in(self, folder: str, suffix: str = "") -> Path:
-        return self.root / folder / self.model / f"{self.category}{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +91,9 @@ class Project:
         """As `Cell.work`, of a training that is no cell's."""
         return self.root / "work" / stage / name
 
-    def teacher(self, model: str) -> Path:
-        """What `distill` makes for a model."""
-        return self.root / "pretrained" / model / "teacher"
-
-    def penalty(self, model: str) -> Path:
-        """What `penalty` makes for a model."""
-        return self.root / "pretrained" / model / "penalty"
-
-    def textures(self, model: str) -> Path:
-        """What `textures` makes for a model."""
-        return self.root / "pretrained" / model / "textures"
+    def input_of(self, model: str, kind: Literal["teacher", "penalty", "textures"]) -> Path:
+        """What `distill`, `penalty` or `textures` makes for a model."""
+        return self.root / "pretrained" / model / kind
 
     @property
     def reports(self) -> Path:

@@ -93,9 +93,7 @@ def put_evaluation(
     image = image_metrics(torch.from_numpy(scores), torch.from_numpy(labels))
     counts = confusion_at(torch.from_numpy(scores), torch.from_numpy(labels), threshold.value)
     metrics: dict[str, float | None] = {
-        "image_auroc": image.auroc,
-        "image_ap": image.ap,
-        "image_f1_max": image.f1_max,
+        **image.figures,
         "recall": counts.true_positives / defect if defect else None,
         "false_alarms": counts.false_positives / good if good else None,
     }
@@ -106,9 +104,7 @@ def put_evaluation(
         exact.update(torch.from_numpy(maps), torch.from_numpy(inside))
         edges = bin_edges(exact.operating_points().curves().threshold)
         count_pixels(pixels_of(maps, inside), edges).save(folder / PIXELS_FILE)
-        found = exact.compute()
-        metrics |= {"pixel_auroc": found.auroc, "pixel_ap": found.ap, "pixel_f1_max": found.f1_max}
-        metrics |= {"aupro_30": found.aupro_30, "aupro_05": found.aupro_05}
+        metrics |= exact.compute().figures
     tested = zip(paths, types, labels.tolist(), scores.tolist(), strict=True)
     rows = [scored_image(*row, threshold=threshold.value) for row in tested]
     for number, score in enumerate(held_out.tolist()):

@@ -264,14 +264,14 @@ def distill(
         code = code_of("pipelines/teachers/distill.py")
         with work.tracked(settings, code, device, project.root, experiment) as (checkpoint, run):
             module = _fit(config, photos, device, checkpoint, run, console)
-            with atomic_folder(project.teacher(model_name)) as output:
+            with atomic_folder(project.input_of(model_name, "teacher")) as output:
                 state = {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}
                 (output / TEACHER_FILE).write_bytes(serialize(state))
                 seconds = round(checkpoint.seconds, 3)
                 record = TeacherRecord(run_id=run.run_id, model=model_name, settings=settings, seconds=seconds)
                 record.save(output / TEACHER_RECORD)
             run.metrics({"train_seconds": checkpoint.seconds})
-            run.file(project.teacher(model_name) / TEACHER_FILE, "teacher")
+            run.file(project.input_of(model_name, "teacher") / TEACHER_FILE, "teacher")
 
 
 def fetch_published(model_name: str, config: PublishedTeacherConfig, project: Project, console: Console) -> None:
@@ -289,7 +289,7 @@ def fetch_published(model_name: str, config: PublishedTeacherConfig, project: Pr
         network.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"teacher {file}: {' '.join(str(error).split())}") from error
-    with atomic_folder(project.teacher(model_name)) as output:
+    with atomic_folder(project.input_of(model_name, "teacher")) as output:
         (output / TEACHER_FILE).write_bytes(serialize({name: value.contiguous() for name, value in state.items()}))
         settings = {"distill": {model_name: config.model_dump()}}
         TeacherRecord(run_id=None, model=model_name, settings=settings, seconds=None).save(output / TEACHER_RECORD)

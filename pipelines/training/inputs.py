@@ -67,10 +67,10 @@ def find_inputs(model_name: str, config: Config, project: Project, device: torch
             raise WeightsError(f"teacher {teacher}: no such file; {_remedy(model_name)}")
         version["teacher_sha256"] = hashlib.sha256(teacher.read_bytes()).hexdigest()
     if config.wants.penalty:
-        penalty = PhotoSet(project.penalty(model_name), config.image_size, device, "penalty")
+        penalty = PhotoSet(project.input_of(model_name, "penalty"), config.image_size, device, "penalty")
         version["penalty_sha256"] = penalty.sha256
     if config.wants.textures:
-        textures = PhotoSet(project.textures(model_name), config.image_size, device, "textures")
+        textures = PhotoSet(project.input_of(model_name, "textures"), config.image_size, device, "textures")
         version["textures_sha256"] = textures.sha256
     return Inputs(model_name, config, teacher, penalty, textures, version)
 

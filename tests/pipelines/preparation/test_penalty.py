@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(root):
-    folder = Project(root).penalty("efficient_ad")
+    folder = Project(root).input_of("efficient_ad", "penalty")
     assert make_penalty(CONFIG, root / "photos", folder, quiet()) == 10
     return folder
 
@@ -88,7 +88,7 @@ def test_a_stream_is_a_function_of_seed_and_step(made):
 
 def test_missing_and_outdated_images_name_the_verb(made, tmp_path):
     with pytest.raises(StageError, match=r"^[^\n]*no penalty images; run `blemish penalty efficient_ad`$"):
-        PhotoSet(Project(tmp_path).penalty("efficient_ad"), SIZE, CPU, "penalty")
+        PhotoSet(Project(tmp_path).input_of("efficient_ad", "penalty"), SIZE, CPU, "penalty")
     with pytest.raises(StageError, match=r"of 16 pixels, but the model's image_size is 32; set penalty.efficient_ad"):
         PhotoSet(made, 32, CPU, "penalty")
 

@@ -34,7 +34,7 @@ def draw_textures(root):
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(path)
     config = PhotoSetConfig(image_size=SIZE, limit=100)
-    make_textures(config, root / "surfaces", Project(root).textures("diffusion_ad"), Console(quiet=True))
+    make_textures(config, root / "surfaces", Project(root).input_of("diffusion_ad", "textures"), Console(quiet=True))
 
 
 @pytest.fixture

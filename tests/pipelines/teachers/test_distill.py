@@ -174,7 +174,7 @@ def make_teacher(project: Project, name: str, config: DistillConfig = CONFIG) ->
 
 
 def teacher_of(project: Project, name: str) -> dict[str, Tensor]:
-    return load_file(project.teacher(name) / "teacher.safetensors")
+    return load_file(project.input_of(name, "teacher") / "teacher.safetensors")
 
 
 def losses_of(project: Project, run_id: str, name: str) -> list[float]:
@@ -185,7 +185,7 @@ def losses_of(project: Project, run_id: str, name: str) -> list[float]:
 def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
     config = CONFIG.model_copy(update={"steps": 30})
     make_teacher(project, "efficient_ad", config)
-    folder = project.teacher("efficient_ad")
+    folder = project.input_of("efficient_ad", "teacher")
     assert sorted(path.name for path in folder.iterdir()) == ["run.json", "teacher.safetensors"]
     patch_description_network("tiny").load_state_dict(teacher_of(project, "efficient_ad"))
     record = TeacherRecord.load(folder / "run.json", "distil again")
@@ -215,14 +215,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monk
         patch.setattr(DescribedPhotos, "training_batch", killed_at_5)
         with pytest.raises(KeyboardInterrupt):
             make_teacher(project, "killed")
-    assert not project.teacher("killed").exists()
+    assert not project.input_of("killed", "teacher").exists()
     (run_file,) = project.work("distill", "killed").glob("*/run.json")
     run_id = read_json(run_file)["run_id"]
 
     with monkeypatch.context() as patch:
         patch.setattr(module.Distillation, "learn_statistics", None)  # would fail: they are in the checkpoint
         make_teacher(project, "killed")
-    assert read_json(project.teacher("killed") / "run.json")["run_id"] == run_id
+    assert read_json(project.input_of("killed", "teacher") / "run.json")["run_id"] == run_id
     assert len(losses_of(project, run_id, "distillation")) == CONFIG.steps
     whole, resumed = teacher_of(project, "whole"), teacher_of(project, "killed")
     assert whole.keys() == resumed.keys()
@@ -296,7 +296,7 @@ def test_the_published_teacher_takes_the_place_of_a_distilled_one(tmp_path, monk
     project = Project(tmp_path)
     config = published(tmp_path, monkeypatch, "small")
     fetch_published("efficient_ad", config, project, quiet())
-    state = load_file(project.teacher("efficient_ad") / "teacher.safetensors")
+    state = load_file(project.input_of("efficient_ad", "teacher") / "teacher.safetensors")
     patch_description_network("small").load_state_dict(state)
     assert torch.equal(state["conv1.weight"], torch.load(tmp_path / "teacher.pth")["conv1.weight"])
 
@@ -305,4 +305,4 @@ def test_a_published_teacher_of_another_shape_is_refused(tmp_path, monkeypatch):
     config = published(tmp_path, monkeypatch, "tiny")
     with pytest.raises(WeightsError, match=r"pretrained_teacher_small.pth: .*size mismatch"):
         fetch_published("efficient_ad", config, Project(tmp_path), quiet())
-    assert not Project(tmp_path).teacher("efficient_ad").exists()
+    assert not Project(tmp_path).input_of("efficient_ad", "teacher").exists()

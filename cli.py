@@ -80,7 +80,7 @@ def check() -> None:
     params = load_checked(project.params)
     for line in unused_sections(params):
         typer.echo(line)
-    write_checked(params, project.checked)
+    write_checked(params, project)
     typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
 
 

@@ -91,9 +91,12 @@ class Project:
         """As `Cell.work`, of a training that is no cell's."""
         return self.root / "work" / stage / name
 
+    def inputs(self, model: str) -> Path:
+        return self.root / "pretrained" / model
+
     def input_of(self, model: str, kind: Literal["teacher", "penalty", "textures"]) -> Path:
         """What `distill`, `penalty` or `textures` makes for a model."""
-        return self.root / "pretrained" / model / kind
+        return self.inputs(model) / kind
 
     @property
     def reports(self) -> Path:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import hint
 from pipelines.files import atomic_folder
+from pipelines.paths import Project
 from pipelines.settings.params import Params, validated
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 
@@ -33,14 +34,17 @@ def load_checked(path: Path) -> Params:
     return params.model_copy(update={"models": configs})
 
 
-def write_checked(params: Params, folder: Path) -> None:
+def write_checked(params: Params, project: Project) -> None:
     """What DVC's other stages depend on: that the file is in order, and whether a model is there to make inputs for.
 
-    The first never changes. The second do when a model leaves `models` or comes back, and for no other reason.
+    The first never changes. The second do when a model leaves `models` or comes back, and for no other reason. `train`
+    depends on the folder of a model's inputs, also where it wants none.
     """
     from anomaly_models import MODELS
 
-    with atomic_folder(folder) as temporary:
+    for name in params.models:
+        project.inputs(name).mkdir(parents=True, exist_ok=True)
+    with atomic_folder(project.checked) as temporary:
         (temporary / "params.txt").write_text("params.yaml is in order\n", encoding="utf-8")
         for name in MODELS:
             found = "in models" if name in params.models else "not in models"

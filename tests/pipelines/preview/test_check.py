@@ -8,6 +8,7 @@ import yaml
 from changed_params import DEMO, changed, demo_with_one_model, problems_of
 
 from pipelines.errors import ParamsError
+from pipelines.paths import Project
 from pipelines.preview.check import load_checked, unused_sections, write_checked
 from pipelines.settings.params import load_params
 
@@ -138,9 +139,10 @@ def test_what_dvc_is_told(tmp_path: Path) -> None:
     """The order of the file never changes; a model's line does when it leaves `models`."""
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(changed({})))
-    write_checked(load_checked(path), tmp_path / "checked")
+    write_checked(load_checked(path), Project(tmp_path))
     told = {file.name: file.read_text() for file in (tmp_path / "checked").iterdir()}
     assert told.pop("params.txt") == "params.yaml is in order\n"
     assert told.pop("fapm.txt") == "in models\n"
     assert set(told.values()) == {"not in models\n"}
     assert set(told) == {"adfa.txt", "bgad.txt", "diffusion_ad.txt", "efficient_ad.txt"}
+    assert list((tmp_path / "pretrained").iterdir()) == [tmp_path / "pretrained" / "fapm"]  # what `train` depends on

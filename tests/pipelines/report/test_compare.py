@@ -62,10 +62,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ids]:
 
 @pytest.fixture
 def root(store: tuple[Path, Ids], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, so that a test may add to it; its artifacts stay where they are."""
+    """A copy, so that a test may add to it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(store[0] / "mlflow.db", tmp_path / "mlflow.db")
-    shutil.copy(store[0] / "params.yaml", tmp_path / "params.yaml")
+    shutil.copytree(store[0], tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -43,6 +43,11 @@ def count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: "1 image", "2 images"."""
+    return f"1 {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+
+
 def seconds(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.0f}"
 

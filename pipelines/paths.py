@@ -11,6 +11,7 @@ EVALUATION_FILE = "evaluation.json"
 PIXELS_FILE = "pixels.npz"  # absent without masks
 EXAMPLES_FILE = "examples.png"
 CURVES_FILE = "curves.json"
+CURVES_PICTURE = "curves.png"
 
 
 class _Place:

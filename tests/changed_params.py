@@ -28,6 +28,12 @@ def demo_with_one_model() -> str:
 def changed(changes: dict[str, Any]) -> dict[str, Any]:
     """The demo's parameters, of FAPM alone, with some dotted keys changed, added or, for MISSING, left out."""
     values: dict[str, Any] = yaml.safe_load(demo_with_one_model())
+    put(values, changes)
+    return values
+
+
+def put(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Set dotted keys, or for MISSING take them out."""
     for path, value in changes.items():
         *parents, last = path.split(".")
         section = values
@@ -37,7 +43,6 @@ def changed(changes: dict[str, Any]) -> dict[str, Any]:
             del section[last]
         else:
             section[last] = value
-    return values
 
 
 def problems_of(load: Load, folder: Path, changes: dict[str, Any]) -> list[str]:

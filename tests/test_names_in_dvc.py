@@ -4,7 +4,6 @@ The verbs are a stand-in that writes down how it was called, and refuses or make
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,10 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from clone import REPOSITORY, environment
 from conftest import tiny_params
 
 import cli
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 VERB = """
 import json, os, sys
@@ -73,11 +71,6 @@ for name in names:
 """
 
 
-def environment(refuses: str) -> dict[str, str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "REFUSES": refuses, "DVC_NO_ANALYTICS": "true"}
-
-
 class Place:
     """A project in a folder beside others that are not its own."""
 
@@ -91,9 +84,8 @@ class Place:
     def run(self, *command: str, refuses: str = "") -> subprocess.CompletedProcess[str]:
         log = self.root / "called.jsonl"
         log.unlink(missing_ok=True)
-        return subprocess.run(
-            command, cwd=self.root, env=environment(refuses), capture_output=True, text=True, check=False
-        )
+        env = environment(Path(sys.executable).parent, REFUSES=refuses, DVC_NO_ANALYTICS="true")
+        return subprocess.run(command, cwd=self.root, env=env, capture_output=True, text=True, check=False)
 
     def each_alone(self, *verbs: str, refuses: str = "") -> str:
         """As `dvc repro --force --single-item` of every stage of these verbs, whatever becomes of the others."""

@@ -12,7 +12,7 @@ from pipelines.evaluation.curves import PRO_LIMITS, Bools, Floats, image_curve
 from pipelines.evaluation.metrics import PixelCurves
 from pipelines.evaluation.outcomes import TestImage
 from pipelines.files import write_json
-from pipelines.paths import CURVES_FILE, EXAMPLES_FILE
+from pipelines.paths import CURVES_FILE, CURVES_PICTURE, EXAMPLES_FILE
 from pipelines.pictures.panels import KeptMaps, Layout, Thresholds, save_strip, sheet, strip
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def draw(folder: Path, results: Sequence[TestImage], thresholds: Thresholds, pix
     sheet(groups).save(folder / EXAMPLES_FILE, optimize=True)
     if pixels:
         write_json(folder / CURVES_FILE, thinned(pixels))
-    _curves(results, thresholds.score, pixels).savefig(folder / "curves.png", dpi=110)
-    return [EXAMPLES_FILE, "curves.png"]
+    _curves(results, thresholds.score, pixels).savefig(folder / CURVES_PICTURE, dpi=110)
+    return [EXAMPLES_FILE, CURVES_PICTURE]
 
 
 def telling(results: Sequence[TestImage], threshold: float) -> list[tuple[str, list[TestImage]]]:

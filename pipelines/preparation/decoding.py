@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipelines.errors import DatasetError, ImageError
+from pipelines.numbers import counted
 from pipelines.pictures import images
 from pipelines.preparation.config import PrepareConfig
-from pipelines.preparation.layouts import Findings, Listing, counted, some
+from pipelines.preparation.layouts import Findings, Listing, some
 from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
 from pipelines.preparation.rows import in_order
 

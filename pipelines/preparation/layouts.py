@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.data.index import GOOD, Layout
 from pipelines.errors import DatasetError, ImageError, told
+from pipelines.numbers import counted
 from pipelines.pictures import images
 from pipelines.preparation.lookalikes import masks_beside, says_bad, says_good, says_masks
 
@@ -261,10 +262,6 @@ def some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    return f"1 {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 def pair_masks(source: Path, listing: Listing, findings: Findings) -> dict[str, str]:

@@ -21,14 +21,8 @@ _BAD_WORDS = {
     "schlecht", "defekt", "fehler", "fehlerhaft", "ausschuss", "不良", "异常"
 }  # fmt: skip
 _MASK_WORDS = {"mask", "maske", "masken", "groundtruth", "gt", "segmentation", "annotation"}
-_MASK_WORDS_OF_FILES = _MASK_WORDS | {
-    "masks",
-    "label",
-    "labels",
-    "seg",
-    "segm",
-    "annot",
-}  # "label" may be a defect's type
+# "label" may be a folder's type of defect; of a file it says "mask".
+_MASK_WORDS_OF_FILES = _MASK_WORDS | {"masks", "label", "labels", "seg", "segm", "annot"}
 _FILLERS = {
     "part", "parts", "image", "images", "img", "imgs", "picture", "pictures", "sample", "samples", "teile",
     "bilder", "test", "set"

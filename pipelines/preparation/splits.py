@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.data.index import GOOD, Split
+from pipelines.numbers import counted
 from pipelines.preparation.config import PrepareConfig
-from pipelines.preparation.layouts import Findings, Listing, counted, some
+from pipelines.preparation.layouts import Findings, Listing, some
 
 _ANOMALY_STREAM = 1  # apart from the draws of normal images, which the same seed orders
 

@@ -98,9 +98,15 @@ def _input_problem(
     from anomaly_models import MODELS
 
     if name not in MODELS:
-        yield f"{section}.{name}: unknown model{hint(str(name), MODELS)}; known: {', '.join(MODELS)}"
+        yield _unknown_model(section, name)
     elif name in configs and (found := _at(raw, section, name, key)) != getattr(configs[name], key, found):
         yield f"{section}.{name}.{key} = {found!r}: models.{name}.{key} is {getattr(configs[name], key)!r}"
+
+
+def _unknown_model(section: str, name: Any) -> str:
+    from anomaly_models import MODELS
+
+    return f"{section}.{name}: unknown model{hint(str(name), MODELS)}; known: {', '.join(MODELS)}"
 
 
 def _at(raw: Any, *keys: str) -> Any:
@@ -119,7 +125,7 @@ def _model_configs(section: object) -> tuple[dict[str, "Config"], list[str]]:
         return configs, problems  # already reported
     for name, values in section.items():
         if name not in MODELS:
-            problems.append(f"models.{name}: unknown model{hint(str(name), MODELS)}; known: {', '.join(MODELS)}")
+            problems.append(_unknown_model("models", name))
             continue
         try:
             configs[name] = MODELS[name].Config.model_validate(values)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from pipelines.evaluation.certainty import AVERAGE, Comparison
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
 from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, score, seconds, spread
-from pipelines.paths import EXAMPLES_FILE, Project
+from pipelines.paths import CURVES_PICTURE, EXAMPLES_FILE, Project
 from pipelines.report.seeds import SeedFigures
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
@@ -212,7 +212,7 @@ def report_markdown(summary: Summary, project: Project) -> str:
     pictures = [
         f"### {cell.model} on {cell.category}\n\n"
         f"![examples](../evaluations/{cell.model}/{quote(cell.category)}/{EXAMPLES_FILE})\n\n"
-        f"![curves](../evaluations/{cell.model}/{quote(cell.category)}/curves.png)"
+        f"![curves](../evaluations/{cell.model}/{quote(cell.category)}/{CURVES_PICTURE})"
         for cell in summary.cells
         if project.cell(cell.model, cell.category).examples.exists()
     ]

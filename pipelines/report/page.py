@@ -24,7 +24,7 @@ from pipelines.evaluation.certainty import AVERAGE, Champion, Comparison, share_
 from pipelines.evaluation.measures import METRICS, Metric
 from pipelines.evaluation.outcomes import Threshold
 from pipelines.files import atomic_file, read_json
-from pipelines.numbers import count, decimal, interval, percent, rate, score, spread
+from pipelines.numbers import count, counted, decimal, interval, percent, rate, score, spread
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
 from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
@@ -142,17 +142,13 @@ def _facts(summary: Summary) -> str:
     cells = summary.cells
     seeds = sorted({seed for cell in cells for seed in (cell.seeds.seeds if cell.seeds else [cell.protocol.seed])})
     sizes = sorted({cell.protocol.image_size for cell in cells})
-    models = _counted(len(summary.models), "model")
-    categories = _counted(len(summary.categories), "category", "categories")
+    models = counted(len(summary.models), "model")
+    categories = counted(len(summary.categories), "category", "categories")
     return (
         f"{models} on {categories} of {summary.data_set}, {' and '.join(map(str, sizes))} px, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
         f"Thresholds are set on held-out good parts for {rate(cells[0].threshold.rate_requested)} false alarms."
     )
-
-
-def _counted(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def _boards(summary: Summary) -> list[_Board]:
@@ -255,7 +251,7 @@ def _cell(cell: CellSummary, place: Cell, gallery: CategoryGallery) -> dict[str,
 
 
 def _threshold_note(threshold: Threshold) -> str:
-    parts = _counted(threshold.num_images, "held-out good part")
+    parts = counted(threshold.num_images, "held-out good part")
     low, high = rate(threshold.interval_low), rate(threshold.interval_high)
     text = (
         f"The deployed threshold {score(threshold.value)} was set on {parts} for {rate(threshold.rate_requested)} "

@@ -65,8 +65,8 @@ def discreet_output() -> Iterator[None]:
             yield
         except BlemishError:
             raise  # the caller's to print
-        except Exception:
-            traceback.print_exc()  # here, where it is masked
+        except Exception:  # any bug: its traceback is printed here, where it is masked, and not by Python
+            traceback.print_exc()
             sys.exit(1)
 
 

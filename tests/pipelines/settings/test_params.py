@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from changed_params import DEMO, changed, load_text, problems_of
+from changed_params import DEMO, changed, load_text, problems_of, put
 
 from anomaly_models import MODELS
 from anomaly_models.fapm import FAPMConfig
@@ -111,12 +111,7 @@ def test_no_setting_is_infinite(tmp_path: Path, value: float) -> None:
     values = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
     paths = list(fractions(values, ""))
     assert {"models.adfa.learning_rate", "distill.efficient_ad.weight_decay", "evaluate.false_alarm_rate"} < set(paths)
-    for path in paths:
-        *parents, last = path.split(".")
-        section = values
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
+    put(values, dict.fromkeys(paths, value))
     with pytest.raises(ParamsError) as caught:
         load_text(load_checked, tmp_path, yaml.safe_dump(values))
     message = str(caught.value)

@@ -24,11 +24,6 @@ def spread(mean: float, sd: float) -> str:
     return f"{percent(mean)} ± {percent(sd)}"
 
 
-def half(ends: Sequence[float]) -> str:
-    """Half the width of an interval of shares, in points of a hundred: what follows ±."""
-    return f"{50 * (ends[1] - ends[0]):.1f}"
-
-
 def rate(share: float) -> str:
     """With its unit, which does not leave it at the end of a line."""
     return f"{100 * share:.3g}\u00a0%"

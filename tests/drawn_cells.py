@@ -188,8 +188,8 @@ def _average(model: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _comparison(a: str, b: str, category: str) -> dict[str, Any]:
-    named = {"metric": "image_auroc", "category": category, "a": a, "b": b, "num_images": 12}
-    return named | {"difference": 0.01, "low": -0.001, "high": 0.021, "verdict": "tie", "reason": None}
+    named = {"metric": "image_auroc", "category": category, "a": a, "b": b, "num_images": 12, "shared": False}
+    return named | {"difference": 0.01, "p": 0.11, "verdict": "tie", "reason": None}
 
 
 LATENCY: dict[str, Any] = _cell("fapm", "nut", 0.9, 4, 8)["latency"]

@@ -19,8 +19,9 @@ from torch import Tensor
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
 from pipelines.evaluation import figures
-from pipelines.evaluation.certainty import measure, share_interval
+from pipelines.evaluation.certainty import measure
 from pipelines.evaluation.description import description
+from pipelines.evaluation.intervals import share_interval
 from pipelines.evaluation.metrics import (
     ExactPixelMetrics,
     PixelCurves,
@@ -191,7 +192,7 @@ def _summarise(
     pixel_threshold: float,
     pixels: _ComparedPixels | None,
 ) -> Evaluation:
-    """All but the intervals, which are drawn from what is written."""
+    """All but the intervals, which follow from what is written."""
     scores = torch.tensor([result.score for result in results], dtype=torch.float32)
     labels = torch.tensor([result.label for result in results])
     image = image_metrics(scores, labels)

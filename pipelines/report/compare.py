@@ -2,15 +2,23 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipelines.errors import StageError
-from pipelines.evaluation.certainty import AVERAGE, Champion, Measured, average, champion, compare, compare_all, measure
+from pipelines.evaluation.certainty import (
+    AVERAGE,
+    Champion,
+    Comparison,
+    Measured,
+    average,
+    champion,
+    compare_all,
+    measure,
+)
 from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import EVALUATION_FOLDER, DefectOutcome, Evaluation, read_outcome
-from pipelines.numbers import UNKNOWN, decimal, half, interval, percent, seconds
+from pipelines.numbers import UNKNOWN, decimal, interval, narrow_interval, percent, seconds
 from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.report.seeds import average_seeds, latest, short_names
 from pipelines.report.summary import leaders
@@ -134,7 +142,8 @@ def table_by_model(compared: Compared, metric: str) -> "tuple[str, Table]":
     for title in ("Model", "%", "95 %", "Against\nthe best", "Images", "Seeds", "Train,\ns", "Time,\nms", "ONNX,\nMB"):
         table.add_column(title, justify="left" if title in ("Model", "Against\nthe best") else "right", no_wrap=True)
     group = [compared.measured[name, AVERAGE] for name in compared.names]
-    best = _champion(metric, group).best
+    comparisons = compare_all([metric], group)
+    best = champion(metric, group, comparisons).best
     sign = 1 if METRIC_BY_KEY[metric].higher_is_better else -1
     for row in sorted(group, key=lambda row: -sign * row.values.get(metric, -sign * float("inf"))):
         own = [run for (name, _), run in compared.runs.items() if name == row.name]
@@ -143,7 +152,7 @@ def table_by_model(compared: Compared, metric: str) -> "tuple[str, Table]":
             row.name,
             percent(row.values.get(metric)),
             interval(row.intervals.get(metric)),
-            _against(row, best, metric, {other.name: other for other in group}),
+            _against(row.name, best, comparisons),
             str(row.num_images),
             f"{spread.num_runs} (± {percent(spread.sd)})" if spread else "1",
             _sum(own, "train_seconds", seconds),
@@ -154,13 +163,13 @@ def table_by_model(compared: Compared, metric: str) -> "tuple[str, Table]":
     return f"{METRIC_BY_KEY[metric].title}, percent; average over {', '.join(compared.categories)}", table
 
 
-def _against(row: Measured, best: str | None, metric: str, group: Mapping[str, Measured]) -> str:
-    if best is None or row.name == best:
+def _against(name: str, best: str | None, comparisons: Sequence[Comparison]) -> str:
+    if best is None or name == best:
         return "" if best is None else "best"
-    found = compare(metric, row, group[best])
-    if found.difference is None or found.low is None or found.high is None:
+    found = next(found for found in comparisons if {found.a, found.b} == {name, best})
+    if found.difference is None:
         return "not comparable"
-    difference = f"{100 * found.difference:+.1f} ± {half((found.low, found.high))}"
+    difference = f"{100 * (found.difference if found.a == name else -found.difference):+.1f}"
     return f"tie ({difference})" if found.verdict == "tie" else difference
 
 
@@ -176,19 +185,18 @@ def table_by_category(compared: Compared, metric: str) -> "tuple[str, Table]":
     for category in (*compared.categories, AVERAGE):
         group = [compared.measured[name, category] for name in compared.names if (name, category) in compared.measured]
         marked = leaders(_champion(metric, group)) if len(group) > 1 else ()
-        values = {row.name: _with_margin(row, metric, row.name in marked) for row in group}
+        values = {row.name: _with_interval(row, metric, row.name in marked) for row in group}
         images = sorted({row.num_images for row in group})
         texts = [values.get(name, UNKNOWN) for name in compared.names]
         if category == AVERAGE:
             table.add_section()
         table.add_row(escape(category), "/".join(map(str, images)), *texts)
-    return f"{METRIC_BY_KEY[metric].title}, percent ± half the 95 % interval; bold: best, or tied with it", table
+    return f"{METRIC_BY_KEY[metric].title}, percent (95 % interval); bold: best, or tied with it", table
 
 
-def _with_margin(row: Measured, metric: str, marked: bool) -> str:
+def _with_interval(row: Measured, metric: str, marked: bool) -> str:
     ends = row.intervals.get(metric)
-    margin = f" ±{half(ends):>4}" if ends else ""
-    text = f"{percent(row.values.get(metric))}{margin}"
+    text = f"{percent(row.values.get(metric))}{f' ({narrow_interval(ends)})' if ends else ''}"
     return f"[bold]{text}[/bold]" if marked else text
 
 
@@ -225,9 +233,9 @@ _TABLES = {"model": table_by_model, "category": table_by_category, "defect": tab
 def sentences(compared: Compared, metric: str) -> list[str]:
     """The averages compared in words: every pair, or the best with each where there are many."""
     group = [compared.measured[name, AVERAGE] for name in compared.names]
-    pairs = [compare(metric, a, b) for a, b in combinations(group, 2)]
+    pairs = compare_all([metric], group)
     if len(pairs) > _MANY:
-        best = _champion(metric, group).best
+        best = champion(metric, group, pairs).best
         pairs = [pair for pair in pairs if best in (pair.a, pair.b)]
     return [f"{pair.text}." for pair in pairs]
 

@@ -249,8 +249,9 @@ def _comparison_parts(summary: Summary) -> list[str]:
         champion_table(summary),
         "The first of each is the highest figure; what stands after *=* cannot be told from it on these test images.",
         "\n".join(f"- {sentence}" for sentence in sentences(summary.comparisons)),
-        "Points of a hundred, ± half the 95 % interval of the difference on the same test images, and over seeds where "
-        "several are known. One in twenty comparisons of equal models is called a difference by chance.",
+        "Points of a hundred, on the same test images. *p* is how often two equally good models would differ as much "
+        "by chance: that of the test images and, where several are known, that of the seeds. It allows for all pairs "
+        "of models: among equally good ones, one table in twenty names a winner.",
     ]
 
 

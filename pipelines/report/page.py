@@ -20,7 +20,8 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 
-from pipelines.evaluation.certainty import AVERAGE, Champion, Comparison, share_interval
+from pipelines.evaluation.certainty import AVERAGE, Champion, Comparison
+from pipelines.evaluation.intervals import share_interval
 from pipelines.evaluation.measures import METRICS, Metric
 from pipelines.evaluation.outcomes import Threshold
 from pipelines.files import atomic_file, read_json

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Self
 from pipelines.deployment.records import Latency
 from pipelines.evaluation.certainty import (
     AVERAGE,
-    CONFIDENCE,
     Champion,
     Comparison,
     Measured,
@@ -15,6 +14,7 @@ from pipelines.evaluation.certainty import (
     compare_all,
     measure,
 )
+from pipelines.evaluation.intervals import CONFIDENCE
 from pipelines.evaluation.measures import METRICS
 from pipelines.evaluation.outcomes import (
     Confusion,

@@ -83,7 +83,7 @@ class EvaluateConfig(Settings):
     resolution: Literal["prepared", "native"]  # where pixels are compared: mask down, or map up
     pixel_metrics: Literal["exact", "streaming"]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of good parts; the threshold is set for it
-    bootstrap: Annotated[int, Field(ge=50)]  # drawn test sets, for intervals and comparisons
+    bootstrap: Annotated[int, Field(ge=50)]  # exchanges of two models' results, for comparisons
 
 
 class ExportConfig(Settings):

@@ -6,7 +6,6 @@ def test_shares_are_in_percent() -> None:
     assert numbers.interval((0.428, 0.945)) == "42.8 to 94.5"
     assert numbers.narrow_interval((0.428, 0.945)) == "43-94"
     assert numbers.spread(0.97, 0.004) == "97.0 ± 0.4"
-    assert numbers.half((0.5, 0.6)) == "5.0"
     assert [numbers.rate(share) for share in (0.05, 0.0013, 0.1684)] == ["5\u00a0%", "0.13\u00a0%", "16.8\u00a0%"]
 
 

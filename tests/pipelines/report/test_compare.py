@@ -95,26 +95,30 @@ def test_models_from_the_best_to_the_worst(root: Path) -> None:
     weak = row(text, "weak")
     assert re.fullmatch(r"\d\d\.\d", weak[1])
     assert float(weak[1]) > 75
-    assert re.fullmatch(r"-\d+\.\d ± \d+\.\d", weak[3])
+    assert re.fullmatch(r"-\d+\.\d", weak[3])
     assert weak[4:] == ["240", "1", "25", "12.5", "20.0"]  # seconds are summed over categories, the rest averaged
     assert row(text, order[1])[3].startswith("tie (")
 
 
 def test_every_pair_is_told_in_words(root: Path) -> None:
     text = printed(root)
-    assert re.search(r"^strong beats weak by \d+\.\d ± \d+\.\d\.$", text, re.MULTILINE)
-    assert re.search(r"^(strong beats twin|twin beats strong) by .*: not distinguishable\.$", text, re.MULTILINE)
+    assert re.search(r"^strong beats weak by \d+\.\d points \(p (= 0\.0\d*|< 0\.001)\)\.$", text, re.MULTILINE)
+    assert re.search(
+        r"^(strong|twin) is \d\.\d points ahead of (strong|twin), as may be chance .*: not distinguishable\.$",
+        text,
+        re.MULTILINE,
+    )
 
 
 def test_categories(root: Path) -> None:
     text = printed(root, "category", "aupro_30")
-    assert "AUPRO 0.3, percent ± half the 95 % interval" in text
+    assert "AUPRO 0.3, percent (95 % interval)" in text
     header = next(line for line in text.splitlines() if "strong" in line)
     assert header.split() == ["Category", "Images", "strong", "twin", "weak"]
     for category, images in (("bolt", "120"), ("nut", "120"), ("average", "240")):
         cells = row(text, category)
         assert cells[1] == images
-        assert len(re.findall(r"\d+\.\d ± *\d+\.\d", "  ".join(cells))) == 3
+        assert len(re.findall(r"\d+\.\d \(\d+-\d+\)", "  ".join(cells))) == 3
 
 
 def test_defects(root: Path) -> None:
@@ -152,7 +156,9 @@ def test_two_seeds_of_one_model_are_a_tie(root: Path, tmp_path: Path) -> None:
     log_run(root, tmp_path / "1", "seeded", "nut", seed=1, auroc=0.84)
     found = [run for run in cells.cell_runs(root, "tests") if run.model == "seeded"]
     text = printed(root, runs=tuple(run.run_id for run in found))
-    assert re.search(r"seeded seed 0 beats seeded seed 1 by 1?\d\.\d ± \d+\.\d: not distinguishable\.", text)
+    assert re.search(
+        r"seeded seed 0 is 1?\d\.\d points ahead of seeded seed 1, as may be chance \(p = 0\.\d+\): not dist", text
+    )
     assert re.search(r"2 \(± \d+\.\d\)", text)
 
 
@@ -262,7 +268,7 @@ def test_runs_on_a_server(server: str, tmp_path: Path, monkeypatch: pytest.Monke
     here = tmp_path / "here"  # nothing but the address is shared
     here.mkdir()
     text = printed(here)
-    assert re.search(r"^strong beats weak by \d+\.\d ± \d+\.\d\.$", text, re.MULTILINE)
+    assert re.search(r"^strong beats weak by \d+\.\d points \(p (= 0\.0\d*|< 0\.001)\)\.$", text, re.MULTILINE)
     assert not list(here.iterdir())
     assert pages.pages(here, "tests").base == server
     assert mlflow.MlflowClient(server).get_experiment_by_name("tests") is not None

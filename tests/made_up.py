@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from pipelines.data.index import Split
-from pipelines.evaluation.certainty import measure
+from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.metrics import ExactPixelMetrics, confusion_at, image_metrics, known
 from pipelines.evaluation.outcomes import (
     Evaluation,
@@ -152,7 +152,7 @@ def put_evaluation(
         **changes,
     }
     evaluation = Evaluation.model_validate({**content, "intervals": {}})
-    intervals = measure(read_outcome(folder, evaluation, model), 50).intervals
+    intervals = intervals_of(read_outcome(folder, evaluation, model))
     evaluation = evaluation.model_copy(update={"intervals": intervals})
     evaluation.save(folder / EVALUATION_FILE)
     return evaluation

@@ -63,20 +63,20 @@ class Measured:
 
 
 def measure(outcome: Outcome, resamples: int, spreads: Mapping[str, Spread] | None = None) -> Measured:
-    """Intervals of every metric that `outcome.values` and the images allow."""
-    ends = {name: _around(outcome.values[name], found) for name, found in _intervals(outcome).items()}
+    """A model's figures on one category, ready to be compared."""
     return Measured(
         name=outcome.name,
         category=outcome.test_set.category,
         values=dict(outcome.values),
-        intervals=ends,
+        intervals=intervals_of(outcome),
         outcomes=(outcome,),
         resamples=resamples,
         spreads=spreads or {},
     )
 
 
-def _intervals(outcome: Outcome) -> dict[str, Ends]:
+def intervals_of(outcome: Outcome) -> dict[str, Ends]:
+    """Of every metric that `outcome.values` and the images allow."""
     values, labels = outcome.values, outcome.labels
     num_normal, num_anomalous = int((~labels).sum()), int(labels.sum())
     found = {}
@@ -91,7 +91,7 @@ def _intervals(outcome: Outcome) -> dict[str, Ends]:
     if outcome.pixels is not None and (num_carrying := int(outcome.pixels.anomalous.any(axis=1).sum())):
         pixel_metrics = [metric.key for metric in METRICS if metric.key.startswith(("pixel", "aupro"))]
         found |= {name: bounded_interval(values[name], num_carrying) for name in pixel_metrics if name in values}
-    return found
+    return {name: _around(values[name], ends) for name, ends in found.items()}
 
 
 def _around(value: float, ends: Ends) -> Ends:

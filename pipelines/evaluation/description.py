@@ -27,7 +27,7 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
         _figures(evaluation),
         _defects(evaluation.defects),
         "Pictures and curves are under `figures/`, the score of each image in `evaluation/predictions.csv`, the split "
-        "in `data/index.json`, all packages in `environment/packages.txt`. 95 % intervals are over the draw of the test images.",
+        "in `data/index.json`, all packages in `environment/packages.txt`. 95 % intervals are over the test images.",
     ]
     return "\n\n".join(part for part in parts if part)
 

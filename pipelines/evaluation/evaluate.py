@@ -19,7 +19,7 @@ from torch import Tensor
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
 from pipelines.evaluation import figures
-from pipelines.evaluation.certainty import measure
+from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.description import description
 from pipelines.evaluation.intervals import share_interval
 from pipelines.evaluation.metrics import (
@@ -87,8 +87,8 @@ def evaluate(
         write_predictions(temporary, scored(results, held_out, threshold.value))
         if pixels and pixels.counts:
             pixels.counts.save(temporary / cell.pixels.name)
-        measured = measure(read_outcome(temporary, evaluation, model_name), params.evaluate.bootstrap)
-        evaluation = evaluation.model_copy(update={"intervals": measured.intervals})
+        intervals = intervals_of(read_outcome(temporary, evaluation, model_name))
+        evaluation = evaluation.model_copy(update={"intervals": intervals})
         evaluation.save(temporary / cell.evaluation.name)
         of_cell = Thresholds(threshold.value, pixel_threshold)
         drawn = figures.draw(temporary, results, of_cell, pixels.curves if pixels else None)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipelines.errors import StageError
 from pipelines.evaluation import evaluate as module
-from pipelines.evaluation.certainty import measure
+from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.outcomes import Evaluation, read_outcome
 from pipelines.evaluation.thresholds import threshold_at
@@ -92,7 +92,7 @@ def test_an_evaluation_says_how_sure_it_is_and_of_which_images(project, params):
     again = read_outcome(cell.evaluated, Evaluation.load(cell.evaluation, "run it again"), "fapm")
     assert again.test_set.pixels_sha256 == found["pixels_sha256"]
     assert again.pixels.normal.sum() + again.pixels.anomalous.sum() == 8 * 64 * 64
-    assert {name: list(ends) for name, ends in measure(again, 50).intervals.items()} == found["intervals"]
+    assert {name: list(ends) for name, ends in intervals_of(again).items()} == found["intervals"]
 
 
 @pytest.mark.usefixtures("trained")

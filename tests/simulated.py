@@ -1,0 +1,257 @@
+"""Test sets drawn from known distributions: how often intervals hold the truth, and chance passes for a difference.
+
+`python tests/simulated.py` prints the tables of docs/statistics.md; slow tests hold what they promise.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1])]
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from pipelines.evaluation.certainty import Measured, average, compare, compare_all, intervals_of, measure
+from pipelines.evaluation.curves import PRO_LIMITS, Curve, image_curve
+from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet
+
+Floats = NDArray[np.float64]
+Table = dict[str, dict[str, float]]  # row -> column -> percent
+
+SIZES = ((6, 11), (14, 26), (20, 63), (63, 20), (100, 200))  # good and anomalous images
+PIXEL_SIZES = SIZES[:4]
+AUROCS = (0.85, 0.95, 0.98, 0.99, 0.999)
+SHAPES = ("equal", "wide", "narrow", "exponential", "two kinds")  # how defects score beside good parts
+PIXEL_SHAPES = ("easy", "middling", "hard", "some invisible", "of all sizes")
+_DECISION = 2.0  # a threshold
+_TRUTH = 400_000  # images that stand for all
+
+
+def named(size: tuple[int, int]) -> str:
+    return f"{size[0]} + {size[1]}"
+
+
+# ---- scores of images ----------------------------------------------------------------------------------------------
+
+
+def draw(
+    rng: np.random.Generator, shape: str, auroc: float, size: tuple[int, int], shared: Floats | None = None
+) -> Floats:
+    """Scores of good images, then of anomalous ones; `shared`, if any, is three quarters of their variance."""
+    good, anomalous = size
+    noise = rng.normal(size=good + anomalous)
+    if shared is not None:
+        noise = np.sqrt(0.75) * shared + np.sqrt(0.25) * noise
+    if shape == "exponential":
+        scale = np.repeat([1.0, auroc / (1 - auroc)], size)
+        return -np.log(norm.sf(noise)) * scale
+    if shape == "two kinds":  # some defects are invisible, the others cannot be missed
+        seen = rng.random(good + anomalous) >= 2 * (1 - auroc)
+        return noise + 20.0 * (seen & (np.arange(good + anomalous) >= good))
+    width = {"equal": 1.0, "wide": 3.0, "narrow": 1 / 3}[shape]
+    place = norm.ppf(auroc) * np.sqrt(1 + width**2)
+    return np.where(np.arange(good + anomalous) < good, noise, noise * width + place)
+
+
+def outcome_of(name: str, scores: Floats, size: tuple[int, int], category: str = "nut") -> Outcome:
+    labels = np.repeat([False, True], size)
+    images = tuple((f"{place:04}.png", bool(label)) for place, label in enumerate(labels))
+    return Outcome(name, TestSet(category, images, "", 1, ""), scores, _DECISION, image_figures(scores, labels), None)
+
+
+def image_figures(scores: Floats, labels: NDArray[np.bool_]) -> dict[str, float]:
+    _, curve = image_curve(scores, labels)
+    called = scores > _DECISION
+    return {
+        "image_auroc": float(curve.auroc()),
+        "image_ap": float(curve.ap()),
+        "image_f1_max": float(curve.f1().max()),
+        "recall": float(called[labels].mean()),
+        "false_alarms": float(called[~labels].mean()),
+    }
+
+
+# ---- pixels --------------------------------------------------------------------------------------------------------
+
+_SIDE, _BINS = 16, 150
+_EDGES = np.linspace(-4, 12, _BINS - 1)[::-1]
+
+
+def draw_pixels(rng: np.random.Generator, shape: str, size: tuple[int, int]) -> PixelCounts:
+    """Images that are brighter or darker as a whole, with one region each where there is a defect."""
+    total = sum(size)
+    background = rng.normal(size=(total, _SIDE**2)) + 0.5 * rng.normal(size=(total, 1))
+    contrast = {"easy": 5.0, "middling": 2.5, "hard": 1.2, "some invisible": 5.0, "of all sizes": 3.0}[shape]
+    counts = np.zeros((3, total, _BINS))
+    for row, scores in enumerate(background):
+        area = 0
+        if row >= size[0]:
+            even, odd = int(rng.integers(3, 40)), int(np.clip(rng.lognormal(2, 1), 1, 150))
+            area = odd if shape == "of all sizes" else even
+            unseen = shape == "some invisible" and rng.random() < 0.15
+            scores[:area] += 0 if unseen else rng.normal(contrast, 0.7)
+        bins = np.searchsorted(-_EDGES, -scores)
+        counts[0, row] = np.bincount(bins[area:], minlength=_BINS)
+        counts[1, row] = np.bincount(bins[:area], minlength=_BINS)
+        counts[2, row] = counts[1, row] / max(area, 1)
+    return PixelCounts(counts[0].astype(np.int32), counts[1].astype(np.int32), counts[2].astype(np.float32))
+
+
+def pixel_figures(pixels: PixelCounts) -> dict[str, float]:
+    kinds = pixels.normal, pixels.anomalous, pixels.regions
+    curve = Curve.of(*(counts.sum(0, dtype=np.float64) for counts in kinds))
+    ranked = {"pixel_auroc": curve.auroc(), "pixel_ap": curve.ap(), "pixel_f1_max": curve.f1().max()}
+    limited = {name: curve.aupro(limit) for name, limit in PRO_LIMITS.items()}
+    return {name: float(value) for name, value in (ranked | limited).items()}
+
+
+# ---- how often intervals hold the truth ------------------------------------------------------------------------------
+
+
+def _held(truth: dict[str, float], outcomes: Iterable[Outcome]) -> dict[str, float]:
+    """Percent of the outcomes whose interval of a figure holds what it is of all images."""
+    found: dict[str, list[bool]] = {}
+    for outcome in outcomes:
+        for name, (low, high) in intervals_of(outcome).items():
+            found.setdefault(name, []).append(low <= truth[name] <= high)
+    return {name: 100 * float(np.mean(hits)) for name, hits in found.items()}
+
+
+def image_coverage(trials: int = 1000) -> Table:
+    """The lowest coverage over all shapes and AUROCs, of each figure."""
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for size in SIZES:
+        worst: dict[str, float] = {}
+        for shape in SHAPES:
+            for auroc in AUROCS:
+                many = _TRUTH // sum(size)
+                all_images = (size[0] * many, size[1] * many)
+                truth = image_figures(draw(rng, shape, auroc, all_images), np.repeat([False, True], all_images))
+                truth["image_auroc"] = auroc
+                drawn = (outcome_of("a", draw(rng, shape, auroc, size), size) for _ in range(trials))
+                held = _held(truth, drawn)
+                worst = {name: min(percent, worst.get(name, 100.0)) for name, percent in held.items()}
+        table[named(size)] = worst
+    return table
+
+
+def pixel_coverage(trials: int = 200) -> Table:
+    """The lowest coverage over all shapes, of each figure."""
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for size in PIXEL_SIZES:
+        worst: dict[str, float] = {}
+        for shape in PIXEL_SHAPES:
+            truth = pixel_figures(draw_pixels(rng, shape, (200 * size[0], 200 * size[1])))
+
+            def drawn(shape: str = shape, size: tuple[int, int] = size) -> Outcome:
+                pixels = draw_pixels(rng, shape, size)
+                images = tuple((f"{place}.png", place >= size[0]) for place in range(sum(size)))
+                test_set = TestSet("nut", images, "", 1, "")
+                return Outcome("a", test_set, np.zeros(sum(size)), 0.0, pixel_figures(pixels), pixels)
+
+            held = _held(truth, (drawn() for _ in range(trials)))
+            worst = {name: min(percent, worst.get(name, 100.0)) for name, percent in held.items()}
+        table[named(size)] = worst
+    return table
+
+
+def average_coverage(trials: int = 500) -> Table:
+    """Of the macro average of image AUROC over categories, each with another AUROC."""
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for size in SIZES[:4]:
+        table[named(size)] = {}
+        for number in (2, 5, 15):
+            hits = 0
+            for _ in range(trials):
+                aurocs = rng.choice(AUROCS, number)
+                cells = [outcome_of("a", draw(rng, "equal", auroc, size), size) for auroc in aurocs]
+                low, high = average([measure(cell, 50) for cell in cells]).intervals["image_auroc"]
+                hits += low <= aurocs.mean() <= high
+            table[named(size)][f"{number} categories"] = 100 * hits / trials
+    return table
+
+
+# ---- how often chance passes for a difference ----------------------------------------------------------------------
+
+Shapes = tuple[str, str]
+ALIKE: Shapes = ("equal", "equal")
+UNLIKE: Shapes = ("equal", "wide")  # as good by image AUROC, in another way
+
+
+def _models(
+    rng: np.random.Generator, kinds: Iterable[tuple[str, float]], size: tuple[int, int], resamples: int
+) -> list[Measured]:
+    """Of these shapes and AUROCs, on the same images, whose own difficulty is three quarters of the variance."""
+    shared = rng.normal(size=sum(size))
+    return [
+        measure(outcome_of(f"model {place}", draw(rng, shape, auroc, size, shared), size), resamples)
+        for place, (shape, auroc) in enumerate(kinds)
+    ]
+
+
+def false_winners(
+    shapes: Shapes = ALIKE, metric: str = "image_auroc", trials: int = 400, resamples: int = 199
+) -> Table:
+    """How often one of two equally good models is called better."""
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for size in SIZES:
+        table[named(size)] = {}
+        for auroc in AUROCS:
+            pairs = (_models(rng, [(shape, auroc) for shape in shapes], size, resamples) for _ in range(trials))
+            won = [compare(metric, *pair).verdict != "tie" for pair in pairs]
+            table[named(size)][f"{100 * auroc:.4g}"] = 100 * float(np.mean(won))
+    return table
+
+
+def false_tables(trials: int = 200, resamples: int = 399) -> Table:
+    """How often any of five equally good models is called better than any other."""
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for size in SIZES[:4]:
+        tables = (_models(rng, [("equal", 0.95)] * 5, size, resamples) for _ in range(trials))
+        won = [any(pair.verdict != "tie" for pair in compare_all(["image_auroc"], table)) for table in tables]
+        table[named(size)] = {"95": 100 * float(np.mean(won))}
+    return table
+
+
+def found_differences(trials: int = 100, resamples: int = 199) -> Table:
+    """How often the better one of two models is called better."""
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for size in SIZES:
+        table[named(size)] = {}
+        for low, high in ((0.85, 0.95), (0.9, 0.98), (0.95, 0.99), (0.98, 0.999)):
+            pairs = (_models(rng, [("equal", low), ("equal", high)], size, resamples) for _ in range(trials))
+            won = [compare("image_auroc", *pair).verdict == "b" for pair in pairs]
+            table[named(size)][f"{100 * low:.4g} and {100 * high:.4g}"] = 100 * float(np.mean(won))
+    return table
+
+
+def markdown(title: str, table: Table) -> str:
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    lines = [f"| {title} | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
+    lines += [f"| {name} | {' | '.join(f'{row[column]:.1f}' for column in columns)} |" for name, row in table.items()]
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], Table]] = {
+    "image figures": image_coverage,
+    "pixel figures": pixel_coverage,
+    "averages": average_coverage,
+    "two alike": false_winners,
+    "two unlike": lambda: false_winners(UNLIKE),
+    "two alike, by AP": lambda: false_winners(metric="image_ap"),
+    "five alike": false_tables,
+    "one better": found_differences,
+}
+
+if __name__ == "__main__":
+    for title, make in TABLES.items():
+        print(markdown(title, make()), end="\n\n", flush=True)

@@ -342,6 +342,16 @@ def test_parameters_that_a_stage_depends_on_exist() -> None:
             assert not item or isinstance(found, dict), f"{name}: {path}"
 
 
+def test_every_parameter_of_a_stage_is_some_stages() -> None:
+    """`evaluate.bootstrap` is the report's: whoever changes it need not evaluate again."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    known = {path for stage in STAGES.values() for path in stage.get("params", [])}
+    for section in ("prepare", "train", "evaluate", "export", "latency"):
+        missing = [key for key in params[section] if not {section, f"{section}.{key}"} & known]
+        assert missing == [], section
+    assert [name for name, stage in STAGES.items() if "evaluate.bootstrap" in stage.get("params", [])] == ["report"]
+
+
 def test_what_a_stage_makes_is_not_committed() -> None:
     """DVC itself would tell git of cached folders only."""
     for name, stage in STAGES.items():

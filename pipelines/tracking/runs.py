@@ -276,7 +276,10 @@ def _process_tags() -> dict[str, str]:
 
 
 def git_tags(project: Path) -> dict[str, str]:
-    """The commit of the project's folder and whether tracked files differ from it; nothing outside git."""
+    """The commit of the project's folder and whether tracked files differ from it; nothing outside git.
+
+    Nor in a repository that has none of the project's files: a ZIP may be unpacked within another project.
+    """
 
     def git(*arguments: str) -> str | None:
         try:
@@ -286,7 +289,7 @@ def git_tags(project: Path) -> dict[str, str]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    if commit is None:
+    if commit is None or not git("ls-files"):
         return {}
     # What the pipeline itself rewrites while it runs would make every run dirty.
     dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics")

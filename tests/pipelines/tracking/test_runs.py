@@ -675,6 +675,8 @@ def test_the_commit_and_whether_the_code_differs_from_it(tmp_path: Path) -> None
     git(tmp_path, "commit", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
     assert git_tags(tmp_path) == {"git_commit": commit, "git_dirty": "false"}
+    (tmp_path / "another project").mkdir()
+    assert git_tags(tmp_path / "another project") == {}
     (tmp_path / "untracked").touch()
     for name in ("dvc.lock", "metrics/a.json"):
         (tmp_path / name).write_text("2")  # rewritten by the stages before this one

@@ -48,6 +48,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         category=category,
         image_size=trained.image_size,
         white_level=trained.run.settings.prepare.white_level,
+        max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,
         false_alarm_rate=threshold.rate_requested,

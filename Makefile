@@ -16,7 +16,9 @@ export PATH := $(abspath $(BIN)):$(PATH)
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# DVC refuses a folder without Git, such as a downloaded ZIP, unless it is told to do without.
 setup: $(INSTALLED) ## Install the pinned dependencies into .venv, once
+	@[ -e .git ] || grep -qs no_scm .dvc/config.local || dvc config --local core.no_scm true
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; set PYTHON=")'

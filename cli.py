@@ -124,12 +124,15 @@ def distill(model: Model, device: Device = "auto") -> None:
     """Make a model's teacher from a backbone and a folder of photos, or fetch the published one."""
     from pipelines.device import choose_device
     from pipelines.preview.check import load_checked
-    from pipelines.teachers.distill import DistillConfig, Teachers, fetch_published
+    from pipelines.teachers.distill import TEACHER_FILE, TEACHER_RECORD, DistillConfig, Teachers, fetch_published
     from pipelines.teachers.distill import distill as run
 
     project = _project()
     params = load_checked(project.params)
-    if _is_not_needed(params, "distill", model, project.input_of(model, "teacher")):
+    teacher = project.input_of(model, "teacher")
+    if _is_not_needed(params, "distill", model, teacher):
+        for name in (TEACHER_FILE, TEACHER_RECORD):  # DVC expects them, too
+            (teacher / name).touch()
         return
     config = params.entry("distill", model, Teachers)
     if isinstance(config, DistillConfig):

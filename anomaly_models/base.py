@@ -91,6 +91,7 @@ class AnomalyModel(nn.Module, ABC):
 
     Config: ClassVar[ConfigClass]
     min_holdout: ClassVar[int] = 0  # images that `calibrate` needs
+    makes_it_smaller: ClassVar[str] = "choose narrower networks"  # for whom the exported file is too large
 
     @abstractmethod
     def forward(self, image: Tensor) -> Prediction:

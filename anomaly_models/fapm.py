@@ -94,6 +94,7 @@ class FAPM(AnomalyModel):
     """Memory while it learns: every vector of every image, 2.4 MB an image for WideResNet-50 at 224 px."""
 
     Config = FAPMConfig
+    makes_it_smaller = "lower its coreset_ratio, which its memory grows with, or fit fewer good parts"
 
     near_radius: Tensor  # (L, P), covering radii of the near coresets
     radius: Tensor  # (L, P), covering radii of the coresets that are kept

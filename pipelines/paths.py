@@ -38,9 +38,12 @@ class Cell:
     seed: int = 0
 
     work = _Place("work")  # resumable checkpoints; no DVC output, since DVC deletes those before it runs a stage again
-    trained = _Place("models")
-    weights = _Place("models", "model.safetensors")
-    run_record = _Place("models", "run.json")  # run id, and the settings that the weights were made with
+    # Called as no folder of the user's is, since DVC deletes it before anyone looks at the category's name.
+    trained = _Place("models", suffix=".trained")
+    weights = _Place("models", "model.safetensors", suffix=".trained")
+    run_record = _Place(
+        "models", "run.json", suffix=".trained"
+    )  # run id, and the settings that the weights were made with
     evaluated = _Place("evaluations")
     evaluation = _Place("evaluations", EVALUATION_FILE)
     predictions = _Place("evaluations", PREDICTIONS_FILE)

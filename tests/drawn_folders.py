@@ -11,6 +11,7 @@ from pipelines.preparation.prepare import prepare
 CONFIG = PrepareConfig(
     image_sizes=[16, 8],
     white_level=65535,
+    max_megapixels=90,
     holdout=0.2,
     test_normal=0.2,
     anomalous_train=AnomalousTrainConfig(count=0, protocol="spread"),

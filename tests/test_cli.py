@@ -198,7 +198,7 @@ def test_disk_full_while_saving(root, blemish, monkeypatch):
 
     monkeypatch.setattr("pipelines.training.trained.serialize", full)
     message = one_line(blemish(*TRAIN))
-    assert message.startswith("models/fapm/squares: No space left on device")
+    assert message.startswith("models/fapm/squares.trained: No space left on device")
     assert DiskFull.__name__ not in message
     assert not list((root / "models" / "fapm").iterdir())
 

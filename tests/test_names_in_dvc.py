@@ -33,7 +33,7 @@ model, category = named.get("--model", ""), named.get("--category", "")
 folder = Path({
     "check": "checked", "download": f"data/{named.get('--source')}", "prepare": f"data/prepared/{category}",
     "distill": f"pretrained/{model}/teacher", "penalty": f"pretrained/{model}/penalty", "report": "reports",
-    "textures": f"pretrained/{model}/textures", "train": f"models/{model}/{category}",
+    "textures": f"pretrained/{model}/textures", "train": f"models/{model}/{category}.trained",
     "evaluate": f"evaluations/{model}/{category}", "export": f"exported/{model}/{category}", "latency": "latency",
 }[verb])
 folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,10 @@ if verb == "check":
 elif verb == "latency":
     (folder / model).mkdir(exist_ok=True)
     (folder / model / f"{category}.json").write_text("{}")
-elif verb != "distill" or model in params["models"]:
+elif verb == "distill":
+    for name in ("run.json", "teacher.safetensors"):
+        (folder / name).write_text(verb if model in params["models"] else "")
+else:
     (folder / "made").write_text(verb)
 if verb == "evaluate":
     (folder / "evaluation.json").write_text("{}")
@@ -118,7 +121,15 @@ def place(tmp_path: Path) -> Place:
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.touch()
     (root / "anomaly_models" / "weights").mkdir()
-    for path in ("../victim/a.txt", "../victim.json", "docs/a.txt", "images/x/a.png", "anomaly_models/weights/a"):
+    for path in (
+        "../victim/a.txt",
+        "../victim/teacher/a",
+        "../victim/model.onnx",
+        "../victim.json",
+        "docs/a.txt",
+        "images/x/a.png",
+        "anomaly_models/weights/a",
+    ):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(path)
     for model in ("fapm", "efficient_ad", "diffusion_ad"):
@@ -166,22 +177,31 @@ def test_what_categories_may_be_called_dvc_finds(place: Place) -> None:
 
 
 OUTSIDE = ["..", "../images", "../docs", "../../victim", "../../../victim", "x/../../../../victim"]
-REPLACED = ("download", "prepare", "penalty", "textures", "latency")  # verbs that replace their output by themselves
+STAGES = tuple(yaml.safe_load((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+
+
+def everywhere(name: str) -> dict[str, Any]:
+    """What params.yaml says, with a name wherever one can be."""
+    sections = {key: {name: {"seed": 0}} for key in ("download", "distill", "penalty", "textures")}
+    models = {"fapm": {"x": 1}, name: {"x": 1}}
+    data = {"root": "images", "categories": [name, "x"]}
+    return sections | {"models": models, "data": data, "photos": "images", "texture_photos": "images"}
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_no_name_leads_to_a_folder_that_is_not_the_project_s(place: Place, name: str) -> None:
-    """Plain, where all ends with `check`; and the stages alone that have something outside DVC's cache."""
+    """Plain, where all ends with `check`; and every stage alone, categories and models alike."""
+    place.params(**everywhere(name))
     before = place.not_its_own()
-    keys = {name: {"seed": 0}}
-    data = {"root": "images", "categories": [name]}
-    place.params(download=keys, textures=keys, penalty=keys, data=data, photos="images", texture_photos="images")
     said = place.run("dvc", "repro", refuses="check").stderr
     assert place.not_its_own() == before, said
     assert [call[0] for call in place.called()] in (["check"], []), said
-    said = place.each_alone("check", *REPLACED, refuses=" ".join(("check", *REPLACED)))
+    said = place.each_alone(*STAGES, refuses=" ".join(STAGES))
     assert place.not_its_own() == before, said
-    assert {call[0] for call in place.called()} >= {"download", "prepare", "penalty", "textures"}, said
+    called = {tuple(call) for call in place.called()}
+    assert {verb for verb, *_ in called} == set(STAGES), said
+    assert ("train", "--model", "fapm", "--category", name) in called
+    assert all((verb, "--model", name, "--category", "x") in called for verb in ("train", "evaluate", "export"))
 
 
 def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -194,14 +214,14 @@ def test_a_model_that_leaves_models_and_comes_back(place: Place) -> None:
     sections = {"distill": {"efficient_ad": images}, "penalty": {"efficient_ad": images}, "textures": {"fapm": images}}
     rest = sections | {"download": {}, "photos": "images", "texture_photos": "images"}
     rest["data"] = {"root": "images", "categories": ["x"]}
-    made = place.root / "pretrained" / "efficient_ad" / "teacher" / "made"
+    made = place.root / "pretrained" / "efficient_ad" / "teacher" / "teacher.safetensors"
     place.params(models=models, **rest)
     assert {"check", "distill@efficient_ad", "textures@fapm"} < set(ran(place.run("dvc", "repro")))
-    assert made.exists()
+    assert made.read_text() == "distill"
     assert ran(place.run("dvc", "repro")) == []
     place.params(models={"fapm": {"x": 1}}, **rest)
     assert ran(place.run("dvc", "repro")) == ["check", "distill@efficient_ad", "penalty@efficient_ad", "report"]
-    assert not made.exists()
+    assert made.read_text() == ""
     place.params(models={"fapm": {"x": 2}}, **rest)
     again = ran(place.run("dvc", "repro"))
     assert not [stage for stage in again if stage.startswith(("distill", "penalty", "textures", "prepare"))]

@@ -102,7 +102,7 @@ def test_metrics_and_plots_are_shown(root, reproduced):
 
 def test_a_changed_parameter_rebuilds_what_depends_on_it_even_when_killed(root, reproduced):
     """SIGKILL to dvc and `train` alike; then the same bits as without the kill, and no run left RUNNING."""
-    whole = load_file(root / "models" / "fapm" / CATEGORY / "model.safetensors")
+    whole = load_file(root / "models" / "fapm" / f"{CATEGORY}.trained" / "model.safetensors")
     values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
     values["models"]["fapm"]["neighbours"] = 3  # of the image score: the memory stays what it was
     write_params(root, values)
@@ -119,7 +119,7 @@ def test_a_changed_parameter_rebuilds_what_depends_on_it_even_when_killed(root, 
     verbs = ("train", "evaluate", "export", "latency")
     rebuilt = {f"{verb}@fapm-{category}" for verb in verbs for category in CATEGORIES}
     assert set(ran(dvc(root, "repro"))) == rebuilt | {"report"}  # `check` was through before the kill
-    again = load_file(root / "models" / "fapm" / CATEGORY / "model.safetensors")
+    again = load_file(root / "models" / "fapm" / f"{CATEGORY}.trained" / "model.safetensors")
     assert all(again[name].equal(whole[name]) for name in whole)
     assert {run.info.status for run in runs(root)} == {"FINISHED"}
     values["evaluate"]["false_alarm_rate"] = 0.3

@@ -128,6 +128,7 @@ CARD = ModelCard(
     category="noise",
     image_size=64,
     white_level=65535,
+    max_megapixels=90,
     threshold=0.5,
     pixel_threshold=0.75,
     false_alarm_rate=0.1,

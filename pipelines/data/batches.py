@@ -5,6 +5,7 @@ The n-th training batch is a pure function of (seed, n): an interrupted run resu
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -94,7 +95,8 @@ class PreparedData:
         entry = self.index.images[row]
         if entry.mask is None:
             return np.zeros((entry.height, entry.width), dtype=bool)
-        return images.load_mask(source / entry.mask)
+        megapixels = math.ceil(entry.width * entry.height / 1e6)  # which `prepare` found not to be too many
+        return images.load_mask(source / entry.mask, megapixels)
 
 
 class SplitBatches:

@@ -19,6 +19,7 @@ import torch
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
 from pipelines.deployment.records import Parity
+from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import atomic_folder
 from pipelines.inference.detector import Detector, ModelCard
@@ -28,6 +29,7 @@ from pipelines.tracking.runs import cell_run
 from pipelines.training.trained import load_trained
 
 _EXAMPLE_BATCH = 2  # tracing with one image would fix the batch at one
+_LARGEST = 2**31 - 2**24  # bytes of weights: protobuf's limit, less a margin for the graph itself
 _BATCH_CHECK = 4  # the same file must also score several images at once
 
 
@@ -48,6 +50,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         category=category,
         image_size=trained.image_size,
         white_level=trained.run.settings.prepare.white_level,
+        max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,
         false_alarm_rate=threshold.rate_requested,
@@ -89,9 +92,21 @@ def write_graph(model: AnomalyModel, path: Path, image_size: int, opset: int, ca
             verbose=False,
         )
     assert program is not None, "torch.onnx.export gives a program when no file name is passed"
+    _check_size(program, model, card)
     proto = program.model_proto
     onnx.helper.set_model_props(proto, card.to_metadata())
     onnx.save(proto, path)
+
+
+def _check_size(program: torch.onnx.ONNXProgram, model: AnomalyModel, card: ModelCard) -> None:
+    """Raise ExportError if the graph is too large for one file."""
+    constants = [value.const_value for value in program.model.graph.initializers.values()]
+    size = sum(constant.nbytes for constant in constants if constant is not None)
+    if size > _LARGEST:
+        raise ExportError(
+            f"{card.model} on {card.category}: its weights take {size / 2**30:.2f} GiB, and one ONNX file holds at "
+            f"most 2 (protobuf's limit); {model.makes_it_smaller}, and train it again"
+        )
 
 
 def measure_parity(

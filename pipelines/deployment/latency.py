@@ -79,7 +79,7 @@ def measure(detector: Detector, paths: list[Path], config: LatencyConfig) -> Lat
 def _answer(detector: Detector, path: Path) -> NDArray[np.float64]:
     """Seconds of each part of the way from a file to a decision and a mask at the picture's own size."""
     clock = [time.perf_counter()]
-    rgb = images.load_rgb(path, detector.card.white_level)
+    rgb = detector.read(path)
     clock.append(time.perf_counter())
     image = images.to_input(images.resize_rgb(rgb, detector.card.image_size)[None])
     clock.append(time.perf_counter())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from pipelines.evaluation.measures import METRICS
 from pipelines.evaluation.outcomes import DefectOutcome, Evaluation, ScoredImage, Threshold
+from pipelines.names import as_code, in_markdown
 from pipelines.numbers import interval, percent, score
 
 _SHOWN = 5  # images of each kind of error
@@ -22,7 +23,7 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
         "False alarms": _images([image for image in wrong if not image.label], lowest_first=False),
     }
     parts = [
-        f"**{evaluation.model}** on **{evaluation.category}**",
+        f"**{evaluation.model}** on **{in_markdown(evaluation.category)}**",
         "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())]),
         _figures(evaluation),
         _defects(evaluation.defects),
@@ -33,8 +34,9 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
 
 
 def _data(evaluation: Evaluation) -> str:
+    name = in_markdown(f"{evaluation.data_set}/{evaluation.category}")
     return (
-        f"{evaluation.data_set}/{evaluation.category}, SHA-256 of its files {evaluation.data_sha256[:16]}…, "
+        f"{name}, SHA-256 of its files {evaluation.data_sha256[:16]}…, "
         f"resized to {evaluation.protocol.image_size} pixels"
     )
 
@@ -78,13 +80,13 @@ def _figures(evaluation: Evaluation) -> str:
 
 
 def _defects(defects: Mapping[str, DefectOutcome]) -> str:
-    found = [f"{name} {round(d.recall * d.count)} of {d.count}" for name, d in defects.items()]
+    found = [f"{in_markdown(name)} {round(d.recall * d.count)} of {d.count}" for name, d in defects.items()]
     return f"Defects found: {', '.join(found)}." if found else ""
 
 
 def _images(wrong: Sequence[ScoredImage], *, lowest_first: bool) -> str:
     """Images that were decided wrongly, the worst first."""
     ordered = sorted(wrong, key=lambda image: image.score, reverse=not lowest_first)
-    shown = [f"`{image.path}` ({score(image.score)})" for image in ordered[:_SHOWN]]
+    shown = [f"{as_code(image.path)} ({score(image.score)})" for image in ordered[:_SHOWN]]
     more = [f"{len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
     return ", ".join([*shown, *more]) or "none"

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 from pipelines.errors import ExportError
 from pipelines.pictures import images
 
-FORMAT = "1"  # of the metadata below
+FORMAT = "2"  # of the metadata below
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class ModelCard:
     category: str
     image_size: int  # side of the square input, pixels
     white_level: int  # 16-bit value shown as white
+    max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
     false_alarm_rate: float  # of good parts, that the thresholds were set for
@@ -49,9 +51,13 @@ class Detector:
         """What runs the graph, in ONNX Runtime's words."""
         return str(self._session.get_providers()[0])
 
+    def read(self, path: Path) -> NDArray[np.uint8]:
+        """A file -> (H, W, 3), by the path that `prepare` took; raises ImageError."""
+        return images.load_rgb(path, self.card.white_level, self.card.max_megapixels)
+
     def load(self, path: Path) -> np.ndarray:
-        """A file -> (1, 3, H, W) float32 in [0, 1], by the path that `prepare` took."""
-        pixels, _ = images.load(path, self.card.image_size, self.card.white_level)
+        """A file -> (1, 3, H, W) float32 in [0, 1], the graph's input; raises ImageError."""
+        pixels, _ = images.load(path, self.card.image_size, self.card.white_level, self.card.max_megapixels)
         return images.to_input(pixels[None])
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

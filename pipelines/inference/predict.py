@@ -140,7 +140,7 @@ def _predict_one(detector: Detector, image: Found, overlay: Path, destination: P
     if image.error is not None:
         return _failed(path, image.error)
     try:
-        rgb = images.load_rgb(path, detector.card.white_level)
+        rgb = detector.read(path)
     except ImageError as error:
         return _failed(path, str(error))
     pixels = images.resize_rgb(rgb, detector.card.image_size)

@@ -5,6 +5,7 @@ saw. Colour profiles are ignored and CMYK is converted by the plain formula; tra
 """
 
 import io
+import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from pipelines.errors import ImageError
 from pipelines.pictures.damage import find_damage
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+PHOTO_MEGAPIXELS = 90  # the most of a photo, for which there is no setting
+# Every picture's size is looked at here, before it is decoded; Pillow would warn of what the setting allows.
+Image.MAX_IMAGE_PIXELS = None
 
 # Named one by one: what is called .png but holds, say, PostScript is refused instead of run.
 _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -48,16 +53,18 @@ class Picture:
     highest: int | None  # value in the file, of 16-bit grey only
 
 
-def read(path: Path, white_level: int) -> Picture:
+def read(path: Path, white_level: int, max_megapixels: int | None = None) -> Picture:
     """Read an image, upright.
+
+    One of more than `max_megapixels` million pixels is refused before it is decoded; by default, more than a photo has.
 
     16-bit grey is scaled so that `white_level` becomes 255, rounded half up; where the file says that white is 0
     (TIFF's WhiteIsZero), so that 0 becomes 255 and `white_level` 0.
 
     Raises:
-        ImageError: the file cannot be read, or holds a value above `white_level`.
+        ImageError: the file cannot be read, is too large, or holds a value above `white_level`.
     """
-    image, white_is_zero = _decode(path, _IMAGE_FORMATS)
+    image, white_is_zero = _decode(path, _IMAGE_FORMATS, max_megapixels)
     if image.mode in _DEEP_GREY_MODES:
         values = _deep_grey(image, path, white_level)
         grey = _scale(white_level - values if white_is_zero else values, white_level)
@@ -68,9 +75,9 @@ def read(path: Path, white_level: int) -> Picture:
     return Picture(np.array(image.convert("RGB")), None)
 
 
-def load_rgb(path: Path, white_level: int) -> NDArray[np.uint8]:
+def load_rgb(path: Path, white_level: int, max_megapixels: int | None = None) -> NDArray[np.uint8]:
     """The pixels alone: (H, W, 3). Raises as `read`."""
-    return read(path, white_level).rgb
+    return read(path, white_level, max_megapixels).rgb
 
 
 def resize_rgb(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -78,13 +85,15 @@ def resize_rgb(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR))
 
 
-def load(path: Path, size: int, white_level: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def load(
+    path: Path, size: int, white_level: int, max_megapixels: int | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Read and resize an image: (size, size, 3), and the (width, height) of the upright original.
 
     Raises:
         ImageError: as `read`.
     """
-    rgb = load_rgb(path, white_level)
+    rgb = load_rgb(path, white_level, max_megapixels)
     height, width = rgb.shape[:2]
     return resize_rgb(rgb, size), (width, height)
 
@@ -94,13 +103,13 @@ def to_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
 
 
-def load_mask(path: Path) -> NDArray[np.bool_]:
+def load_mask(path: Path, max_megapixels: int | None = None) -> NDArray[np.bool_]:
     """Read a mask as (H, W), upright: True where the pixel is not black (and not transparent).
 
     Raises:
-        ImageError: the file cannot be read, or is compressed with loss.
+        ImageError: the file cannot be read, is too large, or is compressed with loss.
     """
-    image, white_is_zero = _decode(path, _MASK_FORMATS)
+    image, white_is_zero = _decode(path, _MASK_FORMATS, max_megapixels)
     if image.mode in _DEEP_GREY_MODES:
         return np.asarray(image) != (_DEEP_WHITE if white_is_zero else 0)
     rgba = np.asarray(image.convert("RGBA"))
@@ -112,7 +121,7 @@ def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) != 0
 
 
-def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
+def _decode(path: Path, formats: tuple[str, ...], max_megapixels: int | None) -> tuple[Image.Image, bool]:
     """Read a whole file into an upright image of a supported mode, or raise ImageError.
 
     The flag says that its deep grey is to be inverted: where 0 is white, Pillow turns round no more than 8 bits.
@@ -120,6 +129,7 @@ def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
     content = _read(path)
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
+            _check_size(image, path, max_megapixels)
             _check_header(image, path)
             if damage := find_damage(content, image):
                 raise ImageError(f"{path}: damaged image ({damage}); save it again or remove it")
@@ -131,8 +141,6 @@ def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
     except UnidentifiedImageError as error:
         why = ": a mask that is compressed with loss marks more than was drawn" if formats == _MASK_FORMATS else ""
         raise ImageError(f"{path}: not a {_either(formats)} image{why}; save it as one or remove it") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path}: {_too_large()}") from error
     except Exception as error:  # Pillow's decoders raise nearly any class on damaged bytes
         raise ImageError(f"{path}: damaged image ({error}); save it again or remove it") from error
     if upright.mode not in _BYTE_MODES | _DEEP_GREY_MODES:
@@ -158,10 +166,22 @@ def _read(path: Path) -> bytes:
     return content
 
 
+def _check_size(image: Image.Image, path: Path, max_megapixels: int | None) -> None:
+    """A file of some kilobytes may unpack to gigabytes: a decompression bomb."""
+    limit = PHOTO_MEGAPIXELS if max_megapixels is None else max_megapixels
+    megapixels = image.width * image.height / 1e6
+    if megapixels <= limit:
+        return
+    found = f"{image.width:,} x {image.height:,} pixels are {megapixels:,.1f} megapixels"
+    if max_megapixels is None:
+        raise ImageError(f"{path}: {found}, above {limit} for photos; make it smaller or remove it")
+    raise ImageError(
+        f"{path}: {found}, above `prepare.max_megapixels` {limit}; set it to {math.ceil(megapixels)}, if the memory "
+        "allows, or make the picture smaller"
+    )
+
+
 def _check_header(image: Image.Image, path: Path) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise ImageError(f"{path}: {_too_large()}")
     # The further frames of an MPO, a camera's JPEG, are previews and depth maps of the first.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{path}: holds several frames; save each as an image of its own")
@@ -178,10 +198,6 @@ def _stored_format(image: Image.Image) -> str:
         return image.mode
     args = image.tile[0].args
     return str(args[0]) if isinstance(args, tuple) else str(args)
-
-
-def _too_large() -> str:
-    return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels; crop it or make it smaller"
 
 
 def _deep_grey(image: Image.Image, path: Path, white_level: int) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ class PrepareConfig(Settings):
 
     image_sizes: Annotated[list[PositiveInt], Field(min_length=1)]  # pixels; every size that a model asks for
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white
+    max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
     test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only
     anomalous_train: AnomalousTrainConfig

@@ -116,7 +116,7 @@ class _Picture:
 def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) -> _Picture:
     result = _Picture(path, mask, pixels=f"unreadable: {path}")
     try:
-        picture = images.read(source / path, config.white_level)
+        picture = images.read(source / path, config.white_level, config.max_megapixels)
         height, width = picture.rgb.shape[:2]
         result.original = width, height
         result.pixels = hashlib.sha256(picture.rgb.tobytes() + f"{width} x {height}".encode()).hexdigest()
@@ -129,7 +129,7 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) ->
     if mask is None:
         return result
     try:
-        marked = _load_mask(source, path, mask, result.original)
+        marked = _load_mask(source, path, mask, result.original, config.max_megapixels)
     except DatasetError as error:
         result.problems.append(error)
         return result
@@ -143,9 +143,11 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) ->
     return result
 
 
-def _load_mask(source: Path, path: str, mask: str, original: tuple[int, int] | None) -> NDArray[np.bool_]:
+def _load_mask(
+    source: Path, path: str, mask: str, original: tuple[int, int] | None, max_megapixels: int
+) -> NDArray[np.bool_]:
     """The mask of a picture whose (width, height) is `original`, None where the picture cannot be read."""
-    marked = images.load_mask(source / mask)
+    marked = images.load_mask(source / mask, max_megapixels)
     height, width = marked.shape
     if original is not None and (width, height) != original:
         raise DatasetError(

@@ -264,7 +264,7 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def pair_masks(source: Path, listing: Listing, findings: Findings) -> dict[str, str]:
+def pair_masks(source: Path, listing: Listing, max_megapixels: int, findings: Findings) -> dict[str, str]:
     """Image -> mask, for every anomalous image; empty where the category has no masks at all."""
     if listing.masks is None:
         return {}
@@ -285,7 +285,8 @@ def pair_masks(source: Path, listing: Listing, findings: Findings) -> dict[str, 
     for mask, paths in owners.items():
         if len(paths) > 1:
             findings.problem(f"{source}: {mask} fits several images ({some(paths)}); give them different stems")
-    if orphans := [mask for mask in listing.masks if mask not in owners and not _is_black(source / mask)]:
+    unpaired = [mask for mask in listing.masks if mask not in owners]
+    if orphans := [mask for mask in unpaired if not _is_black(source / mask, max_megapixels)]:
         findings.problem(
             f"{source}: {counted(len(orphans), 'mask')} without a defect image in {listing.anomalous_folder}: "
             f"{some(orphans)}; add the images or remove the masks"
@@ -310,9 +311,9 @@ def _place(path: str, folder: str) -> PurePosixPath:
     return PurePosixPath(unicodedata.normalize("NFC", str(PurePosixPath(path).relative_to(folder)))).with_suffix("")
 
 
-def _is_black(mask: Path) -> bool:
+def _is_black(mask: Path, max_megapixels: int) -> bool:
     """Whether a mask marks nothing, as that of a good part; one that cannot be read may mark anything."""
     try:
-        return not images.load_mask(mask).any()
+        return not images.load_mask(mask, max_megapixels).any()
     except ImageError:
         return False

@@ -35,7 +35,7 @@ def prepare(
     layout = detect_layout(source)
     findings = Findings()
     listing = list_category(source, layout, findings)
-    masks = pair_masks(source, listing, findings)
+    masks = pair_masks(source, listing, config.max_megapixels, findings)
     with threads() as pool, atomic_folder(destination) as folder:
         with decoded(source, listing, masks, config, folder, pool, on_progress) as rows:
             items = split(source, listing, masks, rows.pixels, config, findings)

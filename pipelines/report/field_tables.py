@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.evaluation.certainty import AVERAGE
+from pipelines.names import in_markdown
 from pipelines.numbers import decimal
 from pipelines.report.literature import MVTEC_AD_ORDER, Published, is_mvtec_ad, load_published
 from pipelines.report.summary import Summary, leaders
@@ -58,13 +59,13 @@ class FieldTable:
     notes: Mapping[str, str]  # letter -> text
 
     def markdown(self) -> str:
-        names = [category_title(category) for category in self.categories]
+        names = [in_markdown(category_title(category)) for category in self.categories]
         header = ["Method", "Avg", *names]
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
         lines.append(["*Test images*", *(f"*{n}*" for n in (sum(self.test_images), *self.test_images))])
         for row in self.rows:
             mark = f" <sup>{' '.join(row.notes)}</sup>" if row.notes else ""
-            lines.append([_escape_markdown(row.method) + mark, *row.shown(self.categories, "**{}**")])
+            lines.append([in_markdown(row.method) + mark, *row.shown(self.categories, "**{}**")])
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         notes = "\n".join(f"- <sup>{letter}</sup> {text}" for letter, text in self.notes.items())
         parts = [f"## {self.title}", table, self._remark(), notes]
@@ -214,10 +215,6 @@ def _times_100(value: float | None) -> float | None:
 def _letter(number: int) -> str:
     """a, b, ..., z, aa, ab, ..."""
     return (_letter(number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
-
-
-def _escape_markdown(text: str) -> str:
-    return re.sub(r"([|*_])", r"\\\1", text)
 
 
 def _escape_latex(text: str) -> str:

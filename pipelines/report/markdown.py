@@ -1,11 +1,13 @@
 """The summary as tables and sentences for report.md, the README and MLflow."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from pipelines.evaluation.certainty import AVERAGE, Comparison
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
+from pipelines.names import in_markdown
 from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, score, seconds, spread
 from pipelines.paths import CURVES_PICTURE, EXAMPLES_FILE, Project
 from pipelines.report.seeds import SeedFigures
@@ -47,7 +49,7 @@ time from a file to a decision, one image at a time."""
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
     """The first `num_names` columns to the left, numbers to the right."""
     rule = ["---" if i < num_names else "---:" for i in range(len(header))]
-    escaped = [[text.replace("|", "\\|") for text in row] for row in [header, rule, *rows]]
+    escaped = [[re.sub(r"(?<!\\)\|", r"\\|", text) for text in row] for row in [header, rule, *rows]]
     return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
 
 
@@ -59,7 +61,7 @@ def leaderboard_table(summary: Summary) -> str:
     first, *others = (c for c in COLUMNS if any(c.of(cell) != UNKNOWN for cell in summary.cells))
     columns: list[tuple[str, Callable[[CellSummary | Average], str]]] = [
         ("Model", lambda row: row.model),
-        ("Category", lambda row: row.category),
+        ("Category", lambda row: in_markdown(row.category)),
         ("Test images", lambda row: row.test_images),
         (first.title, first.of),
         ("95 %", lambda row: interval(row.intervals.get(first.key))),
@@ -79,8 +81,9 @@ def leaderboard_table(summary: Summary) -> str:
 def champion_table(summary: Summary) -> str:
     """Who is best by each of the field's metrics, with those that cannot be told from it."""
     metrics = [metric for metric in METRICS if metric.key in summary.champions]
+    best = [summary.champions[metric.key] for metric in metrics]
     rows = [
-        [place, *(" = ".join(leaders(summary.champions[metric.key][place])) or UNKNOWN for metric in metrics)]
+        [in_markdown(place), *(" = ".join(leaders(found[place])) or UNKNOWN for found in best)]
         for place in (*summary.categories, AVERAGE)
     ]
     return markdown_table(["Category", *(metric.title for metric in metrics)], rows, num_names=1 + len(metrics))
@@ -120,7 +123,7 @@ def against_the_best(summary: Summary) -> list[str]:
 def seed_table(summary: Summary) -> str:
     """Mean and spread over the seeds of cells and averages that have several."""
     rows = [
-        [row.model, row.category, ", ".join(map(str, row.seeds.seeds)), *_spreads(row.seeds)]
+        [row.model, in_markdown(row.category), ", ".join(map(str, row.seeds.seeds)), *_spreads(row.seeds)]
         for row in (*summary.cells, *summary.averages)
         if row.seeds
     ]
@@ -138,7 +141,7 @@ def latency_table(summary: Summary) -> str:
     rows = [
         [
             cell.model,
-            cell.category,
+            in_markdown(cell.category),
             *(" / ".join(map(decimal, (part.p50, part.p95, part.p99))) for _, part in cell.latency.milliseconds),
             f"{decimal(cell.latency.throughput.images_per_second)} in batches of {cell.latency.throughput.batch_size}",
             str(cell.latency.num_runs),
@@ -177,7 +180,7 @@ def _threshold_row(cell: CellSummary) -> list[str]:
     t = cell.threshold
     return [
         cell.model,
-        cell.category,
+        in_markdown(cell.category),
         str(t.num_images),
         score(t.value),
         percent(t.rate_requested) + ("" if t.attainable else " †"),
@@ -193,8 +196,8 @@ def defect_table(summary: Summary) -> str:
     rows = [
         [
             cell.model,
-            cell.category,
-            defect,
+            in_markdown(cell.category),
+            in_markdown(defect),
             str(found.count),
             percent(found.recall),
             interval(found.recall_interval),
@@ -210,7 +213,7 @@ def defect_table(summary: Summary) -> str:
 
 def report_markdown(summary: Summary, project: Project) -> str:
     pictures = [
-        f"### {cell.model} on {cell.category}\n\n"
+        f"### {cell.model} on {in_markdown(cell.category)}\n\n"
         f"![examples](../evaluations/{cell.model}/{quote(cell.category)}/{EXAMPLES_FILE})\n\n"
         f"![curves](../evaluations/{cell.model}/{quote(cell.category)}/{CURVES_PICTURE})"
         for cell in summary.cells

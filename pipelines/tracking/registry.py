@@ -1,13 +1,14 @@
 """The champion of each category in MLflow's model registry."""
 
-import re
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import LoggedModel
 
+from pipelines.names import as_key
 from pipelines.tracking.store import RUNS_PER_CALL, is_known, prepare_store, told_at_once
 
+_LONGEST_NAME = 250  # of a registered model, which has neither / nor :, nor ? since that ends its address
 _CHAMPION = "champion"  # the alias of a category's best model
 
 
@@ -21,7 +22,7 @@ def crown(project: Path, experiment: str, name: str, run_id: str | None, why: st
         StageError: the store cannot be used.
     """
     uri, _ = prepare_store(project, experiment)
-    name = re.sub("[/:]", "_", name)  # which MLflow does not allow
+    name = as_key(name, "[/:?]", _LONGEST_NAME)
     with told_at_once(uri):
         client = mlflow.MlflowClient(uri)
         best = _exported_model(client, run_id) if run_id and is_known(client, run_id) else None

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -32,10 +31,13 @@ from mlflow.entities import (
 
 from pipelines.environment import environment, packages
 from pipelines.errors import StageError
+from pipelines.names import as_key
 from pipelines.paths import Cell
 from pipelines.tracking.store import STORE_ERRORS, errors_told, is_known, prepare_store, told_at_once, used_by_mlflow
 
 _DIGEST_LENGTH = 32  # characters; the store takes 36
+_NOT_IN_METRICS = r"[^\w.\- /]"  # in their names, in MLflow on every system
+_LONGEST_METRIC = 250  # characters of a name
 # MLflow's limits for one batch
 _MAX_METRICS_PER_CALL = 1000
 _MAX_PARAMS_PER_CALL = 100
@@ -70,7 +72,7 @@ class OpenRun:
     def metric_points(self, points: list[tuple[str, float, int]]) -> None:
         """Log (name, value, step) points in as few calls as the store allows.
 
-        Names may hold anything, such as that of a defect's folder; what MLflow refuses in them becomes an underscore.
+        Names may hold anything, such as that of a defect's folder; what MLflow refuses in them becomes its code.
         """
         now = time.time()
         self.timed_points([(name, value, step, now) for name, value, step in points])
@@ -78,7 +80,7 @@ class OpenRun:
     def timed_points(self, points: list[tuple[str, float, int, float]]) -> None:
         """Log (name, value, step, seconds since 1970) points, as `metric_points` does."""
         metrics = [
-            Metric(re.sub(r"[^\w.\- :/]", "_", name), value, int(1000 * seconds), step)
+            Metric(as_key(name, _NOT_IN_METRICS, _LONGEST_METRIC), value, int(1000 * seconds), step)
             for name, value, step, seconds in points
         ]
         for start in range(0, len(metrics), _MAX_METRICS_PER_CALL):
@@ -276,7 +278,10 @@ def _process_tags() -> dict[str, str]:
 
 
 def git_tags(project: Path) -> dict[str, str]:
-    """The commit of the project's folder and whether tracked files differ from it; nothing outside git."""
+    """The commit of the project's folder and whether tracked files differ from it; nothing outside git.
+
+    Nor in a repository that has none of the project's files: a ZIP may be unpacked within another project.
+    """
 
     def git(*arguments: str) -> str | None:
         try:
@@ -286,7 +291,7 @@ def git_tags(project: Path) -> dict[str, str]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    if commit is None:
+    if commit is None or not git("ls-files"):
         return {}
     # What the pipeline itself rewrites while it runs would make every run dirty.
     dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!metrics")

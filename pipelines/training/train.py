@@ -24,7 +24,7 @@ from pipelines.training.work import Work
 def train(
     model_name: str, category: str, params: Params, project: Project, device: torch.device, console: Console
 ) -> None:
-    """Train one cell and write `models/<model>/<category>`: weights, settings and the MLflow run's id.
+    """Train one cell and write `models/<model>/<category>.trained`: weights, settings and the MLflow run's id.
 
     A run that was killed goes on from its last checkpoint and, on the CPU, ends with the same bits.
 

@@ -97,6 +97,22 @@ def test_a_flipped_decision_is_refused_whatever_the_tolerance(project, monkeypat
     assert not project.cell("fapm", CATEGORY).exported.exists()
 
 
+@pytest.mark.usefixtures("evaluated")
+def test_what_one_file_cannot_hold_is_told_before_it_is_written(project, params, monkeypatch):
+    size = sum(value.nbytes for value in load_trained(project.cell("fapm", CATEGORY), CPU).model.state_dict().values())
+    monkeypatch.setattr(module, "_LARGEST", size // 2)
+    monkeypatch.setattr(module.onnx, "save", None)  # would fail
+    with pytest.raises(ExportError) as refused:
+        export("fapm", CATEGORY, params, project)
+    assert str(refused.value) == (
+        f"fapm on squares: its weights take {size / 2**30:.2f} GiB, and one ONNX file holds at most 2 (protobuf's "
+        "limit); lower its coreset_ratio, which its memory grows with, or fit fewer good parts, and train it again"
+    )
+    assert not project.cell("fapm", CATEGORY).exported.exists()
+    monkeypatch.undo()
+    assert export("fapm", CATEGORY, params, project).decisions_changed == 0
+
+
 def test_nan_is_never_within_the_tolerance():
     assert module._difference(np.array([np.nan], np.float32), np.zeros(1, np.float32)) == float("inf")
     found = dict.fromkeys(Parity.model_fields, 0) | {"tolerance": 1e-4, "onnxruntime": "1.0"}

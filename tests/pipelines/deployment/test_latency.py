@@ -11,9 +11,10 @@ from pipelines.deployment.latency import PARTS, measure
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles
 from pipelines.errors import StageError
 from pipelines.inference.detector import ModelCard
+from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-CARD = ModelCard("a", "nut", 32, 65535, 0.5, 0.5, 0.05, "run", "sha", {})
+CARD = ModelCard("a", "nut", 32, 65535, 90, 0.5, 0.5, 0.05, "run", "sha", {})
 
 
 class Clock:
@@ -33,6 +34,9 @@ class FakeDetector:
 
     def __init__(self, clock: Clock) -> None:
         self.clock, self.calls = clock, 0
+
+    def read(self, path: Path) -> np.ndarray:
+        return images.load_rgb(path, CARD.white_level)
 
     def load(self, _path: Path) -> np.ndarray:
         return np.zeros((1, 3, 32, 32), np.float32)

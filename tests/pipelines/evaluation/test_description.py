@@ -42,6 +42,13 @@ def test_a_threshold_that_promises_nothing_says_what_would(tmp_path: Path) -> No
     assert "set for 5 % false alarms, which takes 19 to promise; expected 9.1 %" in text
 
 
+def test_names_of_defects_mean_nothing(tmp_path: Path) -> None:
+    defects = {
+        "<b>x</b>|`y`": {"count": 4, "recall": 0.5, "recall_interval": (0, 1), "recall_at_rate": 0.5, "auroc": 0.9}
+    }
+    assert "Defects found: &lt;b>x&lt;/b>\\|\\`y\\` 2 of 4." in described(tmp_path, defects=defects)
+
+
 def test_good_parts_alone_and_no_git(tmp_path: Path) -> None:
     evaluation = put_evaluation(tmp_path, "fapm", "nut", good=5, defect=0)
     text = description(evaluation, read_tested(tmp_path), {})

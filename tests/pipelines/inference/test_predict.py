@@ -26,6 +26,7 @@ CARD = ModelCard(
     category="part",
     image_size=SIDE,
     white_level=4095,
+    max_megapixels=90,
     threshold=float(np.float32(128) / np.float32(255)),
     pixel_threshold=0.5,
     false_alarm_rate=0.05,
@@ -265,7 +266,16 @@ def test_a_half_written_jpeg_does_not_pass_as_good(run: Predict, tmp_path: Path)
     (result,) = run(path)
     assert result.error is not None
     assert result.error.startswith(f"{path}: damaged image (")
+
     assert result.decision is None
+
+
+def test_a_picture_above_the_limit_of_the_model(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "small.onnx", replace(CARD, max_megapixels=1).to_metadata())
+    path = write_image(tmp_path / "line.png", size=(2000, 600))
+    (result,) = predict(model, [path], tmp_path / "results", lambda _done, _total: None)
+    assert result.error is not None
+    assert "2,000 x 600 pixels are 1.2 megapixels, above `prepare.max_megapixels` 1; set it to 2" in result.error
 
 
 def test_a_name_that_is_not_utf_8_is_scored(run: Predict, tmp_path: Path) -> None:
@@ -366,10 +376,10 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "2"})
+    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "3"})
     with pytest.raises(ExportError) as caught:
         Detector(path)
-    assert str(caught.value) == f"{path}: written in format 2, this version reads 1; export it again"
+    assert str(caught.value) == f"{path}: written in format 3, this version reads 2; export it again"
 
 
 def test_every_field_is_plain_text_in_the_metadata() -> None:

@@ -277,13 +277,40 @@ def write_png(path, header, pixels):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
 
 
-@pytest.mark.parametrize("side", [10_000, 60_000])  # Pillow warns about the one and refuses the other
-def test_decompression_bombs(tmp_path, side):
+@pytest.mark.parametrize(("side", "megapixels"), [(10_000, "100.0"), (60_000, "3,600.0")])
+def test_decompression_bombs(tmp_path, side, megapixels):
+    """Pillow would warn about the one and refuse the other, by a number of pixels that no setting changes."""
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     path = tmp_path / "bomb.png"
     write_png(path, header, b"")
-    with pytest.raises(ImageError, match=r"bomb\.png: more than [\d,]+ pixels; crop it or make it smaller"):
+    found = f"{path}: {side:,} x {side:,} pixels are {megapixels} megapixels, above "
+    with pytest.raises(ImageError) as photo:
         images.load_rgb(path, WHITE)
+    assert str(photo.value) == f"{found}90 for photos; make it smaller or remove it"
+    with pytest.raises(ImageError) as picture:
+        images.load_rgb(path, WHITE, 95)
+    remedy = f"set it to {side * side // 10**6}, if the memory allows, or make the picture smaller"
+    assert str(picture.value) == f"{found}`prepare.max_megapixels` 95; {remedy}"
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
+def test_the_limit_holds_for_every_format_and_for_masks(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.new("L", (1001, 1000)).save(path)
+    loads = [lambda *limit: images.load_rgb(path, WHITE, *limit)]
+    if suffix in {".png", ".bmp", ".tif"}:
+        loads.append(lambda *limit: images.load_mask(path, *limit))
+    for load in loads:
+        assert load(2).shape[:2] == (1000, 1001)
+        with pytest.raises(ImageError, match=r"1,001 x 1,000 pixels are 1\.0 megapixels.* 1; set it to 2,"):
+            load(1)
+
+
+def test_a_line_camera_s_picture(tmp_path):
+    """98 megapixels: what the setting allows is read without a warning."""
+    path = tmp_path / "line.png"
+    Image.new("1", (16_384, 6_000)).save(path)
+    assert images.load_mask(path, 99).shape == (6_000, 16_384)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])

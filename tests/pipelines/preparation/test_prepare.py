@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipelines.data.index import PreparedIndex
-from pipelines.errors import ImageError, StageError
+from pipelines.errors import DatasetError, ImageError, StageError
 from pipelines.files import DiskFull
 from pipelines.pictures import images
 from pipelines.preparation.config import PrepareConfig
@@ -204,6 +204,18 @@ def test_a_value_above_the_white_level(mvtec):
     assert "holds the value 5000, above `prepare.white_level` 4095" in message
 
 
+def test_a_picture_and_its_mask_above_the_limit(mvtec):
+    """Also a black mask of a good part: it is no orphan, whatever its size, where the limit lets it be read."""
+    config = CONFIG.model_copy(update={"max_megapixels": 1})
+    Image.new("L", (1200, 1000)).save(mvtec / "test/crack/001.jpg")
+    Image.new("L", (1200, 1000), 255).save(mvtec / "ground_truth/crack/001_mask.png")
+    (mvtec / "ground_truth/good").mkdir()
+    Image.new("L", (1200, 1000)).save(mvtec / "ground_truth/good/000_mask.png")
+    message = problem(mvtec, config, kind=DatasetError)
+    assert message.count("1,200 x 1,000 pixels are 1.2 megapixels, above `prepare.max_megapixels` 1; set it to 2,") == 2
+    run(mvtec, config.model_copy(update={"max_megapixels": 2}))
+
+
 def test_all_problems_at_once(mvtec):
     for number in range(1, 10):
         (mvtec / f"train/good/{number:03}.png").unlink()
@@ -257,7 +269,7 @@ def test_a_full_disk_is_told(mvtec):
     [
         {"image_sizes": []}, {"image_sizes": [0]}, {"image_sizes": [64, 64]}, {"image_sizes": 64}, {"white_level": 0},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
-        {"extra": 1},
+        {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(wrong):
@@ -268,7 +280,7 @@ def test_settings_out_of_range(wrong):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 7
+    assert len(caught.value.errors()) == 8
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):

@@ -47,7 +47,7 @@ def test_empty_markers_are_filled() -> None:
 
 def test_text_is_taken_literally() -> None:
     summary = read_summary(summary_of(["a"], [r"\1 \g<0>"]))
-    assert r"| a | \1 \g<0> | 4 + 8 | 98.0 |" in with_table(README, "demo", summary)
+    assert r"| a | \\1 \\g&lt;0> | 4 + 8 | 98.0 |" in with_table(README, "demo", summary)
 
 
 def test_what_no_cell_has_is_no_column() -> None:

@@ -93,6 +93,14 @@ def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
     assert table.endswith("\n| left\\|right | 99.0 |")
 
 
+def test_names_mean_nothing_in_markdown(project: Project) -> None:
+    found = {"count": 12, "recall": 0.75, "recall_interval": (0.428, 0.945), "recall_at_rate": 0.5, "auroc": 0.95}
+    put(project, "a", "nut", defects={"<b>x|`y` _z_": found})
+    text = markdown.report_markdown(summarise(ONE, project), project)
+    assert "| a | nut | &lt;b>x\\|\\`y\\` \\_z\\_ | 12 |" in text
+    assert "<b>" not in text
+
+
 def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None:
     put(project, "a", "nut", threshold=FEW, good=30, defect=40)
     summary = summarise(ONE, project)

@@ -308,10 +308,16 @@ def test_more_than_one_call_takes(run: OpenRun) -> None:
 
 
 def test_any_name_of_a_defect_is_a_metric(run: OpenRun) -> None:
-    run.metrics({"recall.crack & (dent) 50%": 0.5, "recall.Kratzer_groß": 0.25, "image_auroc": 1.0})
-    assert logged(run).metrics == {
-        "recall.crack _ _dent_ 50_": 0.5,
+    defects = {"recall.crack & (dent) 50%": 0.5, "recall.Kratzer_groß": 0.25, "recall.a+b": 0.1, "recall.a=b": 0.2}
+    run.metrics(defects | {f"recall.{'x' * 250}": 0.3, "image_auroc": 1.0})
+    metrics = logged(run).metrics
+    (long,) = (name for name in metrics if "xxx" in name)
+    assert metrics == {
+        "recall.crack _x26_ _x28_dent_x29_ 50_x25_": 0.5,
         "recall.Kratzer_groß": 0.25,
+        "recall.a_x2b_b": 0.1,
+        "recall.a_x3d_b": 0.2,
+        long: 0.3,
         "image_auroc": 1.0,
     }
 
@@ -372,20 +378,20 @@ def test_the_champion_is_the_exported_model_of_a_run(project: Path, graph: Path)
 
     def crown(model: str | None) -> dict[str, Any]:
         registry.crown(project, EXPERIMENT, "it's parts/nut", ids[model] if model else None, f"why {model}")
-        aliases = client.get_registered_model("it's parts_nut").aliases  # a database has numbers, a server texts
+        aliases = client.get_registered_model("it's parts_x2f_nut").aliases  # a database has numbers, a server texts
         return {alias: str(version) for alias, version in aliases.items()}
 
     assert crown("fapm") == {"champion": "1"}
     assert crown("adfa") == {"champion": "2"}
     assert crown("fapm") == {"champion": "1"}  # no version twice
-    champion = client.get_model_version_by_alias("it's parts_nut", "champion")
+    champion = client.get_model_version_by_alias("it's parts_x2f_nut", "champion")
     assert (champion.run_id, champion.description) == (ids["fapm"], "why fapm")
     onnx.checker.check_model(onnx.load(Path(urlparse(champion.source).path) / "model.onnx"))
     assert crown("unexported") == {}
     assert crown("adfa") == {"champion": "2"}
     assert crown(None) == {}
     registry.crown(project, EXPERIMENT, "bolt", None, "")
-    assert [model.name for model in client.search_registered_models()] == ["it's parts_nut"]
+    assert [model.name for model in client.search_registered_models()] == ["it's parts_x2f_nut"]
 
 
 def test_nested_settings_become_dotted_names() -> None:
@@ -675,6 +681,8 @@ def test_the_commit_and_whether_the_code_differs_from_it(tmp_path: Path) -> None
     git(tmp_path, "commit", "-m", "first")
     commit = git(tmp_path, "rev-parse", "HEAD")
     assert git_tags(tmp_path) == {"git_commit": commit, "git_dirty": "false"}
+    (tmp_path / "another project").mkdir()
+    assert git_tags(tmp_path / "another project") == {}
     (tmp_path / "untracked").touch()
     for name in ("dvc.lock", "metrics/a.json"):
         (tmp_path / name).write_text("2")  # rewritten by the stages before this one

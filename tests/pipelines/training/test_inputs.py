@@ -40,10 +40,10 @@ def test_from_textures_to_a_file_that_decides(root, blemish, efficient_ad, monke
     cell = ("efficient_ad", CATEGORY)
     succeed(blemish, ["download", "demo_textures"], ["prepare", CATEGORY])
     succeed(blemish, ["distill", "efficient_ad"], ["penalty", "efficient_ad"], ["train", *cell])
-    run = read_json(root / "models/efficient_ad" / CATEGORY / "run.json")
+    run = read_json(root / "models/efficient_ad" / f"{CATEGORY}.trained" / "run.json")
     teacher = hashlib.sha256((root / TEACHER).read_bytes()).hexdigest()
     assert run["settings"]["inputs"]["teacher_sha256"] == teacher
-    whole = load_file(root / "models/efficient_ad" / CATEGORY / "model.safetensors")
+    whole = load_file(root / "models/efficient_ad" / f"{CATEGORY}.trained" / "model.safetensors")
 
     losses = EfficientAD.losses
 
@@ -58,7 +58,7 @@ def test_from_textures_to_a_file_that_decides(root, blemish, efficient_ad, monke
         patch.setattr(EfficientAD, "losses", interrupted)
         assert blemish("train", *cell).code != 0
     succeed(blemish, ["train", *cell])
-    resumed = load_file(root / "models/efficient_ad" / CATEGORY / "model.safetensors")
+    resumed = load_file(root / "models/efficient_ad" / f"{CATEGORY}.trained" / "model.safetensors")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     succeed(blemish, ["evaluate", *cell], ["export", *cell])
 
@@ -102,14 +102,14 @@ def test_a_sixth_model_gets_what_it_wants(root, blemish, sixth_model, demanding)
         assert batch.label.tolist() == [False] * 3 + [True] * 2
         assert batch.foreground.shape == (5, 1, 64, 64)
         assert batch.penalty.shape == batch.texture.shape == batch.image.shape
-    inputs = read_json(root / "models" / sixth_model / CATEGORY / "run.json")["settings"]["inputs"]
+    inputs = read_json(root / "models" / sixth_model / f"{CATEGORY}.trained" / "run.json")["settings"]["inputs"]
     assert inputs.keys() == {"teacher_sha256", "penalty_sha256", "textures_sha256"}
     succeed(blemish, ["synthesis", CATEGORY, "--model", sixth_model, "--number", "1"])
 
 
 def test_a_model_that_wants_nothing_gets_nothing(root, blemish, sixth_model):
     succeed(blemish, ["prepare", CATEGORY], ["train", sixth_model, CATEGORY])
-    assert read_json(root / "models" / sixth_model / CATEGORY / "run.json")["settings"]["inputs"] == {}
+    assert read_json(root / "models" / sixth_model / f"{CATEGORY}.trained" / "run.json")["settings"]["inputs"] == {}
 
 
 def test_what_is_missing_is_one_line(root, blemish, efficient_ad):
@@ -156,7 +156,7 @@ def test_inputs_that_do_not_suit_their_model(root, blemish, efficient_ad):
 
 @pytest.mark.parametrize("verb", ["distill", "penalty"])
 def test_nothing_is_made_for_a_model_that_is_not_there(root, blemish, efficient_ad, verb):
-    """DVC's stage has its empty folder, and a teacher of earlier stays."""
+    """DVC's stage has its empty folder or files, and a teacher of earlier stays."""
     efficient_ad["penalty"] = {"efficient_ad": {"image_size": 128, "limit": 5}}
     efficient_ad["models"] = tiny_params()["models"]
     efficient_ad["prepare"]["image_sizes"] = [64]
@@ -166,6 +166,12 @@ def test_nothing_is_made_for_a_model_that_is_not_there(root, blemish, efficient_
         assert (outcome.code, outcome.err) == (0, "")
         assert outcome.out == f"{verb}.efficient_ad: not needed, since efficient_ad is not in models\n"
     folder = root / "pretrained" / "efficient_ad" / {"distill": "teacher"}.get(verb, verb)
-    assert list(folder.iterdir()) == []
+    files = ["run.json", "teacher.safetensors"] if verb == "distill" else []
+    assert sorted(path.name for path in folder.iterdir()) == files
+    assert not any(path.stat().st_size for path in folder.iterdir())
+    for name in files:
+        (folder / name).write_text("earlier")
+    assert blemish(verb, "efficient_ad").code == 0
+    assert [(folder / name).read_text() for name in files] == ["earlier"] * len(files)
     checked = blemish("check").out.splitlines()
     assert f"{verb}.efficient_ad: not used, since efficient_ad is not in models" in checked

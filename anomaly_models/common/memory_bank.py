@@ -4,11 +4,13 @@ Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-S
 started at the first vector so that the result is a function of the data alone.
 
 Squared distances are expanded, ‖q‖² + ‖m‖² - 2 q·m, which turns the work into matrix products (ten times faster than
-`torch.cdist` on a CPU) but cancels badly for vectors far from the origin. Subtracting the mean of a group first cuts
-that.
+`torch.cdist` on a CPU) but cancels: of equal vectors it leaves the root of a rounding error, 0.01 where a typical
+distance is 15. Subtracting the mean of a group first cuts that. It is good enough to find the nearest stored vectors,
+which lie farther apart than it errs (`_ROUNDING`); their distances are then taken of the differences, so that equal
+vectors are at distance 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +29,8 @@ def greedy_coreset(features: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Returns the indices (size,) and the covering radii (size,): radius t is the largest distance from any row to the
     nearest of the first t + 1 chosen ones. The first m of a larger selection are the selection of size m. Once every
-    distinct vector is chosen the radius is 0 and row 0 is repeated, so that any bank has the same shape.
+    distinct vector is chosen the radius is 0 and row 0 is repeated, so that any bank has the same shape. Distinct are
+    vectors that the expansion can tell apart: at least a five-hundredth of the largest norm from one another.
 
     One group at a time: its vectors stay in the processor's cache, which a batched product over all groups defeats.
     """
@@ -61,14 +64,14 @@ class MemoryBank(nn.Module):
     """
 
     centre: Tensor  # (P, D), subtracted from vectors and queries
-    vectors: Tensor  # (P, D, M), centred, transposed for the product, zero beyond `count`
+    vectors: Tensor  # (P, M, D), centred, zero beyond `count`
     squared_norm: Tensor  # (P, M)
     count: Tensor  # (P,)
 
     def __init__(self, num_groups: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(num_groups, channels))
-        self.register_buffer("vectors", torch.zeros(num_groups, channels, 0))
+        self.register_buffer("vectors", torch.zeros(num_groups, 0, channels))
         self.register_buffer("squared_norm", torch.zeros(num_groups, 0))
         self.register_buffer("count", torch.zeros(num_groups, dtype=torch.long))
 
@@ -78,12 +81,12 @@ class MemoryBank(nn.Module):
         assert len(groups) == num_groups, f"{len(groups)} groups for {num_groups}"
         largest = max(len(group) for group in groups)
         self.centre = torch.stack([group.mean(0) for group in groups])
-        self.vectors = self.centre.new_zeros(num_groups, channels, largest)
+        self.vectors = self.centre.new_zeros(num_groups, largest, channels)
         self.squared_norm = self.centre.new_full((num_groups, largest), _NEVER_NEAREST)
         self.count = torch.tensor([len(group) for group in groups], device=self.centre.device)
         for index, group in enumerate(groups):
             centred = group - self.centre[index]
-            self.vectors[index, :, : len(group)] = rearrange(centred, "m d -> d m")
+            self.vectors[index, : len(group)] = centred
             self.squared_norm[index, : len(group)] = centred.square().sum(1)
 
     def forward(self, queries: Tensor, neighbours: int) -> Tensor:
@@ -94,13 +97,34 @@ class MemoryBank(nn.Module):
         # Half precision would cost every digit of a small distance, so this stays in float32 under autocast too.
         with torch.autocast(queries.device.type, enabled=False):
             centred = queries.float() - rearrange(self.centre, "p d -> p 1 d")
-            offset = torch.baddbmm(rearrange(self.squared_norm, "p m -> p 1 m"), centred, self.vectors, alpha=-2)
-            nearest = offset.topk(neighbours, dim=-1, largest=False).values  # ‖m‖² - 2 q·m ranks as the distance does
-            return (nearest + centred.square().sum(-1, keepdim=True)).clamp_min(0).sqrt()
+            distances = [
+                torch.linalg.vector_norm(centred - vectors, dim=-1) for vectors in self._nearest(centred, neighbours)
+            ]
+            return torch.stack(distances, dim=-1).sort(dim=-1).values  # rounding may have ranked two the other way
+
+    def _nearest(self, centred: Tensor, neighbours: int) -> Iterator[Tensor]:
+        """The stored vectors (P, Q, D) nearest to the centred queries, then the next nearest, and so on.
+
+        One after another: together they would be `neighbours` times the queries, which no cache holds.
+        """
+        # ‖m‖² - 2 m·q ranks as the distance does. The queries are transposed, for they are few: an exported file would
+        # hold a transposed copy of the stored vectors.
+        squared_norm = rearrange(self.squared_norm, "p m -> p m 1")
+        offset = torch.baddbmm(squared_norm, self.vectors, rearrange(centred, "p q d -> p d q"), alpha=-2)
+        found = rearrange(offset, "p m q -> p q m").topk(neighbours, dim=-1, largest=False).indices
+        num_groups, size, _ = self.vectors.shape
+        first = rearrange(torch.arange(num_groups, device=found.device) * size, "p -> p 1 1")  # row of each group
+        rows = rearrange(self.vectors, "p m d -> (p m) d")
+        return (rows[index] for index in (found + first).unbind(-1))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("vectors", "squared_norm"):
             saved, own = state_dict.get(f"{prefix}{name}"), getattr(self, name)
-            if saved is not None and saved.shape[:-1] == own.shape[:-1]:
+            if saved is not None and _but_size(saved) == _but_size(own):
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _but_size(stored: Tensor) -> tuple[int, ...]:
+    """The shape without the number of vectors."""
+    return (*stored.shape[:1], *stored.shape[2:])

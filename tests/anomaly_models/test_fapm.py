@@ -47,7 +47,7 @@ def bank(model: FAPM, layer: int) -> MemoryBank:
 
 def bank_rows(model: FAPM, layer: int, patch: int) -> Tensor:
     memory = bank(model, layer)
-    return memory.vectors[patch, :, : int(memory.count[patch])].T + memory.centre[patch]
+    return memory.vectors[patch, : int(memory.count[patch])] + memory.centre[patch]
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,6 @@
+import warnings
+
+import onnxruntime
 import pytest
 import torch
 from drawn_batches import seeded
@@ -101,7 +104,40 @@ def test_pad_rows_are_never_the_nearest(scale: float) -> None:
 
 def test_stored_vectors_are_at_distance_zero_far_from_the_origin() -> None:
     stored = torch.randn(60, 512, generator=seeded(2)) + 100
-    assert bank_of(stored)(stored[None], 1).max() < 2e-3 * torch.pdist(stored).min()
+    assert (bank_of(stored)(stored[None], 1) == 0).all()
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1.0])
+def test_distances_are_true_ones_and_sorted_however_near_the_vectors_are(spread: float) -> None:
+    """Twenty distant vectors `spread` from one another, as a flat background's are, which a bank may rank wrongly."""
+    drawn = torch.randn(60, 512, generator=seeded(3))
+    near = 20 + spread * drawn[:40]
+    stored, queries = torch.cat([3 * drawn[40:], near[:20]]), near[20:]
+    distance = bank_of(stored)(queries[None], 4)[0]
+    assert (distance.diff(dim=1) >= 0).all()
+    true = torch.cdist(queries.double(), stored.double())
+    rounding = 1e-6 * distance + 1e-8 * float(stored.norm(dim=1).max())
+    assert ((distance[..., None] - true[:, None]).abs().amin(2) <= rounding).all()
+    ranking_error = 1e-6 * (stored - stored.mean(0)).square().sum(1).max()
+    smallest = true.sort(dim=1).values[:, :4]
+    assert (distance.square() <= smallest.square() + ranking_error).all()
+
+
+def test_the_exported_graph_gives_distance_zero_too() -> None:
+    stored = torch.randn(2, 60, 512, generator=seeded(2)) + 100
+    bank = bank_of(stored[0], stored[1, :50])
+    queries = torch.cat([stored[:, :5], stored[:, 5:10] + torch.randn(2, 5, 512, generator=seeded(5))], dim=1)
+    expected = bank(queries, 4)
+    assert (expected[:, :5, 0] == 0).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ({1: torch.export.Dim("number", min=1)}, None)
+        program = torch.onnx.export(bank, (queries, 4), dynamo=True, opset_version=18, dynamic_shapes=shapes)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    for number in (10, 3):
+        (found,) = session.run(None, {"queries": queries[:, :number].numpy()})
+        assert (found[:, :5, 0] == 0).all()
+        torch.testing.assert_close(torch.from_numpy(found), expected[:, :number], rtol=1e-5, atol=0)
 
 
 def test_distances_scale_with_the_features(features: Tensor) -> None:

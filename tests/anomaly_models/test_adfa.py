@@ -144,6 +144,14 @@ def test_limits_of_the_temperature() -> None:
     torch.testing.assert_close(hot, torch.full_like(distance, 3 / 50), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize(("eps", "mass"), [(0.2, 1.13), (0.1, 1.69), (0.05, 2.20), (0.001, 2.996)])
+def test_the_mass_on_the_three_nearest_of_fifty(eps: float, mass: float) -> None:
+    """Distances in [0, 1], so that the temperature is eps / 2; the figures are those of a random row."""
+    distance = torch.linspace(0, 1, 50, dtype=torch.float64).unsqueeze(0)
+    weights = top_k_weights(distance, 3, torch.tensor(eps / 2), reach=2 / eps)
+    assert weights[0, :3].sum().item() == pytest.approx(mass, abs=0.03)
+
+
 def sinkhorn(distance: Tensor, k: int, eps: float) -> Tensor:
     """n times the plan's column of the anchor 0, iterated in the log domain until it no longer changes; (n,)."""
     number = len(distance)
@@ -189,15 +197,25 @@ def test_the_loss_attracts_the_near_and_repels_the_far() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spread", "largest", "nearest_three"), [(1, 0.0189, 0.056), (10, 0.0022, 0.0066), (100, 0.00106, 0.0032)]
+    ("spread", "largest", "nearest_three", "mean"),
+    [
+        (1, 0.0189, 0.056, 0.048),
+        (10, 0.0022, 0.0066, 3.41),
+        (100, 0.00106, 0.0032, 48.3),
+        (1000, 0.00097, 0.0029, 499),
+    ],
 )
-def test_published_normalisation_is_nearly_a_mean(spread: float, largest: float, nearest_three: float) -> None:
+def test_published_normalisation_is_nearly_a_mean(
+    spread: float, largest: float, nearest_three: float, mean: float
+) -> None:
+    """Of all distances, half of the spread, and not of the three nearest."""
     distance = torch.linspace(0, spread, 3136, dtype=torch.float64)
     centres = Centres(distance.sqrt().unsqueeze(1))  # their squared distances from 0
     softness = adfa.published_softness(0.1, torch.zeros(3136, 1).double(), centres, torch.ones(1), together=True)
     weights = top_k_weights(distance.unsqueeze(0), 3, softness.view(1, 1), reach=40)[0]
     assert weights.max().item() == pytest.approx(largest, rel=0.02)
     assert weights[:3].sum().item() == pytest.approx(nearest_three, rel=0.02)
+    assert ((weights * distance).sum() / 3).item() == pytest.approx(mean, rel=0.05)
 
 
 @pytest.mark.parametrize(("temperature", "left_out"), [(0.05, 2.0), (0.01, 0.4), (0.003, 0.005)])
@@ -274,6 +292,9 @@ def test_as_many_centres_as_positions(size: int, positions: int) -> None:
     with torch.device("meta"):
         model = ADFA(config(image_size=size, backbone=WIDE_RESNET, gamma_d=4))
     assert model.centres.shape == (positions, 448)
+    optimizer, _ = model.optimizer(10)
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in model.descriptor.parameters()}  # neither centres nor backbone
 
 
 def test_centres_weight_all_images_alike(train: Tensor) -> None:

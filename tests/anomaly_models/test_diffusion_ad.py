@@ -435,6 +435,22 @@ def test_losses_before_the_first_step() -> None:
     assert values["noise"] == pytest.approx(2.005, abs=0.03)
     assert values["focal"] == pytest.approx(0.108, abs=0.05)
     assert values["smooth_l1"] == pytest.approx(0.125, abs=0.04)
+    assert sum(values.values()) == pytest.approx(2.23, abs=0.08)
+
+
+@torch.no_grad()
+def test_a_segmentation_that_says_one_half() -> None:
+    """As the authors' network nearly does at first."""
+    model = build()
+    fresh = model.eval()(patterns(4, seed=1)).anomaly_map
+    assert 0 < fresh.min() < fresh.max() < 1
+    assert float(fresh.mean()) == pytest.approx(0.5, abs=0.1)
+    for parameter in model.networks.segmentation.output.parameters():
+        parameter.zero_()
+    soft = sample_of(4, seed=1, corrupted=HALF)
+    terms = model.terms(patterns(4, seed=1), replace(soft, mask=soft.mask.round()), *both_scales())
+    assert float(terms["focal"]) == pytest.approx(0.108305, abs=1e-5)
+    assert float(terms["smooth_l1"]) == pytest.approx(0.125, abs=1e-6)
 
 
 def test_terms_are_the_paper_s() -> None:

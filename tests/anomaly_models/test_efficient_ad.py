@@ -1,7 +1,6 @@
 """EfficientAD against the numbers of its paper, and against formulas worked by hand."""
 
 import copy
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from drawn_batches import batch_of, num_parameters, parts, patterns, rates_of, same_state, seeded, take_steps
 from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
+from torch.optim.lr_scheduler import MultiStepLR
 from torchvision.transforms.v2 import functional as torchvision_functional
 
 from anomaly_models import efficient_ad
@@ -88,6 +89,26 @@ def test_maps_at_256_pixels(width: Width) -> None:
         assert [half.shape for half in efficient_ad.Student(width)(image)] == [(1, channels, 56, 56)] * 2
 
 
+@pytest.mark.parametrize(
+    ("width", "padded", "expected"),
+    [
+        ("small", False, [253, 126, 123, 61, 59, 56]),
+        ("small", True, [259, 130, 133, 67, 67, 64]),
+        ("medium", False, [253, 126, 123, 61, 61, 59, 56, 56]),
+        ("medium", True, [259, 130, 133, 67, 67, 67, 64, 64]),
+    ],
+)
+def test_layers_of_tables_6_and_7(width: Width, padded: bool, expected: list[int]) -> None:
+    sides: list[int] = []
+    with torch.device("meta"):
+        network = patch_description_network(width, padded=padded)
+        for name, layer in network.named_children():
+            if not name.startswith("relu"):
+                layer.register_forward_hook(lambda _module, _inputs, output: sides.append(output.shape[-1]))
+        network(torch.rand(1, 3, 256, 256))
+    assert sides == expected
+
+
 @pytest.mark.parametrize("size", [128, 160, 256, 512])
 def test_autoencoder_has_64_numbers_at_any_size(size: int) -> None:
     autoencoder = efficient_ad.Autoencoder(size, channels=16)
@@ -101,7 +122,11 @@ def test_autoencoder_sizes_of_table_8() -> None:
     shapes: list[int] = []
     for convolution in autoencoder.blocks:
         convolution.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[-1]))
+    encoded: list[int] = []
+    for convolution in autoencoder.encoder[::2]:
+        convolution.register_forward_hook(lambda _module, _inputs, output: encoded.append(output.shape[-1]))
     autoencoder(torch.rand(1, 3, 256, 256))
+    assert encoded == [128, 64, 32, 16, 8, 1]
     assert autoencoder.sizes == (3, 8, 15, 32, 63, 127)
     assert shapes == [4, 9, 16, 33, 64, 128]
 
@@ -195,6 +220,26 @@ def test_student_with_the_teachers_weights_has_nothing_to_learn(prepared: Effici
     assert prepared.raw_maps(batch.image).local.max() < 1e-8
 
 
+@torch.no_grad()
+def test_losses_before_the_first_step(prepared: EfficientAD) -> None:
+    """A student that says nothing errs by the teacher's variance, 1 per channel; the hardest differences are larger."""
+    images = torch.cat([textures(3, seed=1), textures(2, seed=2)])  # the normal images
+    terms = next(prepared.losses(Batch(images, images[:, :1], torch.zeros(5), penalty=images), step_at(0)))
+    assert 0.7 < terms["autoencoder"] < 1.5
+    assert terms["hard_feature"] > 5
+    for parameter in prepared.student.teacher_head.parameters():
+        parameter.zero_()
+    assert prepared.raw_maps(images).local.mean().item() == pytest.approx(1, abs=1e-4)
+
+
+@torch.no_grad()
+def test_images_stacked_are_described_as_one_by_one(prepared: EfficientAD) -> None:
+    student, images = prepared.student.double().train(), textures(3, seed=5).double()
+    alone = [torch.cat(halves) for halves in zip(*(student(image.unsqueeze(0)) for image in images), strict=True)]
+    for found, expected in zip(student(images), alone, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+
+
 def losses_of_one_pass(model: EfficientAD, batch: Batch, progress: Progress) -> dict[str, Tensor]:
     """Algorithm 1 literally: the whole student on each image, halves of its output taken afterwards."""
     generator = progress.generator
@@ -275,7 +320,9 @@ def test_bf16_is_close_and_leaves_losses_in_float32(prepared: EfficientAD) -> No
 def test_rate_drops_at_95_percent_of_the_steps(untrained: EfficientAD) -> None:
     rates = rates_of(untrained.optimizer(total_steps=20), 20)
     assert [rate for (rate,) in rates] == pytest.approx([1e-4] * 19 + [1e-5])
-    assert math.floor(0.95 * 70_000) == 66_500
+    _, schedule = untrained.optimizer(total_steps=70_000)
+    assert isinstance(schedule, MultiStepLR)
+    assert dict(schedule.milestones) == {66_500: 1}
 
 
 # --- images
@@ -374,6 +421,57 @@ def test_normalisation_of_four_pixels_worked_by_hand(calibrated: EfficientAD, mo
     prediction = calibrated(torch.zeros(1, 3, SIZE, SIZE))
     torch.testing.assert_close(prediction.anomaly_map, expected)
     torch.testing.assert_close(prediction.score, expected.max().reshape(1))
+
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+@pytest.fixture
+def score(calibrated: EfficientAD, monkeypatch: pytest.MonkeyPatch) -> Score:
+    """The image scores (B,) of raw maps: local and overall, (B, 1, CELLS, CELLS) each."""
+
+    def scored(local: Tensor, overall: Tensor) -> Tensor:
+        monkeypatch.setattr(calibrated, "raw_maps", lambda _image: efficient_ad.RawMaps(local, overall))
+        prediction = calibrated(torch.zeros(len(local), 3, SIZE, SIZE))
+        assert isinstance(prediction.score, Tensor)
+        return prediction.score
+
+    return scored
+
+
+def raw_cells(number: int, seed: int) -> Tensor:
+    return 1 + torch.rand(number, 1, CELLS, CELLS, generator=seeded(seed))
+
+
+@torch.no_grad()
+def test_raising_a_pixel_of_either_map_never_lowers_the_score(calibrated: EfficientAD, score: Score) -> None:
+    calibrated.map_quantiles.copy_(torch.tensor([[1.2, 1.7], [1.1, 1.9]]))
+    maps = [raw_cells(1, seed=1), raw_cells(1, seed=2)]
+    before = score(*maps)
+    for kind in range(2):
+        for by, exceeded in [(0.1, 1), (1, 50), (5, CELLS**2)]:
+            raised = [cells.expand(CELLS**2, -1, -1, -1).clone() for cells in maps]
+            raised[kind].view(CELLS**2, -1).diagonal().add_(by)  # another pixel of each
+            after = score(*raised)
+            assert (after >= before).all()
+            assert (after > before).sum() >= exceeded
+
+
+@torch.no_grad()
+def test_quantiles_order_no_single_map_but_the_combined_one(calibrated: EfficientAD, score: Score) -> None:
+    height = torch.linspace(0, 1, 30).view(-1, 1, 1, 1)
+    maps = [raw_cells(30, seed=1) + height, raw_cells(30, seed=2) + height]
+    flat, label = torch.ones_like(maps[0]), torch.arange(30) % 3 != 0
+
+    def area(local: Tensor, overall: Tensor, quantiles: list[list[float]]) -> float:
+        calibrated.map_quantiles.copy_(torch.tensor(quantiles))
+        found: float = roc_auc_score(label, score(local, overall))
+        return found
+
+    scales = [[1.0, 2.0], [0.5, 1.9], [1.3, 9.0], [1.5, 1.6]]
+    assert len({area(maps[0], flat, [scale, [1.0, 2.0]]) for scale in scales}) == 1
+    assert len({area(flat, maps[1], [[1.0, 2.0], scale]) for scale in scales}) == 1
+    assert len({area(maps[0], maps[1], [scale, [1.0, 2.0]]) for scale in scales}) > 1
 
 
 def test_mode_does_not_matter_outside_of_losses(calibrated: EfficientAD) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import timm
 import torch
-from drawn_batches import batch_of, same_state, seeded
+from drawn_batches import batch_of, num_parameters, same_state, seeded
 from einops import rearrange
 from pydantic import ValidationError
 from tiny_models import SETTINGS
@@ -78,6 +79,21 @@ def test_the_papers_layout_is_seven_by_seven_patches_of_16_and_4_positions() -> 
     assert model.sides == (28, 14)
     assert model.by_patch(fine).shape == (49, 2 * 16, 512)
     assert model.by_patch(coarse).shape == (49, 2 * 4, 1024)
+    u, v = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")
+    patch = 7 * (u // 4) + v // 4
+    assert torch.equal(model.by_patch(patch.view(1, 1, 28, 28)), torch.arange(49).view(49, 1, 1).expand(49, 16, 1))
+    partner = torch.empty(14, 14, dtype=torch.long)
+    partner[u // 2, v // 2] = patch  # the coarse position that a fine one is added to
+    assert torch.equal(model.by_patch(partner.view(1, 1, 14, 14)), torch.arange(49).view(49, 1, 1).expand(49, 4, 1))
+
+
+def test_the_papers_backbone_ends_after_layer_3() -> None:
+    backbone = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [2, 3]}
+    with torch.device("meta"):
+        model = FAPM(config(image_size=256, crop=224, grid=7, backbone=backbone))
+        whole = timm.create_model("wide_resnet50_2", pretrained=False)
+    assert num_parameters(model) == num_parameters(model.backbone) == 24_862_528
+    assert num_parameters(whole) == 68_883_240
 
 
 def test_positions_belong_to_the_patch_that_covers_them(model: FAPM) -> None:
@@ -140,6 +156,11 @@ def test_far_patches_are_those_of_large_radius(model: FAPM) -> None:
         assert near_radius[far].min() > near_radius[~far].max()
 
 
+def test_each_layer_has_far_patches_of_its_own() -> None:
+    fine, coarse = fitted(images(10, seed=1)).far
+    assert not torch.equal(fine, coarse)
+
+
 def test_radius_is_the_largest_distance_of_a_training_vector(model: FAPM, train: Tensor) -> None:
     for layer, features in enumerate(model.features(train)):
         distance = bank(model, layer)(model.by_patch(features), 1).amax(dim=(1, 2))
@@ -151,7 +172,9 @@ def test_more_memory_never_raises_a_distance(
     model: FAPM, train: Tensor, test: Tensor, changes: dict[str, object]
 ) -> None:
     larger = fitted(train, **changes)
-    assert (larger.distances(larger.features(test)) <= model.distances(model.features(test)) + 1e-5).all()
+    for image, rounding in ((test, 1e-5), (train, 1e-3)):  # which grows towards a distance of 0
+        found, before = larger.distances(larger.features(image)), model.distances(model.features(image))
+        assert (found <= before + rounding).all()
 
 
 def test_preparing_twice_gives_the_same_memory(model: FAPM, train: Tensor) -> None:
@@ -218,6 +241,12 @@ def test_training_images_lie_within_the_radii(model: FAPM, train: Tensor) -> Non
     assert (nearest <= bound + 1e-4).all()
 
 
+def test_what_the_memory_holds_is_at_distance_zero(model: FAPM, train: Tensor) -> None:
+    """Each coreset begins with the first image's first position of its patch."""
+    nearest = model.distances(model.features(train[:1]))[0, 0]
+    assert nearest[::4, ::4].max() < 1e-2 < nearest.median()
+
+
 def test_patches_do_not_influence_one_another(model: FAPM, test: Tensor) -> None:
     fine, coarse = model.features(test)
     other_fine, other_coarse = fine + 1, coarse + 1
@@ -226,6 +255,13 @@ def test_patches_do_not_influence_one_another(model: FAPM, test: Tensor) -> None
     changed = (before - after).abs().amax(dim=(0, 1)) > 1e-5
     assert not changed[4:8, 8:12].any()
     assert changed.sum() == 16 * 16 - 16
+
+
+def test_pixels_beyond_a_patch_reach_its_scores_through_the_backbone(model: FAPM, test: Tensor) -> None:
+    changed = test.clone()
+    changed[..., 12:16, 32:48] = 1 - changed[..., 12:16, 32:48]  # just above the patch of rows 16 to 31
+    before, after = (model.distances(model.features(image)) for image in (test, changed))
+    assert (before - after)[..., 6:8, 8:12].abs().max() > 1e-3  # where no average of 3 x 3 reaches
 
 
 def test_memories_of_two_patches_are_not_exchangeable(model: FAPM, train: Tensor, test: Tensor) -> None:
@@ -272,6 +308,14 @@ def test_released_score_is_bounded_and_not_scale_free() -> None:
     assert image_score(equal, "released").item() == pytest.approx(0.75 * 3)
     assert not torch.allclose(image_score(5 * distances, "released"), 5 * score, rtol=0.01)
     assert image_score(1e4 * distances, "released").isfinite().all()
+
+
+def test_scale_can_turn_the_released_order_round() -> None:
+    """Of images whose distances ascend alike and are about equal; their maxima keep their order."""
+    distances = torch.tensor([[2.0, 2.1, 2.2, 3.5], [1.9, 1.9, 1.9, 1.9]]).view(2, 4, 1, 1)
+    order = [image_score(scale * distances, "released").argmax().item() for scale in (0.01, 1.0)]
+    assert order == [0, 1]
+    assert [image_score(scale * distances, "max").argmax().item() for scale in (0.01, 1.0)] == [0, 0]
 
 
 def test_score_comes_from_the_map_before_smoothing(model: FAPM, test: Tensor) -> None:

@@ -1,4 +1,5 @@
 import warnings
+from itertools import combinations
 
 import onnxruntime
 import pytest
@@ -59,6 +60,15 @@ def test_centres_are_at_least_a_radius_apart(features: Tensor) -> None:
     apart = torch.pdist(features[indices]).min()
     assert apart >= radii[-2] - 1e-5
     assert radii[-2] >= radii[-1]
+
+
+def test_the_radius_is_at_most_twice_the_best_possible() -> None:
+    few = torch.randn(11, 4, generator=seeded(3)) + 20 * torch.eye(4).repeat(3, 1)[:11]  # four clusters
+    apart = torch.cdist(few, few)
+    for size in range(2, 7):
+        best = min(apart[list(centres)].amin(0).max() for centres in combinations(range(11), size))
+        radius = greedy_coreset(few, size)[1][-1]
+        assert best - 1e-5 <= radius <= 2 * best
 
 
 def test_duplicates_are_covered_exactly() -> None:

@@ -85,6 +85,22 @@ def test_real_anomalies_to_learn_from_are_spread_over_the_types_and_leave_the_te
     assert index.warnings == ()
 
 
+def test_ten_anomalies_of_eight_types_are_one_of_each_and_two_more(defective):
+    """As BGAD's ten of the cables, floor(10 / 8) of each type and the others at random; nobody tests on them."""
+    shutil.rmtree(defective / "test/rare")
+    shutil.rmtree(defective / "ground_truth/rare")
+    for kind in range(5):
+        for number in range(4):
+            write_image(defective / f"test/{kind}/{number}.png", 1000 + 10 * kind + number)
+            write_mask(defective / f"ground_truth/{kind}/{number}_mask.png")
+    index = run(defective, asking(10))
+    taught = types_of(index, "anomalous_train")
+    assert taught.total() == 10
+    assert len(taught) == 8
+    assert not set(paths_of(index, "anomalous_train")) & set(paths_of(index, "test"))
+    assert types_of(index, "test").total() == 2 + 10 + 6 + 4 + 5 * 4 - 10
+
+
 def test_the_choice_of_anomalies_is_reproducible_and_leaves_the_normal_splits_alone(defective):
     first, again, other = (run(defective, config) for config in (asking(8), asking(8), asking(8, seed=1)))
     assert paths_of(first, "anomalous_train") == paths_of(again, "anomalous_train")

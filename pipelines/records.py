@@ -1,13 +1,19 @@
-"""What stages leave for one another as JSON: typed records, read back whole or refused in one line."""
+"""What stages leave for one another: typed records as JSON, arrays; read back whole or refused in one line."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 from pydantic import ValidationError
 
 from anomaly_models.common.settings import Settings
-from pipelines.errors import StageError
+from pipelines.errors import BlemishError, StageError
 from pipelines.files import write_json
+
+_LONGEST_REASON = 200  # characters
 
 
 class Record(Settings):
@@ -30,13 +36,46 @@ class Record(Settings):
             raise refusal(path, error, remedy) from None
 
 
+def read_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike, remedy: str, *, mapped: bool) -> NDArray[Any]:
+    """The array of a `.npy` file, in memory or `mapped` from the disk.
+
+    Raises:
+        StageError: there is no such file, or it is damaged, or holds an array of another shape or type.
+    """
+    with reading(path, remedy):
+        array = np.load(path, mmap_mode="r")  # which looks at the file's length before any memory is asked for
+        if not isinstance(array, np.ndarray) or (array.shape, array.dtype) != (shape, np.dtype(dtype)):
+            raise ValueError(f"not {np.dtype(dtype)} of shape {shape}")
+        return array if mapped else np.array(array)
+
+
+def read_arrays(path: Path, names: Sequence[str], remedy: str) -> list[NDArray[Any]]:
+    """Arrays of as many rows each, of a `.npz` file; raises StageError as `read_array`."""
+    with reading(path, remedy), path.open("rb") as file, np.load(file) as content:
+        arrays = [content[name] for name in names]
+        if len({array.shape[:1] for array in arrays}) > 1:
+            raise ValueError("arrays of different length")
+        return arrays
+
+
+@contextlib.contextmanager
+def reading(path: Path, remedy: str) -> Iterator[None]:
+    """Raise StageError, in one line, whatever the bytes of `path` make fail within."""
+    try:
+        yield
+    except (BlemishError, MemoryError):
+        raise
+    except Exception as error:  # damaged bytes make numpy, torch and safetensors fail in any way there is
+        raise refusal(path, error, remedy) from None
+
+
 def refusal(path: Path, error: Exception, remedy: str) -> StageError:
     """Why a file cannot be read, in one line."""
     if isinstance(error, FileNotFoundError):
         return StageError(f"{path}: not there; {remedy}")
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.strerror:
         return StageError(f"{path}: {error.strerror}; {remedy}")
-    reason = str(error)
+    reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"

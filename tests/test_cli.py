@@ -51,6 +51,7 @@ def test_every_verb_on_a_small_project(root, blemish):
     assert predicted.startswith("8 images scored, ")
     assert (root / "predictions" / "overlays" / "square" / "000.png").exists()
 
+    damaged_arrays_get_a_line(Project(Path()), blemish)
     damaged_records_get_a_line(Project(Path()).cell("fapm", CATEGORY), blemish)
 
 
@@ -75,6 +76,24 @@ def damaged_records_get_a_line(cell, blemish):
         f"{cell.run_record}: damaged, or by another version of Blemish (grid: Field required); "
         f"run {cell.verb('train')} again"
     )
+
+
+def damaged_arrays_get_a_line(project, blemish):
+    cell, prepared = project.cell("fapm", CATEGORY), project.prepared(CATEGORY)
+    arrays = [prepared / name for name in ("index.json", "images_64.npy", "masks_64.npy")]
+    readers = dict.fromkeys(arrays, (f"`blemish prepare {CATEGORY}`", ("train", "evaluate", "report")))
+    readers[cell.weights] = cell.verb("train"), ("evaluate", "export")
+    readers[cell.pixels] = cell.verb("evaluate"), ("report",)
+    readers[cell.evaluated / "maps.npz"] = "evaluate", ("report",)
+    readers[cell.curves] = cell.verb("evaluate"), ("report",)
+    for path, (remedy, verbs) in readers.items():
+        whole = path.read_bytes()
+        for damaged, verb in product((b"", whole[: len(whole) // 2], b"[3]", whole[::-1]), verbs):
+            path.write_bytes(damaged)
+            line = one_line(blemish(verb) if verb == "report" else blemish(verb, cell.model, cell.category))
+            assert line.startswith(f"{path}: damaged, or by another version of Blemish ("), line
+            assert remedy in line
+        path.write_bytes(whole)
 
 
 def test_good_parts_alone_make_a_detector(root, blemish, images):

@@ -7,8 +7,10 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from einops import rearrange
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
+
+from pipelines.records import read_array
 
 DEVICE_BYTES = 2 * 2**30  # arrays up to this size live on the device; larger ones stay on disk and are read per batch
 
@@ -25,11 +27,19 @@ class BatchSource(Protocol[B_co]):
 
 
 class Rows:
-    """An array (N, ...) of a `.npy` file, on the device or on disk."""
+    """An array (N, ...) of a `.npy` file, on the device or on disk.
 
-    def __init__(self, file: Path, device: torch.device, resident: bool) -> None:
+    Raises:
+        StageError: the file is not there or damaged, or its array not of that shape and type; `remedy` ends the
+            message.
+    """
+
+    def __init__(
+        self, file: Path, shape: tuple[int, ...], dtype: DTypeLike, remedy: str, device: torch.device, resident: bool
+    ) -> None:
         self._device = device
-        self._array = torch.from_numpy(np.load(file)).to(device) if resident else np.load(file, mmap_mode="r")
+        array = read_array(file, shape, dtype, remedy, mapped=not resident)
+        self._array = torch.from_numpy(array).to(device) if resident else array
 
     def __len__(self) -> int:
         return len(self._array)

@@ -50,8 +50,10 @@ class PreparedData:
             if not file.is_file():
                 raise StageError(f"{file}: missing; run `blemish prepare {folder.name}`")
         resident = sum(file.stat().st_size for file in files) <= DEVICE_BYTES
-        self._images = Rows(files[0], device, resident)  # (N, S, S, 3)
-        self._masks = Rows(files[1], device, resident) if self.index.has_masks else None  # (M, S, S)
+        side, remedy = (image_size, image_size), f"run `blemish prepare {folder.name}`"
+        shapes = [(len(self.index.images), *side, 3), (self.index.num_masks, *side)]
+        self._images = Rows(files[0], shapes[0], np.uint8, remedy, device, resident)
+        self._masks = Rows(files[1], shapes[1], np.bool_, remedy, device, resident) if self.index.has_masks else None
         self._train = self.rows("train")
         self._index_sha256 = hashlib.sha256((folder / INDEX_FILE).read_bytes()).hexdigest()
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from pydantic import TypeAdapter
+from pydantic_core import from_json
+
 from pipelines.errors import StageError
-from pipelines.files import read_json
 from pipelines.paths import INDEX_FILE
+from pipelines.records import reading
 
 FORMAT = 2  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder"]
@@ -49,22 +52,21 @@ class PreparedIndex:
         """Read the index of a prepared folder.
 
         Raises:
-            StageError: the folder is missing, or was made by another version.
+            StageError: the folder is missing, or was made by another version, or its index is damaged.
         """
-        remedy = f"run `blemish prepare {folder.name}`"
-        if not (folder / INDEX_FILE).is_file():
+        path, remedy = folder / INDEX_FILE, f"run `blemish prepare {folder.name}`"
+        if not path.is_file():
             raise StageError(f"{folder}: no prepared images; {remedy}")
-        content = read_json(folder / INDEX_FILE)
-        if (found := content.pop("format", None)) != FORMAT:
-            raise StageError(f"{folder}: prepared in format {found}, this version reads {FORMAT}; {remedy}")
-        return cls(
-            **content
-            | {
-                "image_sizes": tuple(content["image_sizes"]),
-                "warnings": tuple(content["warnings"]),
-                "images": tuple(IndexedImage(**image) for image in content["images"]),
-            }
-        )
+        with reading(path, remedy):
+            content = path.read_bytes()
+            found = dict(from_json(content)).get("format")
+            if found != FORMAT:
+                raise StageError(f"{folder}: prepared in format {found}, this version reads {FORMAT}; {remedy}")
+            return TypeAdapter(cls).validate_json(content, strict=True)
+
+    @property
+    def num_masks(self) -> int:
+        return sum(image.mask_row is not None for image in self.images)
 
     def rows(self, split: Split) -> list[int]:
         return [row for row, image in enumerate(self.images) if image.split == split]

@@ -3,29 +3,38 @@
 EfficientAD's penalty images and DiffusionAD's textures are such sets: see `penalty` and `textures`.
 """
 
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import StageError
-from pipelines.files import read_json
 from pipelines.paths import INDEX_FILE
-
-FORMAT = 1  # of a set's folder; raised when what is written changes
+from pipelines.records import Record
 
 Kind = Literal["penalty", "textures"]  # the verb that makes it, and its section of params.yaml
 _WHAT: dict[Kind, str] = {"penalty": "penalty images", "textures": "textures"}
 _STREAMS: dict[Kind, int] = {"penalty": 1, "textures": 2}  # apart from the part's images, drawn by the same seed
 
 
+class PhotoSetIndex(Record):
+    """What such a folder holds."""
+
+    format: Literal[1]
+    image_size: int
+    sha256: str  # of every photo's bytes, in the order of the rows
+    photos: tuple[str, ...]  # relative to the folder of photos, posix
+
+
 class PhotoSet:
     """The pictures that a verb made for a model, as an endless stream; `folder` is `pretrained/<model>/<kind>`.
 
     Raises:
-        StageError: there are none, or of another size; the remedy is the verb.
+        StageError: there are none, or of another size, or they are damaged; the remedy is the verb.
     """
 
     def __init__(self, folder: Path, image_size: int, device: torch.device, kind: Kind) -> None:
@@ -33,18 +42,18 @@ class PhotoSet:
         remedy = f"run `blemish {kind} {model}`"
         if not (folder / INDEX_FILE).is_file():
             raise StageError(f"{folder}: no {_WHAT[kind]}; {remedy}")
-        index: dict[str, Any] = read_json(folder / INDEX_FILE)
-        if index["format"] != FORMAT:
-            raise StageError(f"{folder}: made in format {index['format']}, this version reads {FORMAT}; {remedy}")
-        if index["image_size"] != image_size:
+        index = PhotoSetIndex.load(folder / INDEX_FILE, remedy)
+        if index.image_size != image_size:
             raise StageError(
-                f"{folder}: {_WHAT[kind]} of {index['image_size']} pixels, but the model's image_size is "
+                f"{folder}: {_WHAT[kind]} of {index.image_size} pixels, but the model's image_size is "
                 f"{image_size}; set {kind}.{model}.image_size to it and {remedy}"
             )
         file = folder / f"images_{image_size}.npy"
-        self.sha256: str = index["sha256"]
+        self.sha256 = index.sha256
         self._stream = _STREAMS[kind]
-        self._rows = Rows(file, device, resident=file.stat().st_size <= DEVICE_BYTES)
+        shape = (len(index.photos), image_size, image_size, 3)
+        resident = math.prod(shape) <= DEVICE_BYTES
+        self._rows = Rows(file, shape, np.uint8, remedy, device, resident)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -15,7 +15,7 @@ from pipelines.evaluation.curves import Bools, Floats
 from pipelines.evaluation.regions import Pixels, Regions
 from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.pictures.panels import Picture
-from pipelines.records import Record, refusal
+from pipelines.records import Record, read_arrays, reading, refusal
 
 EVALUATION_FOLDER = "evaluation"  # where a run keeps what `evaluate` wrote
 
@@ -226,9 +226,9 @@ class PixelCounts:
         np.savez_compressed(path, normal=self.normal, anomalous=self.anomalous, regions=self.regions)
 
     @classmethod
-    def load(cls, path: Path) -> "PixelCounts":
-        with np.load(path) as arrays:
-            return cls(arrays["normal"], arrays["anomalous"], arrays["regions"])
+    def load(cls, path: Path, remedy: str) -> "PixelCounts":
+        """What `save` wrote; raises StageError where it is damaged."""
+        return cls(*read_arrays(path, ("normal", "anomalous", "regions"), remedy))
 
     def of(self, rows: Sequence[int]) -> "PixelCounts":
         """The counts of these images, in this order."""
@@ -336,9 +336,13 @@ def read_outcome(folder: Path, evaluation: Evaluation, name: str) -> Outcome:
     Raises:
         StageError: the predictions are damaged, or another version's.
     """
-    tested = read_tested(folder, f"run `blemish evaluate {evaluation.model} {evaluation.category}` again")
+    remedy = f"run `blemish evaluate {evaluation.model} {evaluation.category}` again"
+    tested = read_tested(folder, remedy)
     order = sorted(range(len(tested)), key=lambda place: tested[place].path)
-    pixels = PixelCounts.load(folder / PIXELS_FILE).of(order) if (folder / PIXELS_FILE).exists() else None
+    pixels, file = None, folder / PIXELS_FILE
+    if file.exists():
+        with reading(file, remedy):
+            pixels = PixelCounts.load(file, remedy).of(order)
     return Outcome(
         name=name,
         test_set=TestSet(

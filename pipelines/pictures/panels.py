@@ -28,6 +28,7 @@ from pipelines.pictures.overlays import (
     relative_to_threshold,
     resize_map,
 )
+from pipelines.records import read_arrays
 
 TITLES = ("anomaly map", "overlay", "predicted mask", "ground truth")  # after the input, whose title is its label
 MAPS_FILE = "maps.npz"
@@ -258,8 +259,8 @@ class KeptMaps:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        with np.load(folder / MAPS_FILE) as content:
-            return cls(content["levels"], content["sizes"])
+        """What `save` wrote; raises StageError where it is damaged."""
+        return cls(*read_arrays(folder / MAPS_FILE, ("levels", "sizes"), "evaluate again"))
 
 
 def read_panel(folder: Path, path: str, panel: int, size: tuple[int, int]) -> Image.Image:

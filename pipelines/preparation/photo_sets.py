@@ -7,8 +7,8 @@ from pydantic import PositiveInt
 from rich.console import Console
 
 from anomaly_models.common.settings import Settings
-from pipelines.data.photo_sets import FORMAT, Kind
-from pipelines.files import atomic_folder, write_json
+from pipelines.data.photo_sets import Kind, PhotoSetIndex
+from pipelines.files import atomic_folder
 from pipelines.paths import INDEX_FILE
 from pipelines.preparation.photos import Resize, find_photos, write_arrays
 
@@ -32,13 +32,9 @@ def make_photo_set(
     paths = _evenly(find_photos([photos]), config.limit)
     with atomic_folder(destination) as folder:
         sha256 = write_arrays(paths, resize, [config.image_size], folder, console, kind)
-        index = {
-            "format": FORMAT,
-            "image_size": config.image_size,
-            "sha256": sha256,
-            "photos": [path.relative_to(photos).as_posix() for path in paths],
-        }
-        write_json(folder / INDEX_FILE, index)
+        names = tuple(path.relative_to(photos).as_posix() for path in paths)
+        index = PhotoSetIndex(format=1, image_size=config.image_size, sha256=sha256, photos=names)
+        index.save(folder / INDEX_FILE)
     return len(paths)
 
 

@@ -36,6 +36,14 @@ class PhotoArrays:
     def file(self, size: int) -> Path:
         return self.folder / f"images_{size}.npy"
 
+    def shape(self, size: int) -> tuple[int, int, int, int]:
+        return (self.num_photos, size, size, 3)
+
+    @property
+    def remedy(self) -> str:
+        """For whoever finds a file damaged."""
+        return f"delete {self.folder} and run again"
+
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
     """The images in `folders`, searched to the bottom; in the order of the folders, sorted within each.
@@ -81,10 +89,10 @@ def decode_once(
         "photos": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
     }
     index_file = destination / INDEX_FILE
-    if index_file.is_file():
-        index = read_json(index_file)
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not there, or damaged: decoded anew
+        index = dict(read_json(index_file))
         if listing.items() <= index.items():
-            return PhotoArrays(destination, len(paths), index["sha256"])
+            return PhotoArrays(destination, len(paths), str(index["sha256"]))
     with atomic_folder(destination) as folder:
         sha256 = write_arrays(paths, images.resize_rgb, sizes, folder, console, label)
         write_json(folder / INDEX_FILE, listing | {"sha256": sha256})

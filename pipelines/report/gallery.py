@@ -20,6 +20,7 @@ from pipelines.data.index import PreparedIndex, images_file, masks_file
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import ScoredImage, read_tested
 from pipelines.pictures.panels import KeptMaps, Layout
+from pipelines.records import read_array
 
 _MAP_QUALITY = 90  # of WebP; less moves the contour visibly
 _PER_CELL, _LEAST, _MOST = 600_000, 6_000_000, 48_000_000  # bytes that all pictures may take
@@ -68,8 +69,12 @@ class CategoryGallery:
         finest = max(index.image_sizes)
         self._row = {image.path: row for row, image in enumerate(index.images)}
         self._entries = index.images
-        self._pixels = np.load(images_file(prepared, finest), mmap_mode="r")  # (N, S, S, 3)
-        self._masks = np.load(masks_file(prepared, finest), mmap_mode="r") if index.has_masks else None  # (M, S, S)
+        shape, remedy = (len(index.images), finest, finest, 3), f"run `blemish prepare {prepared.name}`"
+        self._pixels = read_array(images_file(prepared, finest), shape, np.uint8, remedy, mapped=True)
+        self._masks = None
+        if index.has_masks:
+            shape_of_masks = (index.num_masks, finest, finest)
+            self._masks = read_array(masks_file(prepared, finest), shape_of_masks, np.bool_, remedy, mapped=True)
         self.has_masks = index.has_masks
         self.tested = {model: {image.path: image for image in read_tested(folder)} for model, folder in folders.items()}
         self.images: dict[str, ScoredImage] = {}

@@ -28,6 +28,7 @@ from pipelines.files import atomic_file, read_json
 from pipelines.numbers import count, counted, decimal, interval, percent, rate, score, spread
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
+from pipelines.records import reading
 from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
@@ -247,8 +248,16 @@ def _cell(cell: CellSummary, place: Cell, gallery: CategoryGallery) -> dict[str,
         "threshold": cell.threshold.value,
         "note": _threshold_note(cell.threshold),
         "runUrl": url if url.startswith(("http://", "https://")) else None,
-        "curves": read_json(place.curves) if place.curves.exists() else {},
+        "curves": _curves(place),
     }
+
+
+def _curves(place: Cell) -> Any:
+    """Without masks there are fewer, and without a test none."""
+    if not place.curves.exists():
+        return {}
+    with reading(place.curves, f"run {place.verb('evaluate')} again"):
+        return dict(read_json(place.curves))
 
 
 def _threshold_note(threshold: Threshold) -> str:

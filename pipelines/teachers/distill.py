@@ -10,6 +10,7 @@ image about once, where this is the same); the channel statistics are of at most
 from; and the pooling, which is linear, is done by one convolution per stage before the maps are resized.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,9 +171,12 @@ class DescribedPhotos:
 
     def __init__(self, photos: PhotoArrays, size: int, descriptions: PatchDescriptions, seed: int) -> None:
         self.device = descriptions.pools[0].device
-        files = [photos.file(size), photos.file(MAGNIFICATION * size)]
-        resident = sum(file.stat().st_size for file in files) <= DEVICE_BYTES
-        self._small, self._large = (Rows(file, self.device, resident) for file in files)
+        sides = (size, MAGNIFICATION * size)
+        resident = sum(math.prod(photos.shape(side)) for side in sides) <= DEVICE_BYTES
+        self._small, self._large = (
+            Rows(photos.file(side), photos.shape(side), np.uint8, photos.remedy, self.device, resident)
+            for side in sides
+        )
         self._describe = descriptions
         self._is_grey = np.random.default_rng([seed, _GREY_STREAM]).random(len(self._small)) < GREY_PROBABILITY
         self._cache = RowCache(MEMORY_BYTES)

@@ -110,8 +110,8 @@ class Crops:
     def __init__(self, photos: PhotoArrays, config: PretrainConfig, device: torch.device) -> None:
         self.device = device
         self._config = config
-        file = photos.file(config.image_size)
-        self._photos = Rows(file, device, resident=file.stat().st_size <= DEVICE_BYTES)
+        file, shape = photos.file(config.image_size), photos.shape(config.image_size)
+        self._photos = Rows(file, shape, np.uint8, photos.remedy, device, resident=math.prod(shape) <= DEVICE_BYTES)
 
     def training_batch(self, seed: int, step: int, batch_size: int) -> Tensor:
         rows = stream_rows(len(self._photos), (seed,), step, batch_size)

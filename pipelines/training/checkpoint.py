@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipelines.errors import StageError
 from pipelines.files import atomic_file
+from pipelines.records import reading
 
 
 def fingerprint(settings: Mapping[str, Any], sources: Iterable[Path]) -> str:
@@ -65,11 +66,15 @@ class Checkpoint:
         """Fill the model and its optimiser; gives the next step to take, or None if there is no checkpoint yet.
 
         Raises:
-            StageError: the file was made with other settings, data or code.
+            StageError: the file is damaged, or was made with other settings, data or code.
         """
         if not self.path.exists():
             return None
-        state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+        with reading(self.path, "delete it to start afresh"):
+            state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+            return self._fill(state, model, training)
+
+    def _fill(self, state: dict[str, Any], model: nn.Module, training: tuple[Optimizer, LRScheduler] | None) -> int:
         if state["fingerprint"] != self._fingerprint:
             raise StageError(
                 f"{self.path}: made with other settings, data or code (fingerprint {state['fingerprint']}, "

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from anomaly_models import base as contract
 from pipelines.data.arrays import BatchSource
-from pipelines.errors import TrainingDiverged
+from pipelines.errors import StageError, TrainingDiverged
 from pipelines.progress import progress_bar
 from pipelines.tracking.runs import OpenRun
 from pipelines.training.checkpoint import Checkpoint
@@ -102,9 +102,12 @@ def run_steps(
     """Take the schedule's batches, with checkpoints, curves and a progress bar.
 
     Raises:
+        StageError: the schedule begins at a step that it does not have.
         TrainingDiverged: a term is not finite; the parameters are those before the step.
     """
     seed, first, total = schedule.seed, schedule.first, schedule.total
+    if not 0 <= first <= total:
+        raise StageError(f"{checkpoint.path}: damaged (step {first} of {total}); delete it to start afresh")
     curves = _Curves(every=max(1, total // LOG_POINTS), total=total)
     generator = torch.Generator(device=data.device)
     saved = time.monotonic()

@@ -16,7 +16,7 @@ from pipelines.errors import StageError
 from pipelines.files import atomic_folder
 from pipelines.paths import Cell
 from pipelines.preparation.config import PrepareConfig
-from pipelines.records import Record, refusal
+from pipelines.records import Record, reading, refusal
 from pipelines.settings.params import TrainConfig
 
 
@@ -93,8 +93,10 @@ def load_trained(cell: Cell, device: torch.device) -> Trained:
     except ValidationError as error:
         raise refusal(cell.run_record, error, f"run {cell.verb('train')} again") from None
     rebuilt = MODELS[cell.model](config)
+    with reading(cell.weights, f"run {cell.verb('train')} again"):
+        state = load_file(cell.weights)
     try:
-        rebuilt.load_state_dict(load_file(cell.weights))
+        rebuilt.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise StageError(

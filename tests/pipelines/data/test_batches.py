@@ -175,6 +175,26 @@ def test_a_size_that_is_not_prepared(folder):
 
 
 @pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"images": [{}]}, "images.0.path: Field required"),
+        ({"images": 3}, "images: Input should be"),
+        ({"image_sizes": ["8"]}, "image_sizes.0: Input should be a valid integer"),
+        ({"layout": "coco"}, "layout: Input should be"),
+        ({"counts": None}, "counts: Input should be"),
+    ],
+)
+def test_a_damaged_index(folder, tmp_path, changes, reason):
+    (tmp_path / "nut").mkdir()
+    path = tmp_path / "nut/index.json"
+    write_json(path, read_json(folder / "index.json") | changes)
+    with pytest.raises(StageError) as caught:
+        PreparedData(tmp_path / "nut", SIZE, CPU)
+    assert str(caught.value).startswith(f"{path}: damaged, or by another version of Blemish ({reason}")
+    assert str(caught.value).endswith("); run `blemish prepare nut`")
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [({"format": 0}, "prepared in format 0"), ({}, r"images_8\.npy: missing; run `blemish prepare nut`")],
 )

@@ -49,6 +49,6 @@ def test_damaged_predictions_get_a_line(tmp_path: Path, content: str, reason: st
 def test_pixels_survive_the_file(tmp_path: Path) -> None:
     kept = PixelCounts(np.eye(3, dtype=np.int32), np.ones((3, 3), np.int32), np.full((3, 3), 0.25, np.float32))
     kept.save(tmp_path / "pixels.npz")
-    read = PixelCounts.load(tmp_path / "pixels.npz").of([2, 0])
+    read = PixelCounts.load(tmp_path / "pixels.npz", "").of([2, 0])
     assert (read.normal == [[0, 0, 1], [1, 0, 0]]).all()
     assert read.regions.dtype == np.float32

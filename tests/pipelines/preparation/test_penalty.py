@@ -93,6 +93,19 @@ def test_missing_and_outdated_images_name_the_verb(made, tmp_path):
         PhotoSet(made, 32, CPU, "penalty")
 
 
+@pytest.mark.parametrize("name", ["index.json", f"images_{SIZE}.npy"])
+def test_damaged_images_name_the_file_and_the_verb(made, name):
+    path = made / name
+    whole = path.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"{}", whole.replace(b"1", b"2", 1)):
+        path.write_bytes(content)
+        with pytest.raises(StageError) as caught:
+            PhotoSet(made, SIZE, CPU, "penalty")
+        assert str(caught.value).startswith(f"{path}: damaged, or by another version of Blemish (")
+        assert str(caught.value).endswith("); run `blemish penalty efficient_ad`")
+    path.write_bytes(whole)
+
+
 def test_settings_have_no_defaults_and_no_strangers():
     for change in ({"limit": 0}, {"image_size": "16"}, {"grey": 0.3}):
         with pytest.raises(ValidationError):

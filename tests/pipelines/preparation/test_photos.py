@@ -102,6 +102,16 @@ def test_more_photos_than_are_decoded_at_once(folder, tmp_path, monkeypatch):
     assert parts.sha256 == whole.sha256
 
 
+def test_a_damaged_index_of_the_cache_is_made_anew(folder, tmp_path):
+    made = decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding")
+    index = tmp_path / "cache" / "index.json"
+    whole = index.read_bytes()
+    for content in (b"", whole[:20], b"[3]", b"\xff", b"{}"):
+        index.write_bytes(content)
+        assert decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding") == made
+        assert index.read_bytes() == whole
+
+
 def test_a_full_disk_is_told_and_nothing_is_kept(folder, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -116,7 +126,8 @@ def test_a_full_disk_is_told_and_nothing_is_kept(folder, tmp_path):
 def test_rows_are_the_same_on_the_device_and_on_disk(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
     np.save(tmp_path / "rows.npy", pixels)
-    resident, mapped = (Rows(tmp_path / "rows.npy", torch.device("cpu"), resident) for resident in (True, False))
+    file, shape = tmp_path / "rows.npy", pixels.shape
+    resident, mapped = (Rows(file, shape, np.uint8, "", torch.device("cpu"), here) for here in (True, False))
     assert len(resident) == len(mapped) == 5
     assert torch.equal(resident.gather([3, 0, 3]), mapped.gather([3, 0, 3]))
     assert np.array_equal(to_image(resident.gather([3, 0])).numpy(), images.to_input(pixels[[3, 0]]))

@@ -193,3 +193,25 @@ def test_the_fingerprint_tells_settings_and_code_apart(tmp_path: Path) -> None:
 
 def test_bytes_of_a_state() -> None:
     assert state_bytes({"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.uint8)}) == 29
+
+
+def test_a_damaged_checkpoint_gets_a_line(tmp_path: Path) -> None:
+    net = Net(0)
+    state = training(net)
+    checkpoint = Checkpoint(tmp_path / "cell", "abc")
+    checkpoint.save(2, net, state)
+    whole = checkpoint.path.read_bytes()
+    damaged = [b"", whole[:100], whole[: len(whole) // 2], whole[::-1], b"{}"]
+    for number, wrong in enumerate(({"step": "x"}, {"model": 3}, {"model": {}}, {"seconds": None})):
+        found = torch.load(checkpoint.path, weights_only=True) | wrong
+        torch.save(found, tmp_path / str(number))
+        damaged.append((tmp_path / str(number)).read_bytes())
+    torch.save([1], tmp_path / "list")
+    for content in [*damaged, (tmp_path / "list").read_bytes()]:
+        checkpoint.path.write_bytes(content)
+        with pytest.raises(StageError) as caught:
+            checkpoint.load(Net(1), training(Net(1)), CPU)
+        message = str(caught.value)
+        assert message.startswith(f"{checkpoint.path}: damaged, or by another version of Blemish (")
+        assert message.endswith("); delete it to start afresh")
+        assert len(message.splitlines()) == 1

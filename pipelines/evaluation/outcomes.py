@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,6 +144,10 @@ class HeldOutImage:
     score: float
     peak: float  # the map's highest value
     milliseconds: float
+
+    def or_higher(self, other: "HeldOutImage") -> "HeldOutImage":
+        """This one, with the figures of another calibration where they are higher."""
+        return replace(self, score=max(self.score, other.score), peak=max(self.peak, other.peak))
 
 
 class ScoredImage(Settings):

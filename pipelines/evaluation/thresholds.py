@@ -11,9 +11,9 @@ This is the K-fold form of the jackknife. In general it has no guarantee (Barber
 "Predictive inference with the jackknife+", Annals of Statistics 49, 2021). The relatives that have one, of twice the
 rate and a little more (their CV+, and the cross-conformal predictors of Vovk, Annals of Mathematics and Artificial
 Intelligence 74, 2015), compare a part with all K models, which an exported file does not hold. What is said here rests
-on stability (one image more or less hardly moves a scale) and on simulation: tests/test_promise.py finds that at most
-what was promised happens.
-The interval of `threshold_at` is that of the exact case.
+on stability (one image more or less hardly moves a scale) and on simulation (tests/test_promise.py): of 11.1 % promised
+with 8 held-out images, 7.8 to 9.2 happen with EfficientAD (up to 16.5 by the first score alone) and 11.1 with BGAD; of
+4.8 % with 20 images, 3.7 to 4.3 (up to 7.2) and 4.8. The interval of `threshold_at` is that of the exact case.
 """
 
 import copy

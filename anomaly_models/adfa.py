@@ -423,9 +423,12 @@ class ADFA(AnomalyModel):
                 nearest = self.nearest(described, kappa, settings.attracted + settings.repelled)
                 yield {**hypersphere_terms(nearest, self.radius, settings), **monitored}
 
-    def calibrate(self, holdout: Iterable[Batch]) -> None:  # noqa: ARG002
-        """Nothing has a scale to fix. Training is over, so its maps are forgotten."""
-        self._cache.clear()
+    def train(self, mode: bool = True) -> "ADFA":
+        """In eval mode training is over, and its maps are forgotten."""
+        if not mode:
+            self._cache.clear()
+        super().train(mode)
+        return self
 
     def forward(self, image: Tensor) -> Prediction:
         described = self.describe(self.backbone(image))

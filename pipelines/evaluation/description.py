@@ -18,7 +18,7 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
         "Split": _split(evaluation),
         "Code": _code(tags),
         "Seed": str(evaluation.protocol.seed),
-        "Threshold": _threshold(evaluation.threshold),
+        "Threshold": _threshold(evaluation.threshold, evaluation.protocol.threshold_from),
         "Missed defects": _images([image for image in wrong if image.label], lowest_first=True),
         "False alarms": _images([image for image in wrong if not image.label], lowest_first=False),
     }
@@ -59,11 +59,11 @@ def _code(tags: Mapping[str, str]) -> str:
     return f"commit {tags['git_commit']}{changed}"
 
 
-def _threshold(threshold: Threshold) -> str:
+def _threshold(threshold: Threshold, threshold_from: str) -> str:
     promise = "" if threshold.attainable else f", which takes {threshold.num_images_needed} to promise"
     return (
-        f"{threshold.value:.6g}: number {threshold.rank} from below of {threshold.num_images} held-out good "
-        f"parts, set for {100 * threshold.rate_requested:g} % false alarms{promise}; expected "
+        f"{threshold.value:.6g}: number {threshold.rank} from below of {threshold.num_images} {threshold_from}, "
+        f"set for {100 * threshold.rate_requested:g} % false alarms{promise}; expected "
         f"{percent(threshold.expected_rate)} %, 95 % interval "
         f"{interval((threshold.interval_low, threshold.interval_high))} %. A score above it is a defect."
     )

@@ -1,13 +1,15 @@
 """Test split -> metrics, decisions, figures. The only stage that opens the test split.
 
-Thresholds come from held-out good parts, before a test image is looked at; the thresholds that the test images would
-have chosen are reported beside them under the name oracle.
+Thresholds come from held-out good parts, before a test image is looked at. Where these calibrate the model, the score
+that counts, and is written, is the higher of the deployed model's and that of the model as others calibrate it. The
+thresholds that the test images would have chosen are reported beside them under the name oracle.
 """
 
 import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,8 +18,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from anomaly_models.base import AnomalyModel
-from pipelines.data.batches import PreparedData
+from anomaly_models.base import AnomalyModel, ModelError
+from pipelines.data.batches import PreparedData, SplitBatches
 from pipelines.evaluation import figures
 from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.description import description
@@ -52,7 +54,7 @@ from pipelines.evaluation.outcomes import (
     write_predictions,
 )
 from pipelines.evaluation.regions import Pixels, Regions
-from pipelines.evaluation.thresholds import threshold_at
+from pipelines.evaluation.thresholds import cross_fit, threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import Map, resize_map
@@ -76,13 +78,13 @@ def evaluate(
     trained = load_trained(cell, device)
     data = PreparedData(project.prepared(category), trained.image_size, device)
     trained.check_data(data)
-    held_out = score_held_out_images(trained.model, data)
-    threshold, pixel_threshold = thresholds(held_out, params.evaluate.false_alarm_rate)
+    held_out, threshold_from = score_held_out_images(trained, data)
+    threshold, pixel_threshold = thresholds(held_out, threshold_from, params.evaluate.false_alarm_rate)
     native = params.evaluate.resolution == "native"
     originals = project.root / params.data.root / category if native else None
     results = score_test_images(trained.model, data, originals)
     pixels = _compare_pixels(results, params.evaluate.pixel_metrics) if data.index.has_masks else None
-    evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, pixels)
+    evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, threshold_from, pixels)
     with atomic_folder(cell.evaluated) as temporary:
         write_predictions(temporary, scored(results, held_out, threshold.value))
         if pixels and pixels.counts:
@@ -98,22 +100,50 @@ def evaluate(
     return evaluation.metrics
 
 
-def score_held_out_images(model: AnomalyModel, data: PreparedData) -> list[HeldOutImage]:
-    """The good parts that training has not seen, each by itself."""
-    held_out = []
-    for row in data.rows("holdout"):
-        anomaly_map, score, milliseconds = _predict(model, data.batch([row]).image)
-        held_out.append(HeldOutImage(data.index.images[row].path, score, float(anomaly_map.max()), milliseconds))
-    return held_out
+class ThresholdFrom(StrEnum):
+    """As the record says it."""
+
+    HELD_OUT = "held-out good parts"
+    CROSS_FITTED = "held-out good parts, cross-fitted"
+    CALIBRATING = "held-out good parts, too few to cross-fit what they calibrate"
 
 
-def thresholds(held_out: Sequence[HeldOutImage], rate: float) -> tuple[HoldoutThreshold, float]:
+def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[HeldOutImage], ThresholdFrom]:
+    """The good parts that training has not seen, each by itself, at the higher of its scores."""
+    rows = data.rows("holdout")
+    batch_size = trained.run.model_settings["batch_size"]
+
+    def batches(places: Sequence[int]) -> SplitBatches:
+        return SplitBatches(data, [rows[place] for place in places], batch_size)
+
+    def scored_by(model: AnomalyModel, place: int) -> HeldOutImage:
+        anomaly_map, score, milliseconds = _predict(model, data.batch([rows[place]]).image)
+        return HeldOutImage(data.index.images[rows[place]].path, score, float(anomaly_map.max()), milliseconds)
+
+    deployed = [scored_by(trained.model, place) for place in range(len(rows))]
+    models = cross_fit(trained.model, len(rows), batches)
+    try:
+        by_others = {place: scored_by(model, place) for model, places in models for place in places}
+    except ModelError:
+        return deployed, ThresholdFrom.CALIBRATING
+    if not by_others:
+        return deployed, ThresholdFrom.HELD_OUT
+    return [image.or_higher(by_others[place]) for place, image in enumerate(deployed)], ThresholdFrom.CROSS_FITTED
+
+
+def thresholds(
+    held_out: Sequence[HeldOutImage], threshold_from: ThresholdFrom, rate: float
+) -> tuple[HoldoutThreshold, float]:
     """The thresholds on the score and on the map, from held-out good parts alone.
 
     The map's is set on each image's largest value: at the same rate a good part shows any marked pixel at all.
     """
     scores, peaks = torch.tensor([image.score for image in held_out]), torch.tensor([image.peak for image in held_out])
-    return threshold_at(scores, rate), threshold_at(peaks, rate).value
+    threshold = threshold_at(scores, rate)
+    if threshold_from is ThresholdFrom.CALIBRATING:
+        needed = max(threshold.num_images_needed, threshold.num_images + 1)
+        threshold = threshold.model_copy(update={"attainable": False, "num_images_needed": needed})
+    return threshold, threshold_at(peaks, rate).value
 
 
 def score_test_images(model: AnomalyModel, data: PreparedData, originals: Path | None) -> list[TestImage]:
@@ -190,6 +220,7 @@ def _summarise(
     results: list[TestImage],
     threshold: HoldoutThreshold,
     pixel_threshold: float,
+    threshold_from: ThresholdFrom,
     pixels: _ComparedPixels | None,
 ) -> Evaluation:
     """All but the intervals, which follow from what is written."""
@@ -221,7 +252,7 @@ def _summarise(
             resolution=params.evaluate.resolution,
             mask_resize="none" if params.evaluate.resolution == "native" else "nearest",
             pixel_metrics=params.evaluate.pixel_metrics,
-            threshold_from="held-out good parts",
+            threshold_from=threshold_from,
             seed=run.settings.train.seed,
         ),
         counts=Counts.model_validate(data.index.counts),

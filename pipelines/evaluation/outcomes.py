@@ -145,6 +145,10 @@ class HeldOutImage:
     peak: float  # the map's highest value
     milliseconds: float
 
+    def or_higher(self, other: "HeldOutImage") -> "HeldOutImage":
+        """This one, with the figures of another calibration where they are higher."""
+        return replace(self, score=max(self.score, other.score), peak=max(self.peak, other.peak))
+
 
 class ScoredImage(Settings):
     """A row of `predictions.csv`."""

@@ -229,8 +229,9 @@ def report_markdown(summary: Summary, project: Project) -> str:
         "## Thresholds",
         threshold_table(summary),
         "*Expected* and its interval are the false-alarm rate on further good parts like the held-out ones, whatever "
-        "the distribution of scores (order statistics). *Oracle* is what F1-max would choose by looking at the test "
-        "images; it is never used.",
+        "the distribution of scores (order statistics); where good parts score exactly alike, or calibrate the model "
+        "too, it is at most that. *Oracle* is what F1-max would choose by looking at the test images; it is never "
+        "used.",
         "## Defect types",
         defect_table(summary),
         "*Found* is at the deployed threshold, with the interval of Clopper and Pearson. Thresholds of different "

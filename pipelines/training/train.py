@@ -1,6 +1,7 @@
 """The loop: any model, from prepared arrays to trained weights; resumable at any moment, ended by a bad loss."""
 
 import inspect
+import math
 
 import torch
 from rich.console import Console
@@ -19,6 +20,8 @@ from pipelines.training.inputs import Inputs, find_inputs
 from pipelines.training.loop import Learner, Schedule, run_steps
 from pipelines.training.trained import RunRecord, RunSettings, build, save_trained
 from pipelines.training.work import Work
+
+_ROUNDING = 2**-21  # relative: four units in the last place of a float32
 
 
 def train(
@@ -59,9 +62,9 @@ def train(
         run.dataset(f"{params.data.name}/{category}", data.index.data_sha256, source)
         run.tags({"data_set": params.data.name, "data_sha256": data.index.data_sha256, "seed": params.train.seed})
         run.file(project.prepared(category) / INDEX_FILE, "data")  # which image is in which split
+        warnings: list[str] = []
         if warning := inputs.warning(data):
-            console.print(f"warning: {warning}", markup=False, highlight=False)
-            run.tags({"warning": warning})
+            _warn(warning, warnings, run, console)
         try:
             model = _fit(inputs, config, params.train.seed, data, device, checkpoint, run, console)
         except contract.ModelError as error:
@@ -79,8 +82,30 @@ def train(
             state_megabytes=round(state_bytes(model.state_dict()) / 1e6, 3),
         )
         save_trained(model, record, cell)
+        if warning := _equal_scores_warning(model, model_name, data):
+            _warn(warning, warnings, run, console)
         run.metrics(record.metrics())
         run.file(cell.weights, "checkpoint")
+
+
+def _warn(warning: str, before: list[str], run: OpenRun, console: Console) -> None:
+    """Print a warning, and keep it with those `before` it."""
+    console.print(f"warning: {warning}", markup=False, highlight=False)
+    before.append(warning)
+    run.tags({"warning": "; ".join(before)})
+
+
+@torch.no_grad()
+def _equal_scores_warning(model: AnomalyModel, model_name: str, data: PreparedData) -> str | None:
+    """What to do if the held-out images have one score, up to rounding: it then says nothing about a part."""
+    scores = [float(model(batch.image).score) for batch in data.batches("holdout", batch_size=1)]
+    if len(scores) < 2 or not math.isclose(min(scores), max(scores), rel_tol=_ROUNDING):
+        return None
+    return (
+        f"{model_name} on {data.index.category}: all {len(scores)} held-out good images score {scores[0]:.6g}, so that "
+        "the threshold means nothing; the score is saturated (another image_score or other settings of the model may "
+        "help), or the images are constant or copies of one another (look at them)"
+    )
 
 
 def _require_holdout(model_name: str, category: str, data: PreparedData) -> None:

@@ -6,16 +6,19 @@ import torch
 from conftest import CATEGORY, tiny_params, write_params
 from PIL import Image
 
+from anomaly_models import MODELS
+from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.evaluation import evaluate as module
 from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.outcomes import Evaluation, read_outcome
+from pipelines.evaluation.outcomes import Evaluation, read_outcome, read_predictions
 from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import read_json
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.training.train import train
+from pipelines.training.trained import load_trained
 
 CPU = torch.device("cpu")
 
@@ -135,6 +138,67 @@ def test_the_threshold_does_not_see_the_test_images(project, params, console):
     assert {k: v for k, v in after.items() if k != "oracle"} == {k: v for k, v in before.items() if k != "oracle"}
     assert before["num_images"] == 3
     assert before["attainable"] is False  # 0.2 needs four held-out parts
+
+
+@pytest.fixture
+def sixth_trained(sixth_model, project, console):
+    """A model that calibrates, on the three held-out parts."""
+    params = load_checked(project.params)
+    prepare_category(project, params)
+    train(sixth_model, CATEGORY, params, project, CPU, console)
+    return params
+
+
+def held_out_scores(project, model):
+    return {
+        image.path: image.score
+        for image in read_predictions(project.cell(model, CATEGORY).evaluated)
+        if image.split == "holdout"
+    }
+
+
+def test_what_calibrates_a_model_does_not_set_its_threshold(project, sixth_model, sixth_trained):
+    """The sixth model's scale is the largest distance: the held-out parts score 1 at most where they set it."""
+    cell = project.cell(sixth_model, CATEGORY)
+    weights = cell.weights.read_bytes()
+    evaluate(sixth_model, CATEGORY, sixth_trained, project, CPU)
+    assert cell.weights.read_bytes() == weights
+    found = read_json(cell.evaluation)
+    assert found["protocol"]["threshold_from"] == "held-out good parts, cross-fitted"
+    trained = load_trained(cell, CPU)
+    data = PreparedData(project.prepared(CATEGORY), 64, CPU)
+    batches = [data.batch([row]) for row in data.rows("holdout")]
+    deployed = [float(trained.model(batch.image).score) for batch in batches]
+    assert max(deployed) == pytest.approx(1)
+    expected = []
+    for batch, own in zip(batches, deployed, strict=True):
+        trained.model.calibrate([other for other in batches if other is not batch])
+        expected.append(max(own, float(trained.model(batch.image).score)))
+    assert list(held_out_scores(project, sixth_model).values()) == pytest.approx(expected)
+    assert max(expected) > 1.0001
+    assert found["threshold"]["value"] == pytest.approx(max(expected))
+    assert found["threshold"]["pixel_value"] == found["threshold"]["value"]  # this model's score is its map's peak
+    again = evaluate(sixth_model, CATEGORY, sixth_trained, project, CPU)
+    assert again["threshold"] == found["threshold"]["value"]
+
+
+def test_too_few_held_out_parts_to_cross_fit_promise_nothing(project, sixth_model, sixth_trained, monkeypatch):
+    monkeypatch.setattr(MODELS[sixth_model], "min_holdout", 3)
+    assert threshold_at(torch.rand(3), 0.5).attainable
+    params = load_checked(project.params)
+    params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"false_alarm_rate": 0.5})})
+    evaluate(sixth_model, CATEGORY, params, project, CPU)
+    found = read_json(project.cell(sixth_model, CATEGORY).evaluation)
+    assert found["protocol"]["threshold_from"] == "held-out good parts, too few to cross-fit what they calibrate"
+    assert found["threshold"]["attainable"] is False
+    assert found["threshold"]["num_images_needed"] == 4
+    assert max(held_out_scores(project, sixth_model).values()) == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("trained")
+def test_what_does_not_calibrate_is_scored_once(project, params):
+    evaluate("fapm", CATEGORY, params, project, CPU)
+    assert evaluation(project)["protocol"]["threshold_from"] == "held-out good parts"
 
 
 @pytest.mark.usefixtures("trained")

@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 import subprocess
@@ -10,8 +11,10 @@ import torch
 from conftest import CATEGORY, MeanColour, tiny_params, write_params
 from filelock import FileLock
 from mlflow import MlflowClient
+from rich.console import Console
 from safetensors.torch import load_file
 
+from anomaly_models.base import Prediction
 from pipelines.errors import ParamsError, StageError, TrainingDiverged
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
@@ -118,6 +121,46 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(project, sixth_model,
     assert centres[-1].isfinite().all()
     assert not project.cell(sixth_model, CATEGORY).trained.exists()
     assert statuses(project) == ["FAILED"]
+
+
+def distances(monkeypatch, values):
+    """Let the sixth model's map be one of these numbers after the other, over the whole image."""
+    drawn = itertools.cycle(values)
+
+    def forward(self, image):
+        anomaly_map = torch.full_like(image[:, :1], next(drawn))
+        return Prediction(anomaly_map, anomaly_map.amax((1, 2, 3)))
+
+    monkeypatch.setattr(MeanColour, "forward", forward)
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("values", [[0.0], [98.0, 98.0 + 2**-17], [-5.0], [1e-30]], ids=str)
+def test_equal_scores_of_all_held_out_images_are_told(project, sixth_model, monkeypatch, values):
+    distances(monkeypatch, values)
+    console = Console(record=True, width=400)
+    run(project, sixth_model, console)
+    expected = f"mean_colour on squares: all 3 held-out good images score {values[0]:g}, so that the threshold means"
+    (line,) = [line for line in console.export_text().splitlines() if line.startswith("warning: ")]
+    assert line.startswith(f"warning: {expected}")
+    (only,) = runs(project)
+    assert only.data.tags["warning"] == line.removeprefix("warning: ").rstrip()
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("values", [[0.0, 1e-30], [98.0, 98.001], [-1.0, 1.0]], ids=str)
+def test_scores_that_differ_are_no_matter(project, sixth_model, monkeypatch, values):
+    distances(monkeypatch, values)
+    run(project, sixth_model, Console(quiet=True))
+    assert "warning" not in runs(project)[0].data.tags
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_second_warning_joins_the_first(project, sixth_model, console, monkeypatch):
+    distances(monkeypatch, [1.0])
+    monkeypatch.setattr(train.Inputs, "warning", lambda *_: "no real anomalies")
+    run(project, sixth_model, console)
+    assert runs(project)[0].data.tags["warning"].startswith("no real anomalies; mean_colour on squares: all 3")
 
 
 @pytest.mark.usefixtures("prepared")

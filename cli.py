@@ -221,7 +221,7 @@ def export(model: Model, category: Category) -> None:
     project = _project()
     parity = run(model, category, load_checked(project.params), project)
     typer.echo(
-        f"{project.cell(model, category).onnx}: {parity.num_images} test images, maps within "
+        f"{project.cell(model, category).onnx}: {parity.num_images} {parity.images}, maps within "
         f"{parity.max_map_difference:.1e}, scores within {parity.max_score_difference:.1e}, no decision changed"
     )
 

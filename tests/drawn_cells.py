@@ -164,6 +164,7 @@ def _cell(model: str, category: str, value: float, num_good: int, num_defects: i
             "provider": "CPUExecutionProvider",
             "onnxruntime": "1.0",
             "num_images": 40,
+            "images": "test images",
             "num_runs": 100,
             "milliseconds": {**stages, "total": {"p50": 8.0, "p95": 10.0, "p99": 12.0}},
             "throughput": {"batch_size": 8, "images_per_second": 130.0},

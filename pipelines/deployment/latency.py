@@ -15,12 +15,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pipelines.data.index import PreparedIndex
-from pipelines.deployment.records import Latency, Milliseconds, Percentiles, Throughput
+from pipelines.deployment.records import Latency, Milliseconds, Percentiles, Throughput, Tried
 from pipelines.environment import cpu_name
-from pipelines.errors import StageError
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.paths import Project
-from pipelines.pictures import images
+from pipelines.pictures.images import resize_rgb, to_input
 from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
 from pipelines.settings.params import LatencyConfig, Params
 
@@ -34,7 +33,7 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
 
     Raises:
         ParamsError: no such category in the params file.
-        StageError: the category is not prepared, or has no image to test on.
+        StageError: the category is not prepared.
         ExportError: the cell is not exported.
         ImageError: a test image cannot be read any more.
     """
@@ -45,10 +44,9 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
     detector = Detector(cell.onnx, threads=params.latency.threads)
     source = project.root / params.data.root / category
     index = PreparedIndex.load(project.prepared(category))
-    paths = [source / index.images[row].path for row in index.rows("test")]
-    if not paths:
-        raise StageError(f"{source}: no test image to measure with; add some and run `blemish prepare {category}`")
-    found = measure(detector, paths, params.latency)
+    tested = index.rows("test")
+    paths = [source / index.images[row].path for row in tested or index.rows("holdout")]
+    found = measure(detector, paths, params.latency, "test images" if tested else "held-out good parts")
     found.save(cell.latency)
     with cell_run(cell, params.tracking.experiment, detector.card.run_id) as run:
         run.metrics(found.metrics() | {"onnx_megabytes": round(cell.onnx.stat().st_size / 1e6, 2)})
@@ -57,8 +55,11 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
     return found
 
 
-def measure(detector: Detector, paths: list[Path], config: LatencyConfig) -> Latency:
-    """Answer image after image, over and over, for as long as `config` says; then the same in batches."""
+def measure(detector: Detector, paths: list[Path], config: LatencyConfig, images: Tried) -> Latency:
+    """Answer image after image, over and over, for as long as `config` says; then the same in batches.
+
+    `images` says what the files show.
+    """
     for path in islice(cycle(paths), _WARM_UP):
         _answer(detector, path)
     runs = [_answer(detector, path) for path in _for_seconds(cycle(paths), config.seconds)]
@@ -70,6 +71,7 @@ def measure(detector: Detector, paths: list[Path], config: LatencyConfig) -> Lat
         threads=config.threads,
         onnxruntime=onnxruntime.__version__,
         num_images=len(paths),
+        images=images,
         num_runs=len(runs),
         milliseconds=Milliseconds(**{part: _percentiles(values) for part, values in by_part.items()}),
         throughput=_throughput(detector, paths, config),
@@ -81,7 +83,7 @@ def _answer(detector: Detector, path: Path) -> NDArray[np.float64]:
     clock = [time.perf_counter()]
     rgb = detector.read(path)
     clock.append(time.perf_counter())
-    image = images.to_input(images.resize_rgb(rgb, detector.card.image_size)[None])
+    image = to_input(resize_rgb(rgb, detector.card.image_size)[None])
     clock.append(time.perf_counter())
     maps, scores = detector(image)
     clock.append(time.perf_counter())

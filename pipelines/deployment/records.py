@@ -1,12 +1,13 @@
 """What `export` and `latency` leave of a cell. Neither torch nor onnxruntime: the report reads it."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipelines.errors import ExportError
 from pipelines.records import Record
 
+Tried = Literal["test images", "held-out good parts"]  # the latter where there is nothing to test on
 Difference = Annotated[float, Field(allow_inf_nan=True)]  # infinite where a map or score is no number
 
 
@@ -14,6 +15,7 @@ class Parity(Record):
     """How far the exported graph is from its original, over real images from their original files."""
 
     num_images: int
+    images: Tried
     tolerance: float
     max_map_difference: Difference
     max_score_difference: Difference
@@ -63,6 +65,7 @@ class Latency(Record):
     threads: int
     onnxruntime: str
     num_images: int  # different files
+    images: Tried
     num_runs: int
     milliseconds: Milliseconds
     throughput: Throughput

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from pipelines.evaluation.measures import METRICS
-from pipelines.evaluation.outcomes import DefectOutcome, Evaluation, ScoredImage, Threshold
+from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON, DefectOutcome, Evaluation, ScoredImage, Threshold
 from pipelines.names import as_code, in_markdown
 from pipelines.numbers import interval, percent, score
 
@@ -25,7 +25,7 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
     parts = [
         f"**{evaluation.model}** on **{in_markdown(evaluation.category)}**",
         "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())]),
-        _figures(evaluation),
+        _figures(evaluation) if evaluation.counts.num_tested else f"There is {NOTHING_TO_TEST_ON}.",
         _defects(evaluation.defects),
         "Pictures and curves are under `figures/`, the score of each image in `evaluation/predictions.csv`, the split "
         "in `data/index.json`, all packages in `environment/packages.txt`. 95 % intervals are over the test images.",
@@ -45,9 +45,10 @@ def _split(evaluation: Evaluation) -> str:
     counts = evaluation.counts
     taught = counts.anomalous_train
     taken = f", {taught} real defects set aside for methods that learn from some" if taught else ""
+    tested = f"tested on {counts.test_normal} good and {counts.test_anomalous} defective ones"
     return (
-        f"{counts.train} good images to fit, {counts.holdout} held out{taken}; tested on "
-        f"{counts.test_normal} good and {counts.test_anomalous} defective ones; "
+        f"{counts.train} good images to fit, {counts.holdout} held out{taken}; "
+        f"{tested if counts.num_tested else 'no image to test on'}; "
         f"`data/index.json`, SHA-256 {evaluation.index_sha256[:16]}…"
     )
 

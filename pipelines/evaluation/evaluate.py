@@ -2,7 +2,8 @@
 
 Thresholds come from held-out good parts, before a test image is looked at. Where these calibrate the model, the score
 that counts, and is written, is the higher of the deployed model's and that of the model as others calibrate it. The
-thresholds that the test images would have chosen are reported beside them under the name oracle.
+thresholds that the test images would have chosen are reported beside them under the name oracle. Without test images
+there is a threshold and no figure.
 """
 
 import hashlib
@@ -83,7 +84,8 @@ def evaluate(
     native = params.evaluate.resolution == "native"
     originals = project.root / params.data.root / category if native else None
     results = score_test_images(trained.model, data, originals)
-    pixels = _compare_pixels(results, params.evaluate.pixel_metrics) if data.index.has_masks else None
+    masked = data.index.has_masks and bool(results)
+    pixels = _compare_pixels(results, params.evaluate.pixel_metrics) if masked else None
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, threshold_from, pixels)
     with atomic_folder(cell.evaluated) as temporary:
         write_predictions(temporary, scored(results, held_out, threshold.value))
@@ -93,7 +95,7 @@ def evaluate(
         evaluation = evaluation.model_copy(update={"intervals": intervals})
         evaluation.save(temporary / cell.evaluation.name)
         of_cell = Thresholds(threshold.value, pixel_threshold)
-        drawn = figures.draw(temporary, results, of_cell, pixels.curves if pixels else None)
+        drawn = figures.draw(temporary, results, of_cell, pixels.curves if pixels else None) if results else []
     # The flat file is written last: it stands for a finished evaluation, and DVC compares it.
     write_json(cell.metrics, evaluation.known | evaluation.recalls)
     _track(cell, params, evaluation, drawn)
@@ -225,7 +227,7 @@ def _summarise(
 ) -> Evaluation:
     """All but the intervals, which follow from what is written."""
     scores = torch.tensor([result.score for result in results], dtype=torch.float32)
-    labels = torch.tensor([result.label for result in results])
+    labels = torch.tensor([result.label for result in results], dtype=torch.bool)
     image = image_metrics(scores, labels)
     counts = confusion_at(scores, labels, threshold.value)
     run = trained.run
@@ -276,7 +278,7 @@ def _pixels_sha256(results: Sequence[TestImage]) -> str:
 def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str, DefectOutcome]:
     """Each type of defect by itself."""
     scores = torch.tensor([result.score for result in results], dtype=torch.float32)
-    labels = torch.tensor([result.label for result in results])
+    labels = torch.tensor([result.label for result in results], dtype=torch.bool)
     types = [result.defect for result in results]
     found = recall_by_defect_type(scores, labels, types, threshold.value)
     good = scores[~labels].sort(descending=True).values

@@ -17,6 +17,7 @@ from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.pictures.panels import Picture
 from pipelines.records import Record, read_arrays, reading, refusal
 
+NOTHING_TO_TEST_ON = "no image to test on, hence no figure: there is a detector, and its threshold from held-out parts"
 EVALUATION_FOLDER = "evaluation"  # where a run keeps what `evaluate` wrote
 
 Share = float  # of images, in [0, 1]
@@ -42,6 +43,10 @@ class Counts(Record):
     anomalous_train: int
     test_normal: int
     test_anomalous: int
+
+    @property
+    def num_tested(self) -> int:
+        return self.test_normal + self.test_anomalous
 
 
 class HoldoutThreshold(Record):

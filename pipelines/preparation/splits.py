@@ -197,7 +197,9 @@ def _warn_test(
     test = sorted([*test_normal, *tested])
     if repeated := [f"{path} = {seen[digests[path]]}" for path in test if digests[path] in seen]:
         findings.warnings.append(f"{counted(len(repeated), 'test image')} met in training too: {some(repeated)}")
-    if not test_normal:
+    if not test_normal and not listing.anomalous:
+        findings.warnings.append("no image to test on: there will be a detector and its threshold, and no figures")
+    elif not test_normal:
         findings.warnings.append("no normal image to test on: metrics that need both kinds cannot be computed")
-    if not listing.anomalous:
+    elif not listing.anomalous:
         findings.warnings.append("no anomalous image to test on: metrics that need both kinds cannot be computed")

@@ -15,6 +15,7 @@ from pipelines.evaluation.certainty import AVERAGE
 from pipelines.names import in_markdown
 from pipelines.numbers import decimal
 from pipelines.report.literature import MVTEC_AD_ORDER, Published, is_mvtec_ad, load_published
+from pipelines.report.markdown import untested
 from pipelines.report.summary import Summary, leaders
 
 FIELD_METRICS = {
@@ -198,7 +199,7 @@ def write_tables(folder: Path, summary: Summary) -> None:
     for table in tables:
         (folder / "tables" / f"{table.metric}.csv").write_text(table.csv(), encoding="utf-8")
         (folder / "tables" / f"{table.metric}.tex").write_text(table.latex(), encoding="utf-8")
-    head = ["# Tables", "Percent; the average weighs every category alike."]
+    head = ["# Tables", "Percent; the average weighs every category alike.", *untested(summary)]
     text = "\n\n".join([*head, *(table.markdown() for table in tables)])
     (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
 

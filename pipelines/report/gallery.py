@@ -85,6 +85,7 @@ class CategoryGallery:
         self._levels = {
             model: dict(zip(self.tested[model], KeptMaps.load(folder).levels, strict=True))
             for model, folder in folders.items()
+            if self.tested[model]
         }
 
     def sample_bytes(self, num_images: int, quality: Quality) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from pipelines.errors import StageError
-from pipelines.evaluation.outcomes import Evaluation, ScoredImage, read_tested
+from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON, Evaluation, ScoredImage, read_tested
 from pipelines.files import atomic_file
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR, FULL, coloured_map
@@ -52,10 +52,13 @@ def write_gif(project: Project, model: str, category: str, path: Path) -> Path:
     """
     cell = project.cell(model, category)
     folder = cell.evaluated
-    if not (folder / MAPS_FILE).exists():
+    tested = read_tested(folder) if cell.evaluation.exists() else None
+    if tested == []:
+        raise StageError(f"{model} on {category}: {NOTHING_TO_TEST_ON}; nothing to animate")
+    if tested is None or not (folder / MAPS_FILE).exists():
         raise StageError(f"{folder}: no pictures of test images; run {cell.verb('evaluate')} first")
     threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again").threshold.value
-    images, sizes = read_tested(folder), KeptMaps.load(folder).sizes.tolist()
+    images, sizes = tested, KeptMaps.load(folder).sizes.tolist()
     parts = [
         _Part(image, (width, height), Verdict.of(image.label, image.score, threshold))
         for image, (width, height) in zip(images, sizes, strict=True)

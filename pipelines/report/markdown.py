@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from pipelines.evaluation.certainty import AVERAGE, Comparison
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
+from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
 from pipelines.names import in_markdown
 from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, score, seconds, spread
 from pipelines.paths import CURVES_PICTURE, EXAMPLES_FILE, Project
@@ -44,6 +45,12 @@ and *false alarms* are decisions at the deployed threshold, which comes from hel
 integrated to a false-positive rate of 0.3 and of 0.05. The average weighs every category alike. *95 %* is the \
 interval of the figure before it over the test images, good and defective ones drawn apart. *Latency* is the median \
 time from a file to a decision, one image at a time."""
+
+
+def untested(summary: Summary) -> list[str]:
+    """A sentence for each category that there is no image of to test on."""
+    names = {cell.category: cell.counts.num_tested for cell in summary.cells}
+    return [f"{name}: {NOTHING_TO_TEST_ON}." for name, number in names.items() if not number]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
@@ -110,7 +117,9 @@ def headlines(summary: Summary) -> list[str]:
         for row in summary.averages
     ]
     rows = zip(summary.averages, figures, strict=True)
-    return [*(f"{row.model}: {text or 'no defect to find'}" for row, text in rows), *sentences(summary.comparisons)]
+    nothing = "nothing to test on" if not any(cell.counts.num_tested for cell in summary.cells) else "no defect to find"
+    told = [f"{row.model}: {text or nothing}" for row, text in rows]
+    return [*told, *untested(summary), *sentences(summary.comparisons)]
 
 
 def against_the_best(summary: Summary) -> list[str]:
@@ -222,6 +231,7 @@ def report_markdown(summary: Summary, project: Project) -> str:
     parts = [
         "# Report",
         leaderboard_table(summary),
+        *untested(summary),
         NOTES,
         "As the field prints them, next to published results where there are any: [tables.md](tables.md).",
         *_comparison_parts(summary),
@@ -232,21 +242,32 @@ def report_markdown(summary: Summary, project: Project) -> str:
         "the distribution of scores (order statistics); where good parts score exactly alike, or calibrate the model "
         "too, it is at most that. *Oracle* is what F1-max would choose by looking at the test images; it is never "
         "used.",
+        *_defect_parts(summary),
+        *_latency_parts(summary),
+    ]
+    if pictures:
+        parts += [
+            "## Examples",
+            "The best hits, the worst misses and the worst false alarms of each model on each category.",
+            *pictures,
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _defect_parts(summary: Summary) -> list[str]:
+    if not any(cell.defects for cell in summary.cells):
+        return []
+    return [
         "## Defect types",
         defect_table(summary),
         "*Found* is at the deployed threshold, with the interval of Clopper and Pearson. Thresholds of different "
         "models let different shares of the good test images through; *at the same rate*, all let through the share "
         "that was asked for, which only the test images can tell.",
-        *_latency_parts(summary),
-        "## Examples",
-        "The best hits, the worst misses and the worst false alarms of each model on each category.",
-        *pictures,
     ]
-    return "\n\n".join(parts) + "\n"
 
 
 def _comparison_parts(summary: Summary) -> list[str]:
-    if len(summary.models) < 2:
+    if len(summary.models) < 2 or not summary.champions:
         return []
     return [
         "## Who is best",
@@ -270,5 +291,6 @@ def _latency_parts(summary: Summary) -> list[str]:
     table = latency_table(summary)
     if not table:
         return []
-    note = "Milliseconds of one image at a time, p50 / p95 / p99"
+    images = " and ".join(sorted({cell.latency.images for cell in summary.cells if cell.latency}, reverse=True))
+    note = f"Milliseconds of one image at a time ({images}), p50 / p95 / p99"
     return ["## Latency", table, f"{note}, on {latency_machines(summary.cells)}."]

@@ -30,6 +30,7 @@ from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
 from pipelines.records import reading
 from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
+from pipelines.report.markdown import untested
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -107,6 +108,7 @@ def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]]) -> str:
         summary=summary,
         facts=_facts(summary),
         boards=_boards(summary),
+        untested=untested(summary),
         main_metric=MAIN_METRIC,
         has_seeds=any(cell.seeds for cell in summary.cells),
         latencies=latencies,
@@ -155,6 +157,8 @@ def _facts(summary: Summary) -> str:
 
 def _boards(summary: Summary) -> list[_Board]:
     measured = [m for m in METRICS if any(cell.metrics.get(m.key) is not None for cell in summary.cells)]
+    if not measured:
+        return []
     return [*(_board(summary, metric) for metric in measured), _overview(summary, measured)]
 
 

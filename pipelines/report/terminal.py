@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.numbers import narrow_interval
+from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
+from pipelines.numbers import narrow_interval, score
 from pipelines.paths import Project
-from pipelines.report.markdown import COLUMNS, Column, against_the_best
+from pipelines.report.markdown import COLUMNS, Column, against_the_best, untested
 from pipelines.report.summary import Average, CellSummary, Summary
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 def one_line(metrics: dict[str, float | None]) -> str:
     """The main figures of one evaluation, for the terminal."""
     shown = [c for c in COLUMNS if c.key in ("image_auroc", "recall", "false_alarms", "pixel_auroc", "aupro_30")]
+    if all(metrics.get(c.key) is None for c in shown):
+        return f"{NOTHING_TO_TEST_ON}, {score(metrics['threshold'])}"
     return ", ".join(f"{c.title} {c.show(metrics.get(c.key))}" for c in shown)
 
 
@@ -41,11 +44,12 @@ def print_results(project: Project, console: "Console") -> None:
         if len(summary.categories) > 1:
             table.add_row(*_short_row(row, shown), style="bold", end_section=True)
     console.print(table)
-    for sentence in against_the_best(summary):
+    for sentence in [*untested(summary), *against_the_best(summary)]:
         console.print(sentence, highlight=False)
     first = project.cell(summary.cells[0].model, summary.cells[0].category)
     console.print(f"The whole report:    {project.reports / 'report.html'}")
-    console.print(f"Defects found:       {first.examples}")
+    if first.examples.exists():
+        console.print(f"Defects found:       {first.examples}")
     console.print("Compare runs:        make ui")
     console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
 

@@ -43,6 +43,7 @@
   function startLeaderboard() {
     for (const table of document.querySelectorAll("table.sortable")) makeSortable(table);
     const choice = $("metric");
+    if (!choice) return; // nothing was tested, so that there is no figure
     const boards = [...document.querySelectorAll(".board")];
     const show = () => boards.forEach((board) => { board.hidden = board.dataset.metric !== choice.value; });
     choice.addEventListener("change", show);
@@ -134,6 +135,10 @@
     $("run").hidden = !state.cell.runUrl;
     if (state.cell.runUrl) $("run").href = state.cell.runUrl;
     fillModels();
+    const isTested = scores.some((score) => score !== null);
+    $("tested").hidden = !isTested;
+    $("untested").hidden = isTested;
+    if (!isTested) return;
     if (fresh) fillTypes();
     setThreshold(threshold);
     drawCurves();

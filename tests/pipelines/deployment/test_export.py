@@ -37,7 +37,7 @@ def evaluated(project, params, trained):
 @pytest.mark.usefixtures("evaluated")
 def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
     parity = export("fapm", CATEGORY, params, project)
-    assert parity.num_images == 8
+    assert (parity.num_images, parity.images) == (8, "test images")
     assert parity.decisions_changed == 0
     cell = project.cell("fapm", CATEGORY)
     assert Parity.load(cell.parity, "export again") == parity
@@ -115,7 +115,7 @@ def test_what_one_file_cannot_hold_is_told_before_it_is_written(project, params,
 
 def test_nan_is_never_within_the_tolerance():
     assert module._difference(np.array([np.nan], np.float32), np.zeros(1, np.float32)) == float("inf")
-    found = dict.fromkeys(Parity.model_fields, 0) | {"tolerance": 1e-4, "onnxruntime": "1.0"}
+    found = dict.fromkeys(Parity.model_fields, 0) | {"tolerance": 1e-4, "images": "test images", "onnxruntime": "1.0"}
     with pytest.raises(ExportError):
         Parity(**found | {"max_map_difference": float("inf")}).check("fapm", CATEGORY)
 

@@ -1,6 +1,5 @@
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from conftest import CATEGORY, draw_part
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles
-from pipelines.errors import StageError
 from pipelines.inference.detector import ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
@@ -64,7 +62,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def test_percentiles_by_part_and_throughput(clock: Clock, paths: list[Path]) -> None:
-    found = measure(FakeDetector(clock), paths, LatencyConfig(threads=2, seconds=5.6, batch_size=4))
+    found = measure(FakeDetector(clock), paths, LatencyConfig(threads=2, seconds=5.6, batch_size=4), "test images")
     # 3 warm-ups, then 1 slow call in 5: 28 ms on average, 200 of them in 5.6 seconds
     assert found.num_runs == pytest.approx(200, abs=5)
     assert found.milliseconds.network == Percentiles(p50=10.0, p95=100.0, p99=100.0)
@@ -78,7 +76,8 @@ def test_percentiles_by_part_and_throughput(clock: Clock, paths: list[Path]) -> 
 
 
 def test_a_slow_model_is_run_often_enough(clock: Clock, paths: list[Path]) -> None:
-    assert measure(FakeDetector(clock), paths, LatencyConfig(threads=1, seconds=0.001, batch_size=1)).num_runs == 10
+    config = LatencyConfig(threads=1, seconds=0.001, batch_size=1)
+    assert measure(FakeDetector(clock), paths, config, "test images").num_runs == 10
 
 
 def test_an_exported_cell_is_measured(root, blemish) -> None:
@@ -89,7 +88,7 @@ def test_an_exported_cell_is_measured(root, blemish) -> None:
     total = found.milliseconds.total.p50
     assert outcome.out.startswith(f"fapm on {CATEGORY}: {total:.1f} ms from file")
     assert all(0 < getattr(found.milliseconds, part).p50 < total for part in PARTS)
-    assert found.num_images == 8
+    assert (found.num_images, found.images) == (8, "test images")
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
@@ -125,10 +124,3 @@ def explains_itself(root, run, client) -> None:
 
 def test_what_is_missing_is_named(root, blemish) -> None:
     assert "exported/fapm/squares/model.onnx: no such file" in blemish("latency", "fapm", CATEGORY).err
-
-
-def test_no_test_image(project, params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "Detector", lambda *_args, **_kwargs: FakeDetector(Clock()))
-    monkeypatch.setattr(module.PreparedIndex, "load", lambda _folder: SimpleNamespace(rows=lambda _split: []))
-    with pytest.raises(StageError, match=r"no test image to measure with; add some and run `blemish prepare squares`$"):
-        module.latency("fapm", CATEGORY, params, project)

@@ -22,6 +22,14 @@ def test_normal_images_are_enough(plain):
     assert index.warnings == ("no anomalous image to test on: metrics that need both kinds cannot be computed",)
 
 
+def test_good_parts_to_train_on_are_enough(mvtec):
+    shutil.rmtree(mvtec / "test")
+    shutil.rmtree(mvtec / "ground_truth")
+    index = run(mvtec)
+    assert index.rows("test") == []
+    assert index.warnings == ("no image to test on: there will be a detector and its threshold, and no figures",)
+
+
 def test_the_seed_chooses_the_holdout(plain):
     holdouts = {tuple(paths_of(run(plain, CONFIG.model_copy(update={"seed": seed})), "holdout")) for seed in range(5)}
     assert len(holdouts) > 1

@@ -31,6 +31,8 @@ _MASK_FORMATS = ("PNG", "BMP", "TIFF")
 _DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _DEEP_COLOUR_ENDINGS = (";16L", ";16B", ";16N")
 _DEEP_WHITE = 65535
+_ORIENTATION = 274  # EXIF's tag
+_SUBFILE_TYPE = 254  # TIFF's tag: its first bit says that a page is another's at a lower resolution
 _PHOTOMETRIC = 262  # TIFF's tag: 0 says that white is 0, as X-ray machines write it
 # Pillow knows 16 bits with white as 0 in the other byte order only.
 TiffImagePlugin.OPEN_INFO[b"MM", 0, (1,), 1, (16,), ()] = ("I;16B", "I;16B")
@@ -121,6 +123,13 @@ def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) != 0
 
 
+def orientation(path: Path) -> int:
+    """How the pixels of a picture, which can be read, are stored, by EXIF: 1 upright, 2 to 4 of the same shape."""
+    with Image.open(path, formats=_IMAGE_FORMATS) as image:
+        found = image.getexif().get(_ORIENTATION, 1)
+    return found if found in range(2, 9) else 1
+
+
 def _decode(path: Path, formats: tuple[str, ...], max_megapixels: int | None) -> tuple[Image.Image, bool]:
     """Read a whole file into an upright image of a supported mode, or raise ImageError.
 
@@ -183,13 +192,25 @@ def _check_size(image: Image.Image, path: Path, max_megapixels: int | None) -> N
 
 def _check_header(image: Image.Image, path: Path) -> None:
     # The further frames of an MPO, a camera's JPEG, are previews and depth maps of the first.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1 and not _is_with_thumbnails(image):
         raise ImageError(f"{path}: holds several frames; save each as an image of its own")
     # Pillow has no mode for these: it drops the low bytes in silence, whatever the white level.
     if image.mode not in _DEEP_GREY_MODES and (stored := _stored_format(image)).endswith(_DEEP_COLOUR_ENDINGS):
         if stored.startswith("LA"):
             raise ImageError(f"{path}: 16-bit grey with transparency is not supported; save it without transparency")
         raise ImageError(f"{path}: 16-bit colour is not supported; save it as 8-bit colour or as 16-bit grey")
+
+
+def _is_with_thumbnails(image: Image.Image) -> bool:
+    """Whether all further pages of a TIFF are smaller versions of the first, as scanners and microscopes add them."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    reduced = []
+    for page in range(image.n_frames):
+        image.seek(page)
+        reduced.append(bool(image.tag_v2.get(_SUBFILE_TYPE, 0) & 1))
+    image.seek(0)
+    return not reduced[0] and all(reduced[1:])
 
 
 def _stored_format(image: Image.Image) -> str:
@@ -204,6 +225,8 @@ def _deep_grey(image: Image.Image, path: Path, white_level: int) -> NDArray[np.i
     """The values in the file, (H, W), none of them negative or above the white level."""
     values = np.asarray(image).astype(np.int64)
     lowest, highest = int(values.min()), int(values.max())
+    if highest > _DEEP_WHITE:
+        raise ImageError(f"{path}: holds the value {highest}, above {_DEEP_WHITE}; save it as unsigned 16-bit grey")
     if highest > white_level:
         raise ImageError(f"{path}: holds the value {highest}, above `prepare.white_level` {white_level}; raise it")
     if lowest < 0:

@@ -102,6 +102,7 @@ class _Picture:
     highest: int | None = None  # value in the file, of 16-bit grey only
     black_and_white: bool = False  # two values, as a mask
     nearly_so: bool = False
+    turned_alone: bool = False  # by EXIF, without its mask, in a way that leaves the shape
     marked: float = 0.0  # share of the picture that the mask marks
     image_rows: list[NDArray[np.uint8]] = field(default_factory=list)
     mask_rows: list[NDArray[np.bool_]] = field(default_factory=list)
@@ -134,6 +135,8 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) ->
         result.problems.append(error)
         return result
     result.marked = float(marked.mean())
+    if result.original is not None:
+        result.turned_alone = _is_turned_alone(source / path, source / mask, marked.shape)
     regions, _ = ndimage.label(marked, structure=_EIGHT_CONNECTED)
     for size in config.image_sizes:
         small, what = _shrink_mask(marked, regions, size)
@@ -159,6 +162,12 @@ def _load_mask(
             f"{source / mask}: the mask is all black, its image {path} is among the defects; mark the defect"
         )
     return marked
+
+
+def _is_turned_alone(picture: Path, mask: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the mask may lie in the pixels as they are stored: the shape tells where a turn changes it."""
+    keeps_shape = shape[0] == shape[1] or images.orientation(picture) <= 4
+    return keeps_shape and images.orientation(picture) > 1 and images.orientation(mask) == 1
 
 
 def _shrink_mask(
@@ -224,6 +233,11 @@ def _tell_of_masks(pictures: list[_Picture], findings: Findings) -> None:
     for size in sorted(altered):
         masks = counted(len(altered[size]), "mask")
         findings.warnings.append(f"{masks} with fewer regions at {size} pixels: {some(altered[size])}")
+    if turned := [picture.path for picture in pictures if picture.turned_alone]:
+        findings.warnings.append(
+            f"{counted(len(turned), 'picture')} turned by EXIF, without a mask that is: {some(turned)}; "
+            "if the masks were drawn on the pictures as they are stored, turn them too"
+        )
     if wide := [picture for picture in pictures if picture.marked > _MOST_OF_A_PICTURE]:
         findings.warnings.append(
             f"{counted(len(wide), 'mask')} marking most of the picture: "

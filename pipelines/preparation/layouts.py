@@ -264,6 +264,15 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
+def find_dead_links(source: Path, findings: Findings) -> None:
+    """Those that nobody reads, too: DVC would end at them. Of an image, its reader tells."""
+    links = [path for path in sorted(source.rglob("*")) if path.is_symlink() and not path.exists()]
+    if dead := [str(path.relative_to(source)) for path in links if path.suffix.lower() not in images.SUFFIXES]:
+        findings.problem(
+            f"{source}: {counted(len(dead), 'link')} to nothing: {some(dead)}; remove what DVC cannot follow"
+        )
+
+
 def pair_masks(source: Path, listing: Listing, max_megapixels: int, findings: Findings) -> dict[str, str]:
     """Image -> mask, for every anomalous image; empty where the category has no masks at all."""
     if listing.masks is None:

@@ -16,7 +16,7 @@ from pipelines.files import atomic_folder, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.decoding import Decoded, decoded
-from pipelines.preparation.layouts import Findings, Listing, detect_layout, list_category, pair_masks
+from pipelines.preparation.layouts import Findings, Listing, detect_layout, find_dead_links, list_category, pair_masks
 from pipelines.preparation.rows import array_file, threads
 from pipelines.preparation.splits import Item, split
 
@@ -35,6 +35,7 @@ def prepare(
     layout = detect_layout(source)
     findings = Findings()
     listing = list_category(source, layout, findings)
+    find_dead_links(source, findings)
     masks = pair_masks(source, listing, config.max_megapixels, findings)
     with threads() as pool, atomic_folder(destination) as folder:
         with decoded(source, listing, masks, config, folder, pool, on_progress) as rows:

@@ -83,6 +83,12 @@ def test_a_value_above_the_white_level_is_refused(tmp_path):
         images.load_rgb(tmp_path / "a.png", 4095)
 
 
+def test_a_value_above_16_bits_is_not_answered_by_a_white_level_that_cannot_be(tmp_path):
+    Image.fromarray(np.array([[0, 177616]], dtype=np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(ImageError, match=r"holds the value 177616, above 65535; save it as unsigned 16-bit grey"):
+        images.load_rgb(tmp_path / "a.tif", 4095)
+
+
 def test_negative_values_are_refused(tmp_path):
     Image.fromarray(np.array([[-5, 7]], dtype=np.int32)).save(tmp_path / "a.tif")
     with pytest.raises(ImageError, match="negative value -5"):
@@ -319,6 +325,25 @@ def test_several_frames_are_refused(tmp_path, suffix):
     Image.fromarray(gradient()).save(path, save_all=True, append_images=[Image.fromarray(255 - gradient())])
     with pytest.raises(ImageError, match="several frames"):
         images.load_rgb(path, WHITE)
+
+
+def save_pages(path, kinds):
+    """A TIFF of as many pages, each with its NewSubfileType."""
+    first, *others = [Image.fromarray(gradient()), *(Image.fromarray(gradient()[::2, ::2]) for _ in kinds[1:])]
+    for page, kind in zip(others, kinds[1:], strict=True):
+        page.encoderinfo = {"tiffinfo": {254: kind}}
+    first.save(path, save_all=True, append_images=others, tiffinfo={254: kinds[0]})
+
+
+@pytest.mark.parametrize(("kinds", "is_read"), [((0, 1), True), ((0, 1, 1), True), ((0, 0), False), ((0, 1, 0), False)])
+def test_thumbnails_in_a_tiff_do_not_matter(tmp_path, kinds, is_read):
+    path = tmp_path / "a.tif"
+    save_pages(path, kinds)
+    if is_read:
+        np.testing.assert_array_equal(images.load_rgb(path, WHITE), gradient())
+    else:
+        with pytest.raises(ImageError, match="several frames"):
+            images.load_rgb(path, WHITE)
 
 
 def test_the_previews_in_a_cameras_jpeg_do_not_matter(tmp_path):

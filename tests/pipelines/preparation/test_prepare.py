@@ -216,6 +216,47 @@ def test_a_picture_and_its_mask_above_the_limit(mvtec):
     run(mvtec, config.model_copy(update={"max_megapixels": 2}))
 
 
+def turned_picture_and_mask(folder, size, orientation, mask_orientation):
+    rng = np.random.default_rng(9)
+    for name, turn, picture in (
+        ("test/crack/001.jpg", orientation, Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))),
+        ("ground_truth/crack/001_mask.png", mask_orientation, None),
+    ):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        shape = size if turn < 5 and orientation < 5 else size[::-1]
+        mask = np.zeros(shape, np.uint8)
+        mask[: shape[0] // 2] = 255
+        (picture or Image.fromarray(mask)).save(folder / name, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "mask_orientation", "is_told"),
+    [
+        ((16, 16), 6, 1, True),
+        ((16, 16), 6, 6, False),
+        ((16, 16), 1, 1, False),
+        ((12, 16), 3, 1, True),
+        ((12, 16), 6, 1, False),  # the mask's shape says that it is upright
+    ],
+)
+def test_pictures_turned_by_exif_whose_masks_are_not(mvtec, size, orientation, mask_orientation, is_told):
+    turned_picture_and_mask(mvtec, size, orientation, mask_orientation)
+    told = [warning for warning in run(mvtec).warnings if "EXIF" in warning]
+    assert told == is_told * [
+        "1 picture turned by EXIF, without a mask that is: test/crack/001.jpg; if the masks were drawn on the pictures "
+        "as they are stored, turn them too"
+    ]
+
+
+def test_links_to_nothing_that_dvc_would_end_at(mvtec):
+    (mvtec / ".#notes.txt").symlink_to("user@host.1234")
+    (mvtec / "train" / "good" / "share").symlink_to("/mnt/not-there")
+    (mvtec / "train" / "notes").symlink_to(mvtec / "test")
+    message = problem(mvtec, kind=DatasetError)
+    assert "2 links to nothing: .#notes.txt, train/good/share; remove what DVC cannot follow" in message
+
+
 def test_all_problems_at_once(mvtec):
     for number in range(1, 10):
         (mvtec / f"train/good/{number:03}.png").unlink()

@@ -5,8 +5,7 @@ test images, good ones included, and categories are averaged with equal weight. 
 8-connected regions of equal weight, one sort of all scores, equal scores merged.
 
 Two implementations of the pixel metrics lead to the same curve, whose figures are in `curves`. `ExactPixelMetrics`
-keeps and sorts all scores; `StreamingPixelMetrics` keeps three histograms over the leading bits of the float32 pattern,
-whose order is that of the scores.
+keeps and sorts all scores; `StreamingPixelMetrics` keeps a histogram whose bins follow the scores (`histogram`).
 
 Deliberate differences from common code: scores are never passed through a sigmoid, rescaled or clipped (torchmetrics
 does the first by default, batch by batch); a metric that needs a class which is absent is NaN, not 0 or 1; a threshold
@@ -15,7 +14,7 @@ taken from the test labels is called the oracle threshold. There is one decision
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,13 +26,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from pipelines.evaluation.curves import PRO_LIMITS, Curve, Floats, image_curve, last_of_equals
+from pipelines.evaluation.histogram import REGION, Counts, Histogram, Ranges, scores_of
 from pipelines.evaluation.outcomes import Confusion
 from pipelines.evaluation.regions import Pixels, Regions
 
 _NAN = float("nan")
+_PIXELS_AT_ONCE = 2**20
 _CURVE_POINTS = 2000  # enough for a figure; an exact curve may have millions
-
-Integers = NDArray[np.int64]
 
 
 # ---- by image ----------------------------------------------------------------------------------------------------
@@ -273,51 +272,73 @@ class ExactPixelMetrics(PixelMetrics):
 
 
 class StreamingPixelMetrics(PixelMetrics):
-    """Keeps three histograms of 2^bits bins, 24 bytes each, however many pixels go in: 24 MiB at 20 bits.
+    """Keeps a histogram of at most 2^bits bins, 32 bytes each, however many pixels go in: 32 MiB at 20 bits.
 
-    A bin is a range of float32 patterns, so no range of scores has to be known. At 20 bits a bin is at most 1/2048 of
-    its scores wide. Counts are exact: batches, and metrics merged, add up to the same bins.
+    The bins follow the scores, so that no range of scores has to be known: see `histogram`. At 20 bits a bin is at most
+    1/2048 of its scores wide, and a single score where these are few. Batches, and metrics merged, add up to the same
+    bins.
     """
 
-    normal: Tensor  # (2^bits,) int64, pixels outside all regions
-    anomalous: Tensor  # (2^bits,) int64, pixels inside
-    overlap: Tensor  # (2^bits,) float64, each inside pixel counts 1 / pixels of its region
+    low: Tensor  # (pages,) int64, as Ranges
+    high: Tensor
+    keys: Tensor  # (B,) int64, as Counts
+    normal: Tensor
+    anomalous: Tensor
+    overlap: Tensor
 
     def __init__(self, bits: int = 20) -> None:
-        """`bits`: leading bits kept of each score, 10 to 24; 16 suffice for watching a training run.
+        """`bits`: 10 to 24; 16 suffice for watching a training run.
 
         Raises:
             ValueError: `bits` is out of range.
         """
         super().__init__()
-        if not 10 <= bits <= 24:  # fewer than 9 would split the exponent; more would no longer be bounded memory
+        if not 10 <= bits <= 24:  # fewer would split the exponent; more would no longer be bounded memory
             raise ValueError(f"a streaming histogram keeps 10 to 24 bits of each score, found {bits}")
         self.bits = bits
-        for name, dtype in (("normal", torch.int64), ("anomalous", torch.int64), ("overlap", torch.float64)):
-            self.add_state(name, default=torch.zeros(2**bits, dtype=dtype), dist_reduce_fx="sum")
+        for name, reduction, keys in zip(Ranges._fields, ("min", "max"), Ranges.empty(bits), strict=True):
+            self.add_state(name, default=torch.from_numpy(keys), dist_reduce_fx=reduction)
+        for name in Counts._fields:
+            self.add_state(name, default=torch.zeros(0, dtype=torch.int64), dist_reduce_fx="cat")
 
     def add(self, images: Iterable[Pixels]) -> None:
-        normal, anomalous, overlap = (
-            state.cpu().numpy().copy() for state in (self.normal, self.anomalous, self.overlap)
-        )
-        for image in images:
-            bins = _bins(image.anomalous, self.bits)
-            np.add.at(normal, _bins(image.normal, self.bits), 1)
-            np.add.at(anomalous, bins, 1)
-            # Pixel after pixel onto the running sum, so that the rounding does not depend on the batches.
-            np.add.at(overlap, bins, 1 / image.region_sizes)
-            self.num_regions = self.num_regions + image.num_regions
-            self.num_images = self.num_images + 1
-        self.normal = torch.from_numpy(normal).to(self.device)
-        self.anomalous = torch.from_numpy(anomalous).to(self.device)
-        self.overlap = torch.from_numpy(overlap).to(self.device)
+        histogram = self._histogram()
+        for batch in _batches(images):
+            histogram.add(batch)
+            self.num_regions = self.num_regions + sum(image.num_regions for image in batch)
+            self.num_images = self.num_images + len(batch)
+        self._keep(histogram)
+
+    def merge_state(self, incoming_state: "dict[str, Any] | Metric") -> None:
+        super().merge_state(incoming_state)
+        self._keep(self._histogram())
 
     def operating_points(self) -> OperatingPoints:
-        counts = self.normal.cpu().numpy(), self.anomalous.cpu().numpy(), self.overlap.cpu().numpy()
-        occupied = np.flatnonzero(counts[0] + counts[1])[::-1]
-        threshold = _from_zero(_just_below(_bin_edges(occupied, self.bits)), np.inf)
-        curve = Curve.of(*(count[occupied] for count in counts))
+        counts = Counts(*(count[::-1] for count in self._histogram().counts()))
+        threshold = _from_zero(_just_below(scores_of(counts.keys)), np.inf)
+        curve = Curve.of(counts.normal, counts.anomalous, counts.overlap / REGION)
         return OperatingPoints(threshold, curve, int(self.num_images), int(self.num_regions))
+
+    def _histogram(self) -> Histogram:
+        ranges, counts = ([getattr(self, name).cpu().numpy() for name in kind._fields] for kind in (Ranges, Counts))
+        return Histogram(self.bits, Ranges(*ranges), Counts(*counts))
+
+    def _keep(self, histogram: Histogram) -> None:
+        for kept in (histogram.ranges, histogram.counts()):
+            for name, value in kept._asdict().items():
+                setattr(self, name, torch.from_numpy(value).to(self.device))
+
+
+def _batches(images: Iterable[Pixels]) -> Iterator[list[Pixels]]:
+    """Together as many pixels as make the bins worth laying out."""
+    batch: list[Pixels] = []
+    for image in images:
+        batch.append(image)
+        if sum(len(each.normal) + len(each.anomalous) for each in batch) >= _PIXELS_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _split(anomaly_map: Tensor, mask: Tensor, num_before: int) -> list[Pixels]:
@@ -344,25 +365,6 @@ def _joined(parts: list[Tensor] | Tensor, dtype: type) -> NDArray[Any]:
     """A list state, which is one tensor after synchronisation, as one new array."""
     tensors = [parts] if isinstance(parts, Tensor) else parts
     return np.concatenate([np.empty(0, dtype), *(tensor.cpu().numpy() for tensor in tensors)])
-
-
-# float32 read as a signed integer is in order but for the negatives, which run backwards: flip their lower 31 bits.
-# The map is its own inverse.
-
-
-def _ordered(pattern: NDArray[np.int32]) -> NDArray[np.int32]:
-    ordered: NDArray[np.int32] = pattern ^ ((pattern >> 31) & np.int32(0x7FFFFFFF))
-    return ordered
-
-
-def _bins(scores: NDArray[np.float32], bits: int) -> NDArray[np.int32]:
-    return (_ordered(scores.view(np.int32)) >> (32 - bits)) + np.int32(2 ** (bits - 1))
-
-
-def _bin_edges(bins: Integers, bits: int) -> NDArray[np.float32]:
-    """The lowest score of each bin."""
-    keys = ((bins - 2 ** (bits - 1)) << (32 - bits)).astype(np.int32)
-    return _ordered(keys).view(np.float32)
 
 
 def _just_below(scores: Any) -> Floats:

@@ -12,6 +12,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
+from pipelines.evaluation.histogram import REGION, scores_of
 from pipelines.evaluation.metrics import (
     DefectRecall,
     ExactPixelMetrics,
@@ -252,7 +253,7 @@ def test_two_metrics_merged_equal_one(make):
     if isinstance(first, StreamingPixelMetrics):
         assert torch.equal(first.normal, whole.normal)
         assert torch.equal(first.anomalous, whole.anomalous)
-        torch.testing.assert_close(first.overlap, whole.overlap, rtol=1e-12, atol=0)
+        assert torch.equal(first.overlap, whole.overlap)
 
 
 def test_shapes_and_dtypes_of_the_input_do_not_matter(make):
@@ -388,16 +389,107 @@ def test_twenty_bits_are_within_a_hundred_thousandth(kind):
         assert getattr(binned, name) == pytest.approx(getattr(exact, name), abs=1e-3)
 
 
+def any_floats(seed: int, number: int) -> Tensor:
+    """Of any size up to 1e38, from their bits."""
+    patterns = np.random.default_rng(seed).integers(0, 2**32, number, dtype=np.uint32)
+    scores = torch.from_numpy(patterns.view(np.float32).copy())
+    return torch.where(scores.abs() < 1e38, scores, 1.0)
+
+
+BANDS = [
+    *((offset, 1e-4) for offset in (98.0, -98.0, 1.0, -1.0, 0.0, 1e-3)),
+    *((offset, 1e-6) for offset in (98.0, 0.5, -0.5)),
+    *((offset, 1.0) for offset in (98.0, -1e6, 1e7)),
+    (98.0, 0.05),
+    (1.0, 1e-2),
+    (2.0, 1e-3),  # on both sides of a power of two
+]
+
+
+def assert_close_to_exact(exact: PixelResult, binned: PixelResult) -> None:
+    for name in ("auroc", "aupro_30", "aupro_05"):
+        assert getattr(binned, name) == pytest.approx(getattr(exact, name), abs=3e-6)
+    for name in ("ap", "f1_max"):
+        assert getattr(binned, name) == pytest.approx(getattr(exact, name), abs=1e-4)
+
+
+@pytest.mark.parametrize(("offset", "width"), BANDS)
+def test_a_narrow_band_is_as_good_as_a_wide_one(offset, width):
+    scores, mask = random_case(seed=18, num_images=12, kind="normal")
+    scores = (offset + width * scores.double() / 5).float()
+    assert_close_to_exact(measured(ExactPixelMetrics(), scores, mask), measured(StreamingPixelMetrics(), scores, mask))
+
+
+@pytest.mark.parametrize("where", ["zeros", "anywhere in [0, 1]", "of any size up to 1"])
+@pytest.mark.parametrize("band", [98.0, -98.0])
+def test_a_narrow_band_keeps_its_bins_whatever_else_there_is(where, band):
+    scores, mask = random_case(seed=19, num_images=12, side=96, kind="normal")
+    scores = (band + 1e-4 * scores.double()).float()
+    others = {
+        "zeros": torch.zeros(scores[:6].numel()),
+        "anywhere in [0, 1]": torch.rand(scores[:6].numel(), generator=torch.Generator().manual_seed(0)),
+        "of any size up to 1": torch.rand(scores[:6].numel(), generator=torch.Generator().manual_seed(0)) ** 8,
+    }
+    scores[:6] = others[where].reshape(scores[:6].shape)
+    exact, binned = (measured(make(), scores, mask) for make in (ExactPixelMetrics, StreamingPixelMetrics))
+    assert_close_to_exact(exact, binned)
+
+
+@pytest.mark.parametrize("bits", [10, 14, 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_neither_order_nor_merging_moves_a_bin(bits, seed):
+    """Bands, wide scores and any floats, image by image, backwards, and in merged parts."""
+    scores, mask = random_case(seed, num_images=8, side=64)
+    scores[2] = (98 + 1e-4 * scores[2].double()).float()
+    scores[3] = -1e-5 * scores[3]
+    scores[4:6] = any_floats(seed, scores[4:6].numel()).reshape(scores[4:6].shape)
+    whole, backwards, *parts = (StreamingPixelMetrics(bits) for _ in range(5))
+    whole.update(scores, mask)
+    for place in reversed(range(8)):
+        backwards.update(scores[[place]], mask[[place]])
+    for part, places in zip(parts, ([2, 5], [0, 7, 3], [1, 4, 6]), strict=True):
+        part.update(scores[places], mask[places])
+    merged = parts[2]
+    merged.merge_state(parts[0])
+    merged.merge_state(parts[1])
+    assert len(whole.keys) <= 2**bits
+    for name, expected in whole.metric_state.items():
+        assert torch.equal(backwards.metric_state[name], expected), name
+        assert torch.equal(merged.metric_state[name], expected), name
+    assert merged.compute() == backwards.compute() == whole.compute()
+    assert int(whole.normal.sum() + whole.anomalous.sum()) == scores.numel()
+
+
+def test_a_bin_never_holds_scores_of_other_leading_bits():
+    scores = any_floats(7, 2**18).reshape(1, 512, 512)
+    streaming = StreamingPixelMetrics(bits=14)
+    streaming.update(scores, torch.zeros_like(scores))
+    positive = scores[scores > 0].numpy().view(np.int32) >> 18
+    edges = scores_of(streaming.keys.numpy())
+    assert set(positive.tolist()) == set((edges[edges >= 0].view(np.int32) >> 18).tolist())
+
+
+def test_large_and_small_regions_weigh_one_in_the_streaming_metrics():
+    mask = torch.zeros(1, 1024, 1024)
+    mask[0, :700, :1001], mask[0, 1000:1003, 5:12] = 1, 1
+    streaming = StreamingPixelMetrics()
+    streaming.update(torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)), mask)
+    assert int(streaming.overlap.sum()) / REGION == pytest.approx(2, abs=1e-7)
+
+
 def test_the_streaming_state_does_not_grow():
     streaming = StreamingPixelMetrics(bits=16)
 
     def state_bytes() -> int:
         return sum(state.nbytes for state in streaming.metric_state.values())
 
-    before = state_bytes()
-    for seed in range(3):
-        streaming.update(*random_case(seed))
-    assert state_bytes() == before == 3 * 8 * 2**16 + 2 * 8
+    most = 4 * 8 * 2**16 + 2 * 8 * 2**12 + 2 * 8  # counts and their keys, the range of each page, two numbers
+    sizes = []
+    for seed in range(6):
+        streaming.update(any_floats(seed, 2**18).reshape(1, 512, 512), random_case(seed, 1, side=512)[1])
+        sizes.append(state_bytes())
+    assert most / 2 < max(sizes) <= most
+    assert sizes[-1] <= sizes[2]  # full: coarser, if anything
 
 
 @pytest.mark.parametrize("bits", [9, 25])

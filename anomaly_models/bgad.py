@@ -20,21 +20,37 @@ Choices of the published code that a parameter gives back, and what is the bette
 - `masks`: the nearest pixel at the resolution of the features, or the covered share, with what is neither clearly
   abnormal nor clearly normal left out, and a ring of one cell around it.
 - `focal`: weights without bounds (the abnormal one has a pole at 0), or clipped to 1 to 20.
+- `passes`: mixed, as published: a pass counts real and pasted anomalies too (10 images 5 times, and 50), so that those
+  of a small category are not short, and each batch has some in the place of normal images. Or a pass is over the normal
+  images, and the anomalies come on top.
 - `steps_per_batch`: as many mini-batches as a level has whole ones, which is none at the coarse levels of small
   batches, or a number per level.
+- `resize`: published is Lanczos. It matters: bilinear inputs differ from these by up to 0.20 of the range of grey
+  values, and their features by 12 to 36 % of the features' spread.
 - `feathered`: 0, as published, leaves a hard seam around every paste.
 - `ceiling_quantile`: 1, as published, scales each level by its single most likely vector.
 
 Different from the published code, deliberately:
+- A level keeps still while the others learn. Published is one Adam for all levels. Until torch 2.0 it took the missing
+  gradients of the idle ones for zeros, and its momentum went on moving them: over the same 210 steps the coarsest level
+  of three moved 3.6 times as far, the middle one 1.7 times, the finest 1.1 times. Under torch 2.0 the published code
+  does as this one. With which torch its figures were made is not recorded.
 - The scale of the map comes from held-out normals, not from the test images. The published maps are the same up to a
   constant if their maxima are given.
-- Warm-up and cosine count optimiser steps. The published warm-up starts again in every pass, and overshoots.
+- The last weights are the model. Published figures are the best of 25 evaluations on the test set, metric by metric.
+- Warm-up and cosine count optimiser steps. The published warm-up starts again in every pass, and overshoots (2.6e-4 for
+  2.0e-4 in a pass of 15 batches); the published cosine goes down once in 8 passes, and ends at 9.9e-7 for 2.0e-7.
+- Passes are counted to the fraction of a batch; published ones drop their last images, fewer than a batch.
+- Every batch of phase 2 has the same number of real and pasted anomalies. Published ones are drawn from a shuffled
+  list: of 32 images 6 or 7 are anomalous in the largest category of MVTec AD, 20 in the smallest.
 - Mini-batches get equal shares of the abnormal vectors. Where a level has more vectors than its mini-batches take,
   normal ones are left out.
 - Terms without a member are 0. There they are undefined, and hidden from the log.
 - Image features are computed once. The position code's share of the first layer is computed per row and per column of
   the grid, not per vector.
-- Defects are varied and pasted at `image_size`, not at the size of the original.
+- Defects are varied and pasted at `image_size`, not at the size of the original, where the same blur and the same grain
+  are 3 to 4 times weaker (`common.copy_paste` says what else differs there). Where the part is, `common.foreground`
+  says; the published masks of it were made by thresholds.
 """
 
 import copy
@@ -107,16 +123,33 @@ class AreaMasks(Settings):
     abnormal: Annotated[float, Field(gt=0, le=1)]  # share that is enough
 
 
+class NormalPasses(Settings):
+    """A pass shows every normal image once; the anomalies of phase 2 are added to its batches."""
+
+    name: Literal["normals"]
+
+
+class MixedPasses(Settings):
+    """A pass of phase 2 shows anomalous images too, as published: it takes longer, and they take places in its batches.
+
+    So a small category has passes nearly as long as a large one's.
+    """
+
+    name: Literal["mixed"]
+    anomalous: PositiveInt  # images in a pass besides the normal ones, with repetitions; counted if there are none, too
+
+
 class BGADConfig(Config):
     """Published: see `presets/mvtec_ad.yaml`."""
 
     backbone: BackboneConfig
     features: Literal["raw", "whitened"]
-    anomalies_per_batch: NonNegativeInt  # real ones, in addition to `batch_size` normal images
-    pastes_per_batch: NonNegativeInt  # copies of these on normal images of the batch
+    passes: Annotated[NormalPasses | MixedPasses, Field(discriminator="name")]
+    anomalies_per_batch: NonNegativeInt  # real ones, in addition to `batch_size` normal images or in the place of some
+    pastes_per_batch: NonNegativeInt  # copies of these on normal images of the batch, likewise
     feathered: Annotated[float, Field(ge=0, le=1)]  # share of the pastes whose borders fade in
     masks: Annotated[NearestMasks | AreaMasks, Field(discriminator="name")]
-    epochs: PositiveInt  # passes over the normal images
+    epochs: PositiveInt  # passes
     normal_epochs: NonNegativeInt  # phase 1: the first of them
     warm_up_epochs: NonNegativeInt  # the rate grows in the first of them
     learning_rate: PositiveFloat
@@ -148,7 +181,22 @@ class BGADConfig(Config):
                 f"pastes_per_batch is {self.pastes_per_batch}, but there is nothing to copy: "
                 "anomalies_per_batch is 0; raise it, or set both to 0"
             )
+        if isinstance(self.passes, MixedPasses):
+            self._check_mixture()
         return self
+
+    def _check_mixture(self) -> None:
+        if not self.anomalies_per_batch:
+            raise ValueError(
+                "passes are mixed, but anomalies_per_batch is 0: there is nothing to mix in; raise it, or take normals"
+            )
+        anomalous = self.anomalies_per_batch + self.pastes_per_batch
+        if anomalous >= self.batch_size:
+            raise ValueError(
+                f"passes are mixed, and batch_size ({self.batch_size}) has no place for a normal image beside "
+                f"anomalies_per_batch ({self.anomalies_per_batch}) and pastes_per_batch ({self.pastes_per_batch}); "
+                "raise it"
+            )
 
     @property
     def wants(self) -> Wants:
@@ -441,11 +489,25 @@ class BGAD(AnomalyModel):
     # The schedule: the loop counts batches, optimiser and schedule count mini-batches.
 
     def total_steps(self, num_normals: int) -> int:
-        return max(1, math.ceil(self.config.epochs * num_normals / self.config.batch_size))
+        images = self.config.epochs * num_normals + self._anomalous_in(self.config.epochs)
+        return max(1, math.ceil(images / self.config.batch_size))
 
     def normal_steps(self, total_steps: int) -> int:
         """How many batches phase 1 takes of so many."""
-        return round(total_steps * self.config.normal_epochs / self.config.epochs)
+        return round(self._batches(self.config.normal_epochs, total_steps))
+
+    def _batches(self, epochs: int, total_steps: int) -> float:
+        """How many the first so many passes take, of so many that all of them take."""
+        size = self.config.batch_size
+        of_normals = total_steps - self._anomalous_in(self.config.epochs) / size
+        return of_normals * epochs / self.config.epochs + self._anomalous_in(epochs) / size
+
+    def _anomalous_in(self, epochs: int) -> int:
+        """Images that the first so many passes have besides the normal ones."""
+        passes = self.config.passes
+        if isinstance(passes, NormalPasses):
+            return 0
+        return max(epochs - self.config.normal_epochs, 0) * passes.anomalous
 
     def steps_per_batch(self, *, phase: Literal[1, 2]) -> tuple[int, ...]:
         """Optimiser steps that each level takes on a batch.
@@ -455,7 +517,7 @@ class BGAD(AnomalyModel):
         if self.config.steps_per_batch != "published":
             return self.config.steps_per_batch
         images = self.config.batch_size
-        if phase == 2:
+        if phase == 2 and isinstance(self.config.passes, NormalPasses):
             images += self.config.anomalies_per_batch + self.config.pastes_per_batch
         return tuple(images * side**2 // self.config.vectors_per_step for side in self.sides)
 
@@ -468,7 +530,7 @@ class BGAD(AnomalyModel):
             """How many the first so many batches make."""
             return round(per_batch[0] * min(batches, normal) + per_batch[1] * max(batches - normal, 0))
 
-        warm_up = optimiser_steps(total_steps * self.config.warm_up_epochs / self.config.epochs)
+        warm_up = optimiser_steps(self._batches(self.config.warm_up_epochs, total_steps))
         total = optimiser_steps(total_steps)
         optimizer = torch.optim.Adam(self.flows.parameters(), lr=self.config.learning_rate, fused=True)
         return optimizer, LambdaLR(optimizer, lambda step: rate_factor(step, warm_up, total))
@@ -527,7 +589,7 @@ class BGAD(AnomalyModel):
 
     def _vectors(self, batch: Batch, generator: torch.Generator) -> list[Vectors]:
         """Of the batch's normals and usable anomalies, and of pastes of these onto those."""
-        shown = ~batch.label | usable_anomalies(batch)
+        shown = self._shown(batch)
         features, mask = self._unaugmented_features(batch, shown), batch.mask[shown]
         if self.config.pastes_per_batch:
             image, pasted_mask = self._pastes(batch, generator)
@@ -535,6 +597,14 @@ class BGAD(AnomalyModel):
             mask = torch.cat([mask, pasted_mask])
         kinds = [cells_of(mask, side, self.config.masks) for side in self.sides]
         return [flatten(level, kind) for level, kind in zip(features, kinds, strict=True)]
+
+    def _shown(self, batch: Batch) -> Tensor:
+        """Which images (B,) phase 2 learns from: usable anomalies, and the normal ones that they leave places for."""
+        usable, normal = usable_anomalies(batch), ~batch.label
+        if isinstance(self.config.passes, MixedPasses):
+            places = self.config.batch_size - usable.sum() - self.config.pastes_per_batch
+            normal = normal & (normal.cumsum(0) <= places)
+        return normal | usable
 
     def _pastes(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images (n, 3, H, H) and masks of real defects on random normals; n is at most `pastes_per_batch`."""

@@ -7,6 +7,8 @@ Deliberate choices, where the paper leaves room or this differs:
 - No network pads its patch descriptions: every description sees exactly 33 x 33 pixels, and the map is 56 x 56 cells
   at 256 px. The combined map is padded back by 4 cells before it is resized; otherwise it would be displaced.
 - Quantiles are taken on the raw maps of the held-out normals; the paper resizes the maps first.
+- Penalty images are the photos that `penalty` made, ImageNet's in the paper; the teacher is what `distill` made, since
+  the authors' was not published.
 - The hard-feature loss takes the k largest differences of each image, k such that it equals the paper's quantile form.
 - The student's last convolution is two: one half imitates the teacher, the other the autoencoder. In training each
   image passes only the half that its loss uses, which changes no number and saves a quarter of the student's work.

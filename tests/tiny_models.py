@@ -46,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "batch_size": 4,
         "backbone": BACKBONE,
         "features": "whitened",
+        "passes": {"name": "normals"},
         "anomalies_per_batch": 2,
         "pastes_per_batch": 2,
         "feathered": 0.5,

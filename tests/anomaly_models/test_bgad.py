@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,19 @@ import timm
 import tiny_models
 import torch
 import torch.nn.functional as F
-from drawn_batches import batch_of, num_parameters, parts, patterns, perturbed, resume, same_state, seeded, take_steps
+import yaml
+from drawn_batches import (
+    batch_of,
+    num_parameters,
+    parts,
+    patterns,
+    perturbed,
+    rates_of,
+    resume,
+    same_state,
+    seeded,
+    take_steps,
+)
 from einops import rearrange
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
@@ -23,6 +36,8 @@ from anomaly_models.common.copy_paste import Pasted
 from pipelines.evaluation.metrics import ExactPixelMetrics
 
 SIZE = 64
+MIXED = {"passes": {"name": "mixed", "anomalous": 10}, "batch_size": 6}  # 2 normal images beside 2 + 2 in phase 2
+PRESET = Path(__file__).parents[2] / "presets" / "mvtec_ad.yaml"
 B6 = {"name": "tf_efficientnet_b6.aa_in1k", "weights": "timm", "layers": [1, 2, 3]}
 SETTINGS = tiny_models.SETTINGS["bgad"] | {"features": "raw", "epochs": 4, "learning_rate": 2e-4}
 
@@ -644,14 +659,17 @@ def test_features_of_unaugmented_images_are_computed_once() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_resumed_run_ends_with_the_same_bits(stop: int) -> None:
-    whole, killed = model_of(features="whitened"), model_of(features="whitened")
+@pytest.mark.parametrize("changes", [{}, MIXED], ids=["normals", "mixed"])
+def test_a_resumed_run_ends_with_the_same_bits(changes: dict[str, object], stop: int) -> None:
+    whole, killed = model_of(features="whitened", **changes), model_of(features="whitened", **changes)
     for model in (whole, killed):
         model.prepare([normals(4, seed=0), normals(4, seed=1)])
-    list(take_steps(whole, whole.optimizer(6), batch_at, range(6), 6))
+    total = whole.total_steps(6)
+    assert 1 <= whole.normal_steps(total) < total
+    list(take_steps(whole, whole.optimizer(total), batch_at, range(total), total))
     torch.manual_seed(99)
-    resumed = BGAD(settings(features="whitened"))
-    resume(killed, resumed, batch_at, stop=stop, total=6)
+    resumed = BGAD(settings(features="whitened", **changes))
+    resume(killed, resumed, batch_at, stop=stop, total=total)
     assert same_state(whole, resumed)
 
 
@@ -697,6 +715,86 @@ def test_published_steps_starve_coarse_levels_and_fixed_ones_do_not() -> None:
     assert steps_of(32, "published") == (32, 8, 2)
     assert steps_of(8, "published") == (8, 2, 0)
     assert steps_of(8, [8, 2, 1]) == (8, 2, 1)
+
+
+def preset() -> BGADConfig:
+    return BGADConfig.model_validate(yaml.safe_load(PRESET.read_text(encoding="utf-8"))["models"]["bgad"])
+
+
+PUBLISHED_STEPS = {  # normal images: optimiser steps of the released code
+    60: 40_656,  # toothbrush
+    209: 74_592,  # bottle
+    242: 82_992,  # the mean over the categories
+    320: 108_192,  # screw
+    391: 124_992,  # hazelnut
+}
+
+
+def released_steps(num_normals: int) -> int:
+    """8 passes over the normal images and 192 with 100 more, of whole batches of 32, each of 42 mini-batches."""
+    return 42 * (8 * (num_normals // 32) + 192 * ((num_normals + 100) // 32))
+
+
+@pytest.mark.parametrize("num_normals", PUBLISHED_STEPS)
+def test_the_preset_takes_the_published_steps_whatever_the_size_of_the_category(num_normals: int) -> None:
+    """And those of the part of a batch that ends each pass, which the released code drops."""
+    published = PUBLISHED_STEPS[num_normals]
+    assert published == released_steps(num_normals)
+    with torch.device("meta"):
+        model = BGAD(preset())
+
+    def steps(count: int) -> int:
+        total = model.total_steps(count)
+        normal = model.normal_steps(total)
+        per_batch = [sum(model.steps_per_batch(phase=phase)) for phase in (1, 2)]
+        return per_batch[0] * normal + per_batch[1] * (total - normal)
+
+    dropped = 8 * (num_normals % 32) / 32 + 192 * ((num_normals + 100) % 32) / 32  # batches
+    assert steps(num_normals) == pytest.approx(published + 42 * dropped, abs=42)
+    assert 0.93 < steps(num_normals - round(0.1 * num_normals)) / published < 1.04  # without the held-out tenth
+
+
+def test_both_phases_of_the_preset_learn_from_4096_vectors_a_step() -> None:
+    with torch.device("meta"):
+        model = BGAD(preset())
+    for phase in (1, 2):
+        assert model.steps_per_batch(phase=phase) == (32, 8, 2)
+    assert [32 * side**2 for side in model.sides] == [32 * 4096, 8 * 4096, 2 * 4096]  # of the 32 images of a batch
+    tiny = model_of(**MIXED, vectors_per_step=128, steps_per_batch="published")
+    assert tiny.steps_per_batch(phase=1) == tiny.steps_per_batch(phase=2) == (6 * 16**2 // 128, 6 * 8**2 // 128)
+
+
+def test_phases_and_warm_up_of_mixed_passes() -> None:
+    """Of 8 normal images, 6 at a time: 1 pass of 8 images, then 3 of 18."""
+    model = model_of(**MIXED, warm_up_epochs=2, vectors_per_step=128, steps_per_batch=[5, 1])
+    total = model.total_steps(8)
+    assert total == 11  # 62 images
+    assert model.normal_steps(total) == 2  # 8 images, and a part of what rounding up gives
+    warm_up = 6 * ((total - 5) * 2 / 4 + 10 / 6)  # 26 images: 2 passes of normals, and 10 others
+    rates = [rate for rate, *_ in rates_of(model.optimizer(total), 6 * total)]
+    assert int(np.argmax(rates)) == pytest.approx(warm_up, abs=1)
+    everything = model_of(**MIXED, normal_epochs=4)
+    assert everything.total_steps(9) == everything.normal_steps(6) == 6  # 4 passes of 9: nothing is mixed in
+
+
+def test_anomalies_of_mixed_passes_take_places_of_normal_images() -> None:
+    seen: list[Tensor] = []
+    model = model_of(**MIXED, boundary={"name": "batch"})
+    model.backbone.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    normal, defective = normals(6, seed=1), with_defects(normals(6, seed=1))
+    all_terms(model, defective, PHASE_1)
+    assert torch.equal(torch.cat(seen), normal.image)  # all places are theirs
+    del seen[:]
+    model.prepare([])  # forgets features
+    all_terms(model, defective)
+    shown = torch.cat(seen)
+    assert len(shown) == 6
+    assert torch.equal(shown[:4], defective.image[[0, 1, 6, 7]])  # and 2 pastes
+    del seen[:]
+    model.prepare([])
+    unmasked = Batch(defective.image, torch.zeros_like(defective.mask), defective.label, row=defective.row)
+    assert all_terms(model, unmasked) == all_terms(model, normal)
+    assert torch.equal(torch.cat(seen), normal.image)
 
 
 @pytest.mark.parametrize("steps", ["published", [3, 2]])
@@ -773,6 +871,16 @@ def test_folded_model_is_the_same_function(features: str) -> None:
             r"a number for each of the 2 layers of the backbone, or published; found \[1,",
         ),
         ({"anomalies_per_batch": 0}, "pastes_per_batch is 2, but there is nothing to copy"),
+        (
+            {**MIXED, "anomalies_per_batch": 0, "pastes_per_batch": 0},
+            "passes are mixed, but anomalies_per_batch is 0: there is nothing to mix in",
+        ),
+        (
+            {**MIXED, "batch_size": 4},
+            r"batch_size \(4\) has no place for a normal image beside anomalies_per_batch \(2\) and pastes",
+        ),
+        ({"passes": {"name": "normals", "anomalous": 100}}, "Extra inputs"),
+        ({"passes": {"name": "mixed", "anomalous": 0}}, "greater than 0"),
         ({"beta": 1.0}, "less than 1"),
         ({"focal": "sometimes"}, "clipped"),
     ],

@@ -220,9 +220,12 @@ def export(model: Model, category: Category) -> None:
 
     project = _project()
     parity = run(model, category, load_checked(project.params), project)
+    if warning := parity.at_threshold:
+        typer.echo(f"warning: {warning}", err=True)
     typer.echo(
         f"{project.cell(model, category).onnx}: {parity.num_images} {parity.images}, maps within "
-        f"{parity.max_map_difference:.1e}, scores within {parity.max_score_difference:.1e}, no decision changed"
+        f"{parity.map.difference:.1e}, scores within {parity.score.difference:.1e}, no decision changed"
+        f"{' but by rounding' if parity.at_threshold else ''}"
     )
 
 

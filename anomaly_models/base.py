@@ -125,3 +125,6 @@ class AnomalyModel(nn.Module, ABC):
 
     def calibrate(self, holdout: Iterable[Batch]) -> None:
         """Fix the scale of the map on normal images that training has not seen."""
+
+    def check_scores(self, holdout: Iterable[Batch]) -> None:
+        """Raise ModelError if the finished model cannot score these normal images, which training has not seen."""

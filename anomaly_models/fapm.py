@@ -17,6 +17,7 @@ Different from the published code, deliberately:
 - Coarse scores go to the fine positions they cover. The script lays the four coarse scores of a patch out along its
   rows, which loses left and right inside a patch; `coarse_layout: released` reproduces that.
 - Images of a batch are queries of their own; the script mixes a batch into the positions.
+- The image score's 1 - softmax is computed as the sum of the other shares, which large distances do not cancel to 0.
 - The backbone stops at the deepest layer used, any number of layers is allowed, and `image_score` offers two more:
   the maximum of the distances, and the weight of PatchCore with the nearest distance as numerator (over the query's
   own neighbours, where PatchCore takes those of the vector it matched).
@@ -159,6 +160,20 @@ class FAPM(AnomalyModel):
         near = max(config.neighbours, int(config.coreset_ratio * num_vectors))
         return near, min(num_vectors, config.adaptive_ratio * near)
 
+    @torch.no_grad()
+    def check_scores(self, holdout: Iterable[Batch]) -> None:
+        """Raise ModelError if the weight of the image score is too small for float32."""
+        for batch in holdout:
+            distances = self.distances(self.features(batch.image))
+            score, highest = image_score(distances, self.config.image_score), image_score(distances, "max")
+            lost = score < highest * torch.finfo(score.dtype).tiny
+            if lost.any():
+                raise ModelError(
+                    f"FAPM's image_score: {self.config.image_score} is 0 for a held-out part at distance "
+                    f"{float(highest[lost][0]):.4g}: its {self.config.neighbours} neighbours lie too far apart for "
+                    "their softmax, since the backbone's features are large; set image_score: max"
+                )
+
     def forward(self, image: Tensor) -> Prediction:
         distances = self.distances(self.features(image))
         score = image_score(distances, self.config.image_score)
@@ -246,7 +261,9 @@ def image_score(distances: Tensor, kind: Literal["released", "max", "patchcore"]
     """The score (B,) of the position (of the finest feature map) that lies farthest from its memory.
 
     Takes distances (B, k, h, w), ascending in k. "max" is the nearest distance there. The others weight it by
-    1 - softmax over its k distances: "released" of the largest, "patchcore" of the smallest.
+    1 - softmax over its k distances: "released" of the largest, "patchcore" of the smallest. 1 - softmax is the sum of
+    the others' shares: a difference would be exactly 0 as soon as the largest distance is 17 above the next. The sum
+    is so from 87 on, where float32 ends.
     """
     flat = rearrange(distances, "b k h w -> b k (h w)")
     highest, position = flat[:, 0].max(dim=-1)
@@ -254,4 +271,5 @@ def image_score(distances: Tensor, kind: Literal["released", "max", "patchcore"]
         return highest
     index = repeat(position, "b -> b k 1", k=flat.shape[1])
     share = flat.gather(2, index).squeeze(2).softmax(dim=1)  # (B, k), growing with the distance
-    return (1 - (share[:, -1] if kind == "released" else share[:, 0])) * highest
+    others = share[:, :-1] if kind == "released" else share[:, 1:]
+    return others.sum(dim=1) * highest

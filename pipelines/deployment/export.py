@@ -10,8 +10,11 @@ one you ship.
 import io
 import math
 import warnings
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import onnx
@@ -20,7 +23,7 @@ import torch
 
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
-from pipelines.deployment.records import Parity
+from pipelines.deployment.records import Decision, Deviation, Parity
 from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import atomic_folder
@@ -33,6 +36,7 @@ from pipelines.training.trained import load_trained
 _EXAMPLE_BATCH = 2  # tracing with one image would fix the batch at one
 _LARGEST = 2**31 - 2**24  # bytes of weights: protobuf's limit, less a margin for the graph itself
 _BATCH_CHECK = 4  # the same file must also score several images at once
+_ROUNDING = 1e-5  # relative; float32 itself has 1e-7, of which deep networks make some 1e-6
 
 
 def export(model_name: str, category: str, params: Params, project: Project) -> Parity:
@@ -66,11 +70,13 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         source = Path(params.data.root) / category
         data = PreparedData(project.prepared(category), trained.image_size, torch.device("cpu"))
         trained.check_data(data)
-        parity = measure_parity(trained.model, Detector(path), data, project.root / source, params.export.tolerance)
+        parity = measure_parity(
+            trained.model, Detector(path), data, project.root / source, params.export.max_difference
+        )
         parity.check(model_name, category)
         parity.save(folder / cell.parity.name)
     with cell_run(cell, params.tracking.experiment, card.run_id) as run:
-        run.tags({"parity": parity.model_dump()})
+        run.tags({"parity": parity.tags()})
         run.file(cell.parity, "export")
         run.onnx_model(cell.onnx, card.image_size)
     return parity
@@ -112,47 +118,123 @@ def _check_size(program: torch.onnx.ONNXProgram, model: AnomalyModel, card: Mode
 
 
 def measure_parity(
-    model: AnomalyModel, detector: Detector, data: PreparedData, source: Path, tolerance: float
+    model: AnomalyModel, detector: Detector, data: PreparedData, source: Path, max_difference: float
 ) -> Parity:
-    """Compare on every test image: original files through the exported graph, prepared arrays through the model."""
+    """Compare on every test image: original files through the exported graph, prepared arrays through the model.
+
+    A difference counts in standard deviations of what the model says of held-out good parts, so that it means the same
+    on any model's scale. Where these are all alike it counts in what float32 rounds.
+    """
     tested = data.rows("test")
     rows = tested or data.rows("holdout")
-    threshold = detector.card.threshold
-    map_difference = score_difference = 0.0
-    changed = 0
+    scales = _Scales.of(model, data, max_difference)
+    alone: list[Outputs] = []
     first_images: list[np.ndarray] = []
-    first_outputs: list[tuple[np.ndarray, np.ndarray]] = []
+    deviations: dict[str, list[Deviation]] = {"score": [], "map": []}
+    levels: list[tuple[float, str]] = []
+    disagreements: list[Decision] = []
     for row in rows:
-        image = detector.load(source / data.index.images[row].path)
-        shipped_map, shipped_score = detector(image)
-        with torch.no_grad():
-            seen = model(data.batch([row]).image)
-        map_difference = max(map_difference, _difference(shipped_map, seen.anomaly_map.numpy()))
-        score_difference = max(score_difference, _difference(shipped_score, seen.score.numpy()))
-        # The threshold is the score of a held-out part, which rounding alone moves to either side.
-        sets_threshold = not tested and _difference(np.array([threshold]), seen.score.numpy()) <= tolerance
-        changed += not sets_threshold and bool(shipped_score[0] > threshold) != bool(seen.score.numpy()[0] > threshold)
+        path = data.index.images[row].path
+        image, prepared = detector.load(source / path), data.batch([row]).image
+        shipped, seen = Outputs(*detector(image)), _predict(model, prepared)
+        levels.append((255 * float(np.abs(image - prepared.numpy()).max()), path))
+        deviations["score"].append(scales.score.deviation(path, shipped.score, seen.score))
+        deviations["map"].append(scales.map.deviation(path, shipped.anomaly_map, seen.anomaly_map))
+        disagreements += scales.score.disagreement(path, shipped.score, seen.score, detector.card.threshold)
         if len(first_images) < _BATCH_CHECK:
             first_images.append(image)
-            first_outputs.append((shipped_map, shipped_score))
-    together = detector(np.concatenate(first_images))
-    alone = [np.concatenate(outputs) for outputs in zip(*first_outputs, strict=True)]
+            alone.append(shipped)
+    together = Outputs(*detector(np.concatenate(first_images)))
+    in_batch = [
+        scale.deviation(data.index.images[row].path, several[place : place + 1], one)
+        for place, (row, outputs) in enumerate(zip(rows, alone, strict=False))
+        for scale, several, one in (
+            (scales.score, together.score, outputs.score),
+            (scales.map, together.anomaly_map, outputs.anomaly_map),
+        )
+    ]
+    input_levels, input_image = max(levels)
     return Parity(
         num_images=len(rows),
         images="test images" if tested else "held-out good parts",
-        tolerance=tolerance,
-        max_map_difference=map_difference,
-        max_score_difference=score_difference,
-        max_batch_difference=max(_difference(a, b) for a, b in zip(together, alone, strict=True)),
-        decisions_changed=changed,
+        num_held_out=len(data.rows("holdout")),
+        max_difference=max_difference,
+        score=_worst(deviations["score"]),
+        map=_worst(deviations["map"]),
+        batch=_worst(in_batch),
+        input_levels=input_levels,
+        input_image=input_image,
+        threshold=detector.card.threshold,
+        disagreements=tuple(disagreements),
         onnxruntime=onnxruntime.__version__,
     )
 
 
-def _difference(shipped: np.ndarray, seen: np.ndarray) -> float:
-    """The largest difference, absolute up to 1 and relative above; NaN is infinite, since nothing compares with it.
+class Outputs(NamedTuple):
+    """Of one image or several."""
 
-    Models score on scales of their own: at a score of 700, float32 itself rounds by 6e-5.
-    """
-    difference = float((np.abs(shipped - seen) / np.maximum(1, np.abs(seen))).max())
+    anomaly_map: np.ndarray  # (B, 1, H, W)
+    score: np.ndarray  # (B,)
+
+
+def _predict(model: AnomalyModel, image: torch.Tensor) -> Outputs:
+    with torch.no_grad():
+        prediction = model(image)
+    return Outputs(prediction.anomaly_map.numpy(), prediction.score.numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """What a difference of a model's scores, or of its maps, is held against."""
+
+    spread: float  # standard deviation over the held-out good parts
+    rounding: float  # what float32 leaves after a deep network
+    allowed: float
+
+    @classmethod
+    def of(cls, held_out: np.ndarray, unlike: np.ndarray, max_difference: float) -> Self:
+        """From the values of the good parts, and of a picture unlike them.
+
+        Rounding is relative to the numbers inside the network. Good parts may well be at distance 0 of what it knows;
+        how large its numbers are, only something else shows.
+        """
+        spread = float(held_out.std(dtype=np.float64))
+        rounding = _ROUNDING * max(float(np.abs(held_out).max()), float(np.abs(unlike).max()))
+        return cls(spread, rounding, max(max_difference * spread, rounding))
+
+    def deviation(self, path: str, shipped: np.ndarray, seen: np.ndarray) -> Deviation:
+        """NaN is infinitely far: nothing compares with it."""
+        return Deviation(image=path, difference=_difference(shipped, seen), allowed=self.allowed, spread=self.spread)
+
+    def disagreement(self, path: str, shipped: np.ndarray, seen: np.ndarray, threshold: float) -> list[Decision]:
+        """The image, if its scores (1,) lie on both sides of the threshold."""
+        if bool(shipped[0] > threshold) == bool(seen[0] > threshold):
+            return []
+        rounding = _difference(shipped, seen) <= self.rounding
+        return [Decision(image=path, shipped=float(shipped[0]), seen=float(seen[0]), rounding=rounding)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """Of both outputs."""
+
+    score: _Scale
+    map: _Scale
+
+    @classmethod
+    def of(cls, model: AnomalyModel, data: PreparedData, max_difference: float) -> Self:
+        images = [data.batch([row]).image for row in data.rows("holdout")]
+        held_out, unlike = [_predict(model, image) for image in images], _predict(model, 1 - images[0])
+        scores = np.concatenate([outputs.score for outputs in held_out])
+        maps = np.concatenate([outputs.anomaly_map for outputs in held_out])
+        return cls(_Scale.of(scores, unlike.score, max_difference), _Scale.of(maps, unlike.anomaly_map, max_difference))
+
+
+def _worst(deviations: Sequence[Deviation]) -> Deviation:
+    return max(deviations, key=lambda deviation: deviation.excess)
+
+
+def _difference(shipped: np.ndarray, seen: np.ndarray) -> float:
+    """The largest difference; infinite where one of the two is no number."""
+    difference = float(np.abs(shipped.astype(np.float64) - seen).max())
     return float("inf") if math.isnan(difference) else difference

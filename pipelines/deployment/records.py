@@ -1,6 +1,7 @@
 """What `export` and `latency` leave of a cell. Neither torch nor onnxruntime: the report reads it."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,27 +12,104 @@ Tried = Literal["test images", "held-out good parts"]  # the latter where there 
 Difference = Annotated[float, Field(allow_inf_nan=True)]  # infinite where a map or score is no number
 
 
+class Deviation(Record):
+    """How far the exported graph's scores or maps are from the original's, on the image where that is worst."""
+
+    image: str
+    difference: Difference  # the largest, absolute
+    allowed: float
+    spread: float  # standard deviation over held-out good parts, which `allowed` is a share of
+
+    @property
+    def excess(self) -> float:
+        """Above 1: more than allowed."""
+        return self.difference / self.allowed if self.difference else 0.0
+
+
+class Decision(Record):
+    """An image that the exported graph and its original disagree about."""
+
+    image: str
+    shipped: Difference  # its score by the graph
+    seen: float  # by the original
+    rounding: bool  # the two scores differ by no more than float32 rounds, and the threshold lies between them
+
+
 class Parity(Record):
     """How far the exported graph is from its original, over real images from their original files."""
 
     num_images: int
     images: Tried
-    tolerance: float
-    max_map_difference: Difference
-    max_score_difference: Difference
-    max_batch_difference: Difference  # of maps and scores, several images at once against one by one
-    decisions_changed: int
+    num_held_out: int
+    max_difference: float  # in spreads
+    score: Deviation
+    map: Deviation
+    batch: Deviation  # of scores or maps, several images at once against one by one
+    input_levels: float  # largest difference, of 255 levels, between a file as it is read now and as it was prepared
+    input_image: str  # where that is
+    threshold: float
+    disagreements: tuple[Decision, ...]
     onnxruntime: str
+
+    @property
+    def decisions_changed(self) -> int:
+        """Those that rounding does not explain."""
+        return sum(not decision.rounding for decision in self.disagreements)
+
+    @property
+    def at_threshold(self) -> str | None:
+        """In one line, which decisions rounding has changed."""
+        found = [decision for decision in self.disagreements if decision.rounding]
+        if not found or self.images == "held-out good parts":  # one of them is the threshold
+            return None
+        return (
+            f"{len(found)} of {self.num_images} decisions hang on the last digits, of {found[0].image} first: but for "
+            f"rounding its score {found[0].seen:.7g} is the threshold, set by a held-out part that looks the same; "
+            "hold out more parts, that differ from one another (`prepare.holdout`)"
+        )
+
+    def tags(self) -> dict[str, Any]:
+        """For MLflow."""
+        return self.model_dump(exclude={"disagreements"}) | {"decisions_changed": self.decisions_changed}
 
     def check(self, model: str, category: str) -> None:
         """Raise ExportError if the file must not be kept."""
-        worst = max(self.max_map_difference, self.max_score_difference, self.max_batch_difference)
-        if self.decisions_changed or not worst <= self.tolerance:
-            raise ExportError(
-                f"{model} on {category}: the exported graph differs from the trained model by {worst:.2g} (allowed: "
-                f"{self.tolerance:.2g}) and changes {self.decisions_changed} of {self.num_images} decisions; "
-                "the file was not kept"
+        if problem := self._changed() or self._too_far():
+            raise ExportError(f"{model} on {category}: {problem}; {self._remedy()}; the file was not kept")
+
+    def _changed(self) -> str | None:
+        changed = [decision for decision in self.disagreements if not decision.rounding]
+        if not changed:
+            return None
+        return (
+            f"the exported graph changes {len(changed)} of {self.num_images} decisions, of {changed[0].image} first, "
+            f"whose score was {changed[0].seen:.4g} and is {changed[0].shipped:.4g} (threshold: {self.threshold:.4g})"
+        )
+
+    def _too_far(self) -> str | None:
+        name, worst = max(
+            [("score", self.score), ("map", self.map), ("result in a batch", self.batch)],
+            key=lambda named: named[1].excess,
+        )
+        if worst.excess <= 1:
+            return None
+        return (
+            f"the exported graph differs from the trained model by {worst.difference:.2g} in the {name} of "
+            f"{worst.image} (allowed: {worst.allowed:.2g}; good parts spread by {worst.spread:.2g}) and changes "
+            f"{self.decisions_changed} of {self.num_images} decisions"
+        )
+
+    def _remedy(self) -> str:
+        """What to do about it, by where it comes from."""
+        if self.input_levels:
+            return (
+                f"{self.input_image} is not read as `prepare` read it (up to {self.input_levels:.0f} of 255 levels "
+                "apart): prepare and train again"
             )
+        remedy = f"onnxruntime {self.onnxruntime} computes something else: try another `export.opset`"
+        if self.decisions_changed or not math.isfinite(self.score.difference + self.map.difference):
+            return remedy
+        return f"{remedy}, or raise `export.max_difference` if so little does not matter"
 
 
 class Percentiles(Record):

@@ -88,7 +88,8 @@ class EvaluateConfig(Settings):
 
 class ExportConfig(Settings):
     opset: Annotated[int, Field(ge=18)]
-    tolerance: Annotated[float, Field(gt=0)]  # largest difference of a map or score, absolute up to 1, relative above
+    # the largest of a score or map to the trained model's, in standard deviations of held-out good parts
+    max_difference: Annotated[float, Field(gt=0)]
 
 
 class LatencyConfig(Settings):

@@ -145,4 +145,5 @@ def _fit(
         run_steps(learner, inputs.added_to(data), schedule, checkpoint, run, console)
     model.eval()
     model.calibrate(data.batches("holdout", config.batch_size))
+    model.check_scores(data.batches("holdout", config.batch_size))
     return model

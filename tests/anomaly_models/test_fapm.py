@@ -1,8 +1,11 @@
 """The acceptance facts of the method, on a tiny random network: they are about geometry, not about accuracy."""
 
+import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -316,6 +319,68 @@ def test_scale_can_turn_the_released_order_round() -> None:
     order = [image_score(scale * distances, "released").argmax().item() for scale in (0.01, 1.0)]
     assert order == [0, 1]
     assert [image_score(scale * distances, "max").argmax().item() for scale in (0.01, 1.0)] == [0, 0]
+
+
+def far_apart(*gaps: float) -> Tensor:
+    """One position per image whose largest distance is so much above its second largest; (B, 4, 1, 1)."""
+    return torch.stack([torch.tensor([30.0, 31.0, 33.0, 33.0 + gap]) for gap in gaps]).view(len(gaps), 4, 1, 1)
+
+
+def published(distances: Tensor, place: int) -> Tensor:
+    """(1 - softmax) x nearest distance as it is written, in double precision."""
+    exact = distances.flatten(1).double()
+    return (1 - exact.softmax(1)[:, place]) * exact[:, 0]
+
+
+@pytest.mark.parametrize(("kind", "place"), [("released", -1), ("patchcore", 0)])
+def test_scores_are_the_published_ones_where_these_do_not_cancel(kind: Any, place: int) -> None:
+    distances = torch.rand(50, 4, 1, 1, generator=seeded(6)).sort(dim=1).values
+    distances *= torch.linspace(0.1, 12, 50).view(50, 1, 1, 1)
+    torch.testing.assert_close(image_score(distances, kind).double(), published(distances, place), rtol=1e-5, atol=0)
+
+
+def test_released_score_keeps_its_order_where_the_published_one_is_zero() -> None:
+    gaps = torch.arange(0.0, 85.0, 2.5)
+    scores = image_score(far_apart(*gaps.tolist()), "released")
+    assert (scores.diff() < 0).all()
+    exact = 30 / (1 + gaps.double().exp() / (1 + math.exp(-2) + math.exp(-3)))
+    torch.testing.assert_close(scores.double(), exact, rtol=1e-4, atol=0)
+    assert (published(far_apart(*gaps.tolist()).float(), -1)[gaps > 40] == 0).all()
+    nearer = far_apart(50.0, 50.0)
+    nearer[1] += 5
+    assert image_score(nearer, "released").diff() > 0  # all distances grow alike
+
+
+class Score(torch.nn.Module):
+    def forward(self, distances: Tensor) -> Tensor:
+        return image_score(distances, "released")
+
+
+def test_the_exported_score_is_as_stable() -> None:
+    distances = far_apart(0.0, 5.0, 20.0, 40.0, 80.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(Score(), (distances,), dynamo=True, opset_version=18, verbose=False)
+    assert program is not None
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (found,) = session.run(None, {"distances": distances.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), image_score(distances, "released"), rtol=1e-4, atol=0)
+
+
+def test_a_score_below_what_float32_holds_is_refused(model: FAPM, train: Tensor) -> None:
+    model.check_scores(batches(images(4, seed=9)))
+    large = fitted(train)
+    for memory in large.banks:
+        assert isinstance(memory, MemoryBank)
+        memory.vectors *= 1e4
+        memory.squared_norm *= 1e8
+    with pytest.raises(ModelError, match=r"image_score: released is 0 for a held-out part .* set image_score: max$"):
+        large.check_scores(batches(images(4, seed=9)))
+
+
+def test_parts_at_distance_zero_are_no_reason_to_refuse(train: Tensor) -> None:
+    flat = torch.full((4, 3, SIDE, SIDE), 0.5)
+    fitted(flat).check_scores(batches(flat))
 
 
 def test_score_comes_from_the_map_before_smoothing(model: FAPM, test: Tensor) -> None:

@@ -38,7 +38,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("train:\n  seed: 0", "train:\n  seed: -1"),
         ("prepared # or", "prepard # or"),
         ("opset: 18", "opset: 9"),
-        ("tolerance: 1.0e-4", "tolerance: 1,e-4"),
+        ("max_difference: 0.01", "max_difference: 0,01"),
         ("tracking:\n  experiment: demo\n", ""),
         ("  demo_textures:", "  demo_texture:"),
         ("    grid: 8", "    gird: 8"),
@@ -61,7 +61,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   train.seed = -1: Input should be greater than or equal to 0
   evaluate.resolution = 'prepard': Input should be 'prepared' or 'native'
   export.opset = 9: Input should be greater than or equal to 18
-  export.tolerance = '1,e-4': Input should be a valid number
+  export.max_difference = '0,01': Input should be a valid number
   tracking: missing
   download.demo.categories.1 = 'gaer': unknown category (did you mean 'gear'?); known: blister, fabric, gear, wood
   download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette

@@ -20,7 +20,7 @@ def test_the_demo_is_read() -> None:
     assert len(params.cells()) == 10
     assert isinstance(params.model_config_of("fapm"), FAPMConfig)
     assert params.model_config_of("fapm").image_size == 256
-    assert params.export.tolerance == 1e-4
+    assert params.export.max_difference == 0.01
     params.check_category("gear")
 
 

@@ -35,7 +35,7 @@ SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette"
         ({"prepare.seed": 1.5}, ["prepare.seed = 1.5: Input should be a valid integer"]),
         ({"prepare.seed": True}, ["prepare.seed = True: Input should be a valid integer"]),
         ({"export.opset": "18"}, ["export.opset = '18': Input should be a valid integer"]),
-        ({"export.tolerance": float("inf")}, ["export.tolerance = inf: Input should be a finite number"]),
+        ({"export.max_difference": float("inf")}, ["export.max_difference = inf: Input should be a finite number"]),
         ({"evaluate.false_alarm_rate": 0}, ["evaluate.false_alarm_rate = 0: Input should be greater than 0"]),
         (
             {"evaluate.false_alarm_rate": float("nan")},

@@ -123,4 +123,7 @@ class AnomalyModel(nn.Module, ABC):
         return self
 
     def calibrate(self, holdout: Iterable[Batch]) -> None:
-        """Fix the scale of the map on normal images that training has not seen."""
+        """Fix the scale of the map on normal images that training has not seen.
+
+        `evaluate` does so again, on copies of the trained model and with some of the images left out.
+        """

@@ -124,7 +124,10 @@ class AnomalyModel(nn.Module, ABC):
         return self
 
     def calibrate(self, holdout: Iterable[Batch]) -> None:
-        """Fix the scale of the map on normal images that training has not seen."""
+        """Fix the scale of the map on normal images that training has not seen.
+
+        `evaluate` does so again, on copies of the trained model and with some of the images left out.
+        """
 
     def check_scores(self, holdout: Iterable[Batch]) -> None:
         """Raise ModelError if the finished model cannot score these normal images, which training has not seen."""

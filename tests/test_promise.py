@@ -105,6 +105,8 @@ def replayed(model: Any, method: str, outputs: list[Tensor], made_of: Callable[[
 
 
 def calibrated(model: AnomalyModel, images: Tensor) -> AnomalyModel:
+    if type(model).calibrate is AnomalyModel.calibrate:
+        return model
     model = copy.deepcopy(model)
     model.calibrate([batch_of(images)])
     return model
@@ -148,7 +150,7 @@ def simulated(pool: Pool, num_held_out: int, draws: int) -> Rates:
 
 @each_model
 def test_what_is_promised_is_kept(name: str) -> None:
-    rates = simulated(drawn_pool(name, 40), num_held_out=8, draws=40)
+    rates = simulated(drawn_pool(name, 30), num_held_out=8, draws=40)
     assert rates.promised == pytest.approx(1 / 9)
     assert abs(rates.fair[0] - rates.promised) <= CERTAIN * rates.fair[1]
     assert rates.cross_fitted[0] <= rates.promised + CERTAIN * rates.cross_fitted[1] + SLACK

@@ -342,6 +342,14 @@ def test_parameters_that_a_stage_depends_on_exist() -> None:
             assert not item or isinstance(found, dict), f"{name}: {path}"
 
 
+def test_who_is_tested_on_what_is_seen_by_dvc() -> None:
+    """`check` works it out of several settings; nothing else is evaluated anew when one of those changes."""
+    told = "checked/tests/${item.model}.txt"
+    assert {name for name, stage in STAGES.items() if told in stage.get("deps", [])} == {"evaluate", "export"}
+    section = set(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["evaluate"])
+    assert {f"evaluate.{key}" for key in section - {"learnt_defects"}} == set(STAGES["evaluate"]["params"])
+
+
 def test_what_a_stage_makes_is_not_committed() -> None:
     """DVC itself would tell git of cached folders only."""
     for name, stage in STAGES.items():

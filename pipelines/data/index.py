@@ -11,7 +11,9 @@ from pipelines.paths import INDEX_FILE
 
 FORMAT = 2  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder"]
-Split = Literal["train", "holdout", "anomalous_train", "test"]
+# Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
+# Whether others are, `PreparedIndex.tested` says.
+Split = Literal["train", "holdout", "anomalous_train", "withheld", "test"]
 GOOD = "good"  # the defect type of a normal image
 
 
@@ -66,8 +68,16 @@ class PreparedIndex:
             }
         )
 
-    def rows(self, split: Split) -> list[int]:
-        return [row for row, image in enumerate(self.images) if image.split == split]
+    def rows(self, *splits: Split) -> list[int]:
+        return [row for row, image in enumerate(self.images) if image.split in splits]
+
+    def apart(self) -> list[int]:
+        """Rows of the real defects that a model which learns from some is not tested on."""
+        return self.rows("anomalous_train", "withheld")
+
+    def tested(self, *, defects_apart: bool) -> list[int]:
+        """Rows that a model is tested on: the test split, and the rest of the real defects unless they are `apart`."""
+        return self.rows("test") if defects_apart else self.rows("test", "anomalous_train", "withheld")
 
 
 def images_file(folder: Path, size: int) -> Path:

@@ -63,7 +63,11 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         source = Path(params.data.root) / category
         data = PreparedData(project.prepared(category), trained.image_size, torch.device("cpu"))
         trained.check_data(data)
-        parity = measure_parity(trained.model, Detector(path), data, project.root / source, params.export.tolerance)
+        apart = params.defects_apart(learns=trained.learns_from_defects)
+        tested = data.index.tested(defects_apart=apart)
+        parity = measure_parity(
+            trained.model, Detector(path), data, tested, project.root / source, params.export.tolerance
+        )
         parity.check(model_name, category)
         parity.save(folder / cell.parity.name)
     with cell_run(cell, params.tracking.experiment, card.run_id) as run:
@@ -97,10 +101,9 @@ def write_graph(model: AnomalyModel, path: Path, image_size: int, opset: int, ca
 
 
 def measure_parity(
-    model: AnomalyModel, detector: Detector, data: PreparedData, source: Path, tolerance: float
+    model: AnomalyModel, detector: Detector, data: PreparedData, tested: list[int], source: Path, tolerance: float
 ) -> Parity:
     """Compare on every test image: original files through the exported graph, prepared arrays through the model."""
-    tested = data.rows("test")
     rows = tested or data.rows("holdout")
     threshold = detector.card.threshold
     map_difference = score_difference = 0.0

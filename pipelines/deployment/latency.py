@@ -44,7 +44,7 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
     detector = Detector(cell.onnx, threads=params.latency.threads)
     source = project.root / params.data.root / category
     index = PreparedIndex.load(project.prepared(category))
-    tested = index.rows("test")
+    tested = index.rows("test")  # those that every model is tested on: times are compared
     paths = [source / index.images[row].path for row in tested or index.rows("holdout")]
     found = measure(detector, paths, params.latency, "test images" if tested else "held-out good parts")
     found.save(cell.latency)

@@ -55,10 +55,10 @@ def test_the_leaderboard(project: Project) -> None:
     assert [line.split(" | ")[:3] for line in lines[2:]] == [
         ["| a", "nut", "30 + 40"],
         ["| a", "my bolt", "20 + 20"],
-        ["| **a**", "**average**", "**110**"],
+        ["| **a**", "**average**", "**50 + 60**"],
         ["| b", "nut", "30 + 40"],
         ["| b", "my bolt", "20 + 20"],
-        ["| **b**", "**average**", "**110**"],
+        ["| **b**", "**average**", "**50 + 60**"],
     ]
     cell, average = summary.cells[0], summary.averages[0]
     low, high = cell.intervals["image_auroc"]

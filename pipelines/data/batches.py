@@ -89,12 +89,11 @@ class PreparedData:
         """The mask (H, W) at the size of the upright original, read from the category's folder `source`.
 
         Raises:
-            ImageError: the file is not there any more, or cannot be read.
+            StageError: the file is not there any more, or has changed since it was prepared.
         """
         entry = self.index.images[row]
-        if entry.mask is None:
-            return np.zeros((entry.height, entry.width), dtype=bool)
-        return images.load_mask(source / entry.mask)
+        mask = self.index.original_mask(row, source)
+        return np.zeros((entry.height, entry.width), dtype=bool) if mask is None else images.load_mask(mask)
 
 
 class SplitBatches:

@@ -38,7 +38,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
 
     Raises:
         ParamsError: no such model or category in the params file.
-        StageError: the cell is not trained and evaluated, or its data has changed since.
+        StageError: the cell is not trained and evaluated, or its data has changed since, on disk too.
         ExportError: the graph does not reproduce the model; nothing is kept.
     """
     params.check_category(category)
@@ -111,7 +111,7 @@ def measure_parity(
     first_images: list[np.ndarray] = []
     first_outputs: list[tuple[np.ndarray, np.ndarray]] = []
     for row in rows:
-        image = detector.load(source / data.index.images[row].path)
+        image = detector.load(data.index.original(row, source))
         shipped_map, shipped_score = detector(image)
         with torch.no_grad():
             seen = model(data.batch([row]).image)

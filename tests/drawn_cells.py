@@ -54,7 +54,8 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
     masked = [p for p in pictures if p.label and p.truth is not None]
     rows = {p.path: row for row, p in enumerate(masked)}
     images = [
-        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, None, rows.get(p.path)) for p in pictures
+        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, None, rows.get(p.path), "", None)
+        for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}
     np.save(images_file(folder, side), np.stack([p.rgb for p in pictures]))
@@ -149,7 +150,7 @@ def read_summary(content: dict[str, Any]) -> Summary:
 
 def _cell(model: str, category: str, value: float, num_good: int, num_defects: int) -> dict[str, Any]:
     stages = {name: {"p50": 2.0, "p95": 2.5, "p99": 3.0} for name in ("decode", "resize", "network", "postprocess")}
-    counts = {"train": 60, "holdout": 20, "anomalous_train": 0, "test_normal": num_good, "test_anomalous": num_defects}
+    counts = {"train": 60, "holdout": 20, "test_normal": num_good, "test_anomalous": num_defects, "apart": 0}
     return {
         **evaluation(model, category).model_dump(include=set(CellSummary.model_fields)),
         "metrics": {**dict.fromkeys(METRIC_BY_KEY), "image_auroc": value, "image_f1_max": value - 0.1}
@@ -181,7 +182,7 @@ def _average(model: str, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "metrics": {**dict.fromkeys(METRIC_BY_KEY), **means},
         "intervals": {},
         "seeds": None,
-        "num_test_images": sum(cell["counts"]["test_normal"] + cell["counts"]["test_anomalous"] for cell in cells),
+        "counts": {name: sum(cell["counts"][name] for cell in cells) for name in Counts.model_fields},
         "train_seconds_total": 11.2,
         "onnx_megabytes_mean": 20.9,
         "latency_p50": 8.0,

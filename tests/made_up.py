@@ -129,7 +129,7 @@ def put_evaluation(
             "threshold_from": "held-out good parts",
             "seed": seed,
         },
-        "counts": {"train": 40, "holdout": 20, "anomalous_train": 0, "test_normal": good, "test_anomalous": defect},
+        "counts": {"train": 40, "holdout": 20, "test_normal": good, "test_anomalous": defect, "apart": 0},
         "metrics": {
             **{name: known(value) for name, value in metrics.items()},
             "threshold": threshold.value,

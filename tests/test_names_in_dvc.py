@@ -41,6 +41,9 @@ if verb == "check":
     (folder / "params.txt").write_text("good")
     for name in {*params["models"], *params["distill"], *params["penalty"], *params["textures"]}:
         (folder / f"{name}.txt").write_text(str(name in params["models"]))
+    (folder / "tests").mkdir(exist_ok=True)
+    for name in params["models"]:
+        (folder / "tests" / f"{name}.txt").write_text("all")
 elif verb == "latency":
     (folder / model).mkdir(exist_ok=True)
     (folder / model / f"{category}.json").write_text("{}")

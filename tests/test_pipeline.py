@@ -14,6 +14,7 @@ from clone import commit, copy_project, environment
 from conftest import CATEGORY, draw_category, tiny_params, write_params
 from mlflow import MlflowClient
 from safetensors.torch import load_file
+from tiny_models import SETTINGS
 
 CATEGORIES = [CATEGORY, "two words"]
 SHELL = environment(Path(sys.executable).parent)
@@ -41,6 +42,7 @@ def root(tmp_path_factory):
     root = copy_project(tmp_path_factory.mktemp("project"), *code)
     values = tiny_params()
     values["data"]["categories"] = CATEGORIES
+    values["prepare"]["anomalous_train"]["count"] = 1  # of three; no model learns from it
     write_params(root, values)
     for category in CATEGORIES:
         draw_category(root / "images" / category, train=8, good=3, defect=3)
@@ -125,3 +127,18 @@ def test_a_changed_parameter_rebuilds_what_depends_on_it_even_when_killed(root, 
     values["evaluate"]["false_alarm_rate"] = 0.3
     write_params(root, values)
     assert not [stage for stage in ran(dvc(root, "repro")) if stage.startswith(("train", "prepare", "download"))]
+
+
+@pytest.mark.usefixtures("reproduced")
+def test_a_model_that_learns_from_defects_makes_others_be_tested_again_and_nobody_train(root):
+    """And not even that where the others are tested on what it learns from."""
+    dvc(root, "repro")  # all is done, whatever the tests before this one left
+    values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    values["models"]["bgad"] = SETTINGS["bgad"] | {"backbone": values["models"]["fapm"]["backbone"]}
+    for learnt_defects, expected in (("tested_by_others", set()), ("tested_by_nobody", {"evaluate", "export"})):
+        values["evaluate"]["learnt_defects"] = learnt_defects
+        write_params(root, values)
+        assert ran(dvc(root, "repro", "check")) == ["check"]
+        changed = json.loads(dvc(root, "status", "--json"))
+        assert {name.split("@")[0] for name in changed if "@fapm-" in name} == expected
+        assert f"train@bgad-{CATEGORY}" in changed

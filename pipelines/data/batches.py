@@ -92,13 +92,14 @@ class PreparedData:
         """The mask (H, W) at the size of the upright original, read from the category's folder `source`.
 
         Raises:
-            ImageError: the file is not there any more, or cannot be read.
+            StageError: the file is not there any more, or has changed since it was prepared.
         """
         entry = self.index.images[row]
-        if entry.mask is None:
+        mask = self.index.original_mask(row, source)
+        if mask is None:
             return np.zeros((entry.height, entry.width), dtype=bool)
         megapixels = math.ceil(entry.width * entry.height / 1e6)  # which `prepare` found not to be too many
-        return images.load_mask(source / entry.mask, megapixels)
+        return images.load_mask(mask, megapixels)
 
 
 class SplitBatches:

@@ -1,5 +1,6 @@
 """What row i of a category's prepared arrays is: the index that `prepare` writes and every later stage reads."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE
 from pipelines.records import reading
 
-FORMAT = 2  # of a prepared folder; raised when what is written changes
+FORMAT = 3  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder"]
-Split = Literal["train", "holdout", "anomalous_train", "test"]
+# Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
+# Whether others are, `PreparedIndex.tested` says.
+Split = Literal["train", "holdout", "anomalous_train", "withheld", "test"]
 GOOD = "good"  # the defect type of a normal image
 
 
@@ -30,6 +33,8 @@ class IndexedImage:
     height: int
     mask: str | None  # relative to the category's folder, posix
     mask_row: int | None  # row in the arrays of masks
+    sha256: str  # of the file
+    mask_sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,50 @@ class PreparedIndex:
     def num_masks(self) -> int:
         return sum(image.mask_row is not None for image in self.images)
 
-    def rows(self, split: Split) -> list[int]:
-        return [row for row, image in enumerate(self.images) if image.split == split]
+    def rows(self, *splits: Split) -> list[int]:
+        return [row for row, image in enumerate(self.images) if image.split in splits]
+
+    def original(self, row: int, source: Path) -> Path:
+        """The file of an image in the category's folder `source`, which is still what `prepare` saw.
+
+        Raises:
+            StageError: it is not there any more, or has changed.
+        """
+        image = self.images[row]
+        return self._unchanged(source / image.path, image.sha256)
+
+    def original_mask(self, row: int, source: Path) -> Path | None:
+        """The file of an image's mask likewise; None where the image has none."""
+        image = self.images[row]
+        if image.mask is None or image.mask_sha256 is None:
+            return None
+        return self._unchanged(source / image.mask, image.mask_sha256)
+
+    def _unchanged(self, path: Path, sha256: str) -> Path:
+        remedy = f"put it back, or run `blemish prepare {self.category}` again and all that follows (`dvc repro`)"
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise StageError(f"{path}: {error.strerror}, and it was prepared; {remedy}") from None
+        if found != sha256:
+            raise StageError(
+                f"{path}: not the file that was prepared, it has changed since (SHA-256 {found[:12]}…, was "
+                f"{sha256[:12]}…); {remedy}"
+            )
+        return path
+
+    def apart(self) -> list[int]:
+        """Rows of the real defects that a model which learns from some is not tested on."""
+        return self.rows("anomalous_train", "withheld")
+
+    def tested(self, *, defects_apart: bool) -> list[int]:
+        """Rows that a model is tested on: the test split, and the rest of the real defects unless they are `apart`."""
+        return self.rows("test") if defects_apart else self.rows("test", "anomalous_train", "withheld")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def images_file(folder: Path, size: int) -> Path:

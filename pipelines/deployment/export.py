@@ -44,7 +44,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
 
     Raises:
         ParamsError: no such model or category in the params file.
-        StageError: the cell is not trained and evaluated, or its data has changed since.
+        StageError: the cell is not trained and evaluated, or its data has changed since, on disk too.
         ExportError: the graph does not reproduce the model; nothing is kept.
     """
     params.check_category(category)
@@ -70,8 +70,10 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         source = Path(params.data.root) / category
         data = PreparedData(project.prepared(category), trained.image_size, torch.device("cpu"))
         trained.check_data(data)
+        apart = params.defects_apart(learns=trained.learns_from_defects)
+        tested = data.index.tested(defects_apart=apart)
         parity = measure_parity(
-            trained.model, Detector(path), data, project.root / source, params.export.max_difference
+            trained.model, Detector(path), data, tested, project.root / source, params.export.max_difference
         )
         parity.check(model_name, category)
         parity.save(folder / cell.parity.name)
@@ -118,14 +120,13 @@ def _check_size(program: torch.onnx.ONNXProgram, model: AnomalyModel, card: Mode
 
 
 def measure_parity(
-    model: AnomalyModel, detector: Detector, data: PreparedData, source: Path, max_difference: float
+    model: AnomalyModel, detector: Detector, data: PreparedData, tested: list[int], source: Path, max_difference: float
 ) -> Parity:
     """Compare on every test image: original files through the exported graph, prepared arrays through the model.
 
     A difference counts in standard deviations of what the model says of held-out good parts, so that it means the same
     on any model's scale. Where these are all alike it counts in what float32 rounds.
     """
-    tested = data.rows("test")
     rows = tested or data.rows("holdout")
     scales = _Scales.of(model, data, max_difference)
     alone: list[Outputs] = []
@@ -135,7 +136,7 @@ def measure_parity(
     disagreements: list[Decision] = []
     for row in rows:
         path = data.index.images[row].path
-        image, prepared = detector.load(source / path), data.batch([row]).image
+        image, prepared = detector.load(data.index.original(row, source)), data.batch([row]).image
         shipped, seen = Outputs(*detector(image)), _predict(model, prepared)
         levels.append((255 * float(np.abs(image - prepared.numpy()).max()), path))
         deviations["score"].append(scales.score.deviation(path, shipped.score, seen.score))

@@ -33,9 +33,8 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
 
     Raises:
         ParamsError: no such category in the params file.
-        StageError: the category is not prepared.
+        StageError: the category is not prepared, or its files have changed since.
         ExportError: the cell is not exported.
-        ImageError: a test image cannot be read any more.
     """
     from pipelines.tracking.runs import cell_run
 
@@ -44,8 +43,8 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
     detector = Detector(cell.onnx, threads=params.latency.threads)
     source = project.root / params.data.root / category
     index = PreparedIndex.load(project.prepared(category))
-    tested = index.rows("test")
-    paths = [source / index.images[row].path for row in tested or index.rows("holdout")]
+    tested = index.rows("test")  # those that every model is tested on: times are compared
+    paths = [index.original(row, source) for row in tested or index.rows("holdout")]
     found = measure(detector, paths, params.latency, "test images" if tested else "held-out good parts")
     found.save(cell.latency)
     with cell_run(cell, params.tracking.experiment, detector.card.run_id) as run:

@@ -43,8 +43,7 @@ def _data(evaluation: Evaluation) -> str:
 
 def _split(evaluation: Evaluation) -> str:
     counts = evaluation.counts
-    taught = counts.anomalous_train
-    taken = f", {taught} real defects set aside for methods that learn from some" if taught else ""
+    taken = f", {counts.apart} real defects apart, for models that learn from some" if counts.apart else ""
     tested = f"tested on {counts.test_normal} good and {counts.test_anomalous} defective ones"
     return (
         f"{counts.train} good images to fit, {counts.holdout} held out{taken}; "

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from anomaly_models.base import AnomalyModel, ModelError
 from pipelines.data.batches import PreparedData, SplitBatches
+from pipelines.data.index import PreparedIndex
 from pipelines.evaluation import figures
 from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.description import description
@@ -83,7 +84,8 @@ def evaluate(
     threshold, pixel_threshold = thresholds(held_out, threshold_from, params.evaluate.false_alarm_rate)
     native = params.evaluate.resolution == "native"
     originals = project.root / params.data.root / category if native else None
-    results = score_test_images(trained.model, data, originals)
+    apart = params.defects_apart(learns=trained.learns_from_defects)
+    results = score_test_images(trained.model, data, data.index.tested(defects_apart=apart), originals)
     masked = data.index.has_masks and bool(results)
     pixels = _compare_pixels(results, params.evaluate.pixel_metrics) if masked else None
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, threshold_from, pixels)
@@ -148,12 +150,14 @@ def thresholds(
     return threshold, threshold_at(peaks, rate).value
 
 
-def score_test_images(model: AnomalyModel, data: PreparedData, originals: Path | None) -> list[TestImage]:
-    """Every test image by itself, as `predict` will see it.
+def score_test_images(
+    model: AnomalyModel, data: PreparedData, rows: Sequence[int], originals: Path | None
+) -> list[TestImage]:
+    """The test images of these rows, each by itself, as `predict` will see it.
 
     Pixels are compared at the prepared size, or at each image's own if the folder of the `originals` is given.
     """
-    return [_test_image(model, data, row, originals) for row in data.rows("test")]
+    return [_test_image(model, data, row, originals) for row in rows]
 
 
 def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None) -> TestImage:
@@ -257,12 +261,23 @@ def _summarise(
             threshold_from=threshold_from,
             seed=run.settings.train.seed,
         ),
-        counts=Counts.model_validate(data.index.counts),
+        counts=_counts(data.index, results),
         metrics={name: known(value) for name, value in metrics.items()},
         threshold=Threshold(**dict(threshold), pixel_value=pixel_threshold, oracle=known(image.oracle_threshold)),
         confusion=counts,
         defects=_defects(results, threshold),
         intervals={},
+    )
+
+
+def _counts(index: PreparedIndex, results: Sequence[TestImage]) -> Counts:
+    tested = {result.path for result in results}
+    return Counts(
+        train=len(index.rows("train")),
+        holdout=len(index.rows("holdout")),
+        test_normal=sum(not result.label for result in results),
+        test_anomalous=sum(result.label for result in results),
+        apart=sum(index.images[row].path not in tested for row in index.apart()),
     )
 
 
@@ -301,6 +316,7 @@ def _defects(results: list[TestImage], threshold: HoldoutThreshold) -> dict[str,
 def _track(cell: Cell, params: Params, evaluation: Evaluation, drawn: list[str]) -> None:
     with cell_run(cell, params.tracking.experiment, evaluation.run_id) as run:
         run.metrics(evaluation.known | evaluation.recalls)
+        run.tags({"test": evaluation.counts.of_test()})
         run.tags({"protocol": evaluation.protocol.model_dump(), "threshold": evaluation.threshold.model_dump()})
         run.describe(description(evaluation, read_tested(cell.evaluated), run.known_tags()))
         for name in drawn:

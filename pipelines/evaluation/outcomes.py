@@ -36,17 +36,32 @@ class Protocol(Record):
 
 
 class Counts(Record):
-    """Images of a category by split."""
+    """Images of a category by what they were for this model: which test a figure is of."""
 
     train: int
     holdout: int
-    anomalous_train: int
     test_normal: int
     test_anomalous: int
+    apart: int  # real defects that are not in this test, since this model or another learns from them
 
     @property
     def num_tested(self) -> int:
         return self.test_normal + self.test_anomalous
+
+    @property
+    def test_images(self) -> str:
+        """Good and defective ones, and those apart: "30 + 24 (6 apart)"."""
+        return f"{self.test_normal} + {self.test_anomalous}" + (f" ({self.apart} apart)" if self.apart else "")
+
+    def of_test(self) -> dict[str, int]:
+        """For the tags of a run."""
+        return {"good": self.test_normal, "defective": self.test_anomalous, "defects_apart": self.apart}
+
+    @classmethod
+    def total(cls, counts: Iterable["Counts"]) -> "Counts":
+        """Of several categories."""
+        parts = [one.model_dump() for one in counts]
+        return cls(**{name: sum(part[name] for part in parts) for name in cls.model_fields})
 
 
 class HoldoutThreshold(Record):

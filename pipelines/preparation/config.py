@@ -10,10 +10,10 @@ from anomaly_models.common.settings import Settings
 class AnomalousTrainConfig(Settings):
     """Section `prepare.anomalous_train`: the real anomalies that supervised methods may learn from.
 
-    They leave the test split for every model, so that all rows of a report are on the same test. `spread` is the
-    published protocol of BGAD (Yao et al., CVPR 2023): count // T of each of the T types, the rest at random; at least
-    half of each type stays. `one_type` is the open-set protocol: all from one type, drawn by the seed, and nothing else
-    of that type is tested on.
+    A model that learns from them is not tested on them; whether others are, `evaluate.learnt_defects` says. `spread` is
+    the published protocol of BGAD (Yao et al., CVPR 2023): count // T of each of the T types, the rest at random; at
+    least half of each type stays. `one_type` is the open-set protocol: all from one type, drawn by the seed, and a
+    model that learns from them is tested on nothing else of that type.
     """
 
     count: NonNegativeInt  # per category, at the most

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, images_file, masks_file
+from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, file_sha256, images_file, masks_file
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.preparation.config import PrepareConfig
@@ -52,12 +52,7 @@ def prepare(
 def _digests(source: Path, listing: Listing, masks: Mapping[str, str], pool: ThreadPoolExecutor) -> dict[str, str]:
     """SHA-256 of every image and mask used, by path."""
     paths = [*listing.training, *listing.test_normal, *listing.anomalous, *masks.values()]
-    return dict(zip(paths, pool.map(lambda path: _digest(source / path), paths), strict=True))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return dict(zip(paths, pool.map(lambda path: file_sha256(source / path), paths), strict=True))
 
 
 def _write_arrays(items: list[Item], rows: Decoded, folder: Path) -> None:
@@ -90,6 +85,8 @@ def _index(
             height=originals[item.path][1],
             mask=item.mask,
             mask_row=mask_rows.get(item.path),
+            sha256=digests[item.path],
+            mask_sha256=None if item.mask is None else digests[item.mask],
         )
         for item in items
     )

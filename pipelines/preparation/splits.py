@@ -52,13 +52,14 @@ def split(
         drawn, groups = _draw(groups, config.holdout, reserve=1, rng=rng)
         holdout = _flatten(drawn)
     train = _flatten(groups)
-    taught, tested = _draw_anomalies(source, listing.anomalous, digests, config, findings)
+    taught, withheld, tested = _draw_anomalies(listing.anomalous, digests, config, findings)
     if holdout:
         _warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
     return [
         *(Item(path, "train", GOOD, None) for path in sorted(train)),
         *(Item(path, "holdout", GOOD, None) for path in sorted(holdout)),
         *(Item(path, "anomalous_train", listing.anomalous[path], masks.get(path)) for path in sorted(taught)),
+        *(Item(path, "withheld", listing.anomalous[path], masks.get(path)) for path in sorted(withheld)),
         *(
             Item(path, "test", listing.anomalous.get(path, GOOD), masks.get(path))
             for path in sorted([*test_normal, *tested])
@@ -67,31 +68,31 @@ def split(
 
 
 def _draw_anomalies(
-    source: Path,
     anomalous: Mapping[str, str],
     digests: Mapping[str, str],
     config: PrepareConfig,
     findings: Findings,
-) -> tuple[list[str], list[str]]:
-    """Share the anomalies out: (those to learn from, those to test on). The same pixels stay together."""
+) -> tuple[list[str], list[str], list[str]]:
+    """Share the anomalies out: to learn from, withheld, and to test on. The same pixels stay together."""
     by_type: defaultdict[str, list[str]] = defaultdict(list)
     for path in sorted(anomalous):
         by_type[anomalous[path]].append(path)
     count = config.anomalous_train.count
     if count == 0 or not by_type:
-        return [], list(anomalous)
+        return [], [], list(anomalous)
     # A stream of its own: the normal images' splits are the same whatever is asked for here.
     rng = np.random.default_rng([config.seed, _ANOMALY_STREAM])
     types = {name: _shuffled(_same_content(paths, digests), rng) for name, paths in sorted(by_type.items())}
     if config.anomalous_train.protocol == "one_type":
-        return _draw_one_type(source, types, count, rng, findings)
+        return _draw_one_type(types, count, rng, findings)
     taken = _spread(types, count, rng)
     if len(taken) < count:
         findings.warnings.append(
             f"{len(taken)} of {counted(len(anomalous), 'anomaly', 'anomalies')} to learn from, where "
-            f"prepare.anomalous_train.count asks for {count}: at least half of each type is kept for the test"
+            f"prepare.anomalous_train.count asks for {count}: at least half of each type is kept for the test "
+            "of a model that does"
         )
-    return taken, [path for path in anomalous if path not in taken]
+    return taken, [], [path for path in anomalous if path not in taken]
 
 
 def _spread(types: Mapping[str, list[list[str]]], count: int, rng: np.random.Generator) -> list[str]:
@@ -117,25 +118,25 @@ def _spread(types: Mapping[str, list[list[str]]], count: int, rng: np.random.Gen
 
 
 def _draw_one_type(
-    source: Path, types: Mapping[str, list[list[str]]], count: int, rng: np.random.Generator, findings: Findings
-) -> tuple[list[str], list[str]]:
+    types: Mapping[str, list[list[str]]], count: int, rng: np.random.Generator, findings: Findings
+) -> tuple[list[str], list[str], list[str]]:
     if len(types) < 2:
-        findings.problem(
-            f"{source}: one type of defect ({some(types)}), but prepare.anomalous_train.protocol is one_type, which "
-            "tests on the other types; take spread"
+        findings.warnings.append(
+            f"no anomaly to learn from: one type of defect ({some(types)}), but prepare.anomalous_train.protocol is "
+            "one_type, which tests on the other types; take spread"
         )
-        return [], []
+        return [], [], [path for groups in types.values() for path in _flatten(groups)]
     chosen = list(types)[rng.integers(len(types))]
     taken: list[str] = []
     for group in types[chosen]:
         if len(taken) + len(group) <= count:
             taken += group
-    unused = sum(map(len, types[chosen])) - len(taken)
+    withheld = [path for path in _flatten(types[chosen]) if path not in taken]
     findings.warnings.append(
-        f"{counted(len(taken), 'anomaly', 'anomalies')} of type {chosen} to learn from, {unused} more of it in no "
-        "split: one_type tests on the other types"
+        f"{counted(len(taken), 'anomaly', 'anomalies')} of type {chosen} to learn from, {len(withheld)} more of it "
+        "withheld from the test of a model that does: one_type tests on the other types"
     )
-    return taken, [path for name, groups in types.items() if name != chosen for path in _flatten(groups)]
+    return taken, withheld, [path for name, groups in types.items() if name != chosen for path in _flatten(groups)]
 
 
 def _shuffled(groups: list[list[str]], rng: np.random.Generator) -> list[list[str]]:

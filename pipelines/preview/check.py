@@ -35,10 +35,11 @@ def load_checked(path: Path) -> Params:
 
 
 def write_checked(params: Params, project: Project) -> None:
-    """What DVC's other stages depend on: that the file is in order, and whether a model is there to make inputs for.
+    """What DVC's other stages depend on: that the file is in order, which models are in `models`, how each is tested.
 
-    The first never changes. The second do when a model leaves `models` or comes back, and for no other reason. `train`
-    depends on the folder of a model's inputs, also where it wants none.
+    The first never changes. The second does when a model leaves `models` or comes back, and for no other reason, the
+    third when that, or a setting, changes which defects a model is tested on. `train` depends on the folder of a
+    model's inputs, also where it wants none.
     """
     from anomaly_models import MODELS
 
@@ -49,6 +50,11 @@ def write_checked(params: Params, project: Project) -> None:
         for name in MODELS:
             found = "in models" if name in params.models else "not in models"
             (temporary / f"{name}.txt").write_text(f"{found}\n", encoding="utf-8")
+        (temporary / "tests").mkdir()
+        for name in params.models:
+            learns = params.model_config_of(name).wants.anomalies > 0
+            tested = "but for those that models learn from" if params.defects_apart(learns=learns) else "all"
+            (temporary / "tests" / f"{name}.txt").write_text(f"defects tested on: {tested}\n", encoding="utf-8")
 
 
 def unused_sections(params: Params) -> list[str]:

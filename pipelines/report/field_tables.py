@@ -50,12 +50,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class FieldTable:
-    """One metric. `test_images` are those of our rows."""
+    """One metric. `tests` are the test images of our rows: what to call them, then in all and by category."""
 
     metric: str
     title: str
     categories: tuple[str, ...]
-    test_images: tuple[int, ...]
+    tests: tuple[tuple[str, ...], ...]
     rows: tuple[Row, ...]
     notes: Mapping[str, str]  # letter -> text
 
@@ -63,7 +63,7 @@ class FieldTable:
         names = [in_markdown(category_title(category)) for category in self.categories]
         header = ["Method", "Avg", *names]
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-        lines.append(["*Test images*", *(f"*{n}*" for n in (sum(self.test_images), *self.test_images))])
+        lines += [[f"*{in_markdown(text)}*" for text in test] for test in self.tests]
         for row in self.rows:
             mark = f" <sup>{' '.join(row.notes)}</sup>" if row.notes else ""
             lines.append([in_markdown(row.method) + mark, *row.shown(self.categories, "**{}**")])
@@ -76,7 +76,7 @@ class FieldTable:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["method", "source", "average", *self.categories])
-        writer.writerow(["test images", "", sum(self.test_images), *self.test_images])
+        writer.writerows([name.lower(), "", *numbers] for name, *numbers in self.tests)
         for row in self.rows:
             values = ("" if value is None else f"{value:.2f}" for value in (row.average, *row.values))
             writer.writerow([row.method, row.source, *values])
@@ -94,7 +94,7 @@ class FieldTable:
             r"\toprule",
             " & ".join(["Method", "Avg", *(rf"\rotatebox{{90}}{{{name}}}" for name in names)]) + r" \\",
             r"\midrule",
-            " & ".join(["Test images", *(str(n) for n in (sum(self.test_images), *self.test_images))]) + r" \\",
+            *(" & ".join(map(_escape_latex, test)) + r" \\" for test in self.tests),
             *self._latex_rows(),
             r"\bottomrule",
             r"\end{tabular}",
@@ -122,14 +122,12 @@ class FieldTable:
 
 def field_tables(summary: Summary) -> list[FieldTable]:
     """A table for each of the field's metrics that any cell has."""
-    rows = summary.rows
-    first = next(iter(summary.models))
     published: Sequence[Published] = ()
     categories = summary.categories
     if is_mvtec_ad({cell.category: cell.counts.train + cell.counts.holdout for cell in summary.cells}):
         published = load_published()
         categories = tuple(category for category in MVTEC_AD_ORDER if category in categories)
-    test_images = tuple(rows[first, category].num_test_images for category in categories)
+    tests = _tests(summary, categories)
     tables = []
     for metric, title in FIELD_METRICS.items():
         ours = [_our_row(summary, model, metric, categories) for model in summary.models]
@@ -139,8 +137,20 @@ def field_tables(summary: Summary) -> list[FieldTable]:
         if theirs:
             notes = {"*": _protocol(summary, categories), **notes}
             ours = [replace(row, notes=("*",)) for row in ours]
-        tables.append(FieldTable(metric, title, categories, test_images, (*ours, *theirs), notes))
+        tables.append(FieldTable(metric, title, categories, tests, (*ours, *theirs), notes))
     return tables
+
+
+def _tests(summary: Summary, categories: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Good + defective test images, a line for all models, or for each group of them that was tested otherwise."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for model in summary.models:
+        cells = [summary.rows[model, category] for category in (AVERAGE, *categories)]
+        groups.setdefault(tuple(cell.counts.test_images for cell in cells), []).append(model)
+    return tuple(
+        ("Test images" if len(groups) == 1 else f"Test images of {', '.join(models)}", *numbers)
+        for numbers, models in groups.items()
+    )
 
 
 def _our_row(summary: Summary, model: str, metric: str, categories: Sequence[str]) -> Row:
@@ -177,7 +187,9 @@ def _protocol(summary: Summary, categories: Sequence[str]) -> str:
     """What our own rows rest on, which published ones do not share."""
     sizes = sorted({cell.protocol.image_size for cell in summary.cells})
     native = summary.cells[0].protocol.resolution == "native"
-    taught = max(cell.counts.anomalous_train for cell in summary.cells)
+    taught = max(cell.counts.apart for cell in summary.cells)
+    without = [model for model in summary.models if any(c.counts.apart for c in summary.cells if c.model == model)]
+    whose = "any model" if len(without) == len(summary.models) else ", ".join(without)
     held_out = sum(cell.counts.holdout for cell in summary.cells) // len(summary.models)
     parts = [
         f"whole images at {', '.join(map(str, sizes))} pixels",
@@ -187,7 +199,10 @@ def _protocol(summary: Summary, categories: Sequence[str]) -> str:
         f"{held_out} good training images held out for thresholds",
     ]
     if taught:
-        parts.append(f"up to {taught} real defects per category taken out of the test for the supervised method")
+        parts.append(
+            f"up to {taught} real defects per category, from which the supervised method learns, are not in the test "
+            f"of {whose}"
+        )
     some = len(categories) < len(MVTEC_AD_ORDER)
     return f"This run: {'; '.join(parts)}." + (" Published averages are over the categories shown." if some else "")
 

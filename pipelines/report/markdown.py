@@ -42,7 +42,8 @@ COLUMNS = (
 NOTES = """\
 Percentages. AUROC and AP need no threshold, F1-max chooses it on the test images (hence *oracle*). *Defects found* \
 and *false alarms* are decisions at the deployed threshold, which comes from held-out good parts alone. AUPRO is \
-integrated to a false-positive rate of 0.3 and of 0.05. The average weighs every category alike. *95 %* is the \
+integrated to a false-positive rate of 0.3 and of 0.05. The average weighs every category alike. *Test images* are \
+good + defective ones; real defects that are *apart* are not among them, since a model learns from them. *95 %* is the \
 interval of the figure before it over the test images, good and defective ones drawn apart. *Latency* is the median \
 time from a file to a decision, one image at a time."""
 
@@ -69,7 +70,7 @@ def leaderboard_table(summary: Summary) -> str:
     columns: list[tuple[str, Callable[[CellSummary | Average], str]]] = [
         ("Model", lambda row: row.model),
         ("Category", lambda row: in_markdown(row.category)),
-        ("Test images", lambda row: row.test_images),
+        ("Test images", lambda row: row.counts.test_images),
         (first.title, first.of),
         ("95 %", lambda row: interval(row.intervals.get(first.key))),
         *((column.title, column.of) for column in others),

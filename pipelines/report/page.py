@@ -40,7 +40,7 @@ _LEVELS = 256  # of a kept map
 @dataclass(frozen=True, slots=True)
 class _Column:
     title: str
-    num_images: int
+    images: str  # how many test images, where all rows have as many
     higher_is_better: bool
 
 
@@ -60,6 +60,8 @@ class _Figure:
 class _Row:
     model: str
     cells: list[_Figure]
+    num_tested: int
+    test_images: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]]) -> str:
         boards=_boards(summary),
         untested=untested(summary),
         main_metric=MAIN_METRIC,
+        has_apart=any(cell.counts.apart for cell in summary.cells),
         has_seeds=any(cell.seeds for cell in summary.cells),
         latencies=latencies,
         hardware=sorted({latency.hardware for _, latency in latencies}),
@@ -166,13 +169,18 @@ def _board(summary: Summary, metric: Metric) -> _Board:
     key, names, rows = metric.key, list(summary.categories), summary.rows
     if len(names) > 1:
         names.insert(0, AVERAGE)
-    first = next(iter(summary.models))
     return _Board(
         key=key,
         title=metric.heading,
         sentence=_sentence(summary.champion(key, names[0]), names[0]),
-        columns=[_Column(name, rows[first, name].num_test_images, metric.higher_is_better) for name in names],
-        rows=[_Row(model, [_figure(summary, rows[model, name], key) for name in names]) for model in summary.models],
+        columns=[
+            _Column(name, _num_images([rows[model, name] for model in summary.models]), metric.higher_is_better)
+            for name in names
+        ],
+        rows=[
+            _row(rows[model, names[0]], [_figure(summary, rows[model, name], key) for name in names])
+            for model in summary.models
+        ],
         comparisons=[c for name in names for c in summary.comparisons if (c.metric, c.category) == (key, name)],
     )
 
@@ -184,10 +192,19 @@ def _overview(summary: Summary, metrics: Sequence[Metric]) -> _Board:
         key="all",
         title="All metrics" if len(summary.categories) == 1 else "All metrics, average over categories",
         sentence="",
-        columns=[_Column(metric.heading, averages[0].num_test_images, metric.higher_is_better) for metric in metrics],
-        rows=[_Row(row.model, [_figure(summary, row, metric.key) for metric in metrics]) for row in averages],
+        columns=[_Column(metric.heading, _num_images(averages), metric.higher_is_better) for metric in metrics],
+        rows=[_row(row, [_figure(summary, row, metric.key) for metric in metrics]) for row in averages],
         comparisons=[],
     )
+
+
+def _num_images(rows: Sequence[CellSummary | Average]) -> str:
+    numbers = {row.counts.num_tested for row in rows}
+    return counted(numbers.pop(), "image") if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)} images"
+
+
+def _row(row: CellSummary | Average, figures: list[_Figure]) -> _Row:
+    return _Row(row.model, figures, row.counts.num_tested, row.counts.test_images)
 
 
 def _figure(summary: Summary, row: CellSummary | Average, key: str) -> _Figure:

@@ -70,7 +70,8 @@ def _crowned(summary: Summary) -> Iterator[tuple[str, str | None, str]]:
 def _write_leaderboard(path: Path, cells: Sequence[CellSummary]) -> None:
     """A row per cell: each metric with the ends of its interval, and the test images behind them."""
     ends = [f"{metric.key}_{end}" for metric in METRICS for end in ("low", "high")]
-    columns = ["cell", "model", "category", "seed", "test_normal", "test_anomalous", *(c.key for c in COLUMNS), *ends]
+    test = ("test_normal", "test_anomalous", "apart")
+    columns = ["cell", "model", "category", "seed", *test, *(c.key for c in COLUMNS), *ends]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()

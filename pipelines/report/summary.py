@@ -43,6 +43,7 @@ class Row(Record):
 
     model: str
     category: str
+    counts: Counts  # of an average: of all categories together
     metrics: dict[str, float | int | None]
     intervals: dict[str, Interval]  # of the metrics that have one
     seeds: SeedFigures | None  # None where one seed is known
@@ -55,7 +56,6 @@ class CellSummary(Row):
     run_url: str | None  # where a store shows it
     settings: dict[str, Any]  # the model's
     protocol: Protocol
-    counts: Counts
     threshold: Threshold
     confusion: Confusion
     defects: dict[str, DefectOutcome]
@@ -68,20 +68,10 @@ class CellSummary(Row):
         milliseconds = self.latency.milliseconds.total.p50 if self.latency else None
         return self.metrics | {"latency_ms": milliseconds, "onnx_megabytes": self.onnx_megabytes}
 
-    @property
-    def num_test_images(self) -> int:
-        return self.counts.test_normal + self.counts.test_anomalous
-
-    @property
-    def test_images(self) -> str:
-        """Good and defective ones."""
-        return f"{self.counts.test_normal} + {self.counts.test_anomalous}"
-
 
 class Average(Row):
     """Macro average: each category weighs the same; a figure that some category lacks has no average."""
 
-    num_test_images: int
     train_seconds_total: float | None
     onnx_megabytes_mean: float | None
     latency_p50: float | None
@@ -90,10 +80,6 @@ class Average(Row):
     def figures(self) -> dict[str, float | int | None]:
         """The metrics alone: what a model costs is said of each cell."""
         return self.metrics
-
-    @property
-    def test_images(self) -> str:
-        return str(self.num_test_images)
 
 
 class Tracking(Record):
@@ -238,7 +224,7 @@ def _average(row: Measured, cells: Sequence[CellSummary], seeds: Seeds) -> Avera
         metrics={metric.key: row.values.get(metric.key) for metric in METRICS},
         intervals=_rounded(row.intervals),
         seeds=seeds.figures(),
-        num_test_images=row.num_images,
+        counts=Counts.total(cell.counts for cell in cells),
         train_seconds_total=_total(figures, "train_seconds"),
         onnx_megabytes_mean=_mean(figures, "onnx_megabytes"),
         latency_p50=_mean(figures, "latency_ms"),

@@ -44,6 +44,11 @@ def print_results(project: Project, console: "Console") -> None:
         if len(summary.categories) > 1:
             table.add_row(*_short_row(row, shown), style="bold", end_section=True)
     console.print(table)
+    if any(cell.counts.apart for cell in summary.cells):
+        console.print(
+            "Test images: good + defective - those apart, from which a model learns; they are not in this test",
+            highlight=False,
+        )
     for sentence in [*untested(summary), *against_the_best(summary)]:
         console.print(sentence, highlight=False)
     first = project.cell(summary.cells[0].model, summary.cells[0].category)
@@ -54,8 +59,13 @@ def print_results(project: Project, console: "Console") -> None:
     console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
 
 
+def _test_images(row: CellSummary | Average) -> str:
+    counts = row.counts
+    return f"{counts.test_normal}+{counts.test_anomalous}" + (f"-{counts.apart}" if counts.apart else "")
+
+
 def _short_row(row: CellSummary | Average, columns: Sequence[Column]) -> list[str]:
     """For a terminal of 80 columns."""
     first, *others = (column.of(row) for column in columns)
     ends = narrow_interval(row.intervals.get(columns[0].key))
-    return [row.model, row.category, row.test_images.replace(" ", ""), first, ends, *others]
+    return [row.model, row.category, _test_images(row), first, ends, *others]

@@ -84,6 +84,7 @@ class EvaluateConfig(Settings):
     pixel_metrics: Literal["exact", "streaming"]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of good parts; the threshold is set for it
     bootstrap: Annotated[int, Field(ge=50)]  # exchanges of two models' results, for comparisons
+    learnt_defects: Literal["tested_by_nobody", "tested_by_others"]  # those of prepare.anomalous_train
 
 
 class ExportConfig(Settings):
@@ -136,6 +137,15 @@ class Params(Settings):
         config = self.models[model]
         assert isinstance(config, Config), "load_checked comes first"
         return config
+
+    def defects_apart(self, *, learns: bool) -> bool:
+        """Whether a model is not tested on the real defects that models learn from; `learns`: whether it does itself.
+
+        Where no model of the file learns from any, none is apart. The models must have been checked.
+        """
+        learners = [name for name in self.models if self.model_config_of(name).wants.anomalies]
+        some = bool(learners) and self.prepare.anomalous_train.count > 0
+        return learns or (some and self.evaluate.learnt_defects == "tested_by_nobody")
 
     def check_category(self, category: str) -> None:
         """Raise ParamsError if `category` is not one of the file's."""

@@ -70,6 +70,12 @@ class Trained:
     def image_size(self) -> int:
         return int(self.run.model_settings["image_size"])
 
+    @property
+    def learns_from_defects(self) -> bool:
+        """Whether it was trained on real defects, if there were any."""
+        config = MODELS[self.run.model].Config.model_validate(self.run.model_settings)
+        return config.wants.anomalies > 0
+
     def check_data(self, data: PreparedData) -> None:
         """Raise StageError if the images or their splits have changed: a test image may have been trained on."""
         if data.version != self.run.settings.data:

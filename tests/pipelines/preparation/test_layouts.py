@@ -1,12 +1,12 @@
 """A folder in either layout is listed and its masks are found; what does not fit is told."""
 
+import hashlib
 import shutil
 import unicodedata
 
 import pytest
 from drawn_folders import CONFIG, HEIGHT, WIDTH, paths_of, problem, run, write_image, write_mask
 
-from pipelines.data.index import IndexedImage
 from pipelines.preparation.prepare import prepare
 
 
@@ -26,13 +26,19 @@ def test_mvtec_layout(mvtec):
     assert sorted(paths_of(index, "train") + paths_of(index, "holdout")) == [
         f"train/good/{n:03}.png" for n in range(10)
     ]
-    assert index.images[10:] == (
-        IndexedImage("test/bent/000.png", "test", True, "bent", WIDTH, HEIGHT, "ground_truth/bent/000.png", 0),
-        IndexedImage("test/crack/000.jpg", "test", True, "crack", WIDTH, HEIGHT, "ground_truth/crack/000_mask.png", 1),
-        IndexedImage("test/crack/001.jpg", "test", True, "crack", WIDTH, HEIGHT, "ground_truth/crack/001_mask.png", 2),
-        IndexedImage("test/good/000.png", "test", False, "good", WIDTH, HEIGHT, None, None),
-        IndexedImage("test/good/001.png", "test", False, "good", WIDTH, HEIGHT, None, None),
-    )
+    found = [(i.path, i.split, i.label, i.defect, i.width, i.height, i.mask, i.mask_row) for i in index.images[10:]]
+    assert found == [
+        ("test/bent/000.png", "test", True, "bent", WIDTH, HEIGHT, "ground_truth/bent/000.png", 0),
+        ("test/crack/000.jpg", "test", True, "crack", WIDTH, HEIGHT, "ground_truth/crack/000_mask.png", 1),
+        ("test/crack/001.jpg", "test", True, "crack", WIDTH, HEIGHT, "ground_truth/crack/001_mask.png", 2),
+        ("test/good/000.png", "test", False, "good", WIDTH, HEIGHT, None, None),
+        ("test/good/001.png", "test", False, "good", WIDTH, HEIGHT, None, None),
+    ]
+    digests = [hashlib.sha256((mvtec / image.path).read_bytes()).hexdigest() for image in index.images]
+    assert [image.sha256 for image in index.images] == digests
+    masked = {image.mask: image.mask_sha256 for image in index.images if image.mask is not None}
+    assert masked == {path: hashlib.sha256((mvtec / path).read_bytes()).hexdigest() for path in masked}
+    assert all((image.mask is None) == (image.mask_sha256 is None) for image in index.images)
 
 
 def test_plain_layout(plain):

@@ -9,7 +9,6 @@ from drawn_folders import CONFIG, paths_of, problem, run, write_image, write_mas
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.errors import DatasetError
 from pipelines.preparation.config import AnomalousTrainConfig
 
 
@@ -123,7 +122,7 @@ def test_at_least_half_of_each_type_is_kept_for_the_test(defective):
     assert types_of(index, "anomalous_train") == {"bent": 5, "cut": 3, "swap": 2}
     assert index.warnings == (
         "10 of 21 anomalies to learn from, where prepare.anomalous_train.count asks for 100: at least half of each "
-        "type is kept for the test",
+        "type is kept for the test of a model that does",
     )
 
 
@@ -144,19 +143,28 @@ def test_one_type_to_learn_from_and_the_others_to_test_on(defective):
     assert types_of(index, "test") == {"good": 2} | others
     assert index.warnings == (
         f"{count} anomal{'y' if count == 1 else 'ies'} of type {name} to learn from, {whole[name] - count} more of it "
-        "in no split: one_type tests on the other types",
+        "withheld from the test of a model that does: one_type tests on the other types",
+    )
+    assert types_of(index, "withheld") == Counter({name: whole[name] - count})
+    assert types_of(index, "test") + types_of(index, "withheld") + types_of(index, "anomalous_train") == Counter(
+        whole | {"good": 2}
     )
     chosen = {tuple(types_of(run(defective, asking(3, "one_type", seed=seed)), "anomalous_train")) for seed in range(9)}
     assert len(chosen) > 1
 
 
-def test_one_type_needs_another_to_test_on(plain):
+def test_of_one_type_nothing_is_learnt_where_there_is_no_other_to_test_on(plain):
+    """It says so and stays usable: not every model learns from defects."""
     shutil.rmtree(plain / "masks")
     for path in (plain / "abnormal").iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-    with pytest.raises(DatasetError, match=r"one type of defect \(abnormal\), but .*one_type.*; take spread"):
-        run(plain, asking(1, "one_type"))
+    index = run(plain, asking(1, "one_type"))
+    assert index.apart() == []
+    assert types_of(index, "test")["abnormal"] == 2
+    (warning,) = index.warnings
+    start = "no anomaly to learn from: one type of defect (abnormal), but prepare.anomalous_train.protocol is one_type"
+    assert warning == f"{start}, which tests on the other types; take spread"
 
 
 def test_smallest_categories(mvtec, plain):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from changed_params import DEMO, changed, demo_with_one_model, problems_of
+from changed_params import DEMO, changed, demo_with_one_model, problems_of, put
 
 from pipelines.errors import ParamsError
 from pipelines.paths import Project
@@ -140,9 +140,38 @@ def test_what_dvc_is_told(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(changed({})))
     write_checked(load_checked(path), Project(tmp_path))
-    told = {file.name: file.read_text() for file in (tmp_path / "checked").iterdir()}
+    told = {file.name: file.read_text() for file in (tmp_path / "checked").glob("*.txt")}
     assert told.pop("params.txt") == "params.yaml is in order\n"
     assert told.pop("fapm.txt") == "in models\n"
     assert set(told.values()) == {"not in models\n"}
     assert set(told) == {"adfa.txt", "bgad.txt", "diffusion_ad.txt", "efficient_ad.txt"}
     assert list((tmp_path / "pretrained").iterdir()) == [tmp_path / "pretrained" / "fapm"]  # what `train` depends on
+
+
+ALL, SOME = "defects tested on: all\n", "defects tested on: but for those that models learn from\n"
+
+
+@pytest.mark.parametrize(
+    ("models", "changes", "expected"),
+    [
+        (["fapm"], {}, {"fapm": ALL}),
+        (["fapm"], {"evaluate.learnt_defects": "tested_by_others"}, {"fapm": ALL}),
+        (["fapm", "bgad"], {}, {"fapm": SOME, "bgad": SOME}),
+        (["fapm", "bgad"], {"evaluate.learnt_defects": "tested_by_others"}, {"fapm": ALL, "bgad": SOME}),
+        (["fapm", "bgad"], {"prepare.anomalous_train.count": 0}, {"fapm": ALL, "bgad": SOME}),
+        (
+            ["fapm", "bgad"],
+            {"models.bgad.anomalies_per_batch": 0, "models.bgad.pastes_per_batch": 0},
+            {"fapm": ALL, "bgad": ALL},
+        ),
+    ],
+)
+def test_dvc_is_told_which_defects_a_model_is_tested_on(
+    tmp_path: Path, models: list[str], changes: dict[str, Any], expected: dict[str, str]
+) -> None:
+    values = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    values["models"] = {name: values["models"][name] for name in models}
+    put(values, changes)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    write_checked(load_checked(tmp_path / "params.yaml"), Project(tmp_path))
+    assert {path.stem: path.read_text() for path in (tmp_path / "checked" / "tests").iterdir()} == expected

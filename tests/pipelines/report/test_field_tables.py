@@ -29,6 +29,8 @@ def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> Summary:
     for average in content["averages"]:
         values = figures[average["model"]].values()
         average["metrics"] = {"image_auroc": sum(values) / len(values)}
+        own = [cell["counts"] for cell in content["cells"] if cell["model"] == average["model"]]
+        average["counts"] = {name: sum(counts[name] for counts in own) for name in own[0]}
     best = {place: max(figures, key=lambda model: figures[model].get(place, 0)) for place in (*categories, AVERAGE)}
     champions = {place: {"best": model, "tied_with": [], "reason": None} for place, model in best.items()}
     return drawn_cells.read_summary(content | {"champions": {"image_auroc": champions}})
@@ -52,7 +54,7 @@ def test_markdown_has_the_average_first_and_the_test_images() -> None:
     assert lines[2:7] == [
         "| Method | Avg | nut | my_bolt |",
         "| --- | ---: | ---: | ---: |",
-        "| *Test images* | *36* | *18* | *18* |",
+        "| *Test images* | *20 + 16* | *10 + 8* | *10 + 8* |",
         "| fapm | **85.0** | **90.0** | 80.0 |",
         "| bgad | 82.5 | 70.0 | **95.0** |",
     ]
@@ -72,7 +74,13 @@ def test_one_model_has_no_winner() -> None:
 
 def test_csv_can_be_read_back() -> None:
     rows = list(csv.DictReader(io.StringIO(only(OWN).csv())))
-    assert rows[0] == {"method": "test images", "source": "", "average": "36", "nut": "18", "my_bolt": "18"}
+    assert rows[0] == {
+        "method": "test images",
+        "source": "",
+        "average": "20 + 16",
+        "nut": "10 + 8",
+        "my_bolt": "10 + 8",
+    }
     assert rows[2] == {"method": "bgad", "source": "this run", "average": "82.50", "nut": "70.00", "my_bolt": "95.00"}
 
 
@@ -92,13 +100,14 @@ def test_a_folder_of_ones_own_has_no_published_results() -> None:
     assert [row.method for row in only(bottles).rows] == ["fapm"]
 
 
-MVTEC = summary_of({"fapm": dict.fromkeys(sorted(MVTEC_AD_ORDER), 0.95)}, anomalous_train=10)
+MVTEC = summary_of({"fapm": dict.fromkeys(sorted(MVTEC_AD_ORDER), 0.95)}, apart=10)
 
 
 def test_mvtec_ad_comes_in_the_fields_order_with_published_results() -> None:
     table = only(MVTEC)
     assert table.categories == MVTEC_AD_ORDER
-    assert sum(table.test_images) == 1725
+    ((name, total, *numbers),) = table.tests
+    assert (name, total, numbers[0]) == ("Test images", "467 + 1258 (150 apart)", "28 + 89 (10 apart)")
     header = table.markdown().splitlines()[2]
     assert header.startswith("| Method | Avg | Carpet | Grid | Leather | Tile | Wood | Bottle |")
     assert " Metal Nut | Pill |" in header
@@ -113,13 +122,32 @@ def test_footnotes_say_what_keeps_results_apart() -> None:
     table = only(MVTEC)
     assert set(table.notes) == {note for row in table.rows for note in row.notes}
     assert table.notes["*"].startswith("This run: whole images at 256 pixels; masks resized by the nearest pixel")
-    assert "up to 10 real defects per category taken out of the test" in table.notes["*"]
+    assert "up to 10 real defects per category, from which the supervised method learns, " in table.notes["*"]
+    assert " are not in the test of any model" in table.notes["*"]
     texts = " ".join(table.notes[letter] for letter in by_method(table)["BGAD (official code)"].notes)
     assert "10 real defects" in texts
     assert "best epoch on the test set" in texts
     # a note that several share is written once
     assert len(set(table.notes.values())) == len(table.notes)
     assert "- <sup>a</sup> From: results.csv" in table.markdown()
+
+
+def test_models_that_were_tested_otherwise_have_a_line_each() -> None:
+    """BGAD's ten defects are in the test of the others."""
+    summary = summary_of({"fapm": {"bottle": 0.9}, "bgad": {"bottle": 0.95}, "adfa": {"bottle": 0.8}})
+    counts = {row.model: row.counts for row in summary.cells}
+    counts["bgad"] = counts["bgad"].model_copy(update={"test_anomalous": 53, "apart": 10})
+    cells, averages = (
+        tuple(row.model_copy(update={"counts": counts[row.model]}) for row in rows)
+        for rows in (summary.cells, summary.averages)
+    )
+    table = only(summary.model_copy(update={"cells": cells, "averages": averages}))
+    assert table.tests == (
+        ("Test images of fapm, adfa", "20 + 63", "20 + 63"),
+        ("Test images of bgad", "20 + 53 (10 apart)", "20 + 53 (10 apart)"),
+    )
+    assert "are not in the test of bgad." in table.notes["*"].replace(";", ".")
+    assert r"Test images of bgad & 20 + 53 (10 apart) & 20 + 53 (10 apart) \\" in table.latex()
 
 
 def test_some_categories_of_mvtec_ad() -> None:

@@ -15,6 +15,7 @@ from pipelines.report import page as html_report
 from pipelines.report.page import page
 
 MODELS, CATEGORIES = ["fapm", "bgad"], ["nut", "my bolt"]
+LAST = "Test images good + defective"
 HOSTILE = "</script><script>alert(1)</script><s onclick='x'>&amp;\u2028"
 
 
@@ -96,10 +97,10 @@ def blocks(reader: Reader) -> dict[str, Any]:
 def test_the_tables_are_complete_without_a_script(project: Project) -> None:
     reader = read(project)
     assert "2 models on 2 categories of drawn, 64 px, seed 0." in reader.words
-    assert ["Model", "average 24 images", "nut 12 images", "my bolt 12 images"] in reader.rows
+    assert ["Model", "average 24 images", "nut 12 images", "my bolt 12 images", LAST] in reader.rows
     tied = "(tied with the best)"
-    assert ["fapm", "★97.9 (best)", f"≈98.0 {tied}96.0 to 100.0", f"≈97.8 {tied}95.8 to 99.8"] in reader.rows
-    assert ["bgad", "96.9", f"≈97.0 {tied}95.0 to 99.0", f"≈96.8 {tied}94.8 to 98.8"] in reader.rows
+    assert ["fapm", "★97.9 (best)", f"≈98.0 {tied}96.0 to 100.0", f"≈97.8 {tied}95.8 to 99.8", "8 + 16"] in reader.rows
+    assert ["bgad", "96.9", f"≈97.0 {tied}95.0 to 99.0", f"≈96.8 {tied}94.8 to 98.8", "8 + 16"] in reader.rows
     assert ["fapm", "11", "8.0", "20.9"] in reader.rows
     assert ["fapm", "nut", "2.0", "2.0", "2.0", "2.0", "8.0", "10.0", "12.0", "130.0batch 8"] in reader.rows
     assert [
@@ -115,9 +116,24 @@ def test_a_metric_that_nobody_has_has_no_table(project: Project) -> None:
     assert re.findall(r'data-metric="(\w+)"', text) == ["image_auroc", "image_f1_max", "false_alarms", "all"]
     reader = Reader(text)
     titles = ["Image AUROC", "Image F1-max (oracle)", "False alarms"]
-    assert ["Model", *(f"{title} 24 images" for title in titles)] in reader.rows
+    assert ["Model", *(f"{title} 24 images" for title in titles), LAST] in reader.rows
     assert ["fapm", "★97.9 (best)", "★87.9 (best)"] in [row[:3] for row in reader.rows]
     assert ["bgad", "96.9", "86.9"] in [row[:3] for row in reader.rows]
+
+
+def test_each_row_says_which_test_it_is(project: Project) -> None:
+    """Models that are not tested on the same images: one learns from two of the defects."""
+    summary = summary_of(MODELS, CATEGORIES)
+    for row in (*summary["cells"], *summary["averages"]):
+        if row["model"] == "bgad":
+            row["counts"] |= {"test_anomalous": row["counts"]["test_anomalous"] - 2, "apart": 2}
+    reader = read(project, summary)
+    assert ["Model", "average 22 to 24 images", "nut 10 to 12 images", "my bolt 10 to 12 images", LAST] in reader.rows
+    assert {(row[0], row[-1]) for row in reader.rows if " + " in row[-1] and row[0] in MODELS} == {
+        ("fapm", "8 + 16"),
+        ("bgad", "8 + 14 (2 apart)"),
+    }
+    assert "Defects that are apart are not in that test, since a model learns from them." in reader.words
 
 
 def test_a_tie_is_called_a_tie_and_a_refusal_a_refusal(project: Project) -> None:
@@ -133,8 +149,8 @@ def test_one_model_on_one_category_wins_nothing(tmp_path: Path) -> None:
     write_cells(Project(tmp_path), ["fapm"], ["nut"])
     reader = Reader(written(Project(tmp_path), summary_of(["fapm"], ["nut"])))
     assert "1 model on 1 category of drawn" in reader.words
-    assert ["Model", "nut 12 images"] in reader.rows
-    assert ["fapm", "98.096.0 to 100.0"] in reader.rows
+    assert ["Model", "nut 12 images", LAST] in reader.rows
+    assert ["fapm", "98.096.0 to 100.0", "4 + 8"] in reader.rows
     assert "★" not in reader.words
     assert "winner" not in reader.words
 

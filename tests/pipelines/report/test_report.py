@@ -55,10 +55,10 @@ def test_the_leaderboard(project: Project) -> None:
     assert [line.split(" | ")[:3] for line in lines[2:]] == [
         ["| a", "nut", "30 + 40"],
         ["| a", "my bolt", "20 + 20"],
-        ["| **a**", "**average**", "**110**"],
+        ["| **a**", "**average**", "**50 + 60**"],
         ["| b", "nut", "30 + 40"],
         ["| b", "my bolt", "20 + 20"],
-        ["| **b**", "**average**", "**110**"],
+        ["| **b**", "**average**", "**50 + 60**"],
     ]
     cell, average = summary.cells[0], summary.averages[0]
     low, high = cell.intervals["image_auroc"]
@@ -295,12 +295,24 @@ def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[t
 
 
 def test_results_fit_a_terminal_of_eighty_columns(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    counts = {"train": 40, "holdout": 20, "test_normal": 20, "test_anomalous": 20, "apart": 6}
     for category in ("hazelnut_toy", "nut"):
-        put(project, "efficient_ad", category)
+        put(project, "efficient_ad", category, counts=counts)
         write_latency(project, "efficient_ad", category, 123.4)
     report(params_of(["efficient_ad"], ["hazelnut_toy", "nut"]), project)
     text = printed(project, width=80)
     assert "…" not in text
+    assert "20+20-6" in text
+    assert "40+40-12" in text  # of the average
+    assert "Test images: good + defective - those apart, from which a model learns;" in text
+    report_md = (project.reports / "report.md").read_text(encoding="utf-8")
+    assert "| efficient_ad | nut | 20 + 20 (6 apart) |" in report_md
+    assert (
+        (project.reports / "leaderboard.csv")
+        .read_text(encoding="utf-8")
+        .splitlines()[1]
+        .startswith("efficient_ad-hazelnut_toy,efficient_ad,hazelnut_toy,0,20,20,6,")
+    )
     assert "123.4" in text
 
 

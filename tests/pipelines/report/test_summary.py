@@ -29,7 +29,7 @@ def test_the_average_weighs_every_category_alike(project: Project) -> None:
         assert average.metrics["image_auroc"] == pytest.approx(sum(values) / 2)
         low, high = average.intervals["image_auroc"]
         assert low < average.metrics["image_auroc"] < high
-        assert average.num_test_images == 110
+        assert average.counts.test_images == "50 + 60"
 
 
 def test_a_metric_that_a_category_lacks_has_no_average(project: Project) -> None:

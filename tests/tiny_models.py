@@ -30,6 +30,7 @@ BACKBONE = {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]}  # m
 SETTINGS: dict[str, dict[str, Any]] = {
     "adfa": {
         "image_size": 64,
+        "resize": "bilinear",
         "batch_size": 4,
         "backbone": BACKBONE,
         "gamma_d": 2,
@@ -43,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "bgad": {
         "image_size": 64,
+        "resize": "bilinear",
         "batch_size": 4,
         "backbone": BACKBONE,
         "features": "whitened",
@@ -66,6 +68,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "diffusion_ad": {
         "image_size": 64,
+        "resize": "bilinear",
         "batch_size": 4,
         "unet": {
             "image_size": 64,
@@ -93,6 +96,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "fapm": {
         "image_size": 64,
+        "resize": "bilinear",
         "batch_size": 4,
         "backbone": BACKBONE,
         "crop": 64,
@@ -107,6 +111,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "efficient_ad": {
         "image_size": 128,
+        "resize": "bilinear",
         "batch_size": 4,
         "width": "tiny",
         "teacher": "never-read.safetensors",
@@ -127,6 +132,7 @@ CARD = ModelCard(
     model="tiny",
     category="noise",
     image_size=64,
+    resize="bilinear",
     white_level=65535,
     threshold=0.5,
     pixel_threshold=0.75,

@@ -8,8 +8,9 @@ from typing import Literal, Self
 from pipelines.errors import StageError
 from pipelines.files import read_json
 from pipelines.paths import INDEX_FILE
+from pipelines.pictures.images import Filter
 
-FORMAT = 2  # of a prepared folder; raised when what is written changes
+FORMAT = 3  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder"]
 Split = Literal["train", "holdout", "anomalous_train", "test"]
 GOOD = "good"  # the defect type of a normal image
@@ -31,11 +32,11 @@ class IndexedImage:
 
 @dataclass(frozen=True, slots=True)
 class PreparedIndex:
-    """Contents of a prepared folder; `images[i]` describes row i of each `images_<size>.npy`."""
+    """Contents of a prepared folder; `images[i]` describes row i of each array of images."""
 
     category: str
     layout: Layout
-    image_sizes: tuple[int, ...]
+    image_sizes: Mapping[Filter, tuple[int, ...]]
     white_level: int
     has_masks: bool
     surface: bool  # the category fills the image
@@ -60,7 +61,7 @@ class PreparedIndex:
         return cls(
             **content
             | {
-                "image_sizes": tuple(content["image_sizes"]),
+                "image_sizes": {resize: tuple(sizes) for resize, sizes in content["image_sizes"].items()},
                 "warnings": tuple(content["warnings"]),
                 "images": tuple(IndexedImage(**image) for image in content["images"]),
             }
@@ -70,9 +71,9 @@ class PreparedIndex:
         return [row for row, image in enumerate(self.images) if image.split == split]
 
 
-def images_file(folder: Path, size: int) -> Path:
+def images_file(folder: Path, size: int, resize: Filter) -> Path:
     """Where a prepared folder holds its images (N, size, size, 3), uint8."""
-    return folder / f"images_{size}.npy"
+    return folder / f"images_{size}_{resize}.npy"
 
 
 def masks_file(folder: Path, size: int) -> Path:

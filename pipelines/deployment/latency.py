@@ -81,7 +81,8 @@ def _answer(detector: Detector, path: Path) -> NDArray[np.float64]:
     clock = [time.perf_counter()]
     rgb = images.load_rgb(path, detector.card.white_level)
     clock.append(time.perf_counter())
-    image = images.to_input(images.resize_rgb(rgb, detector.card.image_size)[None])
+    card = detector.card
+    image = images.to_input(images.resize_rgb(rgb, card.image_size, card.resize)[None])
     clock.append(time.perf_counter())
     maps, scores = detector(image)
     clock.append(time.perf_counter())

@@ -35,7 +35,8 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
 def _data(evaluation: Evaluation) -> str:
     return (
         f"{evaluation.data_set}/{evaluation.category}, SHA-256 of its files {evaluation.data_sha256[:16]}…, "
-        f"resized to {evaluation.protocol.image_size} pixels"
+        f"resized to {evaluation.protocol.image_size} pixels ({evaluation.protocol.resize})"
+        f"{f'; pixel metrics on {region}' if (region := evaluation.protocol.region) else ''}"
     )
 
 

@@ -50,7 +50,7 @@ from pipelines.evaluation.outcomes import (
     scored,
     write_predictions,
 )
-from pipelines.evaluation.regions import Pixels, Regions
+from pipelines.evaluation.regions import Pixels, Regions, centre
 from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
@@ -73,13 +73,12 @@ def evaluate(
     params.check_category(category)
     cell = project.cell(model_name, category, params.train.seed)
     trained = load_trained(cell, device)
-    data = PreparedData(project.prepared(category), trained.image_size, device)
-    trained.check_data(data)
+    data = trained.data(project, device)
     held_out = score_held_out_images(trained.model, data)
     threshold, pixel_threshold = thresholds(held_out, params.evaluate.false_alarm_rate)
     native = params.evaluate.resolution == "native"
     originals = project.root / params.data.root / category if native else None
-    results = score_test_images(trained.model, data, originals)
+    results = score_test_images(trained.model, data, originals, _compared(trained, params))
     pixels = _compare_pixels(results, params.evaluate.pixel_metrics) if data.index.has_masks else None
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, pixels)
     with atomic_folder(cell.evaluated) as temporary:
@@ -95,6 +94,11 @@ def evaluate(
     write_json(cell.metrics, evaluation.known | evaluation.recalls)
     _track(cell, params, evaluation, drawn)
     return evaluation.metrics
+
+
+def _compared(trained: Trained, params: Params) -> int:
+    """Side of the centre square whose pixels are compared."""
+    return trained.config.seen if params.evaluate.region == "seen" else trained.config.image_size
 
 
 def score_held_out_images(model: AnomalyModel, data: PreparedData) -> list[HeldOutImage]:
@@ -115,21 +119,25 @@ def thresholds(held_out: Sequence[HeldOutImage], rate: float) -> tuple[HoldoutTh
     return threshold_at(scores, rate), threshold_at(peaks, rate).value
 
 
-def score_test_images(model: AnomalyModel, data: PreparedData, originals: Path | None) -> list[TestImage]:
+def score_test_images(
+    model: AnomalyModel, data: PreparedData, originals: Path | None, compared: int
+) -> list[TestImage]:
     """Every test image by itself, as `predict` will see it.
 
-    Pixels are compared at the prepared size, or at each image's own if the folder of the `originals` is given.
+    Pixels are compared at the prepared size, or at each image's own if the folder of the `originals` is given; all of
+    them, or those of a centre square whose side is `compared` of the prepared pixels.
     """
-    return [_test_image(model, data, row, originals) for row in data.rows("test")]
+    return [_test_image(model, data, row, originals, compared) for row in data.rows("test")]
 
 
-def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None) -> TestImage:
+def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None, compared: int) -> TestImage:
     entry, batch = data.index.images[row], data.batch([row])
     anomaly_map, score, milliseconds = _predict(model, batch.image)
-    truth, compared = None, None
+    truth, regions = None, None
     if data.index.has_masks:
         truth = batch.mask[0, 0].cpu().numpy() > 0
-        compared = Regions.of(truth if originals is None else data.native_mask(row, originals))
+        mask = truth if originals is None else data.native_mask(row, originals)
+        regions = Regions.of(mask, centre(mask.shape, compared, data.image_size))
     return TestImage(
         path=entry.path,
         defect=entry.defect,
@@ -141,7 +149,7 @@ def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Pa
         width=entry.width,
         height=entry.height,
         milliseconds=milliseconds,
-        regions=compared,
+        regions=regions,
     )
 
 
@@ -216,9 +224,11 @@ def _summarise(
         pixels_sha256=_pixels_sha256(results),
         settings=run.model_settings,
         protocol=Protocol(
-            image_size=trained.image_size,
+            image_size=trained.config.image_size,
+            resize=trained.config.resize,
             resolution=params.evaluate.resolution,
             mask_resize="none" if params.evaluate.resolution == "native" else "nearest",
+            compared=_compared(trained, params),
             pixel_metrics=params.evaluate.pixel_metrics,
             threshold_from="held-out good parts",
             seed=run.settings.train.seed,

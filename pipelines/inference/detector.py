@@ -10,7 +10,7 @@ import onnxruntime
 from pipelines.errors import ExportError
 from pipelines.pictures import images
 
-FORMAT = "1"  # of the metadata below
+FORMAT = "2"  # of the metadata below
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class ModelCard:
     model: str
     category: str
     image_size: int  # side of the square input, pixels
+    resize: images.Filter  # how pictures come to it
     white_level: int  # 16-bit value shown as white
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
@@ -51,7 +52,7 @@ class Detector:
 
     def load(self, path: Path) -> np.ndarray:
         """A file -> (1, 3, H, W) float32 in [0, 1], by the path that `prepare` took."""
-        pixels, _ = images.load(path, self.card.image_size, self.card.white_level)
+        pixels, _ = images.load(path, self.card.image_size, self.card.resize, self.card.white_level)
         return images.to_input(pixels[None])
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -65,10 +65,10 @@ class CategoryGallery:
     def __init__(self, prepared: Path, folders: Mapping[str, Path]) -> None:
         """`prepared`: the category's arrays; `folders`: the evaluation of each model."""
         index = PreparedIndex.load(prepared)
-        finest = max(index.image_sizes)
+        finest, by = max((size, by) for by, sizes in index.image_sizes.items() for size in sizes)
         self._row = {image.path: row for row, image in enumerate(index.images)}
         self._entries = index.images
-        self._pixels = np.load(images_file(prepared, finest), mmap_mode="r")  # (N, S, S, 3)
+        self._pixels = np.load(images_file(prepared, finest, by), mmap_mode="r")  # (N, S, S, 3)
         self._masks = np.load(masks_file(prepared, finest), mmap_mode="r") if index.has_masks else None  # (M, S, S)
         self.has_masks = index.has_masks
         self.tested = {model: {image.path: image for image in read_tested(folder)} for model, folder in folders.items()}

@@ -13,7 +13,7 @@ from pipelines.errors import StageError
 from pipelines.inference.detector import ModelCard
 from pipelines.settings.params import LatencyConfig
 
-CARD = ModelCard("a", "nut", 32, 65535, 0.5, 0.5, 0.05, "run", "sha", {})
+CARD = ModelCard("a", "nut", 32, "bilinear", 65535, 0.5, 0.5, 0.05, "run", "sha", {})
 
 
 class Clock:

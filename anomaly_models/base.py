@@ -6,7 +6,7 @@ A model sees tensors only. Files, YAML, MLflow and the terminal belong to `pipel
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 import torch
 from pydantic import PositiveInt
@@ -40,8 +40,14 @@ class Config(Settings):
     No field has a default: a default is a parameter that DVC cannot see.
     """
 
-    image_size: PositiveInt  # side of the square input, pixels; one of `prepare.image_sizes`
+    image_size: PositiveInt  # side of the square input, pixels
+    resize: Literal["bilinear", "lanczos"]  # the filter that pictures come to it by; listed in `prepare.image_sizes`
     batch_size: PositiveInt  # images per training step, and per gradient-free pass
+
+    @property
+    def seen(self) -> int:
+        """Side of the centre square of the input that the model sees, pixels; most see all of it."""
+        return self.image_size
 
     @property
     def wants(self) -> Wants:

@@ -82,6 +82,10 @@ class FAPMConfig(Config):
     image_score: Literal["released", "max", "patchcore"]
     blur_sigma: PositiveFloat  # pixels
 
+    @property
+    def seen(self) -> int:
+        return self.crop
+
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.crop > self.image_size:

@@ -47,7 +47,7 @@ def tiny_params() -> dict[str, Any]:
     return {
         "download": {"demo_textures": {"image_size": 64, "per_class": 1, "seed": 0}},
         "data": {"root": "images", "categories": [CATEGORY]},
-        "prepare": {"image_sizes": [64], "white_level": 65535, "max_megapixels": 90, "seed": 0}
+        "prepare": {"image_sizes": {"bilinear": [64]}, "white_level": 65535, "max_megapixels": 90, "seed": 0}
         | {"holdout": 0.25, "test_normal": 0.25, "anomalous_train": {"count": 0, "protocol": "spread"}, "surfaces": []},
         "photos": "data/demo_textures",
         "texture_photos": "data/demo_textures",
@@ -56,8 +56,8 @@ def tiny_params() -> dict[str, Any]:
         "textures": {},
         "models": {"fapm": copy.deepcopy(FAPM)},
         "train": {"seed": 0},
-        "evaluate": {"resolution": "prepared", "pixel_metrics": "exact", "false_alarm_rate": 0.2, "bootstrap": 50}
-        | {"learnt_defects": "tested_by_nobody"},
+        "evaluate": {"resolution": "prepared", "region": "image", "pixel_metrics": "exact", "false_alarm_rate": 0.2}
+        | {"bootstrap": 50, "learnt_defects": "tested_by_nobody"},
         "export": {"opset": 18, "max_difference": 0.01},
         "latency": {"threads": 1, "seconds": 0.05, "batch_size": 2},
         "tracking": {"experiment": "tests"},
@@ -207,6 +207,7 @@ def sixth_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """`mean_colour`, registered and in params.yaml."""
     monkeypatch.setitem(MODELS.data, "mean_colour", "conftest:MeanColour")
     values = tiny_params()
-    values["models"] = {"mean_colour": {"image_size": 64, "batch_size": 3, "steps": 12, "learning_rate": 0.05}}
+    settings = {"image_size": 64, "resize": "bilinear", "batch_size": 3, "steps": 12, "learning_rate": 0.05}
+    values["models"] = {"mean_colour": settings}
     write_params(root, values)
     return "mean_colour"

@@ -58,10 +58,12 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
         for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}
-    np.save(images_file(folder, side), np.stack([p.rgb for p in pictures]))
+    np.save(images_file(folder, side, "bilinear"), np.stack([p.rgb for p in pictures]))
     if masked:
         np.save(masks_file(folder, side), np.stack([p.truth for p in masked]))
-    index = PreparedIndex(category, "folder", (side,), 255, bool(masked), False, {}, "", (), tuple(images))
+    index = PreparedIndex(
+        category, "folder", {"bilinear": (side,)}, 255, bool(masked), False, {}, "", (), tuple(images)
+    )
     write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
     return folder
 
@@ -89,8 +91,8 @@ def evaluation(model: str, category: str) -> Evaluation:
             "model": model,
             "category": category,
             "settings": {},
-            "protocol": {"image_size": 64, "resolution": "prepared", "mask_resize": "nearest", "pixel_metrics": "exact"}
-            | {"threshold_from": "held-out good parts", "seed": 0},
+            "protocol": {"image_size": 64, "resize": "bilinear", "resolution": "prepared", "mask_resize": "nearest"}
+            | {"compared": 64, "pixel_metrics": "exact", "threshold_from": "held-out good parts", "seed": 0},
             "counts": dict.fromkeys(Counts.model_fields, 20),
             "metrics": {},
             "threshold": threshold(),

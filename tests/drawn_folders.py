@@ -9,7 +9,7 @@ from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
 from pipelines.preparation.prepare import prepare
 
 CONFIG = PrepareConfig(
-    image_sizes=[16, 8],
+    image_sizes={"bilinear": [16, 8], "lanczos": [8]},
     white_level=65535,
     max_megapixels=90,
     holdout=0.2,

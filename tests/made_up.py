@@ -123,8 +123,10 @@ def put_evaluation(
         "settings": {"image_size": 256},
         "protocol": {
             "image_size": 256,
+            "resize": "bilinear",
             "resolution": "prepared",
             "mask_resize": "nearest",
+            "compared": 256,
             "pixel_metrics": "exact",
             "threshold_from": "held-out good parts",
             "seed": seed,

@@ -30,6 +30,7 @@ BACKBONE = {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]}  # m
 SETTINGS: dict[str, dict[str, Any]] = {
     "adfa": {
         "image_size": 64,
+        "resize": "bilinear",
         "batch_size": 4,
         "backbone": BACKBONE,
         "gamma_d": 2,
@@ -43,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "bgad": {
         "image_size": 64,
+        "resize": "bilinear",
         "batch_size": 4,
         "backbone": BACKBONE,
         "features": "whitened",
@@ -67,6 +69,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "diffusion_ad": {
         "image_size": 64,
+        "resize": "bilinear",
         "batch_size": 4,
         "unet": {
             "image_size": 64,
@@ -94,6 +97,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "fapm": {
         "image_size": 64,
+        "resize": "bilinear",
         "batch_size": 4,
         "backbone": BACKBONE,
         "crop": 64,
@@ -108,6 +112,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "efficient_ad": {
         "image_size": 128,
+        "resize": "bilinear",
         "batch_size": 4,
         "width": "tiny",
         "teacher": "never-read.safetensors",
@@ -128,6 +133,7 @@ CARD = ModelCard(
     model="tiny",
     category="noise",
     image_size=64,
+    resize="bilinear",
     white_level=65535,
     max_megapixels=90,
     threshold=0.5,

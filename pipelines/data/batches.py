@@ -32,18 +32,18 @@ class DataVersion(Record):
 
 
 class PreparedData:
-    """The images of one category at one size, with everything that is known about them.
+    """The images of one category at one size, by one filter, with everything that is known about them.
 
     Raises:
-        StageError: the category, or this size of it, is not prepared.
+        StageError: the category, or this array of it, is not prepared.
     """
 
-    def __init__(self, folder: Path, image_size: int, device: torch.device) -> None:
+    def __init__(self, folder: Path, image_size: int, resize: images.Filter, device: torch.device) -> None:
         self.index = PreparedIndex.load(folder)
         self.image_size = image_size
         self.device = device
-        _check_size(self.index, folder, image_size)
-        files = [images_file(folder, image_size)]
+        _check_size(self.index, folder, image_size, resize)
+        files = [images_file(folder, image_size, resize)]
         if self.index.has_masks:
             files.append(masks_file(folder, image_size))
         for file in files:
@@ -116,11 +116,11 @@ class SplitBatches:
         return (self._data.batch(rows) for rows in self._chunks)
 
 
-def _check_size(index: PreparedIndex, folder: Path, image_size: int) -> None:
-    if image_size in index.image_sizes:
+def _check_size(index: PreparedIndex, folder: Path, image_size: int, resize: images.Filter) -> None:
+    if image_size in index.image_sizes.get(resize, ()):
         return
-    sizes = ", ".join(map(str, index.image_sizes))
+    found = ", ".join(f"{size} ({by})" for by, sizes in index.image_sizes.items() for size in sizes)
     raise StageError(
-        f"{folder}: prepared at {sizes} pixels, not at {image_size}; "
-        f"add {image_size} to `prepare.image_sizes` and run `blemish prepare {folder.name}`"
+        f"{folder}: prepared at {found} pixels, not at {image_size} ({resize}); "
+        f"add {image_size} to `prepare.image_sizes.{resize}` and run `blemish prepare {folder.name}`"
     )

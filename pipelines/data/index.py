@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE
+from pipelines.pictures.images import Filter
 from pipelines.records import reading
 
 FORMAT = 3  # of a prepared folder; raised when what is written changes
@@ -39,11 +40,11 @@ class IndexedImage:
 
 @dataclass(frozen=True, slots=True)
 class PreparedIndex:
-    """Contents of a prepared folder; `images[i]` describes row i of each `images_<size>.npy`."""
+    """Contents of a prepared folder; `images[i]` describes row i of each array of images."""
 
     category: str
     layout: Layout
-    image_sizes: tuple[int, ...]
+    image_sizes: Mapping[Filter, tuple[int, ...]]
     white_level: int
     has_masks: bool
     surface: bool  # the category fills the image
@@ -119,9 +120,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def images_file(folder: Path, size: int) -> Path:
+def images_file(folder: Path, size: int, resize: Filter) -> Path:
     """Where a prepared folder holds its images (N, size, size, 3), uint8."""
-    return folder / f"images_{size}.npy"
+    return folder / f"images_{size}_{resize}.npy"
 
 
 def masks_file(folder: Path, size: int) -> Path:

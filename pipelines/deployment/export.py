@@ -54,7 +54,8 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     card = ModelCard(
         model=model_name,
         category=category,
-        image_size=trained.image_size,
+        image_size=trained.config.image_size,
+        resize=trained.config.resize,
         white_level=trained.run.settings.prepare.white_level,
         max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
@@ -66,10 +67,9 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     )
     with atomic_folder(cell.exported) as folder:
         path = folder / cell.onnx.name
-        write_graph(trained.model, path, trained.image_size, params.export.opset, card)
+        write_graph(trained.model, path, trained.config.image_size, params.export.opset, card)
         source = Path(params.data.root) / category
-        data = PreparedData(project.prepared(category), trained.image_size, torch.device("cpu"))
-        trained.check_data(data)
+        data = trained.data(project, torch.device("cpu"))
         apart = params.defects_apart(learns=trained.learns_from_defects)
         tested = data.index.tested(defects_apart=apart)
         parity = measure_parity(

@@ -82,7 +82,7 @@ def _answer(detector: Detector, path: Path) -> NDArray[np.float64]:
     clock = [time.perf_counter()]
     rgb = detector.read(path)
     clock.append(time.perf_counter())
-    image = to_input(resize_rgb(rgb, detector.card.image_size)[None])
+    image = to_input(resize_rgb(rgb, detector.card.image_size, detector.card.resize)[None])
     clock.append(time.perf_counter())
     maps, scores = detector(image)
     clock.append(time.perf_counter())

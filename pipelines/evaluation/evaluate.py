@@ -55,7 +55,7 @@ from pipelines.evaluation.outcomes import (
     scored,
     write_predictions,
 )
-from pipelines.evaluation.regions import Pixels, Regions
+from pipelines.evaluation.regions import Pixels, Regions, centre
 from pipelines.evaluation.thresholds import cross_fit, threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
@@ -78,14 +78,14 @@ def evaluate(
     params.check_category(category)
     cell = project.cell(model_name, category, params.train.seed)
     trained = load_trained(cell, device)
-    data = PreparedData(project.prepared(category), trained.image_size, device)
-    trained.check_data(data)
+    data = trained.data(project, device)
     held_out, threshold_from = score_held_out_images(trained, data)
     threshold, pixel_threshold = thresholds(held_out, threshold_from, params.evaluate.false_alarm_rate)
     native = params.evaluate.resolution == "native"
     originals = project.root / params.data.root / category if native else None
     apart = params.defects_apart(learns=trained.learns_from_defects)
-    results = score_test_images(trained.model, data, data.index.tested(defects_apart=apart), originals)
+    tested = data.index.tested(defects_apart=apart)
+    results = score_test_images(trained.model, data, tested, originals, _compared(trained, params))
     masked = data.index.has_masks and bool(results)
     pixels = _compare_pixels(results, params.evaluate.pixel_metrics) if masked else None
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, threshold_from, pixels)
@@ -102,6 +102,11 @@ def evaluate(
     write_json(cell.metrics, evaluation.known | evaluation.recalls)
     _track(cell, params, evaluation, drawn)
     return evaluation.metrics
+
+
+def _compared(trained: Trained, params: Params) -> int:
+    """Side of the centre square whose pixels are compared."""
+    return trained.config.seen if params.evaluate.region == "seen" else trained.config.image_size
 
 
 class ThresholdFrom(StrEnum):
@@ -151,22 +156,24 @@ def thresholds(
 
 
 def score_test_images(
-    model: AnomalyModel, data: PreparedData, rows: Sequence[int], originals: Path | None
+    model: AnomalyModel, data: PreparedData, rows: Sequence[int], originals: Path | None, compared: int
 ) -> list[TestImage]:
     """The test images of these rows, each by itself, as `predict` will see it.
 
-    Pixels are compared at the prepared size, or at each image's own if the folder of the `originals` is given.
+    Pixels are compared at the prepared size, or at each image's own if the folder of the `originals` is given; all of
+    them, or those of a centre square whose side is `compared` of the prepared pixels.
     """
-    return [_test_image(model, data, row, originals) for row in rows]
+    return [_test_image(model, data, row, originals, compared) for row in rows]
 
 
-def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None) -> TestImage:
+def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None, compared: int) -> TestImage:
     entry, batch = data.index.images[row], data.batch([row])
     anomaly_map, score, milliseconds = _predict(model, batch.image)
-    truth, compared = None, None
+    truth, regions = None, None
     if data.index.has_masks:
         truth = batch.mask[0, 0].cpu().numpy() > 0
-        compared = Regions.of(truth if originals is None else data.native_mask(row, originals))
+        mask = truth if originals is None else data.native_mask(row, originals)
+        regions = Regions.of(mask, centre(mask.shape, compared, data.image_size))
     return TestImage(
         path=entry.path,
         defect=entry.defect,
@@ -178,7 +185,7 @@ def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Pa
         width=entry.width,
         height=entry.height,
         milliseconds=milliseconds,
-        regions=compared,
+        regions=regions,
     )
 
 
@@ -254,9 +261,11 @@ def _summarise(
         pixels_sha256=_pixels_sha256(results),
         settings=run.model_settings,
         protocol=Protocol(
-            image_size=trained.image_size,
+            image_size=trained.config.image_size,
+            resize=trained.config.resize,
             resolution=params.evaluate.resolution,
             mask_resize="none" if params.evaluate.resolution == "native" else "nearest",
+            compared=_compared(trained, params),
             pixel_metrics=params.evaluate.pixel_metrics,
             threshold_from=threshold_from,
             seed=run.settings.train.seed,

@@ -14,6 +14,7 @@ from pipelines.data.index import GOOD, Split
 from pipelines.evaluation.curves import Bools, Floats
 from pipelines.evaluation.regions import Pixels, Regions
 from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
+from pipelines.pictures.images import Filter
 from pipelines.pictures.panels import Picture
 from pipelines.records import Record, read_arrays, reading, refusal
 
@@ -28,11 +29,20 @@ class Protocol(Record):
     """How a cell was measured."""
 
     image_size: int
+    resize: Filter
     resolution: Literal["prepared", "native"]
     mask_resize: Literal["none", "nearest"]
+    compared: int  # side of the centre square whose pixels are compared, of `image_size`
     pixel_metrics: Literal["exact", "streaming"]
     threshold_from: str
     seed: int
+
+    @property
+    def region(self) -> str | None:
+        """Which pixels are compared, None if all are."""
+        if self.compared == self.image_size:
+            return None
+        return f"the centre {self.compared} x {self.compared} of {self.image_size} x {self.image_size} pixels"
 
 
 class Counts(Record):
@@ -301,9 +311,13 @@ class TestSet:
     data_sha256: str  # of all files of the category
     image_size: int
     pixels_sha256: str  # of the test images as the model saw them, at this size
+    region: str | None  # which of their pixels are compared, None if all are
 
-    def difference(self, other: "TestSet") -> str | None:
-        """What keeps results on the two from being compared, None if nothing does."""
+    def difference(self, other: "TestSet", *, by_pixel: bool = False) -> str | None:
+        """What keeps results on the two, of images or of pixels, from being compared, None if nothing does."""
+        if by_pixel and self.region != other.region:
+            own, others = (region or "all pixels" for region in (self.region, other.region))
+            return f"{self.category} is measured on {own} and on {others}; set evaluate.region: image for both"
         if self.category != other.category:
             return f"{self.category} and {other.category} are two categories"
         if self.images != other.images and not (self.data_sha256 == other.data_sha256 and self._nested(other)):
@@ -375,6 +389,7 @@ def read_outcome(folder: Path, evaluation: Evaluation, name: str) -> Outcome:
             data_sha256=evaluation.data_sha256,
             image_size=evaluation.protocol.image_size,
             pixels_sha256=evaluation.pixels_sha256,
+            region=evaluation.protocol.region,
         ),
         scores=np.array([tested[place].score for place in order]),
         threshold=evaluation.threshold.value,

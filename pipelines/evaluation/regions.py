@@ -1,7 +1,7 @@
 """The regions of a mask, found once, and an image's pixels inside and outside them."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,17 @@ from scipy import ndimage
 from pipelines.pictures.overlays import Map, Mask
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
+
+
+Window: TypeAlias = tuple[slice, slice]  # rows and columns
+WHOLE: Window = (slice(None), slice(None))
+
+
+def centre(shape: tuple[int, ...], side: int, of: int) -> Window:
+    """The centre square of a picture (H, W) that was `of` pixels wide and high when its side was `side`."""
+    before = (of - side) // 2
+    rows, columns = (slice(round(before * n / of), round((before + side) * n / of)) for n in shape)
+    return rows, columns
 
 
 class Pixels(NamedTuple):
@@ -23,27 +34,30 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """The anomalous regions of one mask, 8-connected. Small, since most of a mask is background."""
+    """The anomalous regions of one mask within a window, 8-connected. Small: most of a mask is background."""
 
     shape: tuple[int, int]  # (H, W) of the mask
-    places: NDArray[np.int64]  # (pixels inside,), in the flattened mask
+    window: Window  # outside it no pixel counts
+    places: NDArray[np.int64]  # (pixels inside,), in the flattened window
     sizes: NDArray[np.int32]  # (pixels inside,): how many pixels the region of each has
     count: int
 
     @classmethod
-    def of(cls, mask: Mask) -> "Regions":
+    def of(cls, mask: Mask, window: Window = WHOLE) -> "Regions":
+        shape, mask = mask.shape, mask[window]
         labels, count = ndimage.label(mask, structure=_EIGHT_CONNECTED)
         places = np.flatnonzero(mask)
         of_place = labels.ravel()[places]
-        return cls(mask.shape, places, np.bincount(of_place).astype(np.int32)[of_place], count)
+        return cls(shape, window, places, np.bincount(of_place).astype(np.int32)[of_place], count)
 
     def split(self, anomaly_map: Map, name: str) -> Pixels:
-        """The pixels of a map (H, W) of the image called `name`.
+        """The pixels within the window, of a map (H, W) of the image called `name`.
 
         Raises:
             ValueError: a score is NaN or infinite.
         """
-        scores = anomaly_map.ravel() + np.float32(0)  # turns -0.0, equal to 0.0 but of another pattern, into 0.0
+        # Adding 0 turns -0.0, equal to 0.0 but of another pattern, into 0.0.
+        scores = anomaly_map[self.window].ravel() + np.float32(0)
         if not np.isfinite(scores).all():
             raise ValueError(f"the anomaly map of {name} holds NaN or infinite scores: they cannot be ranked")
         return Pixels(np.delete(scores, self.places), scores[self.places], self.sizes, self.count)

@@ -21,6 +21,7 @@ class ModelCard:
     model: str
     category: str
     image_size: int  # side of the square input, pixels
+    resize: images.Filter  # how pictures come to it
     white_level: int  # 16-bit value shown as white
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
@@ -56,8 +57,9 @@ class Detector:
         return images.load_rgb(path, self.card.white_level, self.card.max_megapixels)
 
     def load(self, path: Path) -> np.ndarray:
-        """A file -> (1, 3, H, W) float32 in [0, 1], the graph's input; raises ImageError."""
-        pixels, _ = images.load(path, self.card.image_size, self.card.white_level, self.card.max_megapixels)
+        """A file -> (1, 3, H, W) float32 in [0, 1], by the path that `prepare` took; raises ImageError."""
+        card = self.card
+        pixels, _ = images.load(path, card.image_size, card.resize, card.white_level, card.max_megapixels)
         return images.to_input(pixels[None])
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

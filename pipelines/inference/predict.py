@@ -143,7 +143,7 @@ def _predict_one(detector: Detector, image: Found, overlay: Path, destination: P
         rgb = detector.read(path)
     except ImageError as error:
         return _failed(path, str(error))
-    pixels = images.resize_rgb(rgb, detector.card.image_size)
+    pixels = images.resize_rgb(rgb, detector.card.image_size, detector.card.resize)
     maps, scores = detector(images.to_input(pixels[None]))
     score = float(scores[0])
     if not math.isfinite(score):

@@ -9,6 +9,7 @@ import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,12 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageEr
 
 from pipelines.errors import ImageError
 from pipelines.pictures.damage import find_damage
+
+Filter = Literal["bilinear", "lanczos"]  # both antialiased
+_RESAMPLING: dict[Filter, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
@@ -82,13 +89,13 @@ def load_rgb(path: Path, white_level: int, max_megapixels: int | None = None) ->
     return read(path, white_level, max_megapixels).rgb
 
 
-def resize_rgb(rgb: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) to (size, size, 3), bilinear and antialiased; the aspect ratio is not kept."""
-    return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR))
+def resize_rgb(rgb: NDArray[np.uint8], size: int, resize: Filter) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) to (size, size, 3); the aspect ratio is not kept."""
+    return np.array(Image.fromarray(rgb).resize((size, size), _RESAMPLING[resize]))
 
 
 def load(
-    path: Path, size: int, white_level: int, max_megapixels: int | None = None
+    path: Path, size: int, resize: Filter, white_level: int, max_megapixels: int | None = None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Read and resize an image: (size, size, 3), and the (width, height) of the upright original.
 
@@ -97,7 +104,7 @@ def load(
     """
     rgb = load_rgb(path, white_level, max_megapixels)
     height, width = rgb.shape[:2]
-    return resize_rgb(rgb, size), (width, height)
+    return resize_rgb(rgb, size, resize), (width, height)
 
 
 def to_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:

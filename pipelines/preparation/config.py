@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from anomaly_models.common.settings import Settings
+from pipelines.pictures.images import Filter
 
 
 class AnomalousTrainConfig(Settings):
@@ -20,10 +21,20 @@ class AnomalousTrainConfig(Settings):
     protocol: Literal["spread", "one_type"]
 
 
+def _unique(sizes: list[int]) -> list[int]:
+    if len(set(sizes)) != len(sizes):
+        raise ValueError("sizes must differ from one another")
+    return sizes
+
+
+Sizes = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_unique)]
+ImageSizes = Annotated[dict[Filter, Sizes], Field(min_length=1)]
+
+
 class PrepareConfig(Settings):
     """Section `prepare` of `params.yaml`."""
 
-    image_sizes: Annotated[list[PositiveInt], Field(min_length=1)]  # pixels; every size that a model asks for
+    image_sizes: ImageSizes  # pixels, by filter; every one that a model asks for
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white
     max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
@@ -32,9 +43,12 @@ class PrepareConfig(Settings):
     surfaces: list[str]  # categories that fill the image: no part stands out from a background
     seed: NonNegativeInt
 
-    @field_validator("image_sizes")
-    @classmethod
-    def _unique(cls, sizes: list[int]) -> list[int]:
-        if len(set(sizes)) != len(sizes):
-            raise ValueError("sizes must differ from one another")
-        return sizes
+    @property
+    def arrays(self) -> list[tuple[int, Filter]]:
+        """The size and filter of each array of images."""
+        return [(size, resize) for resize, sizes in self.image_sizes.items() for size in sizes]
+
+    @property
+    def mask_sizes(self) -> list[int]:
+        """Masks are resized by the nearest pixel, whatever the images are by."""
+        return list(dict.fromkeys(size for size, _ in self.arrays))

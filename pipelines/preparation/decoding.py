@@ -3,7 +3,7 @@
 Which split a picture belongs to depends on the pixels of all, for copies stay together. So rows are written in the
 order of the files first, and put into the order of the index when that is known: memory stays bounded.
 
-Masks are resized by the nearest pixel, images bilinearly and antialiased; neither keeps the aspect ratio.
+Masks are resized by the nearest pixel, images antialiased; neither keeps the aspect ratio.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from scipy import ndimage
 from pipelines.errors import DatasetError, ImageError
 from pipelines.numbers import counted
 from pipelines.pictures import images
+from pipelines.pictures.images import Filter
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.layouts import Findings, Listing, some
 from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
@@ -54,7 +55,7 @@ class Spool:
 class Decoded:
     """A category's pictures, by their paths."""
 
-    images: Mapping[int, Spool]  # by size; rows (size, size, 3), uint8
+    images: Mapping[tuple[int, Filter], Spool]  # by size and filter; rows (size, size, 3), uint8
     masks: Mapping[int, Spool]  # by size; rows (size, size), bool, of the pictures that have a mask
     originals: dict[str, tuple[int, int]] = field(default_factory=dict)  # (width, height), upright; of readable ones
     pixels: dict[str, str] = field(default_factory=dict)  # SHA-256 of the upright RGB pixels and their shape
@@ -74,10 +75,12 @@ def decoded(
     """Decode all pictures of a listing, with their `masks`; the rows are in `folder` until the block ends."""
     paths = [*sorted(listing.training), *sorted([*listing.test_normal, *listing.anomalous])]
     with contextlib.ExitStack() as stack:
-        image_rows, mask_rows = (
-            {size: Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder))) for size in config.image_sizes}
-            for _ in range(2)
-        )
+
+        def spool() -> Spool:
+            return Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder)))
+
+        image_rows = {array: spool() for array in config.arrays}
+        mask_rows = {size: spool() for size in config.mask_sizes}
         result = Decoded(image_rows, mask_rows)
         pictures = []
         jobs = in_order(lambda path: _decode(source, path, masks.get(path), config), paths, pool)
@@ -124,7 +127,7 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) ->
         result.highest = picture.highest
         result.black_and_white = is_black_and_white(picture.rgb)
         result.nearly_so = is_nearly_black_and_white(picture.rgb)
-        result.image_rows = [images.resize_rgb(picture.rgb, size) for size in config.image_sizes]
+        result.image_rows = [images.resize_rgb(picture.rgb, size, resize) for size, resize in config.arrays]
     except ImageError as error:
         result.problems.append(error)
     if mask is None:
@@ -138,7 +141,7 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) ->
     if result.original is not None:
         result.turned_alone = _is_turned_alone(source / path, source / mask, marked.shape)
     regions, _ = ndimage.label(marked, structure=_EIGHT_CONNECTED)
-    for size in config.image_sizes:
+    for size in config.mask_sizes:
         small, what = _shrink_mask(marked, regions, size)
         result.mask_rows.append(small)
         if what is not None:

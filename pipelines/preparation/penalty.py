@@ -27,4 +27,4 @@ def make_penalty(config: PhotoSetConfig, photos: Path, destination: Path, consol
 
 def _centre(photo: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     border = size // 2
-    return images.resize_rgb(photo, 2 * size)[border : border + size, border : border + size]
+    return images.resize_rgb(photo, 2 * size, "bilinear")[border : border + size, border : border + size]

@@ -94,9 +94,14 @@ def decode_once(
         if listing.items() <= index.items():
             return PhotoArrays(destination, len(paths), str(index["sha256"]))
     with atomic_folder(destination) as folder:
-        sha256 = write_arrays(paths, images.resize_rgb, sizes, folder, console, label)
+        sha256 = write_arrays(paths, squared, sizes, folder, console, label)
         write_json(folder / INDEX_FILE, listing | {"sha256": sha256})
     return PhotoArrays(destination, len(paths), sha256)
+
+
+def squared(photo: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The whole photo at the size."""
+    return images.resize_rgb(photo, size, "bilinear")
 
 
 def write_arrays(

@@ -57,12 +57,12 @@ def _digests(source: Path, listing: Listing, masks: Mapping[str, str], pool: Thr
 
 def _write_arrays(items: list[Item], rows: Decoded, folder: Path) -> None:
     masked = [item for item in items if item.mask is not None]
-    for size in rows.images:
-        with array_file(images_file(folder, size), (len(items), size, size, 3), np.uint8) as file:
-            file.writelines(rows.images[size].row(item.path) for item in items)
-        if masked:
-            with array_file(masks_file(folder, size), (len(masked), size, size), np.bool_) as file:
-                file.writelines(rows.masks[size].row(item.path) for item in masked)
+    for (size, resize), spool in rows.images.items():
+        with array_file(images_file(folder, size, resize), (len(items), size, size, 3), np.uint8) as file:
+            file.writelines(spool.row(item.path) for item in items)
+    for size, spool in rows.masks.items() if masked else ():
+        with array_file(masks_file(folder, size), (len(masked), size, size), np.bool_) as file:
+            file.writelines(spool.row(item.path) for item in masked)
 
 
 def _index(
@@ -93,7 +93,7 @@ def _index(
     return PreparedIndex(
         category=category,
         layout=layout,
-        image_sizes=tuple(config.image_sizes),
+        image_sizes={resize: tuple(sizes) for resize, sizes in config.image_sizes.items()},
         white_level=config.white_level,
         has_masks=bool(mask_rows),
         surface=category in config.surfaces,

@@ -77,9 +77,9 @@ def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> lis
     problems = [problem for name, schema in schemas.items() for problem in section_problems(_used(raw), name, schema)]
     sizes = _at(raw, "prepare", "image_sizes")
     problems += [
-        f"models.{name}.image_size = {config.image_size}: not one of prepare.image_sizes {sizes}"
+        f"models.{name}.image_size = {config.image_size}: not one of prepare.image_sizes.{config.resize}, add it there"
         for name, config in configs.items()
-        if isinstance(sizes, list) and config.image_size not in sizes
+        if isinstance(sizes, dict) and config.image_size not in (sizes.get(config.resize) or ())
     ]
     for section, key in INPUTS.items():
         for name in raw[section] if isinstance(raw.get(section), dict) else ():

@@ -52,7 +52,7 @@ def contact_sheet(
     synthesis = config.wants.synthesis
     if synthesis is None:
         raise ParamsError(f"model '{model_name}' draws no synthetic defects: only DiffusionAD does; name its entry")
-    data = PreparedData(project.prepared(category), config.image_size, device)
+    data = PreparedData(project.prepared(category), config.image_size, config.resize, device)
     batches = find_inputs(model_name, config, project, device).added_to(data)
     defects = list(islice(training_defects(batches, synthesis, config.batch_size, params.train.seed), number))
     if len(defects) < number:

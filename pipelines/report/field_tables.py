@@ -194,6 +194,7 @@ def _protocol(summary: Summary, categories: Sequence[str]) -> str:
     parts = [
         f"whole images at {', '.join(map(str, sizes))} pixels",
         "masks at their own size" if native else "masks resized by the nearest pixel",
+        *summary.regions,
         "good test images included",
         "the last checkpoint, chosen without the test set",
         f"{held_out} good training images held out for thresholds",

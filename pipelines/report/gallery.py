@@ -66,11 +66,11 @@ class CategoryGallery:
     def __init__(self, prepared: Path, folders: Mapping[str, Path]) -> None:
         """`prepared`: the category's arrays; `folders`: the evaluation of each model."""
         index = PreparedIndex.load(prepared)
-        finest = max(index.image_sizes)
+        finest, by = max((size, by) for by, sizes in index.image_sizes.items() for size in sizes)
         self._row = {image.path: row for row, image in enumerate(index.images)}
         self._entries = index.images
         shape, remedy = (len(index.images), finest, finest, 3), f"run `blemish prepare {prepared.name}`"
-        self._pixels = read_array(images_file(prepared, finest), shape, np.uint8, remedy, mapped=True)
+        self._pixels = read_array(images_file(prepared, finest, by), shape, np.uint8, remedy, mapped=True)
         self._masks = None
         if index.has_masks:
             shape_of_masks = (index.num_masks, finest, finest)

@@ -233,7 +233,7 @@ def report_markdown(summary: Summary, project: Project) -> str:
         "# Report",
         leaderboard_table(summary),
         *untested(summary),
-        NOTES,
+        " ".join([NOTES, *(f"{region[0].upper()}{region[1:]}." for region in summary.regions)]),
         "As the field prints them, next to published results where there are any: [tables.md](tables.md).",
         *_comparison_parts(summary),
         *_seed_parts(summary),

@@ -155,6 +155,7 @@ def _facts(summary: Summary) -> str:
         f"{models} on {categories} of {summary.data_set}, {' and '.join(map(str, sizes))} px, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
         f"Thresholds are set on held-out good parts for {rate(cells[0].threshold.rate_requested)} false alarms."
+        f"{''.join(f' {region[0].upper()}{region[1:]}.' for region in summary.regions)}"
     )
 
 

@@ -119,6 +119,12 @@ class Summary(Record):
         rows: tuple[CellSummary | Average, ...] = (*self.averages, *self.cells)
         return {(row.model, row.category): row for row in rows}
 
+    @property
+    def regions(self) -> list[str]:
+        """Of each model whose pixels are compared on a part of the image alone, on which."""
+        found = {cell.model: cell.protocol.region for cell in self.cells if cell.protocol.region}
+        return [f"pixel metrics of {model} on {region}, which is all it sees" for model, region in found.items()]
+
     def champion(self, metric: str, category: str) -> Champion | None:
         """None where no cell has the metric, and for one model alone, which wins nothing."""
         return self.champions.get(metric, {}).get(category) if len(self.models) > 1 else None

@@ -81,6 +81,7 @@ class TrainConfig(Settings):
 
 class EvaluateConfig(Settings):
     resolution: Literal["prepared", "native"]  # where pixels are compared: mask down, or map up
+    region: Literal["image", "seen"]  # which: all of an image's, or those of the centre that the model sees
     pixel_metrics: Literal["exact", "streaming"]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of good parts; the threshold is set for it
     bootstrap: Annotated[int, Field(ge=50)]  # exchanges of two models' results, for comparisons

@@ -40,7 +40,7 @@ def train(
     """
     params.check_category(category)
     config = params.model_config_of(model_name)
-    data = PreparedData(project.prepared(category), config.image_size, device)
+    data = PreparedData(project.prepared(category), config.image_size, config.resize, device)
     _require_holdout(model_name, category, data)
     inputs = find_inputs(model_name, config, project, device)
     settings = RunSettings(

@@ -14,7 +14,7 @@ from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import DataVersion, PreparedData
 from pipelines.errors import StageError
 from pipelines.files import atomic_folder
-from pipelines.paths import Cell
+from pipelines.paths import Cell, Project
 from pipelines.preparation.config import PrepareConfig
 from pipelines.records import Record, reading, refusal
 from pipelines.settings.params import TrainConfig
@@ -65,10 +65,14 @@ class Trained:
 
     model: AnomalyModel
     run: RunRecord
+    config: contract.Config
 
-    @property
-    def image_size(self) -> int:
-        return int(self.run.model_settings["image_size"])
+    def data(self, project: Project, device: torch.device) -> PreparedData:
+        """The category's images as this model takes them. Raises StageError if they have changed since."""
+        config = self.config
+        data = PreparedData(project.prepared(self.run.category), config.image_size, config.resize, device)
+        self.check_data(data)
+        return data
 
     @property
     def learns_from_defects(self) -> bool:
@@ -108,7 +112,7 @@ def load_trained(cell: Cell, device: torch.device) -> Trained:
         raise StageError(
             f"{cell.trained}: weights of another version of {cell.model} ({reason}); train again"
         ) from None
-    return Trained(rebuilt.to(device).eval().requires_grad_(False), run)
+    return Trained(rebuilt.to(device).eval().requires_grad_(False), run, config)
 
 
 def build(model_name: str, config: contract.Config, seed: int) -> AnomalyModel:

@@ -29,6 +29,7 @@ TINY = tiny_models.SETTINGS["diffusion_ad"]
 SMALL_UNET = TINY["unet"] | {"recomputed_levels": 0}
 PAPER_UNET = SMALL_UNET | {
     "image_size": 256,
+    "resize": "bilinear",
     "width": 128,
     "multipliers": [1, 1, 2, 2, 4, 4],
     "blocks": 2,
@@ -47,7 +48,7 @@ def small_unet(**changes: object) -> dict[str, object]:
 
 
 def paper_settings(**changes: object) -> DiffusionADConfig:
-    paper = {"image_size": 256, "batch_size": 16, "unet": PAPER_UNET, "segmentation_width": 64}
+    paper = {"image_size": 256, "resize": "bilinear", "batch_size": 16, "unet": PAPER_UNET, "segmentation_width": 64}
     return settings(**paper | changes)
 
 

@@ -16,7 +16,9 @@ from pipelines.pictures import images
 from pipelines.preparation.prepare import prepare
 
 SIZE = 8
-CONFIG = drawn_folders.CONFIG.model_copy(update={"image_sizes": [SIZE, 4], "holdout": 0.3})
+CONFIG = drawn_folders.CONFIG.model_copy(
+    update={"image_sizes": {"bilinear": [SIZE], "lanczos": [SIZE, 4]}, "holdout": 0.3}
+)
 CPU = torch.device("cpu")
 
 
@@ -46,13 +48,13 @@ def folder(source):
 
 @pytest.fixture(scope="module")
 def prepared(folder):
-    return PreparedData(folder, SIZE, CPU)
+    return PreparedData(folder, SIZE, "bilinear", CPU)
 
 
 @pytest.fixture
 def mapped(folder, monkeypatch):
     monkeypatch.setattr(data, "DEVICE_BYTES", 0)
-    return PreparedData(folder, SIZE, CPU)
+    return PreparedData(folder, SIZE, "bilinear", CPU)
 
 
 def positions(prepared, batch):
@@ -79,7 +81,7 @@ def test_a_batch_holds_what_images_reads(prepared, source):
     assert batch.penalty is None
     for place, row in enumerate(rows):
         entry = prepared.index.images[row]
-        pixels, _ = images.load(source / entry.path, SIZE, 65535)
+        pixels, _ = images.load(source / entry.path, SIZE, "bilinear", 65535)
         np.testing.assert_array_equal(batch.image[place].numpy(), images.to_input(pixels[None])[0])
         assert bool(batch.label[place]) == entry.label == ("crack" in entry.path)
         expected = np.zeros((SIZE, SIZE), dtype=bool)
@@ -109,7 +111,7 @@ def test_what_models_are_fitted_on_holds_no_anomaly(prepared):
 
 def test_the_training_stream_is_a_function_of_seed_and_step(prepared, folder):
     forward = [prepared.training_batch(3, step, 4) for step in range(12)]
-    resumed = PreparedData(folder, SIZE, CPU)
+    resumed = PreparedData(folder, SIZE, "bilinear", CPU)
     for step in (11, 5, 0, 7):
         assert_same(resumed.training_batch(3, step, 4), forward[step])
     other = [positions(prepared, prepared.training_batch(4, step, 4)) for step in range(12)]
@@ -157,7 +159,7 @@ def test_masks_are_zero_where_the_category_has_none(source, tmp_path):
     for name in ("train", "test"):
         (without / name).symlink_to(source / name)
     prepare(without, "nut", CONFIG, tmp_path / "prepared/nut", lambda done, total: None)
-    prepared = PreparedData(tmp_path / "prepared/nut", SIZE, CPU)
+    prepared = PreparedData(tmp_path / "prepared/nut", SIZE, "bilinear", CPU)
     batch = prepared.batch(prepared.rows("test"))
     assert batch.label.sum() == 3
     assert not batch.mask.any()
@@ -165,13 +167,23 @@ def test_masks_are_zero_where_the_category_has_none(source, tmp_path):
 
 def test_not_prepared(tmp_path):
     with pytest.raises(StageError, match="no prepared images; run `blemish prepare screw`"):
-        PreparedData(tmp_path / "screw", SIZE, CPU)
+        PreparedData(tmp_path / "screw", SIZE, "bilinear", CPU)
 
 
 def test_a_size_that_is_not_prepared(folder):
-    message = r"prepared at 8, 4 pixels, not at 256; add 256 to `prepare.image_sizes` and run `blemish prepare nut`"
-    with pytest.raises(StageError, match=message):
-        PreparedData(folder, 256, CPU)
+    found = r"prepared at 8 \(bilinear\), 8 \(lanczos\), 4 \(lanczos\) pixels"
+    for size, resize in ((256, "bilinear"), (4, "bilinear")):
+        missing = rf"not at {size} \({resize}\); add {size} to `prepare.image_sizes.{resize}` and run `blemish prepare"
+        with pytest.raises(StageError, match=f"{found}, {missing} nut`"):
+            PreparedData(folder, size, resize, CPU)
+
+
+def test_each_filter_has_its_own_images_and_all_the_same_masks(folder):
+    bilinear, lanczos = (PreparedData(folder, SIZE, resize, CPU) for resize in ("bilinear", "lanczos"))
+    rows = bilinear.rows("test")
+    assert not torch.equal(bilinear.batch(rows).image, lanczos.batch(rows).image)
+    assert torch.equal(bilinear.batch(rows).mask, lanczos.batch(rows).mask)
+    assert bilinear.version == lanczos.version
 
 
 @pytest.mark.parametrize(
@@ -196,10 +208,10 @@ def test_a_damaged_index(folder, tmp_path, changes, reason):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"format": 0}, "prepared in format 0"), ({}, r"images_8\.npy: missing; run `blemish prepare nut`")],
+    [({"format": 0}, "prepared in format 0"), ({}, r"images_8_bilinear\.npy: missing; run `blemish prepare nut`")],
 )
 def test_another_format_and_missing_arrays(folder, tmp_path, changes, message):
     (tmp_path / "nut").mkdir()
     write_json(tmp_path / "nut/index.json", read_json(folder / "index.json") | changes)
     with pytest.raises(StageError, match=message):
-        PreparedData(tmp_path / "nut", SIZE, CPU)
+        PreparedData(tmp_path / "nut", SIZE, "bilinear", CPU)

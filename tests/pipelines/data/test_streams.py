@@ -19,7 +19,7 @@ def prepared(root, blemish, count=0, surfaces=()):
     values["prepare"] |= {"anomalous_train": {"count": count, "protocol": "spread"}, "surfaces": list(surfaces)}
     write_params(root, values)
     assert blemish("prepare", CATEGORY).code == 0
-    return PreparedData(root / "data/prepared" / CATEGORY, 64, CPU)
+    return PreparedData(root / "data/prepared" / CATEGORY, 64, "bilinear", CPU)
 
 
 def test_anomalies_follow_the_normal_images(root, blemish):

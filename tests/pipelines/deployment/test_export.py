@@ -55,6 +55,7 @@ def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
     values = {p.key: json.loads(p.value) for p in properties if p.key.startswith("blemish.")}
     assert values["blemish.model"] == "fapm"
     assert values["blemish.image_size"] == 64
+    assert values["blemish.resize"] == "bilinear"
     # The same file scores one image and several.
     path = project.root / "images" / CATEGORY / "test" / "square" / "000.png"
     image = detector.load(path)
@@ -95,7 +96,7 @@ def test_a_graph_that_mixes_the_images_of_a_batch_is_not_kept(project, params, m
 def test_another_way_to_resize_is_found_out(project, params, monkeypatch):
     """The defect of the best-known framework: antialiasing in training, none in what is shipped."""
 
-    def aliased(rgb, size):
+    def aliased(rgb, size, resize):
         return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.NEAREST))
 
     monkeypatch.setattr(images, "resize_rgb", aliased)
@@ -261,6 +262,15 @@ def test_good_test_parts_copied_from_training_are_exported(project, console):
     parity = whole_way(project, CATEGORY, as_published(CATEGORY), console)
     assert parity.decisions_changed == 0
     assert parity.map.excess < 0.1
+
+
+def test_a_file_reads_pictures_by_the_filter_it_was_trained_on(project, console):
+    values = as_published(CATEGORY)
+    values["prepare"]["image_sizes"] = {"bilinear": [64], "lanczos": [64]}
+    values["models"]["fapm"]["resize"] = "lanczos"
+    parity = whole_way(project, CATEGORY, values, console)
+    assert parity.input_levels == 0
+    assert Detector(project.cell("fapm", CATEGORY).onnx).card.resize == "lanczos"
 
 
 def test_a_convnext_backbone_is_exported(project, console):

@@ -44,7 +44,7 @@ KEYS = [metric.key for metric in METRICS]
 def images_of(good: int, defect: int, category: str = "nut") -> TestSet:
     names = [(f"test/good/{number:03}.png", False) for number in range(good)]
     names += [(f"test/cut/{number:03}.png", True) for number in range(defect)]
-    return TestSet(category, tuple(sorted(names)), "data", 256, "pixels")
+    return TestSet(category, tuple(sorted(names)), "data", 256, "pixels", None)
 
 
 def labels_of(test_set: TestSet) -> NDArray[np.bool_]:

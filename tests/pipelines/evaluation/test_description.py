@@ -16,7 +16,7 @@ def described(tmp_path: Path, **changes: object) -> str:
 
 def test_who_has_the_run_alone_can_name_data_split_code_and_threshold(tmp_path: Path) -> None:
     text = described(tmp_path)
-    assert "| Data | made_up/nut, SHA-256 of its files dddddddddddddddd…, resized to 256 pixels |" in text
+    assert "| Data | made_up/nut, SHA-256 of its files dddddddddddddddd…, resized to 256 pixels (bilinear) |" in text
     assert "40 good images to fit, 20 held out; tested on 20 good and 20 defective ones" in text
     assert "`data/index.json`, SHA-256 iiiiiiiiiiiiiiii…" in text
     assert "| Code | commit c0ffee, with changes that are not committed |" in text

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import CATEGORY, tiny_params, write_params
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from anomaly_models import MODELS
 from pipelines.data.batches import PreparedData
@@ -224,6 +225,37 @@ def test_native_resolution_brings_the_map_to_the_mask(project, monkeypatch):
     assert shapes == [((64, 80), (64, 80))] * 8  # the originals are 80 x 64, the arrays 64 x 64; each is taken once
     assert native["pixel_auroc"] > 0.9
     assert evaluation(project)["protocol"]["mask_resize"] == "none"
+
+
+@pytest.mark.parametrize(("resolution", "shape"), [("prepared", (32, 32)), ("native", (32, 40))])
+def test_pixels_of_the_centre_that_a_model_sees(project, console, monkeypatch, resolution, shape):
+    """The border, which FAPM's map is 0 at, counts for nothing; decisions and figures of images do not change."""
+    content = tiny_params()
+    content["models"]["fapm"] |= {"crop": 32, "blur_sigma": 1.0}
+    content["evaluate"] |= {"resolution": resolution}
+    write_params(project.root, content)
+    whole = evaluated_anew(project, load_checked(project.params), console)
+    assert evaluation(project)["protocol"]["compared"] == 64
+    threshold = evaluation(project)["threshold"]
+    content["evaluate"] |= {"region": "seen"}
+    write_params(project.root, content)
+    pixels = []
+    split = module.Regions.split
+
+    def noted(regions, anomaly_map, name):
+        pixels.append(split(regions, anomaly_map, name))
+        return pixels[-1]
+
+    monkeypatch.setattr(module.Regions, "split", noted)
+    seen = evaluate("fapm", CATEGORY, load_checked(project.params), project, CPU)
+    assert [len(p.normal) + len(p.anomalous) for p in pixels] == [shape[0] * shape[1]] * 8
+    assert evaluation(project)["protocol"]["compared"] == 32
+    assert evaluation(project)["threshold"] == threshold
+    assert seen["pixel_auroc"] != whole["pixel_auroc"]
+    assert seen["image_auroc"] == whole["image_auroc"]
+    scores = np.concatenate([np.concatenate([p.normal, p.anomalous]) for p in pixels])
+    labels = np.concatenate([[False] * len(p.normal) + [True] * len(p.anomalous) for p in pixels])
+    assert seen["pixel_auroc"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
 
 
 def test_a_category_without_masks_has_image_metrics_only(project, params, console):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,8 @@ import pytest
 from made_up import put_evaluation, scored_image
 
 from pipelines.errors import StageError
-from pipelines.evaluation.outcomes import Evaluation, PixelCounts, read_predictions, write_predictions
+from pipelines.evaluation.outcomes import Evaluation, PixelCounts, TestSet, read_predictions, write_predictions
+from pipelines.evaluation.regions import Regions, centre
 
 
 def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -52,3 +54,32 @@ def test_pixels_survive_the_file(tmp_path: Path) -> None:
     read = PixelCounts.load(tmp_path / "pixels.npz", "").of([2, 0])
     assert (read.normal == [[0, 0, 1], [1, 0, 0]]).all()
     assert read.regions.dtype == np.float32
+
+
+def test_the_centre_of_a_picture_keeps_its_proportions() -> None:
+    assert centre((256, 256), 224, 256) == (slice(16, 240), slice(16, 240))
+    assert centre((100, 1000), 224, 256) == (slice(6, 94), slice(62, 938))
+    assert centre((64, 80), 64, 64) == (slice(0, 64), slice(0, 80))
+
+
+def test_regions_of_a_window_are_those_of_the_cut_mask() -> None:
+    mask = np.zeros((8, 8), dtype=bool)
+    mask[0:4, 0:3] = mask[6, 6] = True
+    anomaly_map = np.arange(64, dtype=np.float32).reshape(8, 8)
+    window = centre((8, 8), 4, 8)
+    found = Regions.of(mask, window).split(anomaly_map, "a")
+    expected = Regions.of(mask[window]).split(anomaly_map[window], "a")
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert found.num_regions == 1
+
+
+def test_pixels_of_two_regions_are_not_compared() -> None:
+    whole = TestSet("nut", (("test/good/0.png", False),), "data", 256, "pixels", None)
+    centre_only = replace(whole, region="the centre 224 x 224 of 256 x 256 pixels")
+    assert whole.difference(centre_only) is None
+    assert centre_only.difference(centre_only, by_pixel=True) is None
+    assert whole.difference(centre_only, by_pixel=True) == (
+        "nut is measured on all pixels and on the centre 224 x 224 of 256 x 256 pixels; set evaluate.region: image for "
+        "both"
+    )

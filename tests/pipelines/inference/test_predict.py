@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -17,7 +17,7 @@ from PIL import Image
 from pipelines.errors import DatasetError, ExportError
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.inference.predict import Found, Result, find_images, predict
-from pipelines.pictures.images import SUFFIXES
+from pipelines.pictures.images import SUFFIXES, Filter, resize_rgb, to_input
 
 ROOT = Path(__file__).parents[3]
 SIDE = 16
@@ -25,6 +25,7 @@ CARD = ModelCard(
     model="brightness",
     category="part",
     image_size=SIDE,
+    resize="bilinear",
     white_level=4095,
     max_megapixels=90,
     threshold=float(np.float32(128) / np.float32(255)),
@@ -112,6 +113,21 @@ def test_files_are_loaded_as_prepare_did(model: Path, tmp_path: Path) -> None:
     assert image.shape == (1, 3, SIDE, SIDE)
     assert image.dtype == np.float32
     assert (image == 1).all()  # white at the card's white level
+
+
+def test_the_card_says_by_which_filter(tmp_path: Path) -> None:
+    path = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    loaded = {}
+    for resize in get_args(Filter):
+        card = replace(CARD, resize=resize)
+        detector = Detector(write_model(tmp_path / f"{resize}.onnx", card.to_metadata()))
+        loaded[resize] = detector.load(path)
+        np.testing.assert_array_equal(loaded[resize], to_input(resize_rgb(noise, SIDE, resize)[None]))
+        (found,) = predict(tmp_path / f"{resize}.onnx", (path,), tmp_path / resize, lambda _done, _total: None)
+        assert found.score == loaded[resize].max()
+    assert (loaded["bilinear"] != loaded["lanczos"]).any()
 
 
 def test_scores_decisions_and_overlays_are_written(run: Predict, tmp_path: Path) -> None:

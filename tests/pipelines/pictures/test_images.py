@@ -4,11 +4,13 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from anomaly_models.base import Config
 from pipelines.errors import ImageError
 from pipelines.pictures import images
 
@@ -71,7 +73,7 @@ def test_16_bit_big_endian_and_32_bit_grey(tmp_path):
 def test_scaling_comes_before_resizing(tmp_path):
     values = np.tile(np.array([[0, 4095]], dtype=np.uint16), (8, 4))
     Image.fromarray(values).save(tmp_path / "a.png")
-    resized, size = images.load(tmp_path / "a.png", 4, 4095)
+    resized, size = images.load(tmp_path / "a.png", 4, "bilinear", 4095)
     expected = Image.fromarray(grey_as_rgb(np.tile([[0, 255]], (8, 4)))).resize((4, 4), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(resized, np.asarray(expected))
     assert size == (8, 8)
@@ -161,7 +163,7 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     Image.fromarray(gradient()).save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
     np.testing.assert_array_equal(images.load_rgb(path, WHITE), UPRIGHT[orientation](gradient()))
     size = (20, 30) if orientation >= 5 else (30, 20)
-    assert images.load(path, 8, WHITE)[1] == size
+    assert images.load(path, 8, "bilinear", WHITE)[1] == size
 
 
 def test_exif_orientation_of_jpeg_and_16_bit(tmp_path):
@@ -175,12 +177,17 @@ def test_exif_orientation_of_jpeg_and_16_bit(tmp_path):
     np.testing.assert_array_equal(images.load_rgb(tmp_path / "a.png", 255)[..., 0], UPRIGHT[6](values))
 
 
-def test_resize_is_pillows_antialiased_bilinear():
+@pytest.mark.parametrize("resize", ["bilinear", "lanczos"])
+def test_resize_is_pillows_antialiased(resize):
     noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
-    expected = Image.fromarray(noise).resize((16, 16), Image.Resampling.BILINEAR)
-    resized = images.resize_rgb(noise, 16)
+    expected = Image.fromarray(noise).resize((16, 16), Image.Resampling[resize.upper()])
+    resized = images.resize_rgb(noise, 16, resize)
     np.testing.assert_array_equal(resized, np.asarray(expected))
     assert resized.std() < 0.6 * noise.std()  # without antialiasing, noise would keep its contrast
+
+
+def test_models_and_pictures_know_the_same_filters():
+    assert get_args(Config.model_fields["resize"].annotation) == get_args(images.Filter)
 
 
 def test_to_input_is_exactly_x_over_255():

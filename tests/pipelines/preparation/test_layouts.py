@@ -21,7 +21,8 @@ def test_mvtec_layout(mvtec):
     assert index.counts == {"train": 8, "holdout": 2, "anomalous_train": 0, "test_normal": 2, "test_anomalous": 3}
     assert progress == [(done, 15) for done in range(1, 16)]
     assert {path.name for path in folder.iterdir()} == {
-        "index.json", "images_16.npy", "images_8.npy", "masks_16.npy", "masks_8.npy"
+        "index.json", "images_16_bilinear.npy", "images_8_bilinear.npy", "images_8_lanczos.npy", "masks_16.npy",
+        "masks_8.npy",
     }  # fmt: skip
     assert sorted(paths_of(index, "train") + paths_of(index, "holdout")) == [
         f"train/good/{n:03}.png" for n in range(10)

@@ -54,7 +54,7 @@ def test_rows_are_what_images_reads(folder, tmp_path):
     for size in (16, 32):
         rows = np.load(arrays.file(size))
         for row, path in enumerate(find_photos([folder])):
-            assert np.array_equal(rows[row], images.load(path, size, 65535)[0])
+            assert np.array_equal(rows[row], images.load(path, size, "bilinear", 65535)[0])
 
 
 def test_photos_are_decoded_once(folder, tmp_path, monkeypatch):

@@ -29,17 +29,17 @@ INSPECTION = next(
 # Sound folders
 
 
-@pytest.mark.parametrize("size", CONFIG.image_sizes)
-def test_arrays_hold_what_images_reads(mvtec, size):
+@pytest.mark.parametrize(("size", "resize"), [(16, "bilinear"), (8, "bilinear"), (8, "lanczos")])
+def test_arrays_hold_what_images_reads(mvtec, size, resize):
     index = run(mvtec)
-    pixels = np.load(mvtec.parent / f"prepared/nut/images_{size}.npy")
+    pixels = np.load(mvtec.parent / f"prepared/nut/images_{size}_{resize}.npy")
     masks = np.load(mvtec.parent / f"prepared/nut/masks_{size}.npy")
     assert pixels.shape == (15, size, size, 3)
     assert pixels.dtype == np.uint8
     assert masks.shape == (3, size, size)
     assert masks.dtype == bool
     for row, image in enumerate(index.images):
-        np.testing.assert_array_equal(pixels[row], images.load(mvtec / image.path, size, 65535)[0])
+        np.testing.assert_array_equal(pixels[row], images.load(mvtec / image.path, size, resize, 65535)[0])
         if image.mask is not None:
             expected = images.resize_mask(images.load_mask(mvtec / image.mask), size)
             np.testing.assert_array_equal(masks[image.mask_row], expected)
@@ -64,7 +64,7 @@ def test_white_level_reaches_the_images(mvtec):
     deep = np.full((HEIGHT, WIDTH), 4095, dtype=np.uint16)
     Image.fromarray(deep).save(mvtec / "test/good/000.png")
     run(mvtec, CONFIG.model_copy(update={"white_level": 4095}))
-    assert (np.load(mvtec.parent / "prepared/nut/images_8.npy")[13] == 255).all()
+    assert (np.load(mvtec.parent / "prepared/nut/images_8_bilinear.npy")[13] == 255).all()
 
 
 def test_data_sha256_covers_paths_and_bytes_of_images_and_masks(mvtec):
@@ -296,7 +296,7 @@ def test_a_full_disk_is_told(mvtec):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(DiskFull, match="prepared/nut"):
-            run(mvtec, CONFIG.model_copy(update={"image_sizes": [256]}))
+            run(mvtec, CONFIG.model_copy(update={"image_sizes": {"bilinear": [256]}}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((mvtec.parent / "prepared").iterdir()) == []
@@ -308,7 +308,9 @@ def test_a_full_disk_is_told(mvtec):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"image_sizes": []}, {"image_sizes": [0]}, {"image_sizes": [64, 64]}, {"image_sizes": 64}, {"white_level": 0},
+        {"image_sizes": {}}, {"image_sizes": {"bilinear": []}}, {"image_sizes": {"bilinear": [0]}},
+        {"image_sizes": {"bilinear": [64, 64]}}, {"image_sizes": {"cubic": [64]}}, {"image_sizes": [64]},
+        {"white_level": 0},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
         {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
     ],
@@ -345,7 +347,7 @@ def test_index_of_another_version(mvtec):
     ("category", "training", "test_normal", "test_anomalous"), [("hazelnut_toy", 28, 6, 17), ("cookie", 31, 14, 32)]
 )
 def test_real_categories(tmp_path, category, training, test_normal, test_anomalous):
-    config = CONFIG.model_copy(update={"image_sizes": [64]})
+    config = CONFIG.model_copy(update={"image_sizes": {"bilinear": [64]}})
     index = prepare(INSPECTION / category, category, config, tmp_path / category, lambda done, total: None)
     assert index.counts["train"] + index.counts["holdout"] == training
     assert index.counts["holdout"] == 6

@@ -56,7 +56,7 @@ def prepared(root, blemish, draw_textures):
 def defects_of(project):
     params = load_checked(project.params)
     config = params.model_config_of("diffusion_ad")
-    data = PreparedData(project.prepared(CATEGORY), SIZE, CPU)
+    data = PreparedData(project.prepared(CATEGORY), SIZE, "bilinear", CPU)
     batches = find_inputs("diffusion_ad", config, project, CPU).added_to(data)
     return training_defects(batches, config.wants.synthesis, config.batch_size, params.train.seed)
 

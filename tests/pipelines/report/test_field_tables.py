@@ -25,7 +25,7 @@ def summary_of(figures: dict[str, dict[str, float]], **counts: int) -> Summary:
     for cell in content["cells"]:
         cell["metrics"] = {"image_auroc": figures[cell["model"]][cell["category"]]}
         cell["counts"] |= numbers(cell["category"])
-        cell["protocol"]["image_size"] = 256
+        cell["protocol"] |= {"image_size": 256, "compared": 256}
     for average in content["averages"]:
         values = figures[average["model"]].values()
         average["metrics"] = {"image_auroc": sum(values) / len(values)}
@@ -118,10 +118,24 @@ def test_mvtec_ad_comes_in_the_fields_order_with_published_results() -> None:
     assert rows["BGAD (official code)"].values == (None,) * 15
 
 
+def test_a_row_measured_on_a_part_of_the_image_says_so() -> None:
+    cells = tuple(
+        cell.model_copy(update={"protocol": cell.protocol.model_copy(update={"compared": 224})})
+        if cell.model == "fapm"
+        else cell
+        for cell in MVTEC.cells
+    )
+    cropped = MVTEC.model_copy(update={"cells": cells})
+    said = "pixel metrics of fapm on the centre 224 x 224 of 256 x 256 pixels, which is all it sees"
+    assert cropped.regions == [said]
+    assert said in only(cropped).notes["*"]
+
+
 def test_footnotes_say_what_keeps_results_apart() -> None:
     table = only(MVTEC)
     assert set(table.notes) == {note for row in table.rows for note in row.notes}
     assert table.notes["*"].startswith("This run: whole images at 256 pixels; masks resized by the nearest pixel")
+    assert "pixel metrics" not in table.notes["*"]
     assert "up to 10 real defects per category, from which the supervised method learns, " in table.notes["*"]
     assert " are not in the test of any model" in table.notes["*"]
     texts = " ".join(table.notes[letter] for letter in by_method(table)["BGAD (official code)"].notes)

@@ -22,7 +22,7 @@ TEACHER = "pretrained/efficient_ad/teacher/teacher.safetensors"
 def efficient_ad(root):
     """A project that trains EfficientAD for three steps."""
     values = tiny_params()
-    values["prepare"]["image_sizes"] = [128]
+    values["prepare"]["image_sizes"] = {"bilinear": [128]}
     values["distill"] = {"efficient_ad": distill_settings(steps=2, batch_size=2)}
     values["penalty"] = {"efficient_ad": {"image_size": 128, "limit": 5}}
     values["models"] = {"efficient_ad": tiny_models.SETTINGS["efficient_ad"] | {"batch_size": 1, "teacher": TEACHER}}
@@ -69,7 +69,8 @@ def demanding(root, sixth_model, monkeypatch):
     values = tiny_params()
     values["prepare"]["anomalous_train"] = {"count": 2, "protocol": "spread"}
     values["penalty"] = values["textures"] = {sixth_model: {"image_size": 64, "limit": 5}}
-    values["models"] = {sixth_model: {"image_size": 64, "batch_size": 3, "steps": 2, "learning_rate": 0.05}}
+    values["models"] = {sixth_model: {"image_size": 64, "resize": "bilinear", "batch_size": 3, "steps": 2}}
+    values["models"][sixth_model]["learning_rate"] = 0.05
     write_params(root, values)
     everything = dict.fromkeys(("foreground", "penalty", "textures"), True) | {"teacher": "teacher.safetensors"}
     wants = Wants(**everything, anomalies=2, synthesis=SynthesisConfig(**tiny_models.SYNTHESIS))
@@ -159,7 +160,7 @@ def test_nothing_is_made_for_a_model_that_is_not_there(root, blemish, efficient_
     """DVC's stage has its empty folder or files, and a teacher of earlier stays."""
     efficient_ad["penalty"] = {"efficient_ad": {"image_size": 128, "limit": 5}}
     efficient_ad["models"] = tiny_params()["models"]
-    efficient_ad["prepare"]["image_sizes"] = [64]
+    efficient_ad["prepare"]["image_sizes"] = {"bilinear": [64]}
     write_params(root, efficient_ad)
     for _ in range(2):
         outcome = blemish(verb, "efficient_ad")

@@ -99,7 +99,7 @@ def test_changed_settings_do_not_resume(project, sixth_model, console, monkeypat
         with pytest.raises(KeyboardInterrupt):
             run(project, sixth_model, console)
     values = tiny_params()
-    values["models"] = {sixth_model: {"image_size": 64, "batch_size": 3, "steps": 12, "learning_rate": 0.01}}
+    values["models"][sixth_model]["learning_rate"] = 0.01
     write_params(project.root, values)
     resumed = run(project, sixth_model, console)
     assert same(run(project, sixth_model, console), resumed)
@@ -184,7 +184,7 @@ def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, param
 
     monkeypatch.setattr(MeanColour, "losses", spied_losses)
     run(project, sixth_model, console)
-    data = train.PreparedData(project.prepared(CATEGORY), 64, CPU)
+    data = train.PreparedData(project.prepared(CATEGORY), 64, "bilinear", CPU)
     keys = {phase: {image.numpy().tobytes() for image in torch.cat(images)} for phase, images in given.items()}
     test = {image.numpy().tobytes() for image in data.batch(data.rows("test")).image}
     assert keys["prepare"] == keys["losses"]

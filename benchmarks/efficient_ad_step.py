@@ -50,6 +50,7 @@ class Seconds(NamedTuple):
 def published_settings(width: Width, precision: Precision) -> EfficientADConfig:
     return EfficientADConfig(
         image_size=SIZE,
+        resize="bilinear",
         batch_size=1,
         width=width,
         teacher="random",

@@ -99,7 +99,8 @@ def test_changed_settings_do_not_resume(project, sixth_model, console, monkeypat
         with pytest.raises(KeyboardInterrupt):
             run(project, sixth_model, console)
     values = tiny_params()
-    values["models"][sixth_model]["learning_rate"] = 0.01
+    settings = {"image_size": 64, "resize": "bilinear", "batch_size": 3, "steps": 12, "learning_rate": 0.01}
+    values["models"] = {sixth_model: settings}
     write_params(project.root, values)
     resumed = run(project, sixth_model, console)
     assert same(run(project, sixth_model, console), resumed)

@@ -59,7 +59,9 @@ def draw(
 def outcome_of(name: str, scores: Floats, size: tuple[int, int], category: str = "nut") -> Outcome:
     labels = np.repeat([False, True], size)
     images = tuple((f"{place:04}.png", bool(label)) for place, label in enumerate(labels))
-    return Outcome(name, TestSet(category, images, "", 1, ""), scores, _DECISION, image_figures(scores, labels), None)
+    return Outcome(
+        name, TestSet(category, images, "", 1, "", None), scores, _DECISION, image_figures(scores, labels), None
+    )
 
 
 def image_figures(scores: Floats, labels: NDArray[np.bool_]) -> dict[str, float]:
@@ -151,7 +153,7 @@ def pixel_coverage(trials: int = 200) -> Table:
             def drawn(shape: str = shape, size: tuple[int, int] = size) -> Outcome:
                 pixels = draw_pixels(rng, shape, size)
                 images = tuple((f"{place}.png", place >= size[0]) for place in range(sum(size)))
-                test_set = TestSet("nut", images, "", 1, "")
+                test_set = TestSet("nut", images, "", 1, "", None)
                 return Outcome("a", test_set, np.zeros(sum(size)), 0.0, pixel_figures(pixels), pixels)
 
             held = _held(truth, (drawn() for _ in range(trials)))

@@ -80,7 +80,7 @@ def damaged_records_get_a_line(cell, blemish):
 
 def damaged_arrays_get_a_line(project, blemish):
     cell, prepared = project.cell("fapm", CATEGORY), project.prepared(CATEGORY)
-    arrays = [prepared / name for name in ("index.json", "images_64.npy", "masks_64.npy")]
+    arrays = [prepared / name for name in ("index.json", "images_64_bilinear.npy", "masks_64.npy")]
     readers = dict.fromkeys(arrays, (f"`blemish prepare {CATEGORY}`", ("train", "evaluate", "report")))
     readers[cell.weights] = cell.verb("train"), ("evaluate", "export")
     readers[cell.pixels] = cell.verb("evaluate"), ("report",)

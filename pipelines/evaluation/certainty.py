@@ -25,7 +25,7 @@ from pipelines.evaluation.intervals import (
     mean_interval,
     share_interval,
 )
-from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
+from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS, PIXEL_METRICS
 from pipelines.evaluation.outcomes import Outcome
 from pipelines.numbers import counted, percent
 
@@ -89,8 +89,7 @@ def intervals_of(outcome: Outcome) -> dict[str, Ends]:
     if "image_auroc" in values:
         found["image_auroc"] = auroc_interval(outcome.scores, labels)
     if outcome.pixels is not None and (num_carrying := int(outcome.pixels.anomalous.any(axis=1).sum())):
-        pixel_metrics = [metric.key for metric in METRICS if metric.key.startswith(("pixel", "aupro"))]
-        found |= {name: bounded_interval(values[name], num_carrying) for name in pixel_metrics if name in values}
+        found |= {name: bounded_interval(values[name], num_carrying) for name in PIXEL_METRICS if name in values}
     return {name: _around(values[name], ends) for name, ends in found.items()}
 
 
@@ -184,7 +183,8 @@ def _refusal(metric: str, a: Measured, b: Measured) -> str | None:
         return f"{len(a.outcomes)} and {len(b.outcomes)} categories"
     pairs = list(zip(a.outcomes, b.outcomes, strict=True))
     for one, other in pairs:
-        if (difference := one.test_set.difference(other.test_set)) is not None:
+        by_pixel = metric in PIXEL_METRICS
+        if (difference := one.test_set.difference(other.test_set, by_pixel=by_pixel)) is not None:
             return difference
     title = METRIC_BY_KEY[metric].title
     if lacking := [model.name for model in (a, b) if metric not in model.values]:

@@ -31,4 +31,5 @@ METRICS = (
 )
 
 
+PIXEL_METRICS = tuple(metric.key for metric in METRICS if metric.key.startswith(("pixel", "aupro")))
 METRIC_BY_KEY = {metric.key: metric for metric in METRICS}

@@ -242,6 +242,17 @@ def read_tested(folder: Path, remedy: str = "evaluate again") -> list[ScoredImag
     return [image for image in read_predictions(folder, remedy) if image.split == "test"]
 
 
+def equal_scores(folder: Path) -> str | None:
+    """In one line, that all test images of an evaluation score the same; None if they do not."""
+    scores = [image.score for image in read_tested(folder)]
+    if len(scores) < 2 or len(set(scores)) > 1:
+        return None
+    return (
+        f"all {len(scores)} test images score {scores[0]:.6g}, so that no figure of images means anything (AUROC 50 is "
+        "chance); the score is saturated, or the images are copies of one another: look at them, or train with other settings"
+    )
+
+
 _PIXEL_BINS = 500  # along the curves; the metrics of 500 bins are within a thousandth of the exact ones
 
 
@@ -339,11 +350,12 @@ class TestSet:
         return tuple(sorted(set(self.images) & set(other.images)))
 
 
-@dataclass(
-    frozen=True, slots=True, eq=False
-)  # an outcome equals itself only: it can be the key of what follows from it
+@dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What one model said of the test images of one category, in the order of `test_set.images`."""
+    """What one model said of the test images of one category, in the order of `test_set.images`.
+
+    It equals itself only, so that it can be the key of what follows from it.
+    """
 
     name: str
     test_set: TestSet

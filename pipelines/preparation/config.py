@@ -1,8 +1,8 @@
 """Section `prepare` of params.yaml."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
 
 from anomaly_models.common.settings import Settings
 from pipelines.pictures.images import Filter
@@ -28,7 +28,14 @@ def _unique(sizes: list[int]) -> list[int]:
 
 
 Sizes = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_unique)]
-ImageSizes = Annotated[dict[Filter, Sizes], Field(min_length=1)]
+
+
+def by_filter(sizes: Any) -> Any:
+    """A list alone is of the filter that most models ask for."""
+    return {"bilinear": sizes} if isinstance(sizes, list) else sizes
+
+
+ImageSizes = Annotated[dict[Filter, Sizes], Field(min_length=1), BeforeValidator(by_filter)]
 
 
 class PrepareConfig(Settings):

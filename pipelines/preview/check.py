@@ -69,13 +69,14 @@ def unused_sections(params: Params) -> list[str]:
 
 def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> list[str]:
     """What the models read must be made, and at their size."""
+    from pipelines.preparation.config import by_filter
     from pipelines.preparation.penalty import Penalties
     from pipelines.preparation.textures import TextureSets
     from pipelines.teachers.distill import Teachers
 
     schemas: dict[str, type[BaseModel]] = {"distill": Teachers, "penalty": Penalties, "textures": TextureSets}
     problems = [problem for name, schema in schemas.items() for problem in section_problems(_used(raw), name, schema)]
-    sizes = _at(raw, "prepare", "image_sizes")
+    sizes = by_filter(_at(raw, "prepare", "image_sizes"))
     problems += [
         f"models.{name}.image_size = {config.image_size}: not one of prepare.image_sizes.{config.resize}, add it there"
         for name, config in configs.items()

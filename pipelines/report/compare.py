@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,7 @@ from pipelines.evaluation.certainty import (
     Measured,
     average,
     champion,
+    compare,
     compare_all,
     measure,
 )
@@ -233,7 +235,7 @@ _TABLES = {"model": table_by_model, "category": table_by_category, "defect": tab
 def sentences(compared: Compared, metric: str) -> list[str]:
     """The averages compared in words: every pair, or the best with each where there are many."""
     group = [compared.measured[name, AVERAGE] for name in compared.names]
-    pairs = compare_all([metric], group)
+    pairs = compare_all([metric], group) or [compare(metric, a, b) for a, b in combinations(group, 2)]  # refused
     if len(pairs) > _MANY:
         best = champion(metric, group, pairs).best
         pairs = [pair for pair in pairs if best in (pair.a, pair.b)]

@@ -29,7 +29,6 @@ TINY = tiny_models.SETTINGS["diffusion_ad"]
 SMALL_UNET = TINY["unet"] | {"recomputed_levels": 0}
 PAPER_UNET = SMALL_UNET | {
     "image_size": 256,
-    "resize": "bilinear",
     "width": 128,
     "multipliers": [1, 1, 2, 2, 4, 4],
     "blocks": 2,

@@ -191,7 +191,7 @@ def test_each_filter_has_its_own_images_and_all_the_same_masks(folder):
     [
         ({"images": [{}]}, "images.0.path: Field required"),
         ({"images": 3}, "images: Input should be"),
-        ({"image_sizes": ["8"]}, "image_sizes.0: Input should be a valid integer"),
+        ({"image_sizes": {"bilinear": ["8"]}}, "image_sizes.bilinear.0: Input should be a valid integer"),
         ({"layout": "coco"}, "layout: Input should be"),
         ({"counts": None}, "counts: Input should be"),
     ],
@@ -201,7 +201,7 @@ def test_a_damaged_index(folder, tmp_path, changes, reason):
     path = tmp_path / "nut/index.json"
     write_json(path, read_json(folder / "index.json") | changes)
     with pytest.raises(StageError) as caught:
-        PreparedData(tmp_path / "nut", SIZE, CPU)
+        PreparedData(tmp_path / "nut", SIZE, "bilinear", CPU)
     assert str(caught.value).startswith(f"{path}: damaged, or by another version of Blemish ({reason}")
     assert str(caught.value).endswith("); run `blemish prepare nut`")
 

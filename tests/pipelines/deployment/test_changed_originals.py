@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CATEGORY, draw_part, tiny_params, write_params
 
+from anomaly_models.base import Prediction
 from pipelines.data.batches import PreparedData
 from pipelines.deployment import latency as latency_module
 from pipelines.deployment.export import export, measure_parity
@@ -64,17 +65,21 @@ def test_latency_is_not_measured_on_other_pictures(project, params, monkeypatch,
         latency("fapm", CATEGORY, params, project)
 
 
+def _mean_colour(image):
+    return Prediction(image[:, :1], image.mean((1, 2, 3)))
+
+
 def test_held_out_parts_too_where_there_is_nothing_to_test_on(project, params):
     source = project.root / "images" / CATEGORY
     for folder in ("test", "ground_truth"):
         shutil.rmtree(source / folder)
     prepared(project, params)
-    data = PreparedData(project.prepared(CATEGORY), 64, CPU)
+    data = PreparedData(project.prepared(CATEGORY), 64, "bilinear", CPU)
     path = source / data.index.images[data.rows("holdout")[0]].path
     write_anew(path)
     detector = SimpleNamespace(card=SimpleNamespace(threshold=1.0), load=lambda path: pytest.fail(f"reads {path}"))
     with pytest.raises(StageError, match=f"^{re.escape(str(path))}: {CHANGED}"):
-        measure_parity(None, detector, data, [], source, 1e-4)
+        measure_parity(_mean_colour, detector, data, [], source, 0.01)
 
 
 @pytest.mark.parametrize(("happens", "told"), [(write_anew, CHANGED), (remove, GONE)])

@@ -19,7 +19,7 @@ def outcome(
     name: str, scores: NDArray[np.float64], labels: NDArray[np.bool_], pixels: PixelCounts | None = None
 ) -> Outcome:
     images = tuple((f"{place:03}.png", bool(label)) for place, label in enumerate(labels))
-    return Outcome(name, TestSet("nut", images, "data", 256, "pixels"), scores, 5.0, {}, pixels)
+    return Outcome(name, TestSet("nut", images, "data", 256, "pixels", None), scores, 5.0, {}, pixels)
 
 
 def pixel_figures(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> tuple[dict[str, float], PixelCounts]:

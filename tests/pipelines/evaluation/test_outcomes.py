@@ -6,7 +6,14 @@ import pytest
 from made_up import put_evaluation, scored_image
 
 from pipelines.errors import StageError
-from pipelines.evaluation.outcomes import Evaluation, PixelCounts, TestSet, read_predictions, write_predictions
+from pipelines.evaluation.outcomes import (
+    Evaluation,
+    PixelCounts,
+    TestSet,
+    equal_scores,
+    read_predictions,
+    write_predictions,
+)
 from pipelines.evaluation.regions import Regions, centre
 
 
@@ -16,6 +23,19 @@ def test_an_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
     read = Evaluation.load(tmp_path / "evaluation.json", "evaluate again")
     assert read == evaluation
     assert isinstance(read.metrics["train_steps"], int)  # 300, and not 300.0, for whoever reads the file
+
+
+def test_equal_scores_are_told(tmp_path: Path) -> None:
+    """Of the test images alone; nothing to test on is nothing to tell of."""
+    tested = [scored_image(f"{number}.png", "good", False, 0.25, threshold=1.0) for number in range(3)]
+    held_out = [scored_image("h.png", "good", False, 0.5, "holdout", threshold=1.0)]
+    for rows, said in ((tested + held_out, True), (tested[:1] + held_out, False), (held_out, False)):
+        write_predictions(tmp_path, rows)
+        assert bool(equal_scores(tmp_path)) == said
+    write_predictions(tmp_path, tested + held_out)
+    assert str(equal_scores(tmp_path)).startswith("all 3 test images score 0.25, so that no figure of images means")
+    write_predictions(tmp_path, [*tested, scored_image("3.png", "cut", True, 0.26, threshold=1.0)])
+    assert equal_scores(tmp_path) is None
 
 
 def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:

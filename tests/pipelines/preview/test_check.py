@@ -100,7 +100,11 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
             {"models.fapm.resize": "lanczos"},
             ["models.fapm.image_size = 256: not one of prepare.image_sizes.lanczos, add it there"],
         ),
-        ({"prepare.image_sizes": [256]}, ["prepare.image_sizes = [256]: Input should be a mapping"]),
+        ({"prepare.image_sizes": 256}, ["prepare.image_sizes = 256: Input should be a mapping"]),
+        (
+            {"prepare.image_sizes": [128, 512]},
+            ["models.fapm.image_size = 256: not one of prepare.image_sizes.bilinear, add it there"],
+        ),
     ],
 )
 def test_what_is_said_of_models(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:

@@ -249,7 +249,8 @@ def equal_scores(folder: Path) -> str | None:
         return None
     return (
         f"all {len(scores)} test images score {scores[0]:.6g}, so that no figure of images means anything (AUROC 50 is "
-        "chance); the score is saturated, or the images are copies of one another: look at them, or train with other settings"
+        "chance); the score is saturated, or the images are copies of one another: look at them, or train with other "
+        "settings"
     )
 
 

@@ -309,7 +309,8 @@ def test_a_full_disk_is_told(mvtec):
     "wrong",
     [
         {"image_sizes": {}}, {"image_sizes": {"bilinear": []}}, {"image_sizes": {"bilinear": [0]}},
-        {"image_sizes": {"bilinear": [64, 64]}}, {"image_sizes": {"cubic": [64]}}, {"image_sizes": [64]},
+        {"image_sizes": {"bilinear": [64, 64]}}, {"image_sizes": {"cubic": [64]}}, {"image_sizes": [0]},
+        {"image_sizes": 64},
         {"white_level": 0},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
         {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
@@ -318,6 +319,10 @@ def test_a_full_disk_is_told(mvtec):
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValidationError):
         PrepareConfig(**CONFIG.model_dump() | wrong)
+
+
+def test_a_list_of_sizes_is_bilinear():
+    assert PrepareConfig(**CONFIG.model_dump() | {"image_sizes": [64, 8]}).arrays == [(64, "bilinear"), (8, "bilinear")]
 
 
 def test_settings_have_no_defaults():

@@ -122,6 +122,11 @@ def _held(truth: dict[str, float], outcomes: Iterable[Outcome]) -> dict[str, flo
     return {name: 100 * float(np.mean(hits)) for name, hits in found.items()}
 
 
+def _lower(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    """Of each figure that the other has, the lower percentage."""
+    return {name: min(percent, one.get(name, 100.0)) for name, percent in other.items()}
+
+
 def image_coverage(trials: int = 1000) -> Table:
     """The lowest coverage over all shapes and AUROCs, of each figure."""
     rng = np.random.default_rng(12)
@@ -135,8 +140,7 @@ def image_coverage(trials: int = 1000) -> Table:
                 truth = image_figures(draw(rng, shape, auroc, all_images), np.repeat([False, True], all_images))
                 truth["image_auroc"] = auroc
                 drawn = (outcome_of("a", draw(rng, shape, auroc, size), size) for _ in range(trials))
-                held = _held(truth, drawn)
-                worst = {name: min(percent, worst.get(name, 100.0)) for name, percent in held.items()}
+                worst = _lower(worst, _held(truth, drawn))
         table[named(size)] = worst
     return table
 
@@ -156,8 +160,7 @@ def pixel_coverage(trials: int = 200) -> Table:
                 test_set = TestSet("nut", images, "", 1, "", None)
                 return Outcome("a", test_set, np.zeros(sum(size)), 0.0, pixel_figures(pixels), pixels)
 
-            held = _held(truth, (drawn() for _ in range(trials)))
-            worst = {name: min(percent, worst.get(name, 100.0)) for name, percent in held.items()}
+            worst = _lower(worst, _held(truth, (drawn() for _ in range(trials))))
         table[named(size)] = worst
     return table
 

@@ -37,9 +37,10 @@ from pipelines.sources.demo_surfaces import (
 
 # Bracket: punched from cold-rolled steel, on the gear's conveyor belt
 
-BRACKET_TEXT = "BLM 40-R"
+BRACKET_TEXT = "R 40"
 LEG_WIDTH = 0.56
 LEG_LENGTH = 1.28
+FILLET = 0.13  # radius, between the legs
 OPENINGS = [  # x, y, half the length of the straight part (along x), radius
     (-0.36, -0.44, 0.0, 0.105),
     (-0.36, -0.13, 0.0, 0.06),
@@ -58,31 +59,32 @@ def draw_bracket(rng: Rng, side: int, defect: Defect) -> Surface:
     if defect.kind == "bent_edge":
         x, y, lift = _bend(x, y, defect)
     edge, punched = _bracket_edge(x, y, defect)
-    ink = lettering(BRACKET_TEXT, 800, 80)
+    ink = lettering(BRACKET_TEXT, 400, 120)
     if defect.kind == "misprint":
         ink = misprint(ink, len(BRACKET_TEXT), defect)
-    stamp = printed(ink, (x + np.float32(0.14)) / np.float32(0.56), (y - np.float32(0.42)) / np.float32(0.13))
+    stamp = printed(ink, x / np.float32(0.4) + 0.2, (y - np.float32(0.4)) / np.float32(0.15))
     surface = _rolled_steel(rng, side, (x, y, edge), stamp, angle)
     bead = smoothstep(0.055, 0.015, np.hypot(x + np.float32(0.55), np.maximum(np.abs(y + np.float32(0.1)) - 0.38, 0)))
-    surface.height = surface.height + np.float32(0.02) * bead + lift - np.float32(0.006) * punched
+    surface.height = surface.height + np.float32(0.02) * bead + lift - np.float32(0.04) * punched
     spot = _on_leg(defect.rng("place"))
     if defect.kind == "scratch":
-        scratch(surface, x, y, defect, spot, bright=1.5)
+        scratch(surface, x, y, defect, spot, bright=2.0)
     if defect.kind == "stain":
-        stain(surface, x, y, defect, spot, colour(0.8, 0.55, 0.36))
+        stain(surface, x, y, defect, spot, colour(0.62, 0.38, 0.22))
     return lay(ground, surface, edge, rng)
 
 
 def _bracket_edge(x: Array, y: Array, defect: Defect) -> tuple[Array, Array]:
-    """About the distance to the nearest edge, positive on the steel; and how deep a punch that failed has marked it."""
+    """About the distance to the nearest edge, positive on the steel; and the dish, in [0, 1], of a failed punch."""
     corner = LEG_LENGTH / 2
     centre = corner - LEG_WIDTH / 2
     upright = rounded_box(x + np.float32(centre), y, (LEG_WIDTH / 2, corner), 0.07)
     foot = rounded_box(x, y - np.float32(centre), (corner, LEG_WIDTH / 2), 0.07)
     edge = np.maximum(upright, foot)
-    inner = np.hypot(x - np.float32(0.05), y + np.float32(0.05)) - np.float32(0.13)  # fillet between the legs
-    wedge = np.minimum(np.minimum(x + np.float32(0.1), np.float32(0.1) - y), np.minimum(0.05 - x, y + 0.05))
-    edge = np.maximum(edge, np.minimum(wedge, inner))
+    u, v = x + np.float32(corner - LEG_WIDTH), np.float32(corner - LEG_WIDTH) - y  # from where the legs meet
+    fillet = np.hypot(u - np.float32(FILLET), v - np.float32(FILLET)) - np.float32(FILLET)
+    near = (np.abs(u) < FILLET) & (np.abs(v) < FILLET)
+    edge = np.where(near, np.maximum(edge, fillet), edge)
     chamfer = (np.float32(0.98) - x - y * np.float32(0.9)) * np.float32(0.74)
     edge = np.minimum(edge, chamfer)
     punched = np.zeros_like(x)
@@ -90,8 +92,8 @@ def _bracket_edge(x: Array, y: Array, defect: Defect) -> tuple[Array, Array]:
     for index, (cx, cy, straight, radius) in enumerate(OPENINGS):
         outside = np.hypot(np.maximum(np.abs(x - np.float32(cx)) - np.float32(straight), 0), y - np.float32(cy))
         if defect.kind == "missing_part" and index == bad:
-            punched = smoothstep(radius + 0.012, radius, outside) * smoothstep(radius - 0.03, radius - 0.012, outside)
-            outside = outside + np.float32(defect.between(0.25, 1.2) * radius)
+            punched = smoothstep(radius + 0.01, 0.3 * radius, outside)
+            outside = outside + np.float32(defect.between(0.5, 1.3) * radius)
         edge = np.minimum(edge, outside - np.float32(radius))
     return edge, punched
 
@@ -101,9 +103,9 @@ def _bend(x: Array, y: Array, defect: Defect) -> tuple[Array, Array, Array]:
     rng = defect.rng("shape")
     outwards = rng.choice([0.0, -math.pi / 2]) + rng.uniform(-0.45, 0.45)
     u, v = rotated(x, y, 0, 0, outwards)
-    beyond = np.maximum(u - np.float32(defect.between(0.56, 0.38)), 0)
-    pull = np.float32(defect.between(0.06, 0.35)) * beyond
-    rise = np.float32(defect.between(0.1, 0.6)) * rng.choice([-1, 1])
+    beyond = np.maximum(u - np.float32(defect.between(0.52, 0.3)), 0)
+    pull = np.float32(defect.between(0.08, 0.4)) * beyond
+    rise = np.float32(defect.between(0.2, 0.9)) * rng.choice([-1, 1])
     x, y = rotated(u + pull, v, 0, 0, -outwards)
     return x, y, (rise * beyond).astype(np.float32)
 
@@ -118,15 +120,15 @@ def _on_leg(rng: Rng) -> tuple[float, float]:
 def _rolled_steel(rng: Rng, side: int, place: tuple[Array, Array, Array], stamp: Array, angle: float) -> Surface:
     """Rolling marks along x: their reflection is broad across them, so the plate's brightness turns with it."""
     x, y, edge = place
-    marks = ndimage.gaussian_filter1d(rng.standard_normal(2048).astype(np.float32), 1.2)
+    marks = ndimage.gaussian_filter1d(rng.standard_normal(2048).astype(np.float32), 2.0)
     waver = np.float32(0.004) * smooth_noise(rng, side, 4, 4)
     marks = marks[np.clip((y + waver + 1) * 1024, 0, 2047).astype(np.intp)]
     fine = rng.standard_normal((side, side), dtype=np.float32)
     cloud = fractal_noise(rng, side, 3, 4)
     across = math.sin(angle - math.radians(225)) ** 2  # 1 where the marks lie across the lamp's light
-    shine = np.float32(0.05 + 0.16 * across) * (1 + 0.3 * marks + 0.12 * cloud)
-    sheen = shine * smoothstep(0.008, 0.025, edge) * (1 - 0.8 * stamp)
-    tone = (0.4 + 0.035 * marks + 0.022 * cloud + 0.012 * fine) * (1 - 0.6 * stamp)
+    shine = np.float32(0.06 + 0.1 * across) * (1 + 0.2 * marks + 0.1 * cloud)
+    sheen = shine * smoothstep(0.008, 0.025, edge) * (1 - 0.5 * stamp)
+    tone = (0.4 + 0.018 * marks + 0.014 * cloud + 0.01 * fine) * (1 - 0.3 * stamp)
     tone = tone * (1 - 0.25 * smoothstep(0.02, 0.0, edge))
     batch = colour(1.0, 1.0, 0.98) + batch_variation(rng, 0.01, 0.025)
     height = np.float32(0.026) * smoothstep(0.0, 0.03, edge) + np.float32(0.0004) * marks - np.float32(0.007) * stamp

@@ -27,7 +27,7 @@ PAIRS = [(category, kind) for category in CATEGORIES for kind in DEFECTS[categor
 # green on the diagonal of a good part; area, mean row and mean column of the mask of one with the last defect, pixels
 DRAWN: dict[str, tuple[list[int], tuple[int, float, float]]] = {
     "blister": ([61, 166, 222, 192, 122, 174, 223, 146], (119, 44.6, 12.8)),
-    "bracket": ([39, 41, 45, 42, 85, 129, 40, 44], (87, 24.0, 34.3)),
+    "bracket": ([39, 41, 45, 42, 88, 129, 40, 44], (111, 23.8, 34.0)),
     "fabric": ([127, 151, 86, 130, 161, 151, 114, 132], (104, 16.3, 33.4)),
     "gear": ([39, 41, 191, 159, 44, 147, 151, 44], (30, 24.6, 18.8)),
     "ruler": ([67, 174, 174, 66], (24, 12.7, 13.0)),

@@ -109,7 +109,7 @@ class FAPM(AnomalyModel):
         """Raises ModelError if the maps of the backbone cannot be cut into `grid` x `grid` patches."""
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, config.crop)
         self.sides = _map_sides(config, self.backbone.reductions)
         num_patches = config.grid**2
         self.banks = nn.ModuleList(MemoryBank(num_patches, channels) for channels in self.backbone.channels)
@@ -225,8 +225,9 @@ def _map_sides(config: FAPMConfig, reductions: tuple[int, ...]) -> tuple[int, ..
     common = gcd(*sides)
     if common % config.grid:
         valid = [number for number in range(1, common + 1) if common % number == 0]
+        found = " and ".join(map(str, dict.fromkeys(sides)))
         raise ModelError(
-            f"FAPM's grid must divide the sides of the feature maps, {' and '.join(map(str, sides))} for crop "
+            f"FAPM's grid must divide the sides of the feature maps, {found} for crop "
             f"{config.crop}, found {config.grid}; take one of {', '.join(map(str, valid))}"
         )
     return sides

@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 FAPM = SETTINGS["fapm"] | {
-    "backbone": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [2, 3]},
+    "backbone": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [2, 3], "combine": "separate"},
     "grid": 2,
     "coreset_ratio": 0.25,
     "neighbours": 2,

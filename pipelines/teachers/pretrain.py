@@ -80,7 +80,7 @@ class PretrainConfig(Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        BackboneConfig(name=self.student, weights="none yet", layers=LAYERS)
+        BackboneConfig(name=self.student, weights="none yet", layers=LAYERS, combine="separate")
         if self.min_crop > self.image_size:
             raise ValueError(f"min_crop {self.min_crop} is larger than image_size {self.image_size}")
         if self.warmup_steps >= self.steps:

@@ -13,7 +13,6 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from anomaly_models.common.backbones import BackboneConfig
 from pipelines.errors import DatasetError, ParamsError, WeightsError
 from pipelines.paths import Project
 from pipelines.preparation.photos import PhotoArrays, decode_once
@@ -26,7 +25,7 @@ from pipelines.training.weights import EMBEDDED, pretrained_backbone
 CPU = torch.device("cpu")
 VALUES = {
     "student": "resnet18",
-    "teacher": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [1, 2, 3]},
+    "teacher": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [1, 2, 3], "combine": "separate"},
     "photos": ["photos", "textures"],
     "image_size": 48,
     "crop": 32,
@@ -133,7 +132,7 @@ def test_the_file_can_be_embedded(project: Project, monkeypatch: pytest.MonkeyPa
             "feature distillation from resnet18.tv_in1k, layers [1, 2, 3], on 6"
         )
     monkeypatch.setattr(weights, "EMBEDDED", output)
-    backbone = pretrained_backbone(BackboneConfig(name="resnet18.tv_in1k", weights="embedded", layers=(2, 3)))
+    backbone = pretrained_backbone(CONFIG.teacher.model_copy(update={"layers": (2, 3)}))
     assert torch.equal(backbone.pyramid.state_dict()["conv1.weight"], made["conv1.weight"].float())
     assert not project.work("pretrain", "student").exists()
 

@@ -29,7 +29,7 @@ HUB_FILE = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
 
 def backbone(weights: str | Path, name: str = "test_resnet.r160_in1k", layers: tuple[int, ...] = (1, 2)) -> Backbone:
     torch.manual_seed(0)
-    return Backbone(BackboneConfig(name=name, weights=str(weights), layers=layers))
+    return Backbone(BackboneConfig(name=name, weights=str(weights), layers=layers, combine="separate"))
 
 
 def full_classifier(name: str = "test_resnet") -> dict[str, Tensor]:
@@ -146,10 +146,10 @@ def test_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_backbone_outside_of_any_model() -> None:
-    config = BackboneConfig(name="resnet18.tv_in1k", weights="embedded", layers=(2, 3))
+    config = BackboneConfig(name="resnet18.tv_in1k", weights="embedded", layers=(2, 3), combine="separate")
     assert_loaded(pretrained_backbone(config), load_file(EMBEDDED))
     with pytest.raises(WeightsError, match=r"timm gives no features for layers \[2, 9\]"):
-        pretrained_backbone(BackboneConfig(name="resnet18", weights="embedded", layers=(2, 9)))
+        pretrained_backbone(BackboneConfig(name="resnet18", weights="embedded", layers=(2, 9), combine="separate"))
 
 
 # Teachers

@@ -21,6 +21,9 @@ Different from the published code, deliberately:
 - The backbone stops at the deepest layer used, any number of layers is allowed, and `image_score` offers two more:
   the maximum of the distances, and the weight of PatchCore with the nearest distance as numerator (over the query's
   own neighbours, where PatchCore takes those of the vector it matched).
+- Maps of one stride, as those of a vision transformer, have a memory each as well, and none is coarse; or one for their
+  mean (`combine: mean`). With `grid: 1`, that is the usual nearest-neighbour memory of a transformer's patches, but
+  for the average over 3 x 3.
 - Outside the centre crop nothing is seen and the map is 0. With `crop` equal to `image_size` everything is seen.
 """
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from anomaly_models.base import Progress
-from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.backbones import Backbone, BackboneConfig, is_plain_transformer
 from anomaly_models.common.imagenet import IMAGENET_MEAN, IMAGENET_STD, ImageNetNormalisation, grey
 from anomaly_models.common.settings import Settings
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
@@ -81,6 +81,8 @@ class PretrainConfig(Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         BackboneConfig(name=self.student, weights="none yet", layers=LAYERS, combine="separate")
+        if is_plain_transformer(self.student):
+            raise ValueError(f"student {self.student} is a vision transformer; take a convolutional network")
         if self.min_crop > self.image_size:
             raise ValueError(f"min_crop {self.min_crop} is larger than image_size {self.image_size}")
         if self.warmup_steps >= self.steps:

@@ -212,6 +212,7 @@ def test_every_problem_of_the_file_is_listed(tmp_path: Path) -> None:
         ({"min_crop": 50}, "min_crop 50 is larger than image_size 48"),
         ({"warmup_steps": 6}, "warmup_steps 6 leave nothing of 6 steps"),
         ({"student": "resnet19"}, "timm has no model 'resnet19'"),
+        ({"student": "test_vit"}, "student test_vit is a vision transformer; take a convolutional network"),
     ):
         path.write_text(yaml.safe_dump({**VALUES, **change}))
         with pytest.raises(ParamsError, match=message):

@@ -71,7 +71,7 @@ report: setup ## Rebuild the report and print its table
 	blemish results
 
 bench: setup ## Measure speed and memory
-	for script in benchmarks/*.py; do python $$script || exit 1; done
+	for script in metrics efficient_ad_step; do python benchmarks/$$script.py || exit 1; done
 
 lock: setup ## Renew requirements.lock from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url --generate-hashes \

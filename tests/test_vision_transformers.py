@@ -14,7 +14,7 @@ from torch import Tensor
 from anomaly_models.base import AnomalyModel, ModelError, Prediction
 from anomaly_models.fapm import FAPM
 
-VIT = {"name": "test_vit", "weights": "embedded", "layers": [1, 3, 5], "combine": "separate"}  # 4 x 4 patches each
+VIT = {"name": "test_vit", "weights": "package", "layers": [1, 3, 5], "combine": "separate"}  # 4 x 4 patches each
 MEAN = VIT | {"combine": "mean"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "fapm": ("fapm", {"backbone": VIT, "grid": 2}),

@@ -26,7 +26,7 @@ SYNTHESIS: dict[str, Any] = {
     "perlin_max_exponent": 5,
 }
 # Maps of 1/4 and 1/8 of the side.
-BACKBONE = {"name": "test_resnet", "weights": "embedded", "layers": [1, 2], "combine": "separate"}
+BACKBONE = {"name": "test_resnet", "weights": "package", "layers": [1, 2], "combine": "separate"}
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "adfa": {

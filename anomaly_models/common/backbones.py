@@ -36,7 +36,7 @@ class BackboneConfig(Settings):
     """Which network, with which weights, read at which depths."""
 
     name: str  # timm model with its pinned tag, e.g. "wide_resnet50_2.tv_in1k"
-    weights: Annotated[str, Field(min_length=1)]  # "package", "embedded", "timm" (the hub), or the path of a state dict
+    weights: Annotated[str, Field(min_length=1)]  # "package" (of the index), "timm" (the hub), or the path of a file
     layers: Annotated[tuple[NonNegativeInt, ...], Field(strict=False)]  # timm's out_indices; of a transformer, blocks
     combine: Literal["separate", "mean"]  # a map for each layer, or their mean: of a transformer's, which are alike
 

@@ -13,7 +13,7 @@ from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchToken
 
 
 def config(
-    name: str = "test_resnet", weights: str = "embedded", layers: object = (1, 2), combine: str = "separate"
+    name: str = "test_resnet", weights: str = "package", layers: object = (1, 2), combine: str = "separate"
 ) -> BackboneConfig:
     return BackboneConfig.model_validate({"name": name, "weights": weights, "layers": layers, "combine": combine})
 

@@ -352,7 +352,7 @@ class ADFA(AnomalyModel):
         """Raises ModelError if image_size, gamma_d or the objective do not fit the backbone's maps."""
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, config.image_size)
         self.side = _grid_side(config, self.backbone.reductions)
         _check_neighbours(config.objective, self.side**2)
         in_channels = sum(self.backbone.channels)

@@ -170,10 +170,10 @@ class BGADConfig(Config):
                 f"normal_epochs ({self.normal_epochs}) and warm_up_epochs ({self.warm_up_epochs}) are the first of "
                 f"epochs ({self.epochs}) and cannot exceed it"
             )
-        levels = len(self.backbone.layers)
+        levels = self.backbone.num_maps
         if self.steps_per_batch != "published" and len(self.steps_per_batch) != levels:
             raise ValueError(
-                f"steps_per_batch needs a number for each of the {levels} layers of the backbone, or published; "
+                f"steps_per_batch needs a number for each of the {levels} maps of the backbone, or published; "
                 f"found {list(self.steps_per_batch)}"
             )
         if self.pastes_per_batch and not self.anomalies_per_batch:
@@ -451,7 +451,7 @@ class BGAD(AnomalyModel):
         """Raises ModelError if image size or backbone do not fit."""
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, config.image_size)
         self.sides = _map_sides(config, self.backbone)
         whitening = Whitening if config.features == "whitened" else nn.Identity
         self.whitenings = nn.ModuleList(map(whitening, self.backbone.channels))

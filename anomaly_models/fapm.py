@@ -21,6 +21,9 @@ Different from the published code, deliberately:
 - The backbone stops at the deepest layer used, any number of layers is allowed, and `image_score` offers two more:
   the maximum of the distances, and the weight of PatchCore with the nearest distance as numerator (over the query's
   own neighbours, where PatchCore takes those of the vector it matched).
+- Maps of one stride, as those of a vision transformer, have a memory each as well, and none is coarse; or one for their
+  mean (`combine: mean`). With `grid: 1`, that is the usual nearest-neighbour memory of a transformer's patches, but
+  for the average over 3 x 3.
 - Outside the centre crop nothing is seen and the map is 0. With `crop` equal to `image_size` everything is seen.
 """
 
@@ -109,7 +112,7 @@ class FAPM(AnomalyModel):
         """Raises ModelError if the maps of the backbone cannot be cut into `grid` x `grid` patches."""
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, config.crop)
         self.sides = _map_sides(config, self.backbone.reductions)
         num_patches = config.grid**2
         self.banks = nn.ModuleList(MemoryBank(num_patches, channels) for channels in self.backbone.channels)
@@ -225,8 +228,9 @@ def _map_sides(config: FAPMConfig, reductions: tuple[int, ...]) -> tuple[int, ..
     common = gcd(*sides)
     if common % config.grid:
         valid = [number for number in range(1, common + 1) if common % number == 0]
+        found = " and ".join(map(str, dict.fromkeys(sides)))
         raise ModelError(
-            f"FAPM's grid must divide the sides of the feature maps, {' and '.join(map(str, sides))} for crop "
+            f"FAPM's grid must divide the sides of the feature maps, {found} for crop "
             f"{config.crop}, found {config.grid}; take one of {', '.join(map(str, valid))}"
         )
     return sides

@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 FAPM = SETTINGS["fapm"] | {
-    "backbone": {"name": "tf_efficientnet_lite0", "weights": "package", "layers": [2, 3]},
+    "backbone": {"name": "tf_efficientnet_lite0", "weights": "package", "layers": [2, 3], "combine": "separate"},
     "grid": 2,
     "coreset_ratio": 0.25,
     "neighbours": 2,

@@ -1,4 +1,12 @@
-"""A frozen timm feature pyramid: always in eval mode, with its own normalisation and its own channel counts.
+"""A frozen timm network: always in eval mode, with its own normalisation and its own channel counts.
+
+It is a convolutional pyramid, whose stride grows from layer to layer, or a plain vision transformer, whose blocks all
+see the same patches (A. Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021; DeiT; DINOv2; DINOv3). There,
+the maps are the tokens of the patches after the network's final norm, as in DINOv2's own `get_intermediate_layers`:
+without it they grow with the depth of the block, and a few channels outweigh the rest, in distances and in means alike.
+(A network made to average its tokens has its norm behind that: its maps are as the block leaves them.) Hierarchical
+transformers with maps like a pyramid's are used as one; those are refused whose maps are channels-last, as Swin's are,
+and those that timm has for one size of image only, at any other.
 
 Building one touches neither disk nor network: the weights are random until `pipelines.training.weights.load_pretrained`
 puts the ones that `weights` names in. Random features do not detect anomalies, so nothing here falls back on them.
@@ -6,28 +14,31 @@ puts the ones that `weights` names in. Random features do not detect anomalies, 
 
 import difflib
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import timm
 import torch
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
-from timm.models import FeatureInfo, get_pretrained_cfg
+from timm.models import FeatureInfo, get_pretrained_cfg, is_model_in_modules
 from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.eva import Eva
 from timm.models.mobilenetv3 import MobileNetV3Features
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from anomaly_models.base import ModelError
 from anomaly_models.common.settings import Settings
+
+_PLAIN_TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm's modules of them; DINOv3 is among the last
 
 
 class BackboneConfig(Settings):
     """Which network, with which weights, read at which depths."""
 
     name: str  # timm model with its pinned tag, e.g. "wide_resnet50_2.tv_in1k"
-    weights: Annotated[
-        str, Field(min_length=1)
-    ]  # "package" (of the index), "timm" (the hub), or the path of a state dict
-    layers: Annotated[tuple[NonNegativeInt, ...], Field(strict=False)]  # timm's out_indices
+    weights: Annotated[str, Field(min_length=1)]  # "package" (of the index), "timm" (the hub), or the path of a file
+    layers: Annotated[tuple[NonNegativeInt, ...], Field(strict=False)]  # timm's out_indices; of a transformer, blocks
+    combine: Literal["separate", "mean"]  # a map for each layer, or their mean: of a transformer's, which are alike
 
     @field_validator("name")
     @classmethod
@@ -55,6 +66,19 @@ class BackboneConfig(Settings):
             raise ValueError(f"weights: timm needs a pinned tag in name, found {self.name!r}; take one of {tags}")
         return self
 
+    @model_validator(mode="after")
+    def _alike_where_averaged(self) -> "BackboneConfig":
+        if self.combine == "mean" and not is_plain_transformer(self.name):
+            raise ValueError(
+                f"combine: mean is for the blocks of a plain vision transformer, and the layers of {self.name} differ "
+                "in stride and channels; set combine: separate"
+            )
+        return self
+
+    @property
+    def num_maps(self) -> int:
+        return 1 if self.combine == "mean" else len(self.layers)
+
 
 def _grow(numbers: tuple[int, ...]) -> bool:
     return all(before < after for before, after in pairwise(numbers))
@@ -65,30 +89,28 @@ def _did_you_mean(close: list[str]) -> str:
 
 
 class Backbone(nn.Module):
-    """Maps (B, 3, H, W) in [0, 1] to one feature map (B, C_l, H / R_l, W / R_l) per layer.
+    """Maps (B, 3, H, W) in [0, 1] to one feature map (B, C_l, H / R_l, W / R_l) per layer, or to their mean alone.
 
     `channels` and `reductions` give C_l and R_l. `weights` is the word of the configuration, for whoever loads them.
+    A convolutional network takes images of any size, a transformer those of `image_size` only, a multiple of its patch
+    that its positions are made for; None is the size that it was trained at.
 
     Raises:
-        ModelError: the network has no such layers, or is not a convolutional pyramid of growing stride.
+        ModelError: the network has no such layers, is neither a pyramid of growing stride nor a plain vision
+            transformer, or is made for another size of image.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, image_size: int | None = None) -> None:
         super().__init__()
         self.name, self.weights, self.layers = config.name, config.weights, config.layers
-        self.pyramid = _build_pyramid(config)
-        information = self.pyramid.feature_info
-        assert isinstance(information, FeatureInfo)
-        self.channels: tuple[int, ...] = tuple(information.channels())
-        self.reductions: tuple[int, ...] = tuple(information.reduction())
-        if not _grow(self.reductions):
-            raise ModelError(
-                f"backbone {config.name}: layers {list(config.layers)} have strides {list(self.reductions)}; "
-                "a pyramid whose stride grows from layer to layer is needed, e.g. resnet18.tv_in1k"
-            )
+        self.averages = config.combine == "mean"
+        transformer = is_plain_transformer(config.name)
+        self.pyramid = (_build_tokens if transformer else _build_pyramid)(config, image_size)
+        channels, reductions = _channels_and_strides(config, self.pyramid)
+        self.channels, self.reductions = channels[: config.num_maps], reductions[: config.num_maps]
         statistics = get_pretrained_cfg(config.name)
         assert statistics is not None, "the configuration admits known models only"
         self.register_buffer("mean", torch.tensor(statistics.mean).view(3, 1, 1), persistent=False)
@@ -103,10 +125,65 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.pyramid((image - self.mean) / self.std)
+        return [torch.stack(maps).mean(dim=0)] if self.averages else maps
+
+
+class PatchTokens(nn.Module):
+    """A plain vision transformer up to the last of some blocks, and the maps of its patches after each of these.
+
+    The class token and the registers take part in the network and not in the maps.
+    """
+
+    def __init__(self, network: VisionTransformer | Eva, blocks: tuple[int, ...]) -> None:
+        """Cuts the network. Raises AssertionError if it has no such blocks."""
+        super().__init__()
+        self.blocks = network.prune_intermediate_layers(list(blocks))
+        self.model = network
+
+    @property
+    def stride(self) -> int:
+        return max(self.model.patch_embed.patch_size)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, 3, H, W), normalised, to one (B, C, H / stride, W / stride) per block."""
+        maps = self.model.forward_intermediates(image, indices=self.blocks, norm=True, intermediates_only=True)
+        assert isinstance(maps, list)
         return maps
 
 
-def _build_pyramid(config: BackboneConfig) -> nn.Module:
+def is_plain_transformer(name: str) -> bool:
+    """Whether a timm model is a vision transformer whose blocks all see the same patches."""
+    return is_model_in_modules(name.partition(".")[0], _PLAIN_TRANSFORMERS)
+
+
+def _build_tokens(config: BackboneConfig, image_size: int | None) -> PatchTokens:
+    # With `dynamic_img_size`, positions would be resampled for every image, and in the exported file.
+    network = timm.create_model(config.name, pretrained=False, img_size=image_size, dynamic_img_size=False)
+    assert isinstance(network, VisionTransformer | Eva)
+    depth = len(network.blocks)
+    if config.layers[-1] >= depth:
+        raise ModelError(f"backbone {config.name}: it has blocks 0 to {depth - 1}, found layers {list(config.layers)}")
+    return PatchTokens(network, config.layers)
+
+
+def _channels_and_strides(config: BackboneConfig, pyramid: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Per layer; ModelError if those of a convolutional network do not grow."""
+    if isinstance(pyramid, PatchTokens):
+        return (pyramid.model.embed_dim,) * len(config.layers), (pyramid.stride,) * len(config.layers)
+    information = pyramid.feature_info
+    assert isinstance(information, FeatureInfo)
+    strides = tuple(information.reduction())
+    if not _grow(strides):
+        raise ModelError(
+            f"backbone {config.name}: layers {list(config.layers)} have strides {list(strides)}; a pyramid whose "
+            "stride grows from layer to layer is needed, e.g. resnet18.tv_in1k, or a plain vision transformer, e.g. "
+            "vit_small_patch14_dinov2.lvd142m"
+        )
+    return tuple(information.channels()), strides
+
+
+def _build_pyramid(config: BackboneConfig, image_size: int | None) -> nn.Module:
+    _require_its_size(config.name, image_size)
     try:
         pyramid = timm.create_model(config.name, pretrained=False, features_only=True, out_indices=config.layers)
     except (IndexError, AssertionError, RuntimeError, AttributeError) as error:  # timm's ways to refuse, one per family
@@ -118,6 +195,16 @@ def _build_pyramid(config: BackboneConfig) -> nn.Module:
         raise ModelError(f"backbone {config.name}: its maps are channels-last; take a convolutional network")
     _drop_later_stages(pyramid)
     return pyramid
+
+
+def _require_its_size(name: str, image_size: int | None) -> None:
+    pretrained = get_pretrained_cfg(name)
+    if pretrained is None or not pretrained.fixed_input_size or image_size in (None, pretrained.input_size[-1]):
+        return
+    raise ModelError(
+        f"backbone {name}: it takes images of {pretrained.input_size[-1]} pixels only, found {image_size}; take that "
+        "size, or a convolutional network or plain vision transformer"
+    )
 
 
 def _drop_later_stages(pyramid: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_models import MODELS
-from anomaly_models.base import AnomalyModel
+from anomaly_models.base import AnomalyModel, Config
 from anomaly_models.common.backbones import Backbone
 from pipelines.data.index import PreparedIndex
 from pipelines.paths import Project
@@ -66,7 +66,7 @@ def estimate(model_name: str, category: str, params: Params, project: Project) -
     weights = _bytes([*model.parameters(), *model.buffers()])
     trained_bytes = _bytes([parameter for parameter in model.parameters() if parameter.requires_grad])
     steps = model.total_steps(normals)
-    flops, activations = _forward(_measurable(model, steps), config.image_size)
+    flops, activations = _forward(*_measurable(model, config, steps))
     return Estimate(
         model=model_name,
         category=category,
@@ -82,11 +82,16 @@ def estimate(model_name: str, category: str, params: Params, project: Project) -
     )
 
 
-def _measurable(model: AnomalyModel, steps: int) -> nn.Module:
-    """A gradient-free model has nothing to compare an image with before it has seen any: take its backbone."""
-    if steps:
-        return model
-    return next((part for part in model.modules() if isinstance(part, Backbone)), model)
+def _measurable(model: AnomalyModel, config: Config, steps: int) -> tuple[nn.Module, int]:
+    """A network and the side of its images, pixels.
+
+    A gradient-free model has nothing to compare an image with before it has seen any: take its backbone, which sees
+    the centre of the image alone.
+    """
+    backbone = next((part for part in model.modules() if isinstance(part, Backbone)), None)
+    if steps or backbone is None:
+        return model, config.image_size
+    return backbone, config.seen
 
 
 def _forward(model: nn.Module, image_size: int) -> tuple[int, int]:

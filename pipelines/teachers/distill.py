@@ -8,6 +8,9 @@ augmentation but one grey photo in ten.
 Deliberate differences: a photo is grey always or never, so that its description is computed once (the paper shows each
 image about once, where this is the same); the channel statistics are of at most 10,000 of the photos that are learnt
 from; and the pooling, which is linear, is done by one convolution per stage before the maps are resized.
+
+A vision transformer can teach, too. It sees the photo at the multiple of its patch that is nearest to 512 px, and the
+maps of its blocks (of 37 x 37 positions for DINOv2) are resized to the network's 64 x 64, as those of stage 3 are.
 """
 
 import math
@@ -33,8 +36,8 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR
 
-from anomaly_models.base import Progress
-from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.base import ModelError, Progress
+from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import resize_map
@@ -118,12 +121,12 @@ class PatchDescriptions(nn.Module):
     """What the network is to learn: (B, 3, 2H, 2H) in [0, 1] to (B, C, H / 4, H / 4). Nothing in it is learnt.
 
     Raises:
-        WeightsError: the first of the backbone's layers has another stride than 8.
+        WeightsError: the first of a pyramid's layers has another stride than 8.
     """
 
     def __init__(self, backbone: Backbone, channels: int) -> None:
         super().__init__()
-        if backbone.reductions[0] != STRIDE:
+        if backbone.reductions[0] != STRIDE and not isinstance(backbone.pyramid, PatchTokens):
             raise WeightsError(
                 f"backbone {backbone.name}: layers {list(backbone.layers)} begin at stride {backbone.reductions[0]}; "
                 f"distillation needs {STRIDE} (layers [2, 3] of a ResNet)"
@@ -133,10 +136,31 @@ class PatchDescriptions(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        maps = self.backbone(image.contiguous(memory_format=torch.channels_last))
         side = image.shape[-1] // STRIDE
+        seen = seen_side(image.shape[-1], self.backbone.reductions[-1])
+        image = image if seen == image.shape[-1] else resize_map(image, seen)
+        maps = self.backbone(image.contiguous(memory_format=torch.channels_last))
         pooled = [F.conv2d(features, kernel, padding=1) for features, kernel in zip(maps, self.pools, strict=True)]
         return torch.stack([resize_map(numbers, side) for numbers in pooled]).sum(dim=0)
+
+
+def seen_side(side: int, stride: int) -> int:
+    """What a photo is resized to: the nearest multiple of the backbone's deepest stride. A pyramid's divides it."""
+    return round(side / stride) * stride
+
+
+def describing_backbone(config: DistillConfig) -> Backbone:
+    """The backbone with its weights, for photos at twice the network's size.
+
+    Raises:
+        WeightsError: they are missing or do not fit, or the network has no such layers.
+    """
+    try:
+        with torch.device("meta"):  # the patch must be known before the positions are made
+            stride = Backbone(config.backbone).reductions[-1]
+    except ModelError as error:
+        raise WeightsError(str(error)) from error
+    return pretrained_backbone(config.backbone, seen_side(MAGNIFICATION * config.image_size, stride))
 
 
 def pooling_kernels(stage_channels: Sequence[int], channels: int) -> list[Tensor]:
@@ -314,7 +338,7 @@ def _fit(
     )
     training = (optimizer, ConstantLR(optimizer, factor=1.0))
     first_step = checkpoint.load(module, training, device)
-    descriptions = PatchDescriptions(pretrained_backbone(config.backbone), CHANNELS[config.width]).to(device)
+    descriptions = PatchDescriptions(describing_backbone(config), CHANNELS[config.width]).to(device)
     stream = DescribedPhotos(photos, config.image_size, descriptions, config.seed)
     if first_step is None:
         module.learn_statistics(stream, config.batch_size, console)

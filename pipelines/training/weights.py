@@ -12,11 +12,13 @@ import requests
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import get_pretrained_cfg
+from timm.models import eva, get_pretrained_cfg, vision_transformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from anomaly_models.base import AnomalyModel, ModelError
-from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
 from pipelines.errors import WeightsError
 from pipelines.training.packaged import packaged, state_file, timm_names
 
@@ -36,14 +38,14 @@ def load_pretrained(model: nn.Module) -> None:
             _load(module)
 
 
-def pretrained_backbone(config: BackboneConfig) -> Backbone:
-    """The backbone of a configuration with its weights, outside of any model.
+def pretrained_backbone(config: BackboneConfig, image_size: int | None = None) -> Backbone:
+    """The backbone of a configuration with its weights, outside of any model; a transformer's is for one size of image.
 
     Raises:
         WeightsError: as `load_pretrained`, or the network has no such layers.
     """
     try:
-        backbone = Backbone(config)
+        backbone = Backbone(config, image_size)
     except ModelError as error:
         raise WeightsError(str(error)) from error
     _load(backbone)
@@ -141,6 +143,8 @@ def _read_from_hub(backbone: Backbone) -> dict[str, Tensor]:
 
     path = _hub_file(backbone.name)
     try:
+        if isinstance(backbone.pyramid, PatchTokens):
+            return load_file(path)  # as it is: timm would bring its positions to the grid that they were trained at
         pretrained = timm.create_model(
             backbone.name,
             pretrained=True,
@@ -185,6 +189,8 @@ def _require_hub(url: str, name: str) -> None:
 def _fit(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
     """Copy what the backbone needs out of `state`, which may hold more: deeper stages, a classifier."""
     wanted = backbone.pyramid.state_dict()
+    if isinstance(backbone.pyramid, PatchTokens):
+        state = _as_timm_has_it(backbone, backbone.pyramid.model, state, source)
     found = {_flat(key): value for key, value in state.items()}
     problems = []
     for key, own in wanted.items():
@@ -201,6 +207,22 @@ def _fit(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise WeightsError(f"{source} do not fit {backbone.name}: {'; '.join(problems[:_SHOWN])}{more}")
     backbone.pyramid.load_state_dict(wanted)
+
+
+def _as_timm_has_it(
+    backbone: Backbone, network: VisionTransformer | Eva, state: Mapping[str, Tensor], source: str
+) -> Mapping[str, Tensor]:
+    """Names as in timm for a transformer in its authors' spelling, and its positions resampled to the network's grid.
+
+    The resampling is timm's, bicubic and antialiased. DINOv2's own differs: it is not antialiased for the networks
+    without registers, whose grid it enlarges by a tenth of a patch.
+    """
+    try:
+        if isinstance(network, VisionTransformer):
+            return vision_transformer.checkpoint_filter_fn(dict(state), network)
+        return eva.checkpoint_filter_fn(dict(state), network)
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:  # a spelling that it takes for another one
+        raise WeightsError(f"{source} do not fit {backbone.name}: {_reason(error)}") from error
 
 
 def _flat(key: str) -> str:

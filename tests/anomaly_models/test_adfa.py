@@ -32,7 +32,7 @@ HYPERSPHERE: dict[str, Any] = {
     "nu": 1e-3,
 }
 TINY = SETTINGS["adfa"] | {"objective": SOFT, "blur_sigma": 2.0, "epochs": 2}
-WIDE_RESNET = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [1, 2, 3]}
+WIDE_RESNET = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [1, 2, 3], "combine": "separate"}
 
 
 def config(**changes: Any) -> ADFAConfig:

@@ -38,7 +38,7 @@ from pipelines.evaluation.metrics import ExactPixelMetrics
 SIZE = 64
 MIXED = {"passes": {"name": "mixed", "anomalous": 10}, "batch_size": 6}  # 2 normal images beside 2 + 2 in phase 2
 PRESET = Path(__file__).parents[2] / "presets" / "mvtec_ad.yaml"
-B6 = {"name": "tf_efficientnet_b6.aa_in1k", "weights": "timm", "layers": [1, 2, 3]}
+B6 = {"name": "tf_efficientnet_b6.aa_in1k", "weights": "timm", "layers": [1, 2, 3], "combine": "separate"}
 SETTINGS = tiny_models.SETTINGS["bgad"] | {"features": "raw", "epochs": 4, "learning_rate": 2e-4}
 
 
@@ -868,7 +868,7 @@ def test_folded_model_is_the_same_function(features: str) -> None:
         ),
         (
             {"steps_per_batch": [1, 2, 3]},
-            r"a number for each of the 2 layers of the backbone, or published; found \[1,",
+            r"a number for each of the 2 maps of the backbone, or published; found \[1,",
         ),
         ({"anomalies_per_batch": 0}, "pastes_per_batch is 2, but there is nothing to copy"),
         (
@@ -894,11 +894,11 @@ def test_settings_that_do_not_fit(changes: dict[str, object], said: str) -> None
     ("changes", "said"),
     [
         (
-            {"image_size": 72, "backbone": {"name": "resnet18", "weights": "package", "layers": [2, 3]}},
+            {"image_size": 72, "backbone": B6 | {"name": "resnet18", "weights": "package", "layers": [2, 3]}},
             r"multiple of 16, the stride .* of resnet18, found 72; the nearest are 64 and 80",
         ),
         (
-            {"backbone": {"name": "rexnet_100", "weights": "package", "layers": [1, 2]}},
+            {"backbone": {"name": "rexnet_100", "weights": "package", "layers": [1, 2], "combine": "separate"}},
             r"layers \[1, 2\] of rexnet_100 have 38, 61; take",
         ),
         (

@@ -75,7 +75,7 @@ def model(train: Tensor) -> FAPM:
 
 
 def test_the_papers_layout_is_seven_by_seven_patches_of_16_and_4_positions() -> None:
-    backbone = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [2, 3]}
+    backbone = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [2, 3], "combine": "separate"}
     with torch.device("meta"):
         model = FAPM(config(image_size=256, crop=224, grid=7, backbone=backbone))
         fine, coarse = model.features(torch.zeros(2, 3, 256, 256, device="meta"))
@@ -91,7 +91,7 @@ def test_the_papers_layout_is_seven_by_seven_patches_of_16_and_4_positions() -> 
 
 
 def test_the_papers_backbone_ends_after_layer_3() -> None:
-    backbone = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [2, 3]}
+    backbone = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [2, 3], "combine": "separate"}
     with torch.device("meta"):
         model = FAPM(config(image_size=256, crop=224, grid=7, backbone=backbone))
         whole = timm.create_model("wide_resnet50_2", pretrained=False)

@@ -280,7 +280,7 @@ def test_a_convnext_backbone_is_exported(project, console):
     weights = project.root / "convnext.pth"
     torch.save(timm.create_model("test_convnext", pretrained=False).state_dict(), weights)
     values = as_published(CATEGORY)
-    values["models"]["fapm"]["backbone"] = {"name": "test_convnext", "weights": str(weights), "layers": [1, 2]}
+    values["models"]["fapm"]["backbone"] |= {"name": "test_convnext", "weights": str(weights), "layers": [1, 2]}
     parity = whole_way(project, CATEGORY, values, console)
     assert parity.decisions_changed == 0
     assert max(parity.score.excess, parity.map.excess, parity.batch.excess) < 0.1

@@ -1,7 +1,7 @@
 """What a cell would take is told without training it."""
 
 import pytest
-from conftest import CATEGORY, tiny_params, write_params
+from conftest import CATEGORY, FAPM, tiny_params, write_params
 from tiny_models import SETTINGS
 
 EFFICIENT_AD = SETTINGS["efficient_ad"] | {"image_size": 256, "batch_size": 2, "width": "small", "steps": 9}
@@ -44,6 +44,20 @@ def test_a_gradient_free_model(told):
     assert lines["FLOPs"].endswith("the backbone alone, what it is compared with depends on the images")
     assert lines["memory"] == "11 MB for weights, gradients and optimiser; 0 MB for a batch's activations"
     assert lines["steps"] == "none: one pass over 9 normal images"
+
+
+def test_a_transformer_is_measured_on_what_it_sees(root, told):
+    """9 patches and the class token, in the centre of an image of 64 pixels that patches of 16 do not lie evenly in."""
+    backbone = FAPM["backbone"] | {"name": "test_vit", "layers": [0]}
+    values = tiny_params()
+    values["models"]["fapm"] |= {"crop": 48, "grid": 1, "backbone": backbone}
+    write_params(root, values)
+    _, lines = told("fapm")
+    width, hidden, tokens = 64, 3 * 64, 10
+    patches = 9 * 3 * 16 * 16 * width
+    attention = tokens * (4 * width * width + 2 * tokens * width)
+    perceptron = tokens * 2 * width * hidden
+    assert lines["FLOPs"].startswith(f"{2 * (patches + attention + perceptron) / 1e9:.2f} G per image")
 
 
 def test_a_category_that_is_not_prepared(root, blemish):

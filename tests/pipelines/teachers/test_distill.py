@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from anomaly_models.base import Progress
 from anomaly_models.common.imagenet import grey
+from anomaly_models.common.scoring import resize_map
 from anomaly_models.efficient_ad import patch_description_network
 from pipelines.errors import DatasetError, StageError, WeightsError
 from pipelines.files import read_json
@@ -36,6 +38,7 @@ from pipelines.teachers.distill import (
     PatchDescriptions,
     PublishedTeacherConfig,
     TeacherRecord,
+    describing_backbone,
     distill,
     fetch_published,
     pooling_kernels,
@@ -119,6 +122,28 @@ def test_a_backbone_that_begins_at_another_stride_is_refused() -> None:
         PatchDescriptions(pretrained_backbone(backbone), 128)
 
 
+@pytest.mark.parametrize(
+    ("name", "seen", "side"), [("vit_tiny_patch16_224", 128, 8), ("vit_small_patch14_reg4_dinov2", 126, 9)]
+)
+def test_blocks_of_a_transformer_describe_on_the_networks_grid(name: str, seen: int, side: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "weights.pth")
+    values = {"name": name, "weights": str(tmp_path / "weights.pth"), "layers": (0, 1)}
+    config = CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=values)})
+    describe = PatchDescriptions(describing_backbone(config), 128)
+    image = torch.rand(2, 3, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
+    maps = describe.backbone(resize_map(image, seen))
+    assert [tuple(features.shape[2:]) for features in maps] == [(side, side)] * 2
+    on_the_grid = F.interpolate(as_patchcore(maps, 128), (SIZE // 4, SIZE // 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(describe(image), on_the_grid, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transformer_without_such_blocks_is_refused() -> None:
+    backbone = CONFIG.backbone.model_copy(update={"name": "test_vit", "layers": (6,)})
+    with pytest.raises(WeightsError, match=r"backbone test_vit: it has blocks 0 to 5, found layers \[6\]"):
+        describing_backbone(CONFIG.model_copy(update={"backbone": backbone}))
+
+
 def test_a_description_is_the_same_remembered_or_not(arrays, descriptions, monkeypatch) -> None:
     remembering = DescribedPhotos(arrays, SIZE, descriptions, seed=0)
     first = remembering.training_batch(0, 0, 4)
@@ -199,6 +224,14 @@ def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["distill.efficient_ad.backbone.weights"] == "package"
     assert not project.work("distill", "efficient_ad").exists()
+
+
+def test_a_transformer_teaches(project: Project, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "weights.pth")
+    values = {"name": "test_vit", "weights": str(tmp_path / "weights.pth"), "layers": (1, 3, 5), "combine": "mean"}
+    make_teacher(project, "vit", CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=values)}))
+    assert all(value.isfinite().all() for value in teacher_of(project, "vit").values())
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monkeypatch) -> None:

@@ -34,7 +34,7 @@ def whole(name: str) -> torch.nn.Module:
 
 
 def config(name: str = CORE, layers: tuple[int, ...] = (2, 3), weights: str = "package") -> BackboneConfig:
-    return BackboneConfig(name=name, weights=weights, layers=layers)
+    return BackboneConfig(name=name, weights=weights, layers=layers, combine="separate")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,15 +1,18 @@
 import hashlib
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import timm
 import torch
+from drawn_batches import perturbed
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
@@ -28,7 +31,7 @@ HUB_FILE = "/timm/test_resnet.r160_in1k/resolve/main/model.safetensors"
 
 def backbone(weights: str | Path, name: str = "test_resnet.r160_in1k", layers: tuple[int, ...] = (1, 2)) -> Backbone:
     torch.manual_seed(0)
-    return Backbone(BackboneConfig(name=name, weights=str(weights), layers=layers))
+    return Backbone(BackboneConfig(name=name, weights=str(weights), layers=layers, combine="separate"))
 
 
 def full_classifier(name: str = "test_resnet") -> dict[str, Tensor]:
@@ -82,6 +85,88 @@ def test_names_that_timm_flattens_are_found(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(loaded(image), expected, strict=True))
 
 
+# Vision transformers, which are cut and whose positions have a grid
+
+
+TRANSFORMERS = {  # names, and a side that is not the one of the file
+    "test_vit.r160_in1k": 96,
+    "test_vit2.r160_in1k": 208,
+    "vit_tiny_patch16_224": 80,
+    "eva02_tiny_patch14_224": 84,
+    "vit_small_patch16_dinov3.lvd1689m": 80,
+}
+
+
+def transformer(weights: str | Path, name: str, side: int) -> Backbone:
+    torch.manual_seed(0)
+    config = BackboneConfig(name=name, weights=str(weights), layers=(0, 1), combine="separate")
+    return Backbone(config, side)
+
+
+def whole_transformer(name: str, **changes: object) -> Any:
+    """At the size of its weights, and able to take others by itself, as timm does it."""
+    torch.manual_seed(1)
+    return perturbed(timm.create_model(name, dynamic_img_size=True, **changes).eval())
+
+
+@torch.no_grad()
+def assert_same_maps(loaded: Backbone, whole: Any, side: int) -> None:
+    image = torch.rand(2, 3, side, side)
+    normalised = (image - loaded.mean) / loaded.std
+    expected = whole.forward_intermediates(normalised, indices=[0, 1], norm=True, intermediates_only=True)
+    for features, tokens in zip(loaded(image), expected, strict=True):
+        torch.testing.assert_close(features, tokens, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "side"), TRANSFORMERS.items())
+def test_positions_are_resampled_as_timm_does_it(tmp_path: Path, name: str, side: int) -> None:
+    whole, path = whole_transformer(name), tmp_path / "transformer.safetensors"
+    save_file(whole.state_dict(), path)
+    loaded = transformer(path, name, side)
+    load_pretrained(loaded)
+    assert_same_maps(loaded, whole, side)
+
+
+def test_positions_of_another_grid_than_the_published_are_resampled_once(tmp_path: Path) -> None:
+    """From the file's grid to the image's, not by way of the grid that the network was published with."""
+    whole = whole_transformer("test_vit", img_size=128)
+    torch.save(whole.state_dict(), tmp_path / "other.pth")
+    loaded = transformer(tmp_path / "other.pth", "test_vit", 96)
+    load_pretrained(loaded)
+    assert_same_maps(loaded, whole, 96)
+
+
+def test_a_file_in_dinov2s_own_spelling_is_read(tmp_path: Path) -> None:
+    """Registers have another name there, and the class token has a position."""
+    name = "vit_small_patch14_reg4_dinov2.lvd142m"
+    whole = whole_transformer(name, img_size=70)
+    state = {key: value for key, value in whole.state_dict().items() if not re.match(r"blocks\.([2-9]|1\d)", key)}
+    position = torch.rand_like(state["cls_token"])
+    state["cls_token"] = state["cls_token"] - position[:, 0]
+    state["register_tokens"] = state.pop("reg_token")
+    state["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
+    state["mask_token"] = torch.zeros(1, 384)
+    torch.save(state, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
+    loaded = transformer(tmp_path / "dinov2_vits14_reg4_pretrain.pth", name, 56)
+    load_pretrained(loaded)
+    assert_same_maps(loaded, whole, 56)
+
+
+@pytest.mark.parametrize("other", ["test_resnet", "test_vit3"])
+def test_another_network_than_the_transformer_is_refused_in_one_line(tmp_path: Path, other: str) -> None:
+    torch.save(full_classifier(other), tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"^[^\n]*do not fit test_vit: [^\n]* and \d+ more$"):
+        load_pretrained(transformer(tmp_path / "other.pth", "test_vit", 96))
+
+
+def test_positions_that_are_no_square_are_refused_in_one_line(tmp_path: Path) -> None:
+    state = full_classifier("test_vit")
+    state["pos_embed"] = torch.zeros(1, 1 + 90, 64)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"^[^\n]*other\.pth do not fit test_vit: RuntimeError: shape [^\n]*$"):
+        load_pretrained(transformer(tmp_path / "other.pth", "test_vit", 96))
+
+
 def test_the_counter_that_old_checkpoints_lack_is_not_missed(tmp_path: Path) -> None:
     state = {name: value for name, value in full_classifier().items() if "num_batches" not in name}
     torch.save(state, tmp_path / "old.pth")
@@ -132,10 +217,10 @@ def test_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_a_backbone_outside_of_any_model(tmp_path: Path) -> None:
     torch.save(full_classifier(), tmp_path / "whole.pth")
-    config = BackboneConfig(name="test_resnet", weights=str(tmp_path / "whole.pth"), layers=(2, 3))
+    config = BackboneConfig(name="test_resnet", weights=str(tmp_path / "whole.pth"), layers=(2, 3), combine="separate")
     assert_loaded(pretrained_backbone(config), full_classifier())
     with pytest.raises(WeightsError, match=r"timm gives no features for layers \[2, 9\]"):
-        pretrained_backbone(BackboneConfig(name="resnet18", weights="package", layers=(2, 9)))
+        pretrained_backbone(BackboneConfig(name="resnet18", weights="package", layers=(2, 9), combine="separate"))
 
 
 # Teachers
@@ -225,6 +310,7 @@ class StandInHub(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.file = HUB_FILE
         self.content = b""
         self.status = 200
         self.requests: list[str] = []
@@ -235,7 +321,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
-        status = self.server.status if self.path == HUB_FILE else 404
+        status = self.server.status if self.path == self.server.file else 404
         self.send_response(status)
         if status == 200:
             self.send_header("Content-Length", str(len(self.server.content)))
@@ -282,6 +368,20 @@ def test_hub_weights_are_downloaded_once(hub: StandInHub) -> None:
     load_pretrained(again)
     assert_loaded(again, state)
     assert len(hub.requests) == asked  # the cache is enough, so a machine that is cut off later still trains
+
+
+def test_transformers_come_from_the_hub(hub: StandInHub) -> None:
+    whole = whole_transformer("test_vit.r160_in1k")
+    hub.file, hub.content = HUB_FILE.replace("test_resnet", "test_vit"), save(whole.state_dict())
+    loaded = transformer("timm", "test_vit.r160_in1k", 96)
+    load_pretrained(loaded)
+    assert_same_maps(loaded, whole, 96)
+
+
+def test_a_broken_transformer_of_the_hub_is_named(hub: StandInHub) -> None:
+    hub.file, hub.content = HUB_FILE.replace("test_resnet", "test_vit"), b"not safetensors"
+    with pytest.raises(WeightsError, match=r"model\.safetensors does not load .*; delete it"):
+        load_pretrained(transformer("timm", "test_vit.r160_in1k", 96))
 
 
 @pytest.mark.parametrize("status", [401, 404, 503])

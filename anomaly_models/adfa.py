@@ -22,7 +22,7 @@ Different from the published code, deliberately:
 - Centres weight all images alike; there, all batches. The descriptor has no dead parameters.
 - Training stops when the descriptor collapses, which lowers the loss and which nothing else prevents. With `batch_max`
   it does happen.
-- Inputs have the mean and deviation of the backbone's weights; there, 0.5 and 0.5 for two of the four data sets.
+- `input_statistics` is a choice: 0.5 for mean and deviation, as there for two of four data sets, or the backbone's own.
 - Images are resized to `image_size` and seen whole; there, resized to 256 and cropped to 224.
 - The radius of the hypersphere objective can be trained, as CFA does. Fixed near 0 its repulsion is always 0.
 """
@@ -93,6 +93,7 @@ class HypersphereSettings(Settings):
 
 class ADFAConfig(Config):
     backbone: BackboneConfig
+    input_statistics: Literal["backbone", "half"]  # mean and deviation of inputs: its weights' own, or 0.5 and 0.5
     gamma_d: PositiveInt  # how many times fewer channels a descriptor has than the backbone's maps together
     objective: Annotated[SoftTopKSettings | HypersphereSettings, Field(discriminator="name")]
     kl_weight: bool  # scale the squared distances of each image by its kappa
@@ -353,6 +354,9 @@ class ADFA(AnomalyModel):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config.backbone)
+        if config.input_statistics == "half":
+            self.backbone.mean.fill_(0.5)
+            self.backbone.std.fill_(0.5)
         self.side = _grid_side(config, self.backbone.reductions)
         _check_neighbours(config.objective, self.side**2)
         in_channels = sum(self.backbone.channels)

@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "resize": "bilinear",
         "batch_size": 4,
         "backbone": BACKBONE,
+        "input_statistics": "backbone",
         "gamma_d": 2,
         "objective": {"name": "soft_topk", "k": 3, "eps": 0.05, "normalize": "row", "candidates": 16, "sqrt": True},
         "kl_weight": True,

@@ -228,6 +228,19 @@ def test_candidates_are_another_operator(temperature: float, left_out: float) ->
 # Descriptor
 
 
+def test_inputs_of_half_mean_and_deviation() -> None:
+    """(x - 0.5) / 0.5 for the backbone of half is what (x' - mean) / std is for the other, x' being made for that."""
+    torch.manual_seed(0)
+    backbone = {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [1, 2]}  # its own are not half
+    own, half = (ADFA(config(backbone=backbone, input_statistics=name)) for name in ("backbone", "half"))
+    half.load_state_dict(own.state_dict())
+    image = images(2, seed=1)
+    same_input = (image - 0.5) / 0.5 * own.backbone.std + own.backbone.mean
+    for found, expected in zip(half.backbone(image), own.backbone(same_input), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not half.backbone(image)[0].allclose(own.backbone(image)[0], atol=1e-3)
+
+
 @pytest.mark.parametrize(("gamma_d", "channels", "parameters"), [(4, 448, 804_169), (1, 1792, 3_216_649)])
 def test_descriptor_of_the_paper(gamma_d: int, channels: int, parameters: int) -> None:
     with torch.device("meta"):
@@ -620,6 +633,7 @@ def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], tmp_path: 
         ({"blur_sigma": -1.0}, "greater than or equal to 0"),
         ({"image_score": "mean"}, "'max' or 'top100_mean'"),
         ({"gamma_d": 0}, "greater than 0"),
+        ({"input_statistics": "imagenet"}, "'backbone' or 'half'"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object], said: str) -> None:

@@ -142,6 +142,7 @@ CARD = ModelCard(
     false_alarm_rate=0.1,
     run_id="none",
     data_sha256="none",
+    weights=[],
     params={"seed": 0},
 )
 

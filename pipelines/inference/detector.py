@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipelines.errors import ExportError
 from pipelines.pictures import images
 
-FORMAT = "2"  # of the metadata below
+FORMAT = "3"  # of the metadata below
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class ModelCard:
     false_alarm_rate: float  # of good parts, that the thresholds were set for
     run_id: str
     data_sha256: str
+    weights: list[str]  # of each pretrained network inside: what it is, its source and licence
     params: dict[str, object]
 
     def to_metadata(self) -> dict[str, str]:

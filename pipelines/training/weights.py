@@ -1,4 +1,4 @@
-"""Pretrained weights are an input of training: from the package, from a file, or from the hub; never random.
+"""Pretrained weights are an input of training: from a package, from a file, or from the hub; never random.
 
 Building a model leaves its backbones random. `load_pretrained` fills every one of them or raises, so that a network
 that has learnt nothing cannot stand in for one that has.
@@ -12,16 +12,18 @@ import requests
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 import anomaly_models
 from anomaly_models.base import AnomalyModel, ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from pipelines.errors import WeightsError
+from pipelines.training.packaged import packaged, state_file, timm_names
 
 EMBEDDED = Path(anomaly_models.__file__).parent / "weights" / "embedded_resnet18.safetensors"
 _EMBEDDED_LAYERS = 3  # stem and stages 1 to 3
-_REMEDY = "give a local file (weights: PATH), or the small backbone of this package (weights: embedded)"
+_REMEDY = "give a local file (weights: PATH), or take tf_efficientnet_lite0 with weights: package"
 _HUB_PATIENCE = (4, 10)  # seconds to connect and to answer; the hub's own client keeps trying for the better part of 60
 _SHOWN = 3  # problems listed in a message
 
@@ -49,6 +51,25 @@ def pretrained_backbone(config: BackboneConfig) -> Backbone:
         raise WeightsError(str(error)) from error
     _load(backbone)
     return backbone
+
+
+def terms_of(model: nn.Module) -> list[str]:
+    """Of each `Backbone` inside `model`: what it is, where its weights are from, and their licence where known."""
+    return [_terms(module) for module in model.modules() if isinstance(module, Backbone)]
+
+
+def _terms(backbone: Backbone) -> str:
+    match backbone.weights:
+        case "embedded":
+            return f"{backbone.name}: embedded weights of Blemish, Apache-2.0"
+        case "package":
+            return f"{backbone.name}: {packaged(backbone.name).terms}"
+        case "timm":
+            pretrained = get_pretrained_cfg(backbone.name)
+            licence = pretrained.license if pretrained is not None else None
+            return f"{backbone.name}: weights of the hub, {licence or 'licence unknown'}"
+        case path:
+            return f"{backbone.name}: weights of the file {path}"
 
 
 def load_teacher_into(model: AnomalyModel, path: Path, remedy: str) -> None:
@@ -83,6 +104,9 @@ def _load(backbone: Backbone) -> None:
         case "embedded":
             _require_embedded_architecture(backbone)
             _fit(backbone, read_state_dict(EMBEDDED), "the embedded weights")
+        case "package":
+            source = packaged(backbone.name)
+            _fit(backbone, timm_names(read_state_dict(state_file(source)), source), source.package)
         case "timm":
             _fit(backbone, _read_from_hub(backbone), f"{backbone.name} of the hub")
         case path:
@@ -149,7 +173,6 @@ def _hub_file(name: str) -> Path:
     """The weights of a timm model in the hub's local cache, downloaded if they are not there."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
-    from timm.models import get_pretrained_cfg
 
     pretrained = get_pretrained_cfg(name)
     repository = pretrained.hf_hub_id if pretrained is not None else None

@@ -12,7 +12,7 @@ from pipelines.inference.detector import ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-CARD = ModelCard("a", "nut", 32, "bilinear", 65535, 90, 0.5, 0.5, 0.05, "run", "sha", {})
+CARD = ModelCard("a", "nut", 32, "bilinear", 65535, 90, 0.5, 0.5, 0.05, "run", "sha", [], {})
 
 
 class Clock:

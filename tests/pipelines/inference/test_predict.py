@@ -33,6 +33,7 @@ CARD = ModelCard(
     false_alarm_rate=0.05,
     run_id="0123",
     data_sha256="abcd",
+    weights=[],
     params={"models": {"brightness": {"image_size": SIDE}}},
 )
 
@@ -392,7 +393,7 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "3"})
+    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "4"})
     with pytest.raises(ExportError) as caught:
         Detector(path)
     assert str(caught.value) == f"{path}: written in format 3, this version reads 2; export it again"

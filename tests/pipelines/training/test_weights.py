@@ -301,7 +301,7 @@ def test_hub_weights_are_downloaded_once(hub: StandInHub) -> None:
 @pytest.mark.parametrize("status", [401, 404, 503])
 def test_a_refusing_hub_is_one_line(hub: StandInHub, status: int) -> None:
     hub.status = status
-    with pytest.raises(WeightsError, match=f"test_resnet.r160_in1k: the hub answers {status} .*weights: embedded"):
+    with pytest.raises(WeightsError, match=f"test_resnet.r160_in1k: the hub answers {status} .*weights: package"):
         load_pretrained(backbone("timm"))
 
 
@@ -316,7 +316,7 @@ def test_an_unreachable_hub_fails_at_once_with_a_remedy(tmp_path: Path, monkeypa
         unused.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         use_hub(monkeypatch, f"http://127.0.0.1:{unused.getsockname()[1]}", tmp_path / "cache")
         start = time.monotonic()
-        message = r"the hub is unreachable .* \(weights: PATH\), or .* \(weights: embedded\)$"
+        message = r"the hub is unreachable .* \(weights: PATH\), or .* with weights: package$"
         with pytest.raises(WeightsError, match=message):
             load_pretrained(backbone("timm"))
     assert time.monotonic() - start < 5

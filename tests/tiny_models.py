@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "blur_sigma": 4.0,
         "image_score": "max",
         "epochs": 1,
+        "least_variance": 0.1,
         "learning_rate": 1e-3,
         "weight_decay": 5e-4,
     },

@@ -572,6 +572,12 @@ def test_the_published_operator_can_collapse(train: Tensor) -> None:
         train_steps(model, train, steps=200)
 
 
+def test_the_published_training_goes_on_with_a_collapsed_descriptor(train: Tensor) -> None:
+    model = fitted(train, objective=PUBLISHED, least_variance=0.0)
+    history = train_steps(model, train, steps=200)
+    assert history[-1]["variance"] < 0.1
+
+
 def test_a_trained_model_finds_what_is_not_in_the_pattern(train: Tensor, test: Tensor) -> None:
     model = fitted(train)
     train_steps(model, train, steps=10)

@@ -84,7 +84,7 @@ report: setup ## Rebuild the report and print its table
 	blemish results
 
 bench: setup ## Measure speed and memory
-	for script in benchmarks/*.py; do python $$script || exit 1; done
+	for script in metrics efficient_ad_step; do python benchmarks/$$script.py || exit 1; done
 
 COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --upgrade --quiet \
   --custom-compile-command "make lock"

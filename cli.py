@@ -364,22 +364,6 @@ def gif(
 
 
 @app.command(rich_help_panel=USE)
-def pretrain(
-    config: Annotated[
-        Path, typer.Argument(help="YAML file; anomaly_models/weights/pretrain.yaml is one.", show_default=False)
-    ],
-    output: Annotated[Path, typer.Argument(help="Safetensors file to write.", show_default=False)],
-    device: Device = "auto",
-) -> None:
-    """Make a small backbone by feature distillation from a larger one, as the embedded backbone was made."""
-    from pipelines.device import choose_device
-    from pipelines.teachers.pretrain import load_config
-    from pipelines.teachers.pretrain import pretrain as run
-
-    run(load_config(config), output, _project(), choose_device(device), _console())
-
-
-@app.command(rich_help_panel=USE)
 def preset(
     name: Annotated[str, typer.Argument(help="demo, folder, medical, mvtec_ad or solar.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Overwrite edits that are not committed.")] = False,

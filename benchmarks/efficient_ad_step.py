@@ -31,7 +31,8 @@ from anomaly_models.base import Batch, Progress
 from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig, Precision, Width, patch_description_network
 from pipelines.data.arrays import stream_rows, to_image
 from pipelines.sources.demo_data import TEXTURE_CLASSES
-from pipelines.sources.demo_scenes import GOOD, photograph
+from pipelines.sources.demo_scenes import photograph
+from pipelines.sources.demo_surfaces import GOOD
 from pipelines.sources.demo_textures import draw_texture
 
 SIZE = 256

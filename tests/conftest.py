@@ -1,4 +1,4 @@
-"""A small project to run the stages on: bright squares on grey noise, 64 pixels, the embedded backbone."""
+"""A small project to run the stages on: bright squares on grey noise, 64 pixels, ImageNet features."""
 
 import copy
 import sys
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 FAPM = SETTINGS["fapm"] | {
-    "backbone": {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [2, 3]},
+    "backbone": {"name": "tf_efficientnet_lite0", "weights": "package", "layers": [2, 3]},
     "grid": 2,
     "coreset_ratio": 0.25,
     "neighbours": 2,

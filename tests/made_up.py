@@ -185,7 +185,7 @@ def put_both(project: Project) -> Project:
 
 def distill_settings(steps: int, batch_size: int) -> dict[str, Any]:
     """Of a tiny teacher, as params.yaml has them."""
-    backbone = {"name": "resnet18.tv_in1k", "weights": "embedded", "layers": [2, 3]}
+    backbone = {"name": "tf_efficientnet_lite0", "weights": "package", "layers": [2, 3]}
     taught = {"source": "distilled", "width": "tiny", "backbone": backbone, "image_size": 64, "precision": "float32"}
     learnt = {"steps": steps, "batch_size": batch_size, "learning_rate": 1e-3, "weight_decay": 1e-5}
     return {**taught, **learnt, "seed": 0}

@@ -25,7 +25,7 @@ SYNTHESIS: dict[str, Any] = {
     "perlin_threshold": 0.5,
     "perlin_max_exponent": 5,
 }
-BACKBONE = {"name": "test_resnet", "weights": "embedded", "layers": [1, 2]}  # maps of 1/4 and 1/8 of the side
+BACKBONE = {"name": "test_resnet", "weights": "package", "layers": [1, 2]}  # maps of 1/4 and 1/8 of the side
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "adfa": {

@@ -24,7 +24,9 @@ class BackboneConfig(Settings):
     """Which network, with which weights, read at which depths."""
 
     name: str  # timm model with its pinned tag, e.g. "wide_resnet50_2.tv_in1k"
-    weights: Annotated[str, Field(min_length=1)]  # "package", "embedded", "timm" (the hub), or the path of a state dict
+    weights: Annotated[
+        str, Field(min_length=1)
+    ]  # "package" (of the index), "timm" (the hub), or the path of a state dict
     layers: Annotated[tuple[NonNegativeInt, ...], Field(strict=False)]  # timm's out_indices
 
     @field_validator("name")

@@ -1,6 +1,5 @@
 """What row i of a category's prepared arrays is: the index that `prepare` writes and every later stage reads."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import TypeAdapter
 from pydantic_core import from_json
 
 from pipelines.errors import StageError
+from pipelines.files import file_sha256
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.images import Filter
 from pipelines.records import reading
@@ -113,11 +113,6 @@ class PreparedIndex:
     def tested(self, *, defects_apart: bool) -> list[int]:
         """Rows that a model is tested on: the test split, and the rest of the real defects unless they are `apart`."""
         return self.rows("test") if defects_apart else self.rows("test", "anomalous_train", "withheld")
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def images_file(folder: Path, size: int, resize: Filter) -> Path:

@@ -32,7 +32,6 @@ from pipelines.paths import Project
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import cell_run
 from pipelines.training.trained import load_trained
-from pipelines.training.weights import terms_of
 
 _EXAMPLE_BATCH = 2  # tracing with one image would fix the batch at one
 _LARGEST = 2**31 - 2**24  # bytes of weights: protobuf's limit, less a margin for the graph itself
@@ -64,7 +63,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         false_alarm_rate=threshold.rate_requested,
         run_id=trained.run.run_id,
         data_sha256=trained.run.settings.data.sha256,
-        weights=terms_of(trained.model),
+        weights=trained.weights,
         params=trained.run.settings.model_dump(),
     )
     with atomic_folder(cell.exported) as folder:

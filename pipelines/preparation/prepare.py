@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, file_sha256, images_file, masks_file
-from pipelines.files import atomic_folder, write_json
+from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, images_file, masks_file
+from pipelines.files import atomic_folder, file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.decoding import Decoded, decoded

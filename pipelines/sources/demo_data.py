@@ -16,7 +16,8 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from anomaly_models.common.settings import Settings
 from pipelines.errors import hint
-from pipelines.sources.demo_scenes import DEFECTS, GOOD, photograph
+from pipelines.sources.demo_scenes import DEFECTS, photograph
+from pipelines.sources.demo_surfaces import GOOD
 from pipelines.sources.demo_textures import TEXTURES, draw_texture
 
 CATEGORIES: tuple[str, ...] = tuple(DEFECTS)
@@ -38,7 +39,7 @@ class DemoConfig(Settings):
     """Which categories of the embedded data set to draw, and how much of each."""
 
     categories: Annotated[list[Annotated[str, AfterValidator(_known)]], Field(min_length=1)]
-    image_size: ImageSide
+    image_size: ImageSide  # the longer side, where a category's pictures are not square
     train: PositiveInt  # normal images to learn from
     test_good: PositiveInt  # normal images in the test split
     test_defect: PositiveInt  # test images of each defect type

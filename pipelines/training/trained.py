@@ -18,6 +18,7 @@ from pipelines.paths import Cell, Project
 from pipelines.preparation.config import PrepareConfig
 from pipelines.records import Record, reading, refusal
 from pipelines.settings.params import TrainConfig
+from pipelines.training.weights import terms_of
 
 
 class RunSettings(Record):
@@ -79,6 +80,11 @@ class Trained:
         """Whether it was trained on real defects, if there were any."""
         config = MODELS[self.run.model].Config.model_validate(self.run.model_settings)
         return config.wants.anomalies > 0
+
+    @property
+    def weights(self) -> list[str]:
+        """Of each pretrained network inside: what it is, where its weights are from, their licence where known."""
+        return terms_of(self.model)
 
     def check_data(self, data: PreparedData) -> None:
         """Raise StageError if the images or their splits have changed: a test image may have been trained on."""

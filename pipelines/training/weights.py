@@ -15,14 +15,11 @@ from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-import anomaly_models
 from anomaly_models.base import AnomalyModel, ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from pipelines.errors import WeightsError
 from pipelines.training.packaged import packaged, state_file, timm_names
 
-EMBEDDED = Path(anomaly_models.__file__).parent / "weights" / "embedded_resnet18.safetensors"
-_EMBEDDED_LAYERS = 3  # stem and stages 1 to 3
 _REMEDY = "give a local file (weights: PATH), or take tf_efficientnet_lite0 with weights: package"
 _HUB_PATIENCE = (4, 10)  # seconds to connect and to answer; the hub's own client keeps trying for the better part of 60
 _SHOWN = 3  # problems listed in a message
@@ -60,8 +57,6 @@ def terms_of(model: nn.Module) -> list[str]:
 
 def _terms(backbone: Backbone) -> str:
     match backbone.weights:
-        case "embedded":
-            return f"{backbone.name}: embedded weights of Blemish, Apache-2.0"
         case "package":
             return f"{backbone.name}: {packaged(backbone.name).terms}"
         case "timm":
@@ -101,9 +96,6 @@ def named_convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _load(backbone: Backbone) -> None:
     match backbone.weights:
-        case "embedded":
-            _require_embedded_architecture(backbone)
-            _fit(backbone, read_state_dict(EMBEDDED), "the embedded weights")
         case "package":
             source = packaged(backbone.name)
             _fit(backbone, timm_names(read_state_dict(state_file(source)), source), source.package)
@@ -111,14 +103,6 @@ def _load(backbone: Backbone) -> None:
             _fit(backbone, _read_from_hub(backbone), f"{backbone.name} of the hub")
         case path:
             _fit(backbone, read_state_dict(Path(path)), path)
-
-
-def _require_embedded_architecture(backbone: Backbone) -> None:
-    if backbone.name.partition(".")[0] != "resnet18" or max(backbone.layers) > _EMBEDDED_LAYERS:
-        raise WeightsError(
-            f"backbone {backbone.name}, layers {list(backbone.layers)}: the embedded weights are those of resnet18 "
-            f"up to layer {_EMBEDDED_LAYERS}; take these, or weights: timm, or weights: PATH"
-        )
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from anomaly_models.base import ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 
 
-def config(name: str = "test_resnet", weights: str = "embedded", layers: object = (1, 2)) -> BackboneConfig:
+def config(name: str = "test_resnet", weights: str = "package", layers: object = (1, 2)) -> BackboneConfig:
     return BackboneConfig.model_validate({"name": name, "weights": weights, "layers": layers})
 
 
@@ -89,7 +89,7 @@ def test_takes_the_list_that_yaml_gives() -> None:
 )
 def test_refuses(values: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        BackboneConfig.model_validate({"name": "test_resnet", "weights": "embedded", "layers": [1, 2]} | values)
+        BackboneConfig.model_validate({"name": "test_resnet", "weights": "package", "layers": [1, 2]} | values)
 
 
 @pytest.mark.parametrize(

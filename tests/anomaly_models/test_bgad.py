@@ -894,11 +894,11 @@ def test_settings_that_do_not_fit(changes: dict[str, object], said: str) -> None
     ("changes", "said"),
     [
         (
-            {"image_size": 72, "backbone": {"name": "resnet18", "weights": "embedded", "layers": [2, 3]}},
+            {"image_size": 72, "backbone": {"name": "resnet18", "weights": "package", "layers": [2, 3]}},
             r"multiple of 16, the stride .* of resnet18, found 72; the nearest are 64 and 80",
         ),
         (
-            {"backbone": {"name": "rexnet_100", "weights": "embedded", "layers": [1, 2]}},
+            {"backbone": {"name": "rexnet_100", "weights": "package", "layers": [1, 2]}},
             r"layers \[1, 2\] of rexnet_100 have 38, 61; take",
         ),
         (

@@ -20,7 +20,7 @@ class Counting(Backbone):
 @pytest.fixture
 def backbone() -> Counting:
     torch.manual_seed(0)
-    return Counting(BackboneConfig(name="test_resnet", weights="embedded", layers=(1, 2)))
+    return Counting(BackboneConfig(name="test_resnet", weights="package", layers=(1, 2)))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from pipelines.inference.detector import Detector
 from pipelines.pictures import images
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
+from pipelines.training.packaged import packaged
 from pipelines.training.train import train
 from pipelines.training.trained import RunRecord, load_trained
 
@@ -50,7 +51,7 @@ def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
     assert detector.card.pixel_threshold == evaluation.threshold.pixel_value
     assert detector.card.run_id == evaluation.run_id == RunRecord.load(cell.run_record, "train again").run_id
     assert detector.card.params["models"]["fapm"]["grid"] == 2
-    assert detector.card.weights == ["resnet18.tv_in1k: embedded weights of Blemish, Apache-2.0"]
+    assert detector.card.weights == [f"tf_efficientnet_lite0: {packaged('tf_efficientnet_lite0').terms}"]
     # Anyone can read its metadata.
     properties = onnx.load(cell.onnx).metadata_props
     values = {p.key: json.loads(p.value) for p in properties if p.key.startswith("blemish.")}

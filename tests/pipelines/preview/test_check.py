@@ -49,6 +49,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         assert demo.count(old) == 1, old
         demo = demo.replace(old, new)
     path.write_text(demo, encoding="utf-8")
+    drawn = "blister, bracket, fabric, gear, ruler, wood"
     with pytest.raises(ParamsError) as caught:
         load_checked(path)
     assert (
@@ -63,7 +64,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   export.opset = 9: Input should be greater than or equal to 18
   export.max_difference = '0,01': Input should be a valid number
   tracking: missing
-  download.demo.categories.1 = 'gaer': unknown category (did you mean 'gear'?); known: blister, fabric, gear, wood
+  download.demo.categories.1 = 'gaer': unknown category (did you mean 'gear'?); known: {drawn}
   download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette, elpv
   models.fapm.backbone.weights: missing
   models.fapm.backbone.weight = 'embedded': unknown key (did you mean 'weights'?)

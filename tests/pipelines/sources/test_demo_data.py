@@ -16,13 +16,23 @@ from pipelines.sources.demo_data import (
     draw_demo,
     draw_textures,
 )
-from pipelines.sources.demo_scenes import DEFECTS, GOOD, photograph
+from pipelines.sources.demo_scenes import DEFECTS, WIDTHS, photograph
+from pipelines.sources.demo_surfaces import GOOD
 
 SIDE = 64
 CONFIG = DemoConfig(categories=list(CATEGORIES), image_size=SIDE, train=2, test_good=1, test_defect=1, seed=7)
 TEXTURES = DemoTexturesConfig(image_size=SIDE, per_class=2, seed=7)
 DEFECT_TYPES = {"scratch", "hole", "stain", "missing_part", "misprint", "bent_edge"}
 PAIRS = [(category, kind) for category in CATEGORIES for kind in DEFECTS[category]]
+# green on the diagonal of a good part; area, mean row and mean column of the mask of one with the last defect, pixels
+DRAWN: dict[str, tuple[list[int], tuple[int, float, float]]] = {
+    "blister": ([61, 166, 222, 192, 122, 174, 223, 146], (119, 44.6, 12.8)),
+    "bracket": ([39, 41, 45, 42, 88, 129, 40, 44], (111, 23.8, 34.0)),
+    "fabric": ([127, 151, 86, 130, 161, 151, 114, 132], (104, 16.3, 33.4)),
+    "gear": ([39, 41, 191, 159, 44, 147, 151, 44], (30, 24.6, 18.8)),
+    "ruler": ([67, 174, 174, 66], (24, 12.7, 13.0)),
+    "wood": ([134, 127, 165, 157, 160, 150, 123, 133], (109, 17.6, 31.7)),
+}
 
 
 def ignore_progress(done: int, total: int) -> None:
@@ -31,6 +41,10 @@ def ignore_progress(done: int, total: int) -> None:
 
 def contents(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def shape_of(category: str, side: int) -> tuple[int, int]:
+    return (side, round(WIDTHS.get(category, 1) * side))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -69,13 +83,13 @@ def test_every_category_has_several_defects_and_all_types_are_used() -> None:
 
 def test_images_are_rgb_of_the_side_asked_for_and_masks_are_black_and_white(demo: Path) -> None:
     for path in demo.rglob("*.png"):
-        values = pixels(path)
+        values, shape = pixels(path), shape_of(path.relative_to(demo).parts[0], SIDE)
         assert values.dtype == np.uint8
         if path.stem.endswith("_mask"):
-            assert values.shape == (SIDE, SIDE)
+            assert values.shape == shape
             assert set(np.unique(values)) == {0, 255}
         else:
-            assert values.shape == (SIDE, SIDE, 3)
+            assert values.shape == (*shape, 3)
 
 
 def test_a_seed_fixes_every_byte_and_more_images_leave_the_earlier_ones_alone(demo: Path, tmp_path: Path) -> None:
@@ -136,8 +150,35 @@ def test_severity_varies_from_subtle_to_obvious() -> None:
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_an_odd_side_is_drawn_too(category: str) -> None:
     photo = photograph(category, DEFECTS[category][0], (2,), 75)
-    assert photo.image.shape == (75, 75, 3)
-    assert photo.mask.shape == (75, 75)
+    assert photo.image.shape == (*shape_of(category, 75), 3)
+    assert photo.mask.shape == shape_of(category, 75)
+
+
+def test_a_ruler_is_long_and_thin_and_the_other_parts_are_square(demo: Path) -> None:
+    heights_and_widths = {category: pixels(demo / category / "train/good/000.png").shape[:2] for category in CATEGORIES}
+    assert heights_and_widths.pop("ruler") == (64, 26)
+    assert set(heights_and_widths.values()) == {(64, 64)}
+
+
+@pytest.mark.parametrize("kind", [GOOD, "scratch"])
+def test_brackets_lie_at_any_angle_with_and_without_a_defect(kind: str) -> None:
+    y, x = np.mgrid[-1:1:64j, -1:1:64j]
+    angles = []
+    for index in range(24):
+        steel = photograph("bracket", kind, (6, index), 64).clean.mean(axis=-1) > 80
+        angles.append(np.degrees(np.arctan2(y[steel].mean(), x[steel].mean())))  # where the legs of the L meet
+    assert (np.histogram(angles, bins=6, range=(-180, 180))[0] > 0).all()
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_the_pictures_are_those_that_were_drawn_before(category: str) -> None:
+    """Within what another processor may round otherwise."""
+    diagonal, (area, row, column) = DRAWN[category]
+    good = photograph(category, GOOD, (8,), SIDE)
+    assert good.image.diagonal()[1, ::8].astype(int).tolist() == pytest.approx(diagonal, abs=1)
+    mask = photograph(category, DEFECTS[category][-1], (8,), SIDE).mask
+    assert mask.sum() == pytest.approx(area, abs=3)
+    assert np.argwhere(mask).mean(axis=0).tolist() == pytest.approx([row, column], abs=0.5)
 
 
 def test_textures_are_in_dtds_layout_and_a_seed_fixes_every_byte(tmp_path: Path) -> None:

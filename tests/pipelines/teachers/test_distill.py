@@ -197,7 +197,7 @@ def test_a_teacher_is_made_and_its_loss_falls(project: Project) -> None:
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
     run = mlflow.MlflowClient(tracking_uri(project.root)).get_run(record.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["distill.efficient_ad.backbone.weights"] == "embedded"
+    assert run.data.params["distill.efficient_ad.backbone.weights"] == "package"
     assert not project.work("distill", "efficient_ad").exists()
 
 

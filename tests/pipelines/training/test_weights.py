@@ -10,14 +10,13 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig, Width, patch_description_network
 from pipelines.errors import WeightsError
 from pipelines.training.weights import (
-    EMBEDDED,
     load_pretrained,
     load_teacher_into,
     pretrained_backbone,
@@ -44,33 +43,19 @@ def assert_loaded(loaded: Backbone, state: dict[str, Tensor]) -> None:
     assert all(torch.equal(value, state[name].to(value.dtype)) for name, value in own.items())
 
 
-# Embedded
+# Models
 
 
-@pytest.mark.parametrize("layers", [(1, 2, 3), (2, 3), (1, 2), (3,)])
-def test_embedded_weights_fit_every_depth_they_hold(layers: tuple[int, ...]) -> None:
-    loaded = backbone("embedded", "resnet18.tv_in1k", layers)
-    load_pretrained(loaded)
-    assert_loaded(loaded, load_file(EMBEDDED))
-    assert all(value.dtype == torch.float32 for value in loaded.parameters())
-    assert all(features.isfinite().all() for features in loaded(torch.rand(1, 3, 64, 64)))
-
-
-@pytest.mark.parametrize(
-    ("name", "layers"), [("resnet18.tv_in1k", (2, 4)), ("resnet34.tv_in1k", (2, 3)), ("resnet18d", (2, 3))]
-)
-def test_embedded_weights_are_of_one_network(name: str, layers: tuple[int, ...]) -> None:
-    message = f"backbone {name}, layers .* the embedded weights are those of resnet18 up to layer 3"
-    with pytest.raises(WeightsError, match=message):
-        load_pretrained(backbone("embedded", name, layers))
-
-
-def test_every_backbone_of_a_model_is_filled() -> None:
-    model = nn.ModuleDict({"a": backbone("embedded", "resnet18", (1,)), "b": nn.Sequential(nn.Conv2d(3, 3, 1))})
+def test_every_backbone_of_a_model_is_filled(tmp_path: Path) -> None:
+    path = tmp_path / "whole.pth"
+    torch.save(full_classifier(), path)
+    model = nn.ModuleDict({"a": backbone(path), "b": nn.Sequential(nn.Conv2d(3, 3, 1)), "c": backbone(path)})
     untouched = model["b"].state_dict()["0.weight"].clone()
     load_pretrained(model)
-    assert isinstance(model["a"], Backbone)
-    assert_loaded(model["a"], load_file(EMBEDDED))
+    for name in "ac":
+        filled = model[name]
+        assert isinstance(filled, Backbone)
+        assert_loaded(filled, full_classifier())
     assert torch.equal(model["b"].state_dict()["0.weight"], untouched)
 
 
@@ -145,11 +130,12 @@ def test_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
         load_pretrained(backbone(tmp_path / "other.pth"))
 
 
-def test_a_backbone_outside_of_any_model() -> None:
-    config = BackboneConfig(name="resnet18.tv_in1k", weights="embedded", layers=(2, 3))
-    assert_loaded(pretrained_backbone(config), load_file(EMBEDDED))
+def test_a_backbone_outside_of_any_model(tmp_path: Path) -> None:
+    torch.save(full_classifier(), tmp_path / "whole.pth")
+    config = BackboneConfig(name="test_resnet", weights=str(tmp_path / "whole.pth"), layers=(2, 3))
+    assert_loaded(pretrained_backbone(config), full_classifier())
     with pytest.raises(WeightsError, match=r"timm gives no features for layers \[2, 9\]"):
-        pretrained_backbone(BackboneConfig(name="resnet18", weights="embedded", layers=(2, 9)))
+        pretrained_backbone(BackboneConfig(name="resnet18", weights="package", layers=(2, 9)))
 
 
 # Teachers

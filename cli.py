@@ -365,7 +365,7 @@ def gif(
 
 @app.command(rich_help_panel=USE)
 def preset(
-    name: Annotated[str, typer.Argument(help="demo, mvtec_ad or folder.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="demo, folder, medical, mvtec_ad or solar.", show_default=False)],
     force: Annotated[bool, typer.Option("--force", help="Overwrite edits that are not committed.")] = False,
 ) -> None:
     """Put a complete params.yaml in place."""

@@ -20,9 +20,9 @@ Different from the published code, deliberately:
 - `candidates` restricts the operator to so many nearest centres and to their range. That is another operator, so it is
   the one of training, use and export alike.
 - Centres weight all images alike; there, all batches. The descriptor has no dead parameters.
-- Training stops when the descriptor collapses, which lowers the loss and which nothing else prevents. With `batch_max`
-  it does happen.
-- Inputs have the mean and deviation of the backbone's weights; there, 0.5 and 0.5 for two of the four data sets.
+- Training stops when the descriptor collapses (`least_variance`), which lowers the loss and nothing else prevents. With
+  `batch_max` it does happen. With 0 training goes on, as there.
+- `input_statistics` is a choice: 0.5 for mean and deviation, as there for two of four data sets, or the backbone's own.
 - Images are resized to `image_size` and seen whole; there, resized to 256 and cropped to 224.
 - The radius of the hypersphere objective can be trained, as CFA does. Fixed near 0 its repulsion is always 0.
 """
@@ -47,7 +47,6 @@ from anomaly_models.common.settings import Settings
 
 GATE_KERNEL = 9  # channels that the gate sees at once; fixed, not the adaptive size of the ECA paper
 GATE_WEIGHT = 0.1  # of the gated descriptor, which is added to the descriptor
-MIN_VARIANCE = 0.1  # of the descriptor over positions, relative to the untrained one's; below it training stops
 MIN_SQUARED_SCORE = 1e-12  # under a root
 TOP_PIXELS = 100  # of the image score "top100_mean"
 
@@ -93,12 +92,16 @@ class HypersphereSettings(Settings):
 
 class ADFAConfig(Config):
     backbone: BackboneConfig
+    input_statistics: Literal["backbone", "half"]  # mean and deviation of inputs: its weights' own, or 0.5 and 0.5
     gamma_d: PositiveInt  # how many times fewer channels a descriptor has than the backbone's maps together
     objective: Annotated[SoftTopKSettings | HypersphereSettings, Field(discriminator="name")]
     kl_weight: bool  # scale the squared distances of each image by its kappa
     blur_sigma: NonNegativeFloat  # pixels; 0: none
     image_score: Literal["max", "top100_mean"]  # of the pixels of the map
     epochs: PositiveInt
+    least_variance: Annotated[
+        float, Field(ge=0, lt=1)
+    ]  # of the untrained descriptor's over positions; below, training stops
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat
 
@@ -353,6 +356,9 @@ class ADFA(AnomalyModel):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config.backbone, config.image_size)
+        if config.input_statistics == "half":
+            self.backbone.mean.fill_(0.5)
+            self.backbone.std.fill_(0.5)
         self.side = _grid_side(config, self.backbone.reductions)
         _check_neighbours(config.objective, self.side**2)
         in_channels = sum(self.backbone.channels)
@@ -405,14 +411,15 @@ class ADFA(AnomalyModel):
         """One step. Monitored only: the mean kappa, and the variance of the descriptor over positions.
 
         Kappa is in the loss and not in the gradient, so a loss can rise that is being minimised. Raises ModelError when
-        the variance has fallen by more than 90 % of the untrained descriptor's.
+        the variance has fallen below `least_variance` of the untrained descriptor's.
         """
         described = self.describe(self._training_maps(batch))
         variance = described.detach().var(dim=1).mean() / self.untrained_variance
-        if variance < MIN_VARIANCE:
+        if variance < self.config.least_variance:
             raise ModelError(
                 f"step {progress.step}: the descriptor has collapsed, its variance over positions is {variance:.2g} of "
-                "the untrained one's; lower learning_rate or epochs, or take normalize: row where it is batch_max"
+                "the untrained one's; lower learning_rate or epochs, take normalize: row where it is batch_max, or let "
+                "it go on by a lower least_variance"
             )
         kappa = self.kappa(described)
         monitored = {"kappa": kappa.mean(), "variance": variance}

@@ -247,7 +247,7 @@ def test_presets(root, blemish):
     assert "edits that are not committed" in one_line(blemish("preset", "demo"))
     assert blemish("preset", "demo", "--force").out == "params.yaml: preset demo\n"
     assert blemish("preset", "folder").code == 0
-    assert "there are: demo, dinov2, folder, mvtec_ad" in one_line(blemish("preset", "mvtec"))
+    assert "there are: demo, dinov2, folder, medical, mvtec_ad, solar" in one_line(blemish("preset", "mvtec"))
 
 
 def test_sixteen_bit_palette_rgba_and_turned_images_are_read(root, blemish, images):

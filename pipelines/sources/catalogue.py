@@ -1,7 +1,8 @@
 """Where each data set comes from, how it is recognised, and on what terms it may be used.
 
 MVTec AD: Bergmann et al., CVPR 2019 and IJCV 2021. DTD: Cimpoi et al., CVPR 2014. ImageNette: ten classes of ImageNet.
-The teachers of EfficientAD are those of its public reproduction, as anomalib hands them on.
+The teachers of EfficientAD are those of its public reproduction, as anomalib hands them on. Solar cells are in
+`solar_cells`, since they come with a package.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,18 +15,27 @@ from pipelines.errors import DatasetError
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """One archive. A mirror or a local copy of it must have the same SHA-256."""
+class Terms:
+    """On what terms a data set may be used; printed before it is made."""
 
     title: str
+    licence: str
+    citation: str
+
+    def sentence(self) -> str:
+        return f"{self.title}: {self.licence}. Cite: {self.citation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Source(Terms):
+    """One archive. A mirror or a local copy of it must have the same SHA-256."""
+
     url: str
     size: int | None  # bytes of the archive; None where the publisher states none
     sha256: str
     packing: Literal["tar.gz", "tar.xz", "zip"]
     top_folder: str | None  # the folder of the archive that holds everything, left out when extracting
     contents: tuple[str, ...]  # files and folders that must be there once it is extracted
-    licence: str
-    citation: str
 
     @property
     def file_name(self) -> str:

@@ -1,4 +1,4 @@
-"""Data sets by name: fetched, verified and extracted, or drawn. A data set's folder is whole or not there."""
+"""Data sets by name: fetched, drawn, or taken from a package. A data set's folder is whole or not there."""
 
 import gzip
 import hashlib
@@ -23,8 +23,8 @@ from anomaly_models.common.settings import Settings
 from pipelines.errors import DownloadError, ParamsError
 from pipelines.files import DiskFull, atomic_folder, reporting_full_disk
 from pipelines.progress import counting, progress_bar
-from pipelines.sources import demo_data
-from pipelines.sources.catalogue import SOURCES, Source
+from pipelines.sources import demo_data, solar_cells
+from pipelines.sources.catalogue import SOURCES, Source, Terms
 
 _CHUNK = 1 << 16  # bytes; what has come of one is lost when the connection breaks
 _TIMEOUT = (15.0, 60.0)  # seconds: to connect, and without a byte
@@ -60,6 +60,7 @@ class DownloadParams(Settings):
     mvtec_ad: ArchiveConfig | None = None
     dtd: ArchiveConfig | None = None
     imagenette: ArchiveConfig | None = None
+    elpv: solar_cells.SolarCellsConfig | None = None
 
     def wanted(self) -> dict[str, BaseModel]:
         """Each data set that the section names, in the order of the fields above."""
@@ -74,6 +75,7 @@ def download(name: str, params: DownloadParams, data_dir: Path, console: Console
     Raises:
         ParamsError: `name` is not in `params`.
         DownloadError: the archive cannot be had, is not the published one, or cannot be extracted.
+        DatasetError: the package that holds it is not installed, is another, or holds less than is wanted.
         DiskFull: there is no room for it.
     """
     if name not in DownloadParams.model_fields:
@@ -85,6 +87,8 @@ def download(name: str, params: DownloadParams, data_dir: Path, console: Console
         raise ParamsError(f"data set '{name}': not in the section 'download' of params.yaml, which lists: {listed}")
     if isinstance(config, ArchiveConfig):
         acquire(name, config, data_dir, console)
+    elif isinstance(config, solar_cells.SolarCellsConfig):
+        _take(name, config, data_dir / name, console)
     else:
         _draw(name, config, data_dir / name, console)
 
@@ -92,11 +96,19 @@ def download(name: str, params: DownloadParams, data_dir: Path, console: Console
 def acquire(name: str, config: ArchiveConfig, data_dir: Path, console: Console) -> None:
     """Make `data_dir/<name>` from the archive of SOURCES[name], as `download` does, errors included."""
     source = SOURCES[name]
-    console.print(
-        f"{source.title}: {source.licence}. Cite: {source.citation}", markup=False, highlight=False, soft_wrap=True
-    )
+    _state(source, console)
     with progress_bar(console, DownloadColumn(binary_units=False), TransferSpeedColumn()) as progress:
         _Acquisition(name, source, data_dir, progress).make(config)
+
+
+def _state(terms: Terms, console: Console) -> None:
+    console.print(terms.sentence(), markup=False, highlight=False, soft_wrap=True)
+
+
+def _take(name: str, config: solar_cells.SolarCellsConfig, folder: Path, console: Console) -> None:
+    _state(solar_cells.TERMS, console)
+    with counting(console, f"{name}: copying", MofNCompleteColumn()) as show, atomic_folder(folder) as temporary:
+        solar_cells.place_cells(temporary, config, show)
 
 
 def _draw(name: str, config: BaseModel, folder: Path, console: Console) -> None:

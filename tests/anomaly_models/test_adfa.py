@@ -228,6 +228,19 @@ def test_candidates_are_another_operator(temperature: float, left_out: float) ->
 # Descriptor
 
 
+def test_inputs_of_half_mean_and_deviation() -> None:
+    """(x - 0.5) / 0.5 for the backbone of half is what (x' - mean) / std is for the other, x' being made for that."""
+    torch.manual_seed(0)
+    backbone = {"name": "resnet18.tv_in1k", "weights": "timm", "layers": [1, 2]}  # its own are not half
+    own, half = (ADFA(config(backbone=backbone, input_statistics=name)) for name in ("backbone", "half"))
+    half.load_state_dict(own.state_dict())
+    image = images(2, seed=1)
+    same_input = (image - 0.5) / 0.5 * own.backbone.std + own.backbone.mean
+    for found, expected in zip(half.backbone(image), own.backbone(same_input), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not half.backbone(image)[0].allclose(own.backbone(image)[0], atol=1e-3)
+
+
 @pytest.mark.parametrize(("gamma_d", "channels", "parameters"), [(4, 448, 804_169), (1, 1792, 3_216_649)])
 def test_descriptor_of_the_paper(gamma_d: int, channels: int, parameters: int) -> None:
     with torch.device("meta"):
@@ -559,6 +572,12 @@ def test_the_published_operator_can_collapse(train: Tensor) -> None:
         train_steps(model, train, steps=200)
 
 
+def test_the_published_training_goes_on_with_a_collapsed_descriptor(train: Tensor) -> None:
+    model = fitted(train, objective=PUBLISHED, least_variance=0.0)
+    history = train_steps(model, train, steps=200)
+    assert history[-1]["variance"] < 0.1
+
+
 def test_a_trained_model_finds_what_is_not_in_the_pattern(train: Tensor, test: Tensor) -> None:
     model = fitted(train)
     train_steps(model, train, steps=10)
@@ -620,6 +639,7 @@ def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], tmp_path: 
         ({"blur_sigma": -1.0}, "greater than or equal to 0"),
         ({"image_score": "mean"}, "'max' or 'top100_mean'"),
         ({"gamma_d": 0}, "greater than 0"),
+        ({"input_statistics": "imagenet"}, "'backbone' or 'half'"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object], said: str) -> None:

@@ -65,7 +65,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   export.max_difference = '0,01': Input should be a valid number
   tracking: missing
   download.demo.categories.1 = 'gaer': unknown category (did you mean 'gear'?); known: {drawn}
-  download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette
+  download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette, elpv
   models.fapm.backbone.weights: missing
   models.fapm.backbone.weight = 'embedded': unknown key (did you mean 'weights'?)
   models.fapm.grid: missing

@@ -33,7 +33,7 @@ def commit(target: Path) -> None:
 
 
 def test_every_preset_is_valid() -> None:
-    assert names() == ["demo", "dinov2", "folder", "mvtec_ad"]
+    assert names() == ["demo", "dinov2", "folder", "medical", "mvtec_ad", "solar"]
     for name in names():
         params = load_checked(PRESETS / f"{name}.yaml")
         assert params.tracking.experiment == {"dinov2": "my_images", "folder": "my_images"}.get(name, name)
@@ -110,7 +110,10 @@ def test_without_git_edits_are_refused_and_presets_replaced(tmp_path: Path, monk
 def test_an_unknown_preset_lists_those_there_are(tmp_path: Path, name: str) -> None:
     with pytest.raises(ParamsError) as caught:
         put_in_place(name, tmp_path / "params.yaml", force=True)
-    assert str(caught.value) == f"preset '{name}': no such preset; there are: demo, dinov2, folder, mvtec_ad"
+    assert (
+        str(caught.value)
+        == f"preset '{name}': no such preset; there are: demo, dinov2, folder, medical, mvtec_ad, solar"
+    )
     assert not (tmp_path / "params.yaml").exists()
 
 

@@ -12,7 +12,7 @@ from pipelines.errors import ParamsError
 from pipelines.settings.params import load_params
 from pipelines.settings.problems import read_yaml
 
-SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette"
+SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette, elpv"
 
 
 @pytest.mark.parametrize(

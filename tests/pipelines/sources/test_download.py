@@ -31,7 +31,7 @@ from pipelines.sources.download import ArchiveConfig, DownloadParams, acquire, d
 NOISE = np.random.default_rng(0).bytes(300_000)  # so that the archive does not shrink to nothing
 PHOTO = "dtd/images/banded/banded_0001.jpg"
 DEMO = {"categories": ["gear"], "image_size": 256, "train": 40, "test_good": 20, "test_defect": 10, "seed": 0}
-KNOWN = "demo, demo_textures, mvtec_ad, dtd, imagenette"
+KNOWN = "demo, demo_textures, mvtec_ad, dtd, imagenette, elpv"
 TEXTURES = {"image_size": 256, "per_class": 4, "seed": 0}
 
 

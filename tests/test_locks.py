@@ -1,0 +1,32 @@
+"""What `make` installs is pinned by hashes, and no host is named."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PINNED = re.compile(
+    r"^([a-z0-9.-]+)==(\S+)(?: ; .*)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE
+)
+
+
+def locked(name: str) -> dict[str, str]:
+    """The version of each package."""
+    return {package: version for package, version, _ in PINNED.findall((ROOT / name).read_text(encoding="utf-8"))}
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-extras.lock"])
+def test_every_line_is_a_pin_a_hash_or_a_comment(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert [line for line in PINNED.sub("", text).splitlines() if line and not line.lstrip().startswith("#")] == []
+    assert "://" not in text
+
+
+def test_each_extra_is_locked() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    pins = locked("requirements-extras.lock")
+    wanted = {requirement for name, extra in extras.items() if name != "dev" for requirement in extra}
+    assert wanted <= {f"{package}=={version}" for package, version in pins.items()}
+    assert not pins.keys() & locked("requirements.lock").keys()

@@ -42,7 +42,10 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("tracking:\n  experiment: demo\n", ""),
         ("  demo_textures:", "  demo_texture:"),
         ("    grid: 8", "    gird: 8"),
-        ("      weights: embedded", "      weight: embedded"),
+        (
+            "      name: tf_efficientnet_lite0\n      weights: package",
+            "      name: tf_efficientnet_lite0\n      weight: package",
+        ),
         ("name: mean", "name: quantile\n      valu: 0.5"),
         ("neighbours: 4", "neighbours: many"),
     ):
@@ -67,7 +70,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   download.demo.categories.1 = 'gaer': unknown category (did you mean 'gear'?); known: {drawn}
   download.demo_texture: unknown data set; known: demo, demo_textures, mvtec_ad, dtd, imagenette, elpv
   models.fapm.backbone.weights: missing
-  models.fapm.backbone.weight = 'embedded': unknown key (did you mean 'weights'?)
+  models.fapm.backbone.weight = 'package': unknown key (did you mean 'weights'?)
   models.fapm.grid: missing
   models.fapm.far_rule.value: missing
   models.fapm.far_rule.valu = 0.5: unknown key (did you mean 'value'?)

@@ -40,9 +40,9 @@ def test_a_trained_model(told):
 
 def test_a_gradient_free_model(told):
     _, lines = told("fapm")
-    assert lines["parameters"] == "2,782,784, of which 0 are trained"
+    assert lines["parameters"] == "700,768, of which 0 are trained"
     assert lines["FLOPs"].endswith("the backbone alone, what it is compared with depends on the images")
-    assert lines["memory"] == "11 MB for weights, gradients and optimiser; 0 MB for a batch's activations"
+    assert lines["memory"] == "3 MB for weights, gradients and optimiser; 0 MB for a batch's activations"
     assert lines["steps"] == "none: one pass over 9 normal images"
 
 

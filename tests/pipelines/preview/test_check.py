@@ -41,7 +41,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("max_difference: 0.01", "max_difference: 0,01"),
         ("tracking:\n  experiment: demo\n", ""),
         ("  demo_textures:", "  demo_texture:"),
-        ("    grid: 8", "    gird: 8"),
+        ("    grid: 4", "    gird: 4"),
         (
             "      name: tf_efficientnet_lite0\n      weights: package",
             "      name: tf_efficientnet_lite0\n      weight: package",

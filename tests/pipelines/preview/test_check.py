@@ -75,7 +75,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   models.fapm.far_rule.value: missing
   models.fapm.far_rule.valu = 0.5: unknown key (did you mean 'value'?)
   models.fapm.neighbours = 'many': Input should be a valid integer
-  models.fapm.gird = 8: unknown key (did you mean 'grid'?)"""
+  models.fapm.gird = 4: unknown key (did you mean 'grid'?)"""
     )
 
 

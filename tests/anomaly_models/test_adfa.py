@@ -231,7 +231,7 @@ def test_candidates_are_another_operator(temperature: float, left_out: float) ->
 def test_inputs_of_half_mean_and_deviation() -> None:
     """(x - 0.5) / 0.5 for the backbone of half is what (x' - mean) / std is for the other, x' being made for that."""
     torch.manual_seed(0)
-    backbone = {"name": "resnet18.tv_in1k", "weights": "timm", "layers": [1, 2]}  # its own are not half
+    backbone = {"name": "resnet18.tv_in1k", "weights": "timm", "layers": [1, 2], "combine": "separate"}
     own, half = (ADFA(config(backbone=backbone, input_statistics=name)) for name in ("backbone", "half"))
     half.load_state_dict(own.state_dict())
     image = images(2, seed=1)

@@ -396,7 +396,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "4"})
     with pytest.raises(ExportError) as caught:
         Detector(path)
-    assert str(caught.value) == f"{path}: written in format 3, this version reads 2; export it again"
+    assert str(caught.value) == f"{path}: written in format 4, this version reads 3; export it again"
 
 
 def test_every_field_is_plain_text_in_the_metadata() -> None:

@@ -44,7 +44,8 @@ def require_packages(params: Params) -> None:
     from pipelines.teachers.distill import Teachers
     from pipelines.training.packaged import packaged, state_file
 
-    settings = [*params.models.values(), *Teachers.model_validate(_used(params.model_dump())["distill"]).root.values()]
+    used = {model: entry for model, entry in params.distill.items() if model in params.models}
+    settings = [*params.models.values(), *Teachers.model_validate(used).root.values()]
     backbones = [value for section in settings for _, value in section if isinstance(value, BackboneConfig)]
     problems: list[BlemishError] = []
     for name in sorted({backbone.name for backbone in backbones if backbone.weights == "package"}):

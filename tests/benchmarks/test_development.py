@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from shared_data import shared_folder
 
 from benchmarks import development
 from benchmarks.development import SERIES_GAP, TILES, clusters, halves, make_sets, taken, tile_pictures
 from pipelines.errors import DatasetError
 
-INSPECTION = next(
-    (root for root in (parent / "shared/data/inspection" for parent in Path(__file__).parents[2:4]) if root.is_dir()),
-    None,
-)
+INSPECTION = shared_folder("inspection")
 REAL = pytest.mark.skipif(INSPECTION is None, reason="the folder of shared real data is not here")
 CONSOLE = Console(quiet=True)
 

@@ -5,13 +5,13 @@ import json
 import os
 import resource
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from drawn_folders import CONFIG, HEIGHT, WIDTH, problem, run, write_mask
 from PIL import Image
 from pydantic import ValidationError
+from shared_data import shared_folder
 
 from pipelines.data.index import PreparedIndex
 from pipelines.errors import DatasetError, ImageError, StageError
@@ -20,10 +20,7 @@ from pipelines.pictures import images
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.prepare import prepare
 
-INSPECTION = next(
-    (root for root in (parent / "shared/data/inspection" for parent in Path(__file__).parents[3:5]) if root.is_dir()),
-    None,
-)
+INSPECTION = shared_folder("inspection")
 
 
 # Sound folders

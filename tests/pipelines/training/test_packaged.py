@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from shared_data import shared_folder
 from torch import Tensor
 
 from anomaly_models.common.backbones import Backbone, BackboneConfig
@@ -13,7 +14,7 @@ from pipelines.errors import WeightsError
 from pipelines.training.packaged import PACKAGED, packaged, state_file, timm_names
 from pipelines.training.weights import load_pretrained, pretrained_backbone, read_state_dict, terms_of
 
-PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
+PHOTOS = shared_folder("photos")
 CORE = "tf_efficientnet_lite0"
 NAMES = [
     pytest.param(
@@ -77,9 +78,10 @@ def test_what_the_network_sees_in_a_drawn_picture() -> None:
     assert [float(one.std()) for one in maps] == pytest.approx([11.5157, 7.9978], rel=1e-3)
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="shared/data/photos is not there: a photo of each class of ImageNet")
+@pytest.mark.skipif(PHOTOS is None, reason="shared/data/photos is not there: a photo of each class of ImageNet")
 def test_the_network_knows_what_is_in_a_thousand_photos() -> None:
     """Sorted by their class's WordNet number, their place is their class: 82.4 % of them, 75.5 of ImageNet's."""
+    assert PHOTOS is not None
     network = whole(CORE)
     right = 0
     for first in range(0, 1000, 50):

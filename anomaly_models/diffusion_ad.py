@@ -25,6 +25,20 @@ Different from the authors' code, deliberately:
 - The U-Net may work on a smaller picture (`unet.image_size`), whose reconstruction is enlarged again.
 - Narrow networks have fewer groups in their group normalisation: four channels or more in each, as at full width.
 
+The small presets, whose U-Net sees 32 pixels, depart further. `noise_scale: 1`, `predicts: {name: noise}`,
+`denoises: normal` and `timesteps: random` are the published way:
+- Less noise. The paper's is added at 256 pixels, where at t = 200 it is 0.72 of the signal; averages of 8 x 8 pixels
+  leave 0.09 of it. Added after the reduction it stays 0.72, eight times more than the method means, and hides what
+  the network should have seen. `noise_scale: unet.image_size / 256` is what the reduction would have left (the shifted
+  schedule of Hoogeboom et al., *simple diffusion*, 2023). The weights of the blend stay those of the steps.
+- The image is predicted, not the noise, and not from nothing: a Wiener filter learnt from the training images
+  (`common.wiener`) says at once most of what a part looks like under that noise, and the U-Net learns the rest, in the
+  form of EDM (Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022). So a training
+  of minutes is enough, and the reconstruction has the full size. Parts at any angle are less of a help to it.
+- The loss asks for the image before its defect, of every image: eq. 9 takes images without a defect only, which are
+  one in three where the others are drawn with probability 0.7.
+- Training is at the two steps of inference: none is spent on those that are not used.
+
 Cost of scoring one 256 px image, two passes of the U-Net and one of the segmentation (a multiplication and an addition
 are 2 FLOP); a training step takes three times as much per image:
 

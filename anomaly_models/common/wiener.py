@@ -75,6 +75,7 @@ class WienerFilter(nn.Module):
 
     mean: Tensor  # (1 + F, 3, H, H), F folds; the first is that of all
     directions: Tensor  # (1 + F, K, 3, H, H), most variance first, of length 1 when reduced; 0 where there are fewer
+    reduced_directions: Tensor  # (1 + F, K, 3, h, h); not part of the state, since they follow
     variances: Tensor  # (1 + F, K, 1, 1), along the reduced directions
     rows: Tensor  # (N,) int64, of the pictures that have a fold; number i of them is in fold i modulo F
 
@@ -85,6 +86,8 @@ class WienerFilter(nn.Module):
         self.register_buffer("directions", torch.zeros(1, 1, 3, image_size, image_size))
         self.register_buffer("variances", torch.zeros(1, 1, 1, 1))
         self.register_buffer("rows", torch.zeros(0, dtype=torch.long))
+        self.register_buffer("reduced_directions", None, persistent=False)
+        self._reduce_directions()
 
     def fit(self, images: Tensor, rows: Tensor | None, components: int, folds: int) -> None:
         """Learn from pictures (N, 3, H, H) on the CPU, in float64; without `rows` (N,), or of one, there are no folds.
@@ -104,11 +107,13 @@ class WienerFilter(nn.Module):
         self.mean, self.directions = filters[:, 0].to(device), filters[:, 1:].to(device)
         self.variances = torch.stack([variances for _, variances in found])[..., None, None].float().to(device)
         self.rows = (everyone[:0] if rows is None or folds == 0 else rows).to(device)
+        self._reduce_directions()
 
     def forget_folds(self) -> None:
         """Keep the filter of all pictures alone."""
         self.mean, self.directions = self.mean[:1].clone(), self.directions[:1].clone()
         self.variances, self.rows = self.variances[:1].clone(), self.rows[:0].clone()
+        self._reduce_directions()
 
     def filters_of(self, rows: Tensor) -> Tensor:
         """For each row (B,) of the data set the filter that it is no part of: its fold's, or if it has none all's."""
@@ -128,10 +133,11 @@ class WienerFilter(nn.Module):
         """
         # Half precision would cost every digit of a small difference to the mean.
         with torch.autocast(noisy.device.type, enabled=False):
-            mean, directions, variances = self._filters(which)
-            centred = noisy - signal * reduced(mean, self.reduced_size)
-            weights = coordinates(centred, self.reduced_directions(directions)) * gains(variances, signal, sigma)
-            return Filtered(centred, mean + combination(weights, directions))
+            which = torch.zeros(1, dtype=torch.long, device=noisy.device) if which is None else which
+            centred = noisy - signal * reduced(self.mean[which], self.reduced_size)
+            along = coordinates(centred, self.reduced_directions[which])
+            weights = along * gains(self.variances[which], signal, sigma)
+            return Filtered(centred, self.mean[which] + combination(weights, self.directions[which]))
 
     def squared_error(self, images: Tensor, rows: Tensor | None, signal: float, sigma: float) -> Tensor:
         """Expected over the noise, of the reduced guess of pictures (N, 3, H, H), per pixel and channel; a scalar.
@@ -140,24 +146,18 @@ class WienerFilter(nn.Module):
         """
         which = self.filters_of(torch.full((len(images),), -1) if rows is None else rows)
         errors = []
-        for image, index in zip(images.to(self.mean.device), which, strict=True):
-            mean, directions, variances = self._filters(index.unsqueeze(0))
-            centred = reduced(image - mean, self.reduced_size)
-            along, gain = coordinates(centred, self.reduced_directions(directions)), gains(variances, signal, sigma)
+        for image, index in zip(images.to(self.mean.device), torch.split(which, 1), strict=True):
+            centred = reduced(image - self.mean[index], self.reduced_size)
+            along = coordinates(centred, self.reduced_directions[index])
+            gain = gains(self.variances[index], signal, sigma)
             left = along - signal * gain * along  # of the picture, along the directions; across them all of it is
             error = centred.square().sum() - along.square().sum() + left.square().sum()
             errors.append((error + (sigma * gain).square().sum()) / centred.numel())
         return torch.stack(errors).mean()
 
-    def reduced_directions(self, directions: Tensor) -> Tensor:
-        """(F, K, 3, H, H) to (F, K, 3, h, h)."""
-        small = reduced(rearrange(directions, "f k c h w -> f (k c) h w"), self.reduced_size)
-        return rearrange(small, "f (k c) h w -> f k c h w", c=3)
-
-    def _filters(self, which: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        if which is None:
-            return self.mean[:1], self.directions[:1], self.variances[:1]
-        return self.mean[which], self.directions[which], self.variances[which]
+    def _reduce_directions(self) -> None:
+        channels = rearrange(self.directions, "f k c h w -> f (k c) h w")
+        self.reduced_directions = rearrange(reduced(channels, self.reduced_size), "f (k c) h w -> f k c h w", c=3)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, learnt in (("mean", 1), ("directions", 2), ("variances", 2), ("rows", 1)):  # sizes, of the first axes
@@ -165,6 +165,7 @@ class WienerFilter(nn.Module):
             if saved is not None and saved.ndim == own.ndim and saved.shape[learnt:] == own.shape[learnt:]:
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._reduce_directions()
 
 
 class FixedWienerFilter(nn.Module):
@@ -181,7 +182,7 @@ class FixedWienerFilter(nn.Module):
         super().__init__()
         self.signals = [signal for signal, _, _ in levels]
         black = [learnt(sigma * noise, signal, sigma) for signal, sigma, noise in levels]
-        self.register_buffer("reduced_directions", learnt.reduced_directions(learnt.directions[:1]))
+        self.register_buffer("reduced_directions", learnt.reduced_directions[:1].clone())
         self.register_buffer("directions", learnt.directions[:1].clone())
         factors = [signal * gains(learnt.variances[:1], signal, sigma) for signal, sigma, _ in levels]
         self.register_buffer("gains", torch.stack(factors))

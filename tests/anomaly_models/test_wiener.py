@@ -72,9 +72,7 @@ def test_without_noise_it_is_the_projection() -> None:
     once = reduced(learnt(other, 1.0, 1e-5).image, SMALL)
     twice = reduced(learnt(once, 1.0, 1e-5).image, SMALL)
     torch.testing.assert_close(twice, once, atol=1e-3, rtol=0)
-    assert (
-        (other - once).flatten(1) @ learnt.reduced_directions(learnt.directions[:1])[0].flatten(1).T
-    ).abs().max() < (1e-3)
+    assert ((other - once).flatten(1) @ learnt.reduced_directions[:1][0].flatten(1).T).abs().max() < (1e-3)
 
 
 def test_with_much_noise_it_is_the_mean() -> None:
@@ -123,7 +121,7 @@ def test_the_signs_of_eigenvectors_do_not_matter(monkeypatch: pytest.MonkeyPatch
 def test_directions_are_of_length_one_and_stand_upright() -> None:
     learnt = fitted(images(9), components=4)
     assert learnt.directions.shape == (4, 4, 3, SIZE, SIZE)
-    for directions in learnt.reduced_directions(learnt.directions).flatten(2):
+    for directions in learnt.reduced_directions.flatten(2):
         torch.testing.assert_close(directions @ directions.T, torch.eye(4), atol=1e-5, rtol=0)
     assert (learnt.variances.diff(dim=1) <= 0).all()
 

@@ -669,12 +669,7 @@ class Preconditioner(nn.Module):
         Raises:
             ModelError: there is no image.
         """
-        sample = EvenSample(MOST_IMAGES)
-        for batch in normals:
-            sample.add(batch.image, batch.row)
-        if sample.count == 0:
-            raise ModelError("DiffusionAD has no normal image to learn from")
-        images, rows = sample.images, sample.rows
+        images, rows = spread(normals)
         self.filter.fit(images, rows, settings.components, settings.folds)
         squared = self.filter.squared_error(images, rows, signal, deviation)
         self.residual.copy_(squared.sqrt().clamp(min=LEAST_RESIDUAL))
@@ -684,6 +679,16 @@ class Preconditioner(nn.Module):
         which = None if row is None else self.filter.filters_of(row)
         filtered: Filtered = self.filter(scale.noised(image), scale.signal, scale.deviation, which)
         return preconditioned(filtered, scale, self.residual)
+
+
+def spread(normals: Iterable[Batch]) -> tuple[Tensor, Tensor | None]:
+    """At most `MOST_IMAGES` of the images (N, 3, H, H), evenly spaced, and their rows. Raises ModelError if none is."""
+    sample = EvenSample(MOST_IMAGES)
+    for batch in normals:
+        sample.add(batch.image, batch.row)
+    if sample.count == 0:
+        raise ModelError("DiffusionAD has no normal image to learn from")
+    return sample.images, sample.rows
 
 
 class FoldedPreconditioner(nn.Module):

@@ -34,7 +34,7 @@ The small presets, whose U-Net sees 32 pixels, depart further. `noise_scale: 1`,
 - The image is predicted, not the noise, and not from nothing: a Wiener filter learnt from the training images
   (`common.wiener`) says at once most of what a part looks like under that noise, and the U-Net learns the rest, in the
   form of EDM (Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022). So a training
-  of minutes is enough, and the reconstruction has the full size. Parts at any angle are less of a help to it.
+  of minutes is enough, and the reconstruction has the full size. Of parts at any angle the filter knows less.
 - The loss asks for the image before its defect, of every image: eq. 9 takes images without a defect only, which are
   one in three where the others are drawn with probability 0.7.
 - Training is at the two steps of inference: none is spent on those that are not used.
@@ -274,22 +274,24 @@ class NoisyImage(NamedTuple):
 
 
 class PreconditionedImage(NamedTuple):
-    """Image prediction: x0 = W(x_t) + c_out F(c_in (x_t - signal * mean), t).
+    """Image prediction: x0 = W(x_t) + c_skip r + c_out F(c_in (x_t - signal * mean), t).
 
-    This is EDM's form (Karras et al. 2022, Sec. 5), with the Wiener filter W, whose covariance is the training images',
-    in the place of c_skip x_t, which is the filter for a covariance of the same variance everywhere.
+    EDM's form (Karras et al. 2022, Sec. 5), whose c_skip x_t is the Wiener filter of images with one variance in all
+    directions. Here the training images' principal directions have their own, and W filters along them; r, the rest of
+    x_t across them, has the variance that the filter leaves of images it has not seen (probabilistic PCA).
     """
 
     input: Tensor  # (B, 3, h, h)
     filtered: Tensor  # (B, 3, H, H), W
+    skipped: Tensor  # (B, 3, h, h), c_skip r
     c_out: Tensor  # a scalar, or (B, 1, 1, 1)
     scale: Scale
 
     def image(self, output: Tensor) -> Tensor:
-        return self.filtered + enlarged(self.c_out * output, self.filtered.shape[3])
+        return self.filtered + enlarged(self.skipped + self.c_out * output, self.filtered.shape[3])
 
     def target(self, clean: Tensor) -> Tensor:
-        return reduced(clean - self.filtered, self.input.shape[3]) / self.c_out
+        return (reduced(clean - self.filtered, self.input.shape[3]) - self.skipped) / self.c_out
 
 
 def noisy_image(image: Tensor, scale: Scale) -> NoisyImage:
@@ -297,12 +299,13 @@ def noisy_image(image: Tensor, scale: Scale) -> NoisyImage:
 
 
 def preconditioned(filtered: Filtered, scale: Scale, residual: Tensor) -> PreconditionedImage:
-    """EDM's c_in and c_out, were the images' deviation that of what the filter leaves, the scalar `residual`.
+    """EDM's factors, were the images' deviation that of what the filter leaves, the scalar `residual`.
 
-    Where that is less than the noise, the U-Net's targets are of variance 1 whatever the scale.
+    They make the U-Net's targets of variance 1, whatever the scale.
     """
     c_in = (scale.signal * scale.signal * residual.square() + scale.deviation * scale.deviation).rsqrt()
-    return PreconditionedImage(c_in * filtered.centred, filtered.image, scale.deviation * residual * c_in, scale)
+    c_skip, c_out = scale.signal * (residual * c_in) ** 2, scale.deviation * residual * c_in
+    return PreconditionedImage(c_in * filtered.centred, filtered.image, c_skip * filtered.across, c_out, scale)
 
 
 class Denoised(NamedTuple):

@@ -63,6 +63,7 @@ class EvenSample:
 
 class Filtered(NamedTuple):
     centred: Tensor  # (B, 3, h, h), the noisy picture less s times the mean
+    across: Tensor  # (B, 3, h, h), what of it no direction knows
     image: Tensor  # (B, 3, H, H), the guess
 
 
@@ -136,8 +137,9 @@ class WienerFilter(nn.Module):
             which = torch.zeros(1, dtype=torch.long, device=noisy.device) if which is None else which
             centred = noisy - signal * reduced(self.mean[which], self.reduced_size)
             along = coordinates(centred, self.reduced_directions[which])
+            across = centred - combination(along, self.reduced_directions[which])
             weights = along * gains(self.variances[which], signal, sigma)
-            return Filtered(centred, self.mean[which] + combination(weights, self.directions[which]))
+            return Filtered(centred, across, self.mean[which] + combination(weights, self.directions[which]))
 
     def squared_error(self, images: Tensor, rows: Tensor | None, signal: float, sigma: float) -> Tensor:
         """Expected over the noise, of the reduced guess of pictures (N, 3, H, H), per pixel and channel; a scalar.
@@ -173,29 +175,33 @@ class FixedWienerFilter(nn.Module):
 
     reduced_directions: Tensor  # (1, K, 3, h, h)
     directions: Tensor  # (1, K, 3, H, H)
+    mean: Tensor  # (1, 3, H, H)
     gains: Tensor  # (L, 1, K, 1, 1), of the L levels
     centred: Tensor  # (L, 1, 3, h, h), for a black picture
-    image: Tensor  # (L, 1, 3, H, H), alike
+    along: Tensor  # (L, 1, K, 1, 1), alike, its coordinates
 
     def __init__(self, learnt: WienerFilter, levels: Sequence[tuple[float, float, Tensor]]) -> None:
         """A level is the factor of the picture, that of the noise, and the noise (1, 3, h, h)."""
         super().__init__()
         self.signals = [signal for signal, _, _ in levels]
-        black = [learnt(sigma * noise, signal, sigma) for signal, sigma, noise in levels]
         self.register_buffer("reduced_directions", learnt.reduced_directions[:1].clone())
         self.register_buffer("directions", learnt.directions[:1].clone())
-        factors = [signal * gains(learnt.variances[:1], signal, sigma) for signal, sigma, _ in levels]
+        self.register_buffer("mean", learnt.mean[:1].clone())
+        factors = [gains(learnt.variances[:1], signal, sigma) for signal, sigma, _ in levels]
         self.register_buffer("gains", torch.stack(factors))
-        self.register_buffer("centred", torch.stack([filtered.centred for filtered in black]))
-        self.register_buffer("image", torch.stack([filtered.image for filtered in black]))
+        centred = [learnt(sigma * noise, signal, sigma).centred for signal, sigma, noise in levels]
+        self.register_buffer("centred", torch.stack(centred))
+        self.register_buffer("along", torch.stack([coordinates(part, self.reduced_directions) for part in centred]))
 
     def forward(self, image: Tensor) -> list[Filtered]:
         """The guess from reduced pictures (B, 3, h, h) under the noise, level by level."""
-        along = coordinates(image, self.reduced_directions)
-        return [
-            Filtered(signal * image + centred, guess + combination(along * gain, self.directions))
-            for signal, gain, centred, guess in zip(self.signals, self.gains, self.centred, self.image, strict=True)
-        ]
+        own = coordinates(image, self.reduced_directions)
+        guesses = []
+        for signal, gain, black, base in zip(self.signals, self.gains, self.centred, self.along, strict=True):
+            centred, along = signal * image + black, signal * own + base
+            across = centred - combination(along, self.reduced_directions)
+            guesses.append(Filtered(centred, across, self.mean + combination(along * gain, self.directions)))
+        return guesses
 
 
 def coordinates(image: Tensor, directions: Tensor) -> Tensor:

@@ -438,7 +438,7 @@ def learnt(number: int = 7, **changes: object) -> DiffusionAD:
 
 @pytest.mark.parametrize("unet", [SMALL_UNET, REDUCED_UNET])
 def test_image_prediction_by_hand(unet: dict[str, object]) -> None:
-    """x0 = W(x_t) + c_out F(c_in (x_t - s mu)), EDM's factors for what the filter leaves of an image."""
+    """x0 = W(x_t) + c_skip r + c_out F(c_in (x_t - s mu)), EDM's factors for what the filter leaves of an image."""
     model, image = perturbed(learnt(unet=unet).eval(), seed=1), patterns(2, seed=1)
     assert model.preconditioner is not None
     side, residual = unet["image_size"], float(model.preconditioner.residual)
@@ -448,24 +448,35 @@ def test_image_prediction_by_hand(unet: dict[str, object]) -> None:
         share = signal_shares()[step]
         signal, deviation = math.sqrt(share), 0.125 * math.sqrt(1 - share)
         noisy = signal * seen + deviation * model.noise[index]
-        filtered = model.preconditioner.filter(noisy, signal, deviation).image
+        filtered = model.preconditioner.filter(noisy, signal, deviation)
         mean = diffusion_ad.reduced(patterns(7, seed=50).mean(0, keepdim=True), side)
-        c_in = 1 / math.sqrt(signal**2 * residual**2 + deviation**2)
-        output = model.networks.unet(c_in * (noisy - signal * mean), torch.tensor([step, step]))
-        correction = F.interpolate(deviation * residual * c_in * output, size=SIZE, mode="bilinear")
-        reconstructions.append(filtered + correction)
+        variance = signal**2 * residual**2 + deviation**2
+        output = model.networks.unet((noisy - signal * mean) / variance**0.5, torch.tensor([step, step]))
+        correction = signal * residual**2 / variance * filtered.across + deviation * residual / variance**0.5 * output
+        reconstructions.append(filtered.image + F.interpolate(correction, size=SIZE, mode="bilinear"))
     small, big = reconstructions
     blend = (0.656347 * small + 0.343653 * big.clamp(-1, 1)).clamp(-1, 1)
     expected = torch.sigmoid(model.networks.segmentation(image, blend))
     torch.testing.assert_close(model(image).anomaly_map, expected, atol=1e-5, rtol=0)
 
 
-def test_before_training_the_reconstruction_is_the_filter_s() -> None:
-    model, image = learnt(unet=REDUCED_UNET), patterns(2, seed=1)
+def test_before_training_the_reconstruction_is_linear() -> None:
+    """The Wiener filter for the training images' covariance, and the residual's variance in all other directions."""
+    model, image = learnt(), patterns(2, seed=1)
+    pictures = patterns(7, seed=50).flatten(1).double()
+    mean = pictures.mean(0)
+    _, values, right = torch.linalg.svd(pictures - mean, full_matrices=False)
+    directions, variances = right[:4], values[:4] ** 2 / 7
+    residual = float(model.preconditioner.residual)
     for scale in diffusion_ad.fixed_scales(model.config, model.noise, batch=2):
-        seen = model.preconditioner(diffusion_ad.reduced(image, 32), scale)
-        output = model.networks.unet(seen.input, scale.step)
-        assert torch.equal(seen.image(output), seen.filtered)
+        seen = model.preconditioner(image, scale)
+        found = seen.image(model.networks.unet(seen.input, scale.step))
+        centred = scale.noised(image).flatten(1).double() - scale.signal * mean
+        along = centred @ directions.T
+        gains = scale.signal * variances / (scale.signal**2 * variances + scale.deviation**2)
+        others = scale.signal * residual**2 / (scale.signal**2 * residual**2 + scale.deviation**2)
+        expected = mean + (gains * along) @ directions + others * (centred - along @ directions)
+        torch.testing.assert_close(found.flatten(1), expected.float(), atol=1e-4, rtol=0)
 
 
 def test_the_target_of_image_prediction_is_the_clean_image() -> None:
@@ -482,15 +493,15 @@ def test_the_target_of_noise_prediction_is_the_image_before_its_defect() -> None
     assert torch.equal(target[1], seen.scale.noise[1])  # a normal image's is the noise
 
 
-def test_the_residual_is_what_the_filter_leaves_of_an_image_it_has_not_seen() -> None:
+def test_targets_of_images_that_the_filter_has_not_seen_are_of_variance_one() -> None:
     model, images, rows = learnt(number=40), patterns(40, seed=50), torch.arange(40)
-    scale = random_scale([200] * 40, seed=2, noise_scale=0.125)
-    seen = model.preconditioner(images, scale, rows)
-    error = float((images - seen.filtered).square().mean().sqrt())
-    residual, deviation = float(model.preconditioner.residual), float(scale.deviation[0])
-    assert residual == pytest.approx(error, rel=0.01)
-    spread = math.sqrt(1 + signal_shares()[200] * residual**2 / deviation**2)  # 1 if there is less of it than of noise
-    assert float(seen.target(images).square().mean().sqrt()) == pytest.approx(spread, rel=0.01)
+    for step in (200, 400):
+        scale = random_scale([step] * 40, seed=2, noise_scale=0.125)
+        seen = model.preconditioner(images, scale, rows)
+        assert float(seen.target(images).square().mean().sqrt()) == pytest.approx(1, rel=0.05)
+        if step == 200:
+            error = float((images - seen.filtered).square().mean().sqrt())
+            assert float(model.preconditioner.residual) == pytest.approx(error, rel=0.01)
 
 
 def test_a_training_image_is_filtered_by_the_other_folds() -> None:
@@ -677,7 +688,7 @@ def test_terms_of_image_prediction() -> None:
     for scale in (small, big):
         seen = model.preconditioner(diffusion_ad.reduced(sample.image, 32), scale, rows)
         output = model.networks.unet(seen.input, scale.step)
-        reconstruction = diffusion_ad.reduced(seen.filtered, 32) + seen.c_out * output
+        reconstruction = diffusion_ad.reduced(seen.filtered, 32) + seen.skipped + seen.c_out * output
         errors.append(((reconstruction - diffusion_ad.reduced(normal, 32)) / seen.c_out).square().mean(dim=(1, 2, 3)))
     torch.testing.assert_close(found["image"], (errors[0] + errors[1]).mean())
     model.config = model.config.model_copy(update={"denoises": "normal"})

@@ -51,6 +51,14 @@ def test_the_guess_is_that_of_full_matrices(components: int | None) -> None:
     torch.testing.assert_close(found.image, dense(pictures, seen, components), atol=2e-5, rtol=0)
     centred = seen - SIGNAL * reduced(pictures.mean(0, keepdim=True), SMALL)
     torch.testing.assert_close(found.centred, centred, atol=1e-6, rtol=0)
+    known = (found.centred - found.across).flatten(1)
+    assert (found.across.flatten(1) @ known.T).abs().max() < 1e-3
+    torch.testing.assert_close(
+        reduced(found.image - pictures.mean(0), SMALL).flatten(1) @ found.across.flatten(1).T,
+        torch.zeros(4, 4),
+        atol=1e-3,
+        rtol=0,
+    )
 
 
 def test_each_picture_may_have_its_own_noise() -> None:
@@ -214,6 +222,7 @@ def test_stored_constants_change_nothing_but_rounding() -> None:
     for (signal, sigma, drawn), found in zip(levels, FixedWienerFilter(learnt, levels)(picture), strict=True):
         expected = learnt(signal * picture + sigma * drawn, signal, sigma)
         torch.testing.assert_close(found.centred, expected.centred, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found.across, expected.across, atol=1e-5, rtol=0)
         torch.testing.assert_close(found.image, expected.image, atol=1e-5, rtol=0)
 
 

@@ -15,7 +15,8 @@ from pipelines.report.seeds import SeedFigures
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _SPOKEN_OF = ("image_auroc", "aupro_30")  # metrics whose comparisons are written out
-_SEED_METRICS = ("image_auroc", "pixel_auroc", "pixel_f1_max", "aupro_30")
+_SEED_METRICS = ("image_auroc", "recall", "false_alarms", "pixel_auroc", "pixel_f1_max", "aupro_30")
+_SEED_NOTE = "Mean ± standard deviation over runs that differ in nothing but `train.seed`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,12 @@ def leaderboard_table(summary: Summary) -> str:
             shown = [of(average) for _, of in columns]
             rows.append([f"**{text}**" if text != UNKNOWN else "" for text in shown])
     return markdown_table([title for title, _ in columns], rows)
+
+
+def results_tables(summary: Summary) -> str:
+    """The leaderboard and, where several seeds are known, their spread below it."""
+    seeds = seed_table(summary)
+    return "\n\n".join([leaderboard_table(summary), *([_SEED_NOTE, seeds] if seeds else [])])
 
 
 def champion_table(summary: Summary) -> str:
@@ -285,7 +292,7 @@ def _seed_parts(summary: Summary) -> list[str]:
     table = seed_table(summary)
     if not table:
         return ["One seed each: the intervals tell nothing of what another training would have given."]
-    return ["## Seeds", table, "Mean ± standard deviation over runs that differ in nothing but `train.seed`."]
+    return ["## Seeds", table, _SEED_NOTE]
 
 
 def _latency_parts(summary: Summary) -> list[str]:

@@ -45,6 +45,17 @@ def test_empty_markers_are_filled() -> None:
     assert "| old |" in text
 
 
+def test_several_seeds_show_their_spread_below() -> None:
+    content = summary_of(["a"], ["nut"])
+    figure = {"mean": 0.975, "sd": 0.004, "values": [0.971, 0.979]}
+    content["cells"][0]["seeds"] = {"seeds": [0, 1], "metrics": {"image_auroc": figure}}
+    _, text, _ = re.split("<!-- /?results:demo_2 -->", with_table(README, "demo_2", read_summary(content)))
+    table, note, seeds = text.strip().split("\n\n")
+    assert table == TABLE
+    assert "train.seed" in note
+    assert "| a | nut | 0, 1 | 97.5 ± 0.4 |" in seeds
+
+
 def test_text_is_taken_literally() -> None:
     summary = read_summary(summary_of(["a"], [r"\1 \g<0>"]))
     assert r"| a | \\1 \\g&lt;0> | 4 + 8 | 98.0 |" in with_table(README, "demo", summary)

@@ -146,7 +146,7 @@ def test_seeds_are_a_mean_and_a_spread(project: Project) -> None:
     seeds = SeedFigures(seeds=(0, 1, 2), metrics={"image_auroc": figure})
     cell = summary.cells[0].model_copy(update={"seeds": seeds})
     lines = markdown.seed_table(summary.model_copy(update={"cells": (cell,)})).splitlines()
-    assert lines[2] == "| a | nut | 0, 1, 2 | 97.0 ± 0.4 | - | - | - |"
+    assert lines[2] == "| a | nut | 0, 1, 2 | 97.0 ± 0.4 | - | - | - | - | - |"
 
 
 def test_latency_names_its_machine(project: Project) -> None:

@@ -424,6 +424,22 @@ def holed(image: Tensor) -> Tensor:
     return defective
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("changes", "least", "most"),
+    [
+        ({"kl_weight": False}, 0.4, 0.85),
+        (CORESET | {"centres": {"name": "coreset", "number": 256, "per_image": 256}}, 0.95, 1.0),
+    ],
+    ids=["published", "coreset"],
+)
+def test_defects_of_parts_that_turn(changes: dict[str, Any], least: float, most: float) -> None:
+    """Of all pairs of a good and a defective part, the share in which the defective one scores higher."""
+    model = fitted(turning_parts(24, seed=1), **changes)
+    good, defective = model(turning_parts(30, seed=2)).score, model(holed(turning_parts(30, seed=3))).score
+    assert least <= (defective.unsqueeze(1) > good).float().mean() <= most
+
+
 # Descriptor: its start
 
 

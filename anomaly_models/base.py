@@ -108,7 +108,10 @@ class AnomalyModel(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} wants a teacher but takes none")
 
     def prepare(self, normals: Iterable[Batch]) -> None:
-        """Learn what needs no gradient from one pass over the normal images, before the first step."""
+        """Learn what needs no gradient from the normal images, before the first step.
+
+        A model may pass over them more than once: iterated again, `normals` gives the same batches.
+        """
 
     def total_steps(self, num_normals: int) -> int:  # noqa: ARG002
         """How many batches training takes, given the number of normal training images; 0 if gradient-free."""

@@ -93,7 +93,6 @@ WARM_UP_START = 0.1  # of the learning rate, at the start
 EASY_NORMAL, EASY_ABNORMAL = -0.2, -1.0  # normalised log-likelihoods from which, or up to which, a weight is 1
 MAX_WEIGHT = 20.0
 POLE = -1e-3  # normalised log-likelihoods above it are taken for it, in clipped abnormal weights
-MIN_VARIANCE = 1e-9  # of a level's features relative to their squared mean; below it they are constant
 WHITENING_FLOOR = 1e-3  # of a level's mean variance, added to the variance in every direction
 
 
@@ -418,13 +417,9 @@ class Whitening(nn.Module):
         """Raises ModelError if there are no vectors, or if they are all alike."""
         if moments.count == 0:
             raise ModelError("BGAD found no normal images to learn from")
-        mean = moments.total / moments.count
-        variance, direction = torch.linalg.eigh(moments.products / moments.count - torch.outer(mean, mean))
-        if not variance.mean() > MIN_VARIANCE * mean.square().mean():
-            raise ModelError("the normal images are constant: all of their features are alike")
-        floor = WHITENING_FLOOR * variance.mean()
+        mean, matrix = moments.whitening(WHITENING_FLOOR)
         self.mean.copy_(mean)
-        self.matrix.copy_((direction * (variance.clamp(min=0) + floor).rsqrt()) @ direction.T)
+        self.matrix.copy_(matrix)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w)."""

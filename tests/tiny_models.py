@@ -125,6 +125,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-5,
         "hard_quantile": 0.999,
         "penalty_weight": 1.0,
+        "overall_weight": 0.5,
         "quantile_low": 0.9,
         "quantile_high": 0.995,
         "precision": "float32",

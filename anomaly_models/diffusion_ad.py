@@ -25,6 +25,20 @@ Different from the authors' code, deliberately:
 - The U-Net may work on a smaller picture (`unet.image_size`), whose reconstruction is enlarged again.
 - Narrow networks have fewer groups in their group normalisation: four channels or more in each, as at full width.
 
+The small presets, whose U-Net sees 32 pixels, depart further. `noise_scale: 1`, `predicts: {name: noise}`,
+`denoises: normal` and `timesteps: random` are the published way:
+- Less noise. The paper's is added at 256 pixels, where at t = 200 it is 0.72 of the signal; averages of 8 x 8 pixels
+  leave 0.09 of it. Added after the reduction it stays 0.72, eight times more than the method means, and hides what
+  the network should have seen. `noise_scale: unet.image_size / 256` is what the reduction would have left (the shifted
+  schedule of Hoogeboom et al., *simple diffusion*, 2023). The weights of the blend stay those of the steps.
+- The image is predicted, not the noise, and not from nothing: a Wiener filter learnt from the training images
+  (`common.wiener`) says at once most of what a part looks like under that noise, and the U-Net learns the rest, in the
+  form of EDM (Karras et al., *Elucidating the design space of diffusion-based generative models*, 2022). So a training
+  of minutes is enough, and the reconstruction has the full size. Parts at any angle are less of a help to it.
+- The loss asks for the image before its defect, of every image: eq. 9 takes images without a defect only, which are
+  one in three where the others are drawn with probability 0.7.
+- Training is at the two steps of inference: none is spent on those that are not used.
+
 Cost of scoring one 256 px image, two passes of the U-Net and one of the segmentation (a multiplication and an addition
 are 2 FLOP); a training step takes three times as much per image:
 
@@ -37,11 +51,11 @@ are 2 FLOP); a training step takes three times as much per image:
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import accumulate, pairwise
 from operator import mul
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +79,14 @@ from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import resize_map
 from anomaly_models.common.settings import Settings
 from anomaly_models.common.synthesis import SynthesisConfig, Synthesised, synthesise
+from anomaly_models.common.wiener import (
+    MOST_IMAGES,
+    EvenSample,
+    Filtered,
+    FixedWienerFilter,
+    WienerFilter,
+    reduced,
+)
 
 NUM_STEPS = 1000  # of the diffusion
 FIRST_BETA, LAST_BETA = 1e-4, 0.02  # variance of the noise that the first and the last step add
@@ -75,6 +97,8 @@ SEGMENTATION_MULTIPLIERS = (1, 2, 4, 8, 8, 8)  # of the encoder, finest level fi
 STEPS_PER_HALF_CYCLE = 10  # of the authors' rate of the segmentation network
 WARMUP = 0.05  # share of the training steps
 NOISE_SEED = 0  # of the noise that inference uses
+LEAST_NOISE_SCALE = 1e-3
+LEAST_RESIDUAL = 1 / 255  # deviation of what the filter leaves of an image: a grey level, where all images are equal
 MAX_GROUPS, MIN_CHANNELS_PER_GROUP = 32, 4
 
 Rate = Callable[[int], float]  # training step to the factor of a learning rate
@@ -124,8 +148,25 @@ class UNetConfig(Settings):
         return self
 
 
+class NoisePrediction(Settings):
+    """The U-Net predicts the noise, as published."""
+
+    name: Literal["noise"]
+
+
+class ImagePrediction(Settings):
+    """It predicts what is left between the image and the Wiener filter of the training images."""
+
+    name: Literal["image"]
+    components: PositiveInt  # principal directions of the training images that the filter knows, at most
+    folds: Annotated[int, Field(ge=2)]  # of them; in training an image's filter is that of the other folds
+
+
 class DiffusionADConfig(Config):
-    """The paper: 256 px, batch 16, 3000 epochs of N // 16 steps, 1e-4, 1e-5, paper, 1000, 200, 400, 50, no average."""
+    """The paper: 256 px, batch 16, 3000 epochs of N // 16 steps, 1e-4, 1e-5, paper, 1000, 200, 400, 50, no average.
+
+    It predicts the noise, at scale 1, of normal images, in training at random timesteps.
+    """
 
     unet: UNetConfig
     segmentation_width: PositiveInt  # channels of the finest level; 64 in the paper
@@ -134,7 +175,11 @@ class DiffusionADConfig(Config):
     learning_rate: PositiveFloat  # of the U-Net
     segmentation_learning_rate: PositiveFloat
     schedule: Literal["cosine", "paper"]
-    big_steps_end: Annotated[int, Field(gt=SMALL_STEPS_END, le=NUM_STEPS)]  # the big scale is drawn below it
+    noise_scale: Annotated[float, Field(ge=LEAST_NOISE_SCALE)]  # factor of all noise; the paper's is 1, at 256 px
+    predicts: Annotated[NoisePrediction | ImagePrediction, Field(discriminator="name")]
+    denoises: Literal["normal", "all"]  # whose error the U-Net's own loss counts: images without a defect, or all
+    timesteps: Literal["random", "inference"]  # of training: of each scale a random one, or the one of inference
+    big_steps_end: Annotated[int, Field(gt=SMALL_STEPS_END, le=NUM_STEPS)]  # a random one of the big scale is below it
     reconstruction_weight: NonNegativeFloat
     gradient_clip: PositiveFloat | None  # largest norm of a network's gradient
     ema_decay: Annotated[float, Field(ge=0, lt=1)]  # of the average that the trained model uses; 0: the last weights
@@ -174,25 +219,96 @@ def signal_shares() -> tuple[float, ...]:
 
 
 class Scale(NamedTuple):
-    """One of the two noise levels, for each image: x_t = signal * x + sigma * noise."""
+    """One of the two noise levels, for each image: x_t = signal * x + deviation * noise."""
 
     step: Tensor  # t, (B,) int64
     signal: Tensor | float  # sqrt(abar_t); a tensor is (B, 1, 1, 1)
     sigma: Tensor | float  # sqrt(1 - abar_t), alike
     noise: Tensor  # (B, 3, H, W), or (1, 3, H, W) for all, of mean 0 and variance 1
+    noise_scale: float
+
+    @property
+    def deviation(self) -> Tensor | float:
+        """Of the noise in x_t; the paper's is sigma."""
+        return self.sigma * self.noise_scale
 
     def noised(self, image: Tensor) -> Tensor:
-        return self.signal * image + self.sigma * self.noise
+        return self.signal * image + self.deviation * self.noise
 
     def denoised(self, noisy: Tensor, noise: Tensor) -> Tensor:
         """The image in one step, were `noise` what `noisy` contains; D(x_t, t, e)."""
-        return (noisy - self.sigma * noise) / self.signal
+        return (noisy - self.deviation * noise) / self.signal
+
+
+class Noisy(Protocol):
+    """Images at one scale, as the U-Net sees them, and how to read its answer."""
+
+    @property
+    def scale(self) -> Scale: ...
+
+    @property
+    def input(self) -> Tensor:
+        """(B, 3, h, h)."""
+
+    def image(self, output: Tensor) -> Tensor:
+        """The reconstruction (B, 3, H, H) that the U-Net's `output` (B, 3, h, h) stands for."""
+
+    def target(self, clean: Tensor) -> Tensor:
+        """The output whose reconstruction, reduced, is `clean` (B, 3, H, H)."""
+
+
+class NoisyImage(NamedTuple):
+    """Noise prediction, as published: x_t as it is; the answer is the noise in it."""
+
+    original: Tensor  # (B, 3, h, h)
+    input: Tensor  # x_t
+    scale: Scale
+
+    def image(self, output: Tensor) -> Tensor:
+        return self.scale.denoised(self.input, output)
+
+    def target(self, clean: Tensor) -> Tensor:
+        """The noise and, of an image with a defect, all else that leads from x_t to the image before."""
+        defect = self.original - reduced(clean, self.original.shape[3])
+        return self.scale.noise + self.scale.signal * defect / self.scale.deviation
+
+
+class PreconditionedImage(NamedTuple):
+    """Image prediction: x0 = W(x_t) + c_out F(c_in (x_t - signal * mean), t).
+
+    This is EDM's form (Karras et al. 2022, Sec. 5), with the Wiener filter W, whose covariance is the training images',
+    in the place of c_skip x_t, which is the filter for a covariance of the same variance everywhere.
+    """
+
+    input: Tensor  # (B, 3, h, h)
+    filtered: Tensor  # (B, 3, H, H), W
+    c_out: Tensor  # a scalar, or (B, 1, 1, 1)
+    scale: Scale
+
+    def image(self, output: Tensor) -> Tensor:
+        return self.filtered + enlarged(self.c_out * output, self.filtered.shape[3])
+
+    def target(self, clean: Tensor) -> Tensor:
+        return reduced(clean - self.filtered, self.input.shape[3]) / self.c_out
+
+
+def noisy_image(image: Tensor, scale: Scale) -> NoisyImage:
+    return NoisyImage(image, scale.noised(image), scale)
+
+
+def preconditioned(filtered: Filtered, scale: Scale, residual: Tensor) -> PreconditionedImage:
+    """EDM's c_in and c_out, were the images' deviation that of what the filter leaves, the scalar `residual`.
+
+    Where that is less than the noise, the U-Net's targets are of variance 1 whatever the scale.
+    """
+    c_in = (scale.signal * scale.signal * residual.square() + scale.deviation * scale.deviation).rsqrt()
+    return PreconditionedImage(c_in * filtered.centred, filtered.image, scale.deviation * residual * c_in, scale)
 
 
 class Denoised(NamedTuple):
-    small_noise: Tensor  # (B, 3, H, W), as predicted
-    big_noise: Tensor  # alike
-    image: Tensor  # (B, 3, H, W), in [-1, 1] as in the authors' code, though images are in [0, 1]
+    small_output: Tensor  # (B, 3, h, h), of the U-Net
+    big_output: Tensor  # alike
+    image: Tensor  # (B, 3, H, H), in [-1, 1] as in the authors' code, though images are in [0, 1]
 
 
 def guided(small: Tensor, big: Tensor, sigma: Tensor | float) -> Tensor:
@@ -206,15 +322,18 @@ def guided(small: Tensor, big: Tensor, sigma: Tensor | float) -> Tensor:
     return ((1 - weight) * small + weight * big.clamp(-1, 1)).clamp(-1, 1)
 
 
-def denoise(unet: "UNet", image: Tensor, small: Scale, big: Scale) -> Denoised:
-    """Noise an image at both scales and reconstruct it, with one call of the U-Net."""
-    noisy_small, noisy_big = small.noised(image), big.noised(image)
-    noise = unet(torch.cat([noisy_small, noisy_big]), torch.cat([small.step, big.step])).float()
-    small_noise, big_noise = rearrange(noise, "(s b) c h w -> s b c h w", s=2).unbind()
-    reconstruction = guided(
-        small.denoised(noisy_small, small_noise), big.denoised(noisy_big, big_noise), sigma=small.sigma
-    )
-    return Denoised(small_noise, big_noise, reconstruction)
+def denoise(unet: "UNet", small: Noisy, big: Noisy) -> Denoised:
+    """Reconstruct images that were noised at both scales, with one call of the U-Net."""
+    noisy, steps = torch.cat([small.input, big.input]), torch.cat([small.scale.step, big.scale.step])
+    outputs = rearrange(unet(noisy, steps).float(), "(s b) c h w -> s b c h w", s=2)
+    small_output, big_output = outputs.unbind()
+    reconstruction = guided(small.image(small_output), big.image(big_output), sigma=small.scale.sigma)
+    return Denoised(small_output, big_output, reconstruction)
+
+
+def enlarged(image: Tensor, size: int) -> Tensor:
+    """Pictures (B, 3, h, h) as (B, 3, size, size)."""
+    return image if image.shape[3] == size else resize_map(image, size)
 
 
 # --- denoising U-Net -------------------------------------------------------------------------------------------------
@@ -375,7 +494,7 @@ def ascent(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
 
 
 class UNet(nn.Module):
-    """The noise in noisy images: (N, 3, H, W) and their steps (N,) to (N, 3, H, W). Zero until it is trained."""
+    """What is asked of noisy images: (N, 3, H, W) and their steps (N,) to (N, 3, H, W). Zero until it is trained."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -450,14 +569,14 @@ class SegmentationNet(nn.Module):
 # --- losses, learning rates, average ---------------------------------------------------------------------------------
 
 
-def noise_loss(noise: Tensor, predicted: Tensor, corrupted: Tensor) -> Tensor:
-    """Mean squared error of the noise (B, 3, H, W) over the images that are not `corrupted` (B,); 0 if all are.
+def denoising_loss(target: Tensor, output: Tensor, left_out: Tensor) -> Tensor:
+    """Mean squared error of the U-Net (B, 3, H, W) over the images that are not `left_out` (B,); 0 if all are.
 
-    The paper's eq. 9: what a defect looks like under noise is not to be learnt.
+    The paper's eq. 9 leaves out those with a defect: what a defect looks like under noise is not to be learnt.
     """
-    normal = (~corrupted).float()
-    errors = (noise - predicted).square().mean(dim=(1, 2, 3))
-    return (errors * normal).sum() / normal.sum().clamp(min=1)
+    counted = (~left_out).float()
+    errors = (target - output).square().mean(dim=(1, 2, 3))
+    return (errors * counted).sum() / counted.sum().clamp(min=1)
 
 
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -531,34 +650,87 @@ def average(averaged: Networks, networks: Networks, decay: float) -> None:
             own[name].copy_(value)
 
 
+# --- image prediction ------------------------------------------------------------------------------------------------
+
+
+class Preconditioner(nn.Module):
+    """The Wiener filter of the training images, and how far from an image that it has not seen its guess is."""
+
+    residual: Tensor  # scalar, root mean square at the small scale of inference
+
+    def __init__(self, image_size: int, seen: int) -> None:
+        super().__init__()
+        self.filter = WienerFilter(image_size, seen)
+        self.register_buffer("residual", torch.ones(()))
+
+    def fit(self, normals: Iterable[Batch], settings: ImagePrediction, signal: float, deviation: float) -> None:
+        """Learn from normal images; `signal` and `deviation` are those of the scale that `residual` is taken at.
+
+        Raises:
+            ModelError: there is no image.
+        """
+        images, rows = spread(normals)
+        self.filter.fit(images, rows, settings.components, settings.folds)
+        squared = self.filter.squared_error(images, rows, signal, deviation)
+        self.residual.copy_(squared.sqrt().clamp(min=LEAST_RESIDUAL))
+
+    def forward(self, image: Tensor, scale: Scale, row: Tensor | None = None) -> PreconditionedImage:
+        """Images (B, 3, h, h) at one scale; with their `row` in the data set, by the filter they are no part of."""
+        which = None if row is None else self.filter.filters_of(row)
+        filtered: Filtered = self.filter(scale.noised(image), scale.signal, scale.deviation, which)
+        return preconditioned(filtered, scale, self.residual)
+
+
+def spread(normals: Iterable[Batch]) -> tuple[Tensor, Tensor | None]:
+    """At most `MOST_IMAGES` of the images (N, 3, H, H), evenly spaced, and their rows. Raises ModelError if none is."""
+    sample = EvenSample(MOST_IMAGES)
+    for batch in normals:
+        sample.add(batch.image, batch.row)
+    if sample.count == 0:
+        raise ModelError("DiffusionAD has no normal image to learn from")
+    return sample.images, sample.rows
+
+
+class FoldedPreconditioner(nn.Module):
+    """The same for the two fixed scales of inference: all that does not depend on the image is stored."""
+
+    residual: Tensor
+
+    def __init__(self, preconditioner: Preconditioner, scales: tuple[Scale, Scale]) -> None:
+        super().__init__()
+        levels = [(float(scale.signal), float(scale.deviation), scale.noise) for scale in scales]
+        self.filter = FixedWienerFilter(preconditioner.filter, levels)
+        self.register_buffer("residual", preconditioner.residual.clone())
+
+    def forward(self, image: Tensor, scales: tuple[Scale, Scale]) -> list[PreconditionedImage]:
+        guesses = zip(self.filter(image), scales, strict=True)
+        return [preconditioned(filtered, scale, self.residual) for filtered, scale in guesses]
+
+
 # --- inference -------------------------------------------------------------------------------------------------------
-
-
-def reduced(image: Tensor, size: int) -> Tensor:
-    """The picture (B, 3, H, H) that the U-Net sees, (B, 3, size, size): averages of squares of pixels."""
-    factor = image.shape[3] // size
-    return image if factor == 1 else F.avg_pool2d(image, factor)
 
 
 def segment(network: SegmentationNet, image: Tensor, reconstruction: Tensor) -> Tensor:
     """Logits (B, 1, H, W) from an image and its reconstruction, which may be smaller."""
-    size = image.shape[3]
-    enlarged = reconstruction if reconstruction.shape[3] == size else resize_map(reconstruction, size)
-    return network(image, enlarged).float()
+    return network(image, enlarged(reconstruction, image.shape[3])).float()
 
 
-def detect(networks: Networks, noise: Tensor, config: DiffusionADConfig, image: Tensor) -> Prediction:
-    """Score images with fixed steps and `noise` (2, 1, 3, h, w), the same for all of them."""
+def fixed_scales(config: DiffusionADConfig, noise: Tensor, batch: int) -> tuple[Scale, Scale]:
+    """The small and the big scale of inference, with `noise` (2, 1, 3, h, h) that is the same for all images."""
 
     def scale(step: int, noise: Tensor) -> Scale:
         share = signal_shares()[step]
-        steps = torch.full((image.shape[0],), step, dtype=torch.long, device=image.device)
-        return Scale(steps, math.sqrt(share), math.sqrt(1 - share), noise)
+        steps = torch.full((batch,), step, dtype=torch.long, device=noise.device)
+        return Scale(steps, math.sqrt(share), math.sqrt(1 - share), noise, config.noise_scale)
 
-    small, big = scale(config.small_step, noise[0]), scale(config.big_step, noise[1])
-    denoised = denoise(networks.unet, reduced(image, config.unet.image_size), small, big)
+    return scale(config.small_step, noise[0]), scale(config.big_step, noise[1])
+
+
+def detect(networks: Networks, small: Noisy, big: Noisy, image: Tensor, top_pixels: int) -> Prediction:
+    """Score images (B, 3, H, H), given how the U-Net sees them at both scales."""
+    denoised = denoise(networks.unet, small, big)
     anomaly_map = segment(networks.segmentation, image, denoised.image).sigmoid()
-    return Prediction(anomaly_map, top_mean(anomaly_map, config.top_pixels))
+    return Prediction(anomaly_map, top_mean(anomaly_map, top_pixels))
 
 
 def top_mean(anomaly_map: Tensor, pixels: int) -> Tensor:
@@ -583,8 +755,8 @@ class StoredShift(nn.Module):
 class FoldedDiffusionAD(nn.Module):
     """A trained DiffusionAD with its constants folded (exact up to rounding).
 
-    The U-Net has a stored shift per block in the place of the embedding of the steps, and the segmentation's
-    convolutions hold their batch normalisation.
+    The U-Net has a stored shift per block in the place of the embedding of the steps, the segmentation's convolutions
+    hold their batch normalisation, and the filter, if there is one, knows its noise and its reduced directions.
     """
 
     noise: Tensor
@@ -597,9 +769,21 @@ class FoldedDiffusionAD(nn.Module):
         fix_steps(self.networks.unet, steps)
         fold_batch_norms(self.networks.segmentation)
         self.register_buffer("noise", model.noise.clone())
+        self.preconditioner = None
+        if model.preconditioner is not None:
+            self.preconditioner = FoldedPreconditioner(
+                model.preconditioner, fixed_scales(self.config, model.noise, batch=1)
+            )
 
     def forward(self, image: Tensor) -> Prediction:
-        return detect(self.networks, self.noise, self.config, image)
+        seen = reduced(image, self.config.unet.image_size)
+        scales = fixed_scales(self.config, self.noise, image.shape[0])
+        small, big = (
+            [noisy_image(seen, scale) for scale in scales]
+            if self.preconditioner is None
+            else self.preconditioner(seen, scales)
+        )
+        return detect(self.networks, small, big, image, self.config.top_pixels)
 
 
 @torch.no_grad()
@@ -626,7 +810,7 @@ def fold_batch_norms(network: SegmentationNet) -> None:
 
 
 class DiffusionAD(AnomalyModel):
-    """The two networks, the moving average of their states if there is one, and the noise of inference."""
+    """The two networks, the moving average of their states, the filter if either there is, and inference's noise."""
 
     Config = DiffusionADConfig
 
@@ -639,6 +823,8 @@ class DiffusionAD(AnomalyModel):
         self.networks = Networks(config)
         self.averaged = untrained_copy(self.networks) if config.ema_decay > 0 else None
         side = config.unet.image_size
+        predicts_image = config.predicts.name == "image"
+        self.preconditioner = Preconditioner(config.image_size, side) if predicts_image else None
         noise = torch.randn(2, 1, 3, side, side, generator=torch.Generator().manual_seed(NOISE_SEED), device="cpu")
         self.register_buffer("noise", noise.to(torch.get_default_device()))  # of the small and of the big scale
         shares = torch.tensor(signal_shares(), dtype=torch.float64)
@@ -648,6 +834,14 @@ class DiffusionAD(AnomalyModel):
     def deployed(self) -> Networks:
         """What scores images: the average if there is one."""
         return self.networks if self.averaged is None else self.averaged
+
+    @torch.no_grad()
+    def prepare(self, normals: Iterable[Batch]) -> None:
+        """Learn the filter, if there is one. Raises ModelError without images."""
+        if self.preconditioner is None or self.config.predicts.name == "noise":
+            return
+        small, _ = fixed_scales(self.config, self.noise, batch=1)
+        self.preconditioner.fit(normals, self.config.predicts, float(small.signal), float(small.deviation))
 
     def total_steps(self, num_normals: int) -> int:  # noqa: ARG002
         return self.config.steps
@@ -668,47 +862,75 @@ class DiffusionAD(AnomalyModel):
         return optimizer, LambdaLR(optimizer, rates)
 
     def losses(self, batch: Batch, progress: Progress) -> Iterator[dict[str, Tensor]]:
-        """One step: synthetic defects, reconstruction at two random scales, segmentation."""
+        """One step: synthetic defects, reconstruction at two scales, segmentation."""
         generator = generator_on(batch.image.device, progress.generator)
         sample = synthesise(batch.image, batch.texture, batch.foreground, self.config.synthesis, generator)
-        small = self._random_scale(batch.image, 0, SMALL_STEPS_END, generator)
-        big = self._random_scale(batch.image, SMALL_STEPS_END, self.config.big_steps_end, generator)
-        yield self.terms(batch.image, sample, small, big)
+        small, big = self._scales(batch.image, generator)
+        yield self.terms(batch.image, sample, small, big, row=batch.row)
         if self.averaged is not None:
             warmup = (1 + progress.step) / (10 + progress.step)  # the first steps' weights are soon forgotten
             average(self.averaged, self.networks, min(self.config.ema_decay, warmup))
 
-    def terms(self, normal: Tensor, sample: Synthesised, small: Scale, big: Scale) -> dict[str, Tensor]:
+    def terms(
+        self, normal: Tensor, sample: Synthesised, small: Scale, big: Scale, row: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms of the loss for `normal` images, what was made of them, and the noise at both scales.
 
-        Gradients of the segmentation's terms reach the U-Net through the reconstruction of every image; the noise's
-        come from images without a defect only.
+        Gradients of the segmentation's terms reach the U-Net through the reconstruction of every image; those of its
+        own loss come from images without a defect only, or from all as `denoises` says.
         """
-        size = self.config.unet.image_size
         with torch.autocast(normal.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            denoised = denoise(self.networks.unet, reduced(sample.image, size), small, big)
+            noisy_small, noisy_big = (self._noisy(sample.image, scale, row) for scale in (small, big))
+            denoised = denoise(self.networks.unet, noisy_small, noisy_big)
             logits = segment(self.networks.segmentation, sample.image, denoised.image)
+        left_out = sample.label if self.config.denoises == "normal" else torch.zeros_like(sample.label)
         terms = {
-            "noise": noise_loss(small.noise, denoised.small_noise, sample.label)
-            + noise_loss(big.noise, denoised.big_noise, sample.label),
+            self.config.predicts.name: denoising_loss(noisy_small.target(normal), denoised.small_output, left_out)
+            + denoising_loss(noisy_big.target(normal), denoised.big_output, left_out),
             "focal": FOCAL_WEIGHT * focal_loss(logits, sample.mask),
             "smooth_l1": F.smooth_l1_loss(logits.sigmoid(), sample.mask),
         }
         if self.config.reconstruction_weight > 0:
-            loss = reconstruction_loss(denoised.image, reduced(normal, size), sample.label)
+            loss = reconstruction_loss(denoised.image, reduced(normal, denoised.image.shape[3]), sample.label)
             terms["reconstruction"] = self.config.reconstruction_weight * loss
         return terms
+
+    def _noisy(self, image: Tensor, scale: Scale, row: Tensor | None = None) -> Noisy:
+        """Images (B, 3, H, H) as the U-Net sees them."""
+        seen = reduced(image, self.config.unet.image_size)
+        if self.preconditioner is None:
+            return noisy_image(seen, scale)
+        return cast(PreconditionedImage, self.preconditioner(seen, scale, row))
+
+    def _scales(self, image: Tensor, generator: torch.Generator) -> tuple[Scale, Scale]:
+        """The small and the big scale of a training step."""
+        if self.config.timesteps == "random":
+            return (
+                self._random_scale(image, 0, SMALL_STEPS_END, generator),
+                self._random_scale(image, SMALL_STEPS_END, self.config.big_steps_end, generator),
+            )
+        small, big = self.config.small_step, self.config.big_step
+        return (
+            self._random_scale(image, small, small + 1, generator),
+            self._random_scale(image, big, big + 1, generator),
+        )
 
     def _random_scale(self, image: Tensor, first: int, end: int, generator: torch.Generator) -> Scale:
         """For each image a step from `first` up to but not including `end`, and noise at the size of the U-Net."""
         step = torch.randint(first, end, (len(image),), generator=generator, device=image.device)
         share = rearrange(self.signal_shares[step], "b -> b 1 1 1")
         noise = torch.randn(len(image), *self.noise.shape[2:], generator=generator, device=image.device)
-        return Scale(step, share.sqrt().float(), (1 - share).sqrt().float(), noise)
+        return Scale(step, share.sqrt().float(), (1 - share).sqrt().float(), noise, self.config.noise_scale)
+
+    def calibrate(self, holdout: Iterable[Batch]) -> None:  # noqa: ARG002
+        """Training is over: forget the filters of the folds, which nothing else needs."""
+        if self.preconditioner is not None:
+            self.preconditioner.filter.forget_folds()
 
     def forward(self, image: Tensor) -> Prediction:
         """Map (B, 1, H, W), the probability of a defect, and score (B,), the mean of its `top_pixels` highest."""
-        return detect(self.deployed, self.noise, self.config, image)
+        small, big = fixed_scales(self.config, self.noise, image.shape[0])
+        return detect(self.deployed, self._noisy(image, small), self._noisy(image, big), image, self.config.top_pixels)
 
     def exportable(self) -> "FoldedDiffusionAD":
         """The same function with fewer operations, for export; a copy, in eval mode."""

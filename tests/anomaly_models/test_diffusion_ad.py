@@ -12,13 +12,23 @@ import pytest
 import tiny_models
 import torch
 import torch.nn.functional as F
-from drawn_batches import batch_of, num_parameters, patterns, perturbed, rates_of, same_state, seeded, take_steps
+from drawn_batches import (
+    batch_of,
+    num_parameters,
+    patterns,
+    perturbed,
+    rates_of,
+    resume,
+    same_state,
+    seeded,
+    take_steps,
+)
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_models import diffusion_ad
-from anomaly_models.base import Batch, Progress
+from anomaly_models.base import Batch, ModelError, Progress
 from anomaly_models.common.synthesis import Synthesised
 from anomaly_models.diffusion_ad import DiffusionAD, DiffusionADConfig, ResidualBlock, Scale, focal_loss, signal_shares
 
@@ -36,6 +46,10 @@ PAPER_UNET = SMALL_UNET | {
 }
 PLAIN = {"reconstruction_weight": 0.0, "gradient_clip": None, "ema_decay": 0.0}
 SETTINGS = TINY | PLAIN | {"unet": SMALL_UNET, "steps": STEPS}
+PREDICTS_IMAGE = {"name": "image", "components": 4, "folds": 3}
+# What the small presets do and the paper does not.
+DEPARTING = {"noise_scale": 0.125, "predicts": PREDICTS_IMAGE, "denoises": "all", "timesteps": "inference"}
+REDUCED_UNET = SMALL_UNET | {"image_size": 32, "attention_sizes": [16]}
 
 
 def settings(**changes: object) -> DiffusionADConfig:
@@ -56,14 +70,19 @@ def batch_at(seed: int) -> Batch:
     return batch_of(image, texture=patterns(4, 1000 + seed), foreground=torch.ones_like(image[:, :1]))
 
 
-def random_scale(steps: list[int], seed: int) -> Scale:
+def random_scale(steps: list[int], seed: int, noise_scale: float = 1.0) -> Scale:
     share = torch.tensor(signal_shares(), dtype=torch.float64)[steps].view(-1, 1, 1, 1)
     noise = torch.randn(len(steps), 3, SIZE, SIZE, generator=seeded(seed))
-    return Scale(torch.tensor(steps), share.sqrt().float(), (1 - share).sqrt().float(), noise)
+    return Scale(torch.tensor(steps), share.sqrt().float(), (1 - share).sqrt().float(), noise, noise_scale)
 
 
 def both_scales() -> tuple[Scale, Scale]:
     return random_scale([0, 9, 100, 299], seed=2), random_scale([300, 400, 500, 599], seed=3)
+
+
+def denoise(unet: nn.Module, image: Tensor, small: Scale, big: Scale) -> diffusion_ad.Denoised:
+    """By prediction of the noise."""
+    return diffusion_ad.denoise(unet, *(diffusion_ad.noisy_image(image, scale) for scale in (small, big)))
 
 
 def sample_of(number: int, seed: int, corrupted: list[bool]) -> Synthesised:
@@ -349,10 +368,10 @@ def test_the_exact_noise_gives_the_image_back_in_one_call() -> None:
     small = random_scale([5, 250], seed=2)
     big = random_scale([300, 550], seed=3)
     oracle = Oracle(torch.cat([small.noise, big.noise]))
-    denoised = diffusion_ad.denoise(oracle, image, small, big)
+    denoised = denoise(oracle, image, small, big)
     torch.testing.assert_close(denoised.image, image, atol=1e-5, rtol=0)
-    assert torch.equal(denoised.small_noise, small.noise)
-    assert torch.equal(denoised.big_noise, big.noise)
+    assert torch.equal(denoised.small_output, small.noise)
+    assert torch.equal(denoised.big_output, big.noise)
     ((noisy, step),) = oracle.calls
     assert torch.equal(noisy, torch.cat([small.noised(image), big.noised(image)]))
     assert step.tolist() == [5, 250, 300, 550]
@@ -363,7 +382,7 @@ def test_gradients_of_the_reconstruction() -> None:
     small, big = random_scale([200], seed=2), random_scale([400], seed=3)
     noise = torch.cat([small.noise, big.noise]) + 0.4 * torch.randn(2, 3, SIZE, SIZE, generator=seeded(4))
     noise.requires_grad_()
-    reconstruction = diffusion_ad.denoise(Oracle(noise), image, small, big).image
+    reconstruction = denoise(Oracle(noise), image, small, big).image
     reconstruction.sum().backward()
     share_small, share_big = signal_shares()[200], signal_shares()[400]
     alive = reconstruction.detach().abs() < 1
@@ -374,6 +393,182 @@ def test_gradients_of_the_reconstruction() -> None:
     by_big = -(1 - share_small) * math.sqrt(1 / share_big - 1)
     torch.testing.assert_close(noise.grad[:1], by_small * alive.float())
     torch.testing.assert_close(noise.grad[1:], by_big * (alive & unclamped_guide).float())
+
+
+# --- noise scale
+
+
+@pytest.mark.parametrize("step", [0, 200, 999])
+def test_all_noise_is_scaled(step: int) -> None:
+    image, share = patterns(2, seed=1), signal_shares()[step]
+    scale = random_scale([step, step], seed=2, noise_scale=0.125)
+    noisy = scale.noised(image)
+    expected = math.sqrt(share) * image + 0.125 * math.sqrt(1 - share) * scale.noise
+    torch.testing.assert_close(noisy, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scale.denoised(noisy, scale.noise), image, atol=1e-4, rtol=0)
+
+
+def test_the_blend_does_not_know_the_noise_scale() -> None:
+    """With the exact images of both scales it is theirs, weighted 1 - abar to abar as published."""
+    image = patterns(1, seed=1)
+    small, big = (random_scale([step], seed=step, noise_scale=0.125) for step in (200, 400))
+    shifted = [scale.noise + shift for scale, shift in ((small, 0.5), (big, -0.5))]
+    found = denoise(Oracle(torch.cat(shifted)), image, small, big).image
+    parts = [scale.denoised(scale.noised(image), noise) for scale, noise in zip((small, big), shifted, strict=True)]
+    expected = 0.656347 * parts[0] + 0.343653 * parts[1].clamp(-1, 1)
+    torch.testing.assert_close(found, expected.clamp(-1, 1), atol=1e-5, rtol=0)
+
+
+def test_noise_at_the_paper_s_resolution_is_as_strong_once_reduced() -> None:
+    """Averages of 8 x 8 pixels of noise at 256 pixels deviate by an eighth of it."""
+    noise = torch.randn(4, 3, 256, 256, generator=seeded(1))
+    assert float(diffusion_ad.reduced(noise, 32).std()) == pytest.approx(32 / 256, rel=0.02)
+
+
+# --- image prediction
+
+
+def learnt(number: int = 7, **changes: object) -> DiffusionAD:
+    """Prepared with images that are the rows 0 to `number` of their data set."""
+    model = build(**DEPARTING | changes)
+    rows = torch.arange(number)
+    model.prepare([batch_of(patterns(number, seed=50), row=rows)])
+    return model
+
+
+@pytest.mark.parametrize("unet", [SMALL_UNET, REDUCED_UNET])
+def test_image_prediction_by_hand(unet: dict[str, object]) -> None:
+    """x0 = W(x_t) + c_out F(c_in (x_t - s mu)), EDM's factors for what the filter leaves of an image."""
+    model, image = perturbed(learnt(unet=unet).eval(), seed=1), patterns(2, seed=1)
+    assert model.preconditioner is not None
+    side, residual = unet["image_size"], float(model.preconditioner.residual)
+    seen = diffusion_ad.reduced(image, side)
+    reconstructions = []
+    for index, step in enumerate((200, 400)):
+        share = signal_shares()[step]
+        signal, deviation = math.sqrt(share), 0.125 * math.sqrt(1 - share)
+        noisy = signal * seen + deviation * model.noise[index]
+        filtered = model.preconditioner.filter(noisy, signal, deviation).image
+        mean = diffusion_ad.reduced(patterns(7, seed=50).mean(0, keepdim=True), side)
+        c_in = 1 / math.sqrt(signal**2 * residual**2 + deviation**2)
+        output = model.networks.unet(c_in * (noisy - signal * mean), torch.tensor([step, step]))
+        correction = F.interpolate(deviation * residual * c_in * output, size=SIZE, mode="bilinear")
+        reconstructions.append(filtered + correction)
+    small, big = reconstructions
+    blend = (0.656347 * small + 0.343653 * big.clamp(-1, 1)).clamp(-1, 1)
+    expected = torch.sigmoid(model.networks.segmentation(image, blend))
+    torch.testing.assert_close(model(image).anomaly_map, expected, atol=1e-5, rtol=0)
+
+
+def test_before_training_the_reconstruction_is_the_filter_s() -> None:
+    model, image = learnt(unet=REDUCED_UNET), patterns(2, seed=1)
+    for scale in diffusion_ad.fixed_scales(model.config, model.noise, batch=2):
+        seen = model.preconditioner(diffusion_ad.reduced(image, 32), scale)
+        output = model.networks.unet(seen.input, scale.step)
+        assert torch.equal(seen.image(output), seen.filtered)
+
+
+def test_the_target_of_image_prediction_is_the_clean_image() -> None:
+    model, clean, scale = learnt(), patterns(2, seed=1), random_scale([200, 400], seed=2, noise_scale=0.125)
+    seen = model.preconditioner(patterns(2, seed=3), scale)
+    torch.testing.assert_close(seen.image(seen.target(clean)), clean, atol=1e-5, rtol=0)
+
+
+def test_the_target_of_noise_prediction_is_the_image_before_its_defect() -> None:
+    sample, clean = sample_of(2, seed=1, corrupted=[True, False]), patterns(2, seed=1)
+    seen = diffusion_ad.noisy_image(sample.image, random_scale([200, 400], seed=2))
+    target = seen.target(clean)
+    torch.testing.assert_close(seen.image(target), clean, atol=1e-5, rtol=0)
+    assert torch.equal(target[1], seen.scale.noise[1])  # a normal image's is the noise
+
+
+def test_the_residual_is_what_the_filter_leaves_of_an_image_it_has_not_seen() -> None:
+    model, images, rows = learnt(number=40), patterns(40, seed=50), torch.arange(40)
+    scale = random_scale([200] * 40, seed=2, noise_scale=0.125)
+    seen = model.preconditioner(images, scale, rows)
+    error = float((images - seen.filtered).square().mean().sqrt())
+    residual, deviation = float(model.preconditioner.residual), float(scale.deviation[0])
+    assert residual == pytest.approx(error, rel=0.01)
+    spread = math.sqrt(1 + signal_shares()[200] * residual**2 / deviation**2)  # 1 if there is less of it than of noise
+    assert float(seen.target(images).square().mean().sqrt()) == pytest.approx(spread, rel=0.01)
+
+
+def test_a_training_image_is_filtered_by_the_other_folds() -> None:
+    model, images, rows = learnt(), patterns(7, seed=50)[:3], torch.tensor([0, 1, 9])
+    scale = random_scale([200] * 3, seed=2, noise_scale=0.125)
+    known, alone = model.preconditioner(images, scale, rows), model.preconditioner(images, scale)
+    assert not torch.equal(known.filtered[:2], alone.filtered[:2])
+    torch.testing.assert_close(known.filtered[2:], alone.filtered[2:])  # no training image
+    outside = [index for index in range(7) if index % 3 != 1]
+    other = build(**DEPARTING)
+    other.prepare([batch_of(patterns(7, seed=50)[outside])])
+    expected = other.preconditioner(images[1:2], Scale(*(part[1:2] for part in scale[:-1]), 0.125)).filtered
+    torch.testing.assert_close(known.filtered[1:2], expected, atol=1e-5, rtol=0)
+
+
+def test_rows_reach_the_filter_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = learnt(), []
+    forward = diffusion_ad.Preconditioner.forward
+
+    def note(self: nn.Module, image: Tensor, scale: Scale, row: Tensor | None = None) -> object:
+        seen.append(row)
+        return forward(self, image, scale, row)
+
+    monkeypatch.setattr(diffusion_ad.Preconditioner, "forward", note)
+    rows = torch.tensor([3, 1, 6, 0])
+    next(model.losses(replace(batch_at(1), row=rows), Progress(0, STEPS, seeded(0))))
+    next(model.losses(batch_at(1), Progress(0, STEPS, seeded(0))))
+    assert seen == [rows, rows, None, None]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_few_training_images_are_enough(number: int) -> None:
+    model = learnt(number=number, unet=REDUCED_UNET)
+    batches = (replace(batch_at(step), row=torch.arange(4) % number) for step in range(3))
+    for terms in take_steps(model, model.optimizer(STEPS), lambda _step: next(batches), range(3), STEPS):
+        assert all(value.isfinite() for value in terms.values())
+    assert model.eval()(patterns(2, seed=1)).anomaly_map.isfinite().all()
+
+
+def test_constant_training_images_leave_a_grey_level() -> None:
+    model = build(**DEPARTING)
+    model.prepare([batch_of(torch.full((4, 3, SIZE, SIZE), 0.4), row=torch.arange(4))])
+    assert float(model.preconditioner.residual) == pytest.approx(1 / 255)
+    assert model.eval()(patterns(2, seed=1)).anomaly_map.isfinite().all()
+
+
+def test_without_an_image_there_is_nothing_to_learn_a_filter_from() -> None:
+    with pytest.raises(ModelError, match="DiffusionAD has no normal image to learn from"):
+        build(**DEPARTING).prepare([])
+    build().prepare([])  # noise prediction learns nothing beforehand
+
+
+def test_a_resumed_training_ends_with_the_same_bits() -> None:
+    """Of steps that need the filters of the folds, which a run that goes on does not learn again."""
+
+    def batch(step: int) -> Batch:
+        return replace(batch_at(step), row=torch.arange(4) + step % 3)
+
+    expected, killed, resumed = learnt(ema_decay=0.9), learnt(ema_decay=0.9), build(**DEPARTING, ema_decay=0.9)
+    resume(killed, resumed, batch, stop=2, total=4)
+    list(take_steps(expected, expected.optimizer(4), batch, range(4), 4))
+    for model in (expected, resumed):
+        model.calibrate([])
+    assert same_state(expected, resumed)
+
+
+def test_a_trained_model_has_no_filters_of_folds() -> None:
+    model, image = learnt(), patterns(2, seed=1)
+    before = model.eval()(image)
+    model.calibrate([])
+    after = model(image)
+    assert torch.equal(after.anomaly_map, before.anomaly_map)
+    shapes = {name: value.shape for name, value in model.state_dict().items() if name.startswith("preconditioner")}
+    assert shapes["preconditioner.filter.directions"] == (1, 4, 3, SIZE, SIZE)
+    assert shapes["preconditioner.filter.rows"] == (0,)
+    fresh = build(**DEPARTING).eval()
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(image).anomaly_map, after.anomaly_map)
 
 
 # --- losses
@@ -405,12 +600,12 @@ def test_focal_loss_vanishes_only_where_the_target_is_met() -> None:
     assert float(focal_loss(best, soft)) > 0  # the entropy of a soft target remains
 
 
-def test_noise_loss_counts_normal_images_only() -> None:
+def test_the_denoising_loss_counts_images_that_are_not_left_out() -> None:
     noise = torch.zeros(3, 3, 2, 2)
     predicted = torch.tensor([1.0, 10.0, 2.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2)
-    loss = diffusion_ad.noise_loss(noise, predicted, torch.tensor([False, True, False]))
+    loss = diffusion_ad.denoising_loss(noise, predicted, torch.tensor([False, True, False]))
     assert float(loss) == pytest.approx((1 + 4) / 2)
-    assert float(diffusion_ad.noise_loss(noise, predicted, torch.tensor([True, True, True]))) == 0
+    assert float(diffusion_ad.denoising_loss(noise, predicted, torch.tensor([True, True, True]))) == 0
 
 
 def test_reconstruction_loss_counts_corrupted_images_only() -> None:
@@ -460,16 +655,34 @@ def test_terms_are_the_paper_s() -> None:
     small, big = both_scales()
     found = model.terms(sample.image, sample, small, big)
     model = copy.deepcopy(model)
-    denoised = diffusion_ad.denoise(model.networks.unet, sample.image, small, big)
+    denoised = denoise(model.networks.unet, sample.image, small, big)
     logits = model.networks.segmentation(sample.image, denoised.image)
     normal = [1, 3]
     noise = sum(
         (predicted - scale.noise)[normal].square().mean()
-        for predicted, scale in ((denoised.small_noise, small), (denoised.big_noise, big))
+        for predicted, scale in ((denoised.small_output, small), (denoised.big_output, big))
     )
     torch.testing.assert_close(found["noise"], noise)
     torch.testing.assert_close(found["focal"], 5 * focal_loss(logits, sample.mask))
     torch.testing.assert_close(found["smooth_l1"], ((logits.sigmoid() - sample.mask) ** 2 / 2).mean())
+
+
+def test_terms_of_image_prediction() -> None:
+    """The error of the image before its defect, over c_out; of every image, or of those without a defect."""
+    model, rows = perturbed(learnt(unet=REDUCED_UNET), seed=1), torch.arange(4)
+    sample, normal = sample_of(4, seed=1, corrupted=HALF), patterns(4, seed=1)
+    small, big = ((scale._replace(noise=scale.noise[..., :32, :32])) for scale in both_scales())
+    found = copy.deepcopy(model).terms(normal, sample, small, big, rows)
+    errors = []
+    for scale in (small, big):
+        seen = model.preconditioner(diffusion_ad.reduced(sample.image, 32), scale, rows)
+        output = model.networks.unet(seen.input, scale.step)
+        reconstruction = diffusion_ad.reduced(seen.filtered, 32) + seen.c_out * output
+        errors.append(((reconstruction - diffusion_ad.reduced(normal, 32)) / seen.c_out).square().mean(dim=(1, 2, 3)))
+    torch.testing.assert_close(found["image"], (errors[0] + errors[1]).mean())
+    model.config = model.config.model_copy(update={"denoises": "normal"})
+    found = model.terms(normal, sample, small, big, rows)
+    torch.testing.assert_close(found["image"], (errors[0] + errors[1])[[1, 3]].mean())
 
 
 def test_a_batch_of_defects_trains_the_unet_through_the_segmentation() -> None:
@@ -491,7 +704,8 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
     order = torch.tensor([2, 0, 3, 1])
     expected = model.terms(normal, sample, small, big)
     shuffled = Synthesised(sample.image[order], sample.mask[order], sample.label[order])
-    found = model.terms(normal[order], shuffled, *(Scale(*(part[order] for part in scale)) for scale in (small, big)))
+    scales = (Scale(*(part[order] for part in scale[:-1]), scale.noise_scale) for scale in (small, big))
+    found = model.terms(normal[order], shuffled, *scales)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=name)
@@ -514,7 +728,7 @@ def draws(
     """What `losses` draws in each step, without the networks' work."""
     seen: list[tuple[Synthesised, Scale, Scale]] = []
     zero = {"noise": torch.zeros((), requires_grad=True)}
-    monkeypatch.setattr(model, "terms", lambda _normal, *drawn: seen.append(drawn) or zero)
+    monkeypatch.setattr(model, "terms", lambda _normal, *drawn, row: seen.append(drawn) or zero)
     for step in range(steps):
         next(model.losses(batch_at(step), Progress(step, steps, seeded(step))))
     yield from seen
@@ -537,6 +751,15 @@ def test_scales_are_drawn_below_and_above_the_boundary(end: int, monkeypatch: py
     noise = torch.stack([scale.noise for _, *scales in drawn for scale in scales])
     assert float(noise.mean()) == pytest.approx(0, abs=0.01)
     assert float(noise.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_training_may_be_at_the_timesteps_of_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(timesteps="inference", small_step=120, big_step=450, noise_scale=0.5)
+    for _, small, big in draws(model, monkeypatch, steps=3):
+        assert small.step.tolist() == [120] * 4
+        assert big.step.tolist() == [450] * 4
+        assert small.noise_scale == big.noise_scale == 0.5
+        assert not torch.equal(small.noise, big.noise)
 
 
 def test_a_step_draws_the_same_whatever_was_drawn_before(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -569,12 +792,13 @@ def test_textures_and_foreground_reach_the_synthesis(monkeypatch: pytest.MonkeyP
     assert seen["generator"] is generator
 
 
-def test_bf16_is_close_to_float32() -> None:
+@pytest.mark.parametrize("changes", [{}, DEPARTING])
+def test_bf16_is_close_to_float32(changes: dict[str, object]) -> None:
     sample = sample_of(4, seed=1, corrupted=HALF)
     small, big = both_scales()
     terms = {}
     for precision in ("float32", "bf16"):
-        model = build(precision=precision)
+        model = build(**changes, precision=precision)
         perturbed(model.networks, seed=1)
         terms[precision] = model.terms(sample.image, sample, small, big)
         assert all(value.dtype == torch.float32 for value in terms[precision].values())
@@ -715,6 +939,7 @@ def trained_randomly(**changes: object) -> DiffusionAD:
             part.running_var.mul_(0.3)
     if model.averaged is not None:
         diffusion_ad.average(model.averaged, model.networks, decay=0.0)
+    model.prepare([batch_of(patterns(7, seed=50), row=torch.arange(7))])
     return model
 
 
@@ -796,9 +1021,9 @@ def test_a_smaller_picture_is_made_of_averages() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_folding_changes_nothing_but_rounding(ema_decay: float) -> None:
-    model, image = trained_randomly(ema_decay=ema_decay), patterns(3, seed=2)
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9}, DEPARTING, DEPARTING | {"unet": REDUCED_UNET}])
+def test_folding_changes_nothing_but_rounding(changes: dict[str, object]) -> None:
+    model, image = trained_randomly(**changes), patterns(3, seed=2)
     before, expected = copy.deepcopy(model), model(image)
     assert expected.anomaly_map.std() > 0.01
     found = model.exportable()(image)
@@ -815,8 +1040,12 @@ def test_folding_leaves_no_step_and_no_batch_normalisation() -> None:
     assert not {"Linear", "TimeEmbedding", "BatchNorm2d"} & set(parts)
 
 
-def test_exported_graph_agrees_and_holds_no_embedding(tmp_path: Path) -> None:
-    model = trained_randomly(unet=small_unet(image_size=32, attention_sizes=[16]))
+@pytest.mark.parametrize("changes", [{}, DEPARTING])
+@pytest.mark.parametrize("unet", [SMALL_UNET, REDUCED_UNET])
+def test_exported_graph_agrees_and_holds_no_embedding(
+    changes: dict[str, object], unet: dict[str, object], tmp_path: Path
+) -> None:
+    model = trained_randomly(**changes, unet=unet)
     path = tmp_path / "model.onnx"
     detector = tiny_models.exported(model, SIZE, path)
     operations = {node.op_type for node in onnx.load(path).graph.node}
@@ -845,6 +1074,14 @@ def test_exported_graph_agrees_and_holds_no_embedding(tmp_path: Path) -> None:
         ({"big_step": 299}, "greater than or equal to 300"),
         ({"big_steps_end": 300}, "greater than 300"),
         ({"big_steps_end": 1001}, "less than or equal to 1000"),
+        ({"noise_scale": 0.0}, "greater than or equal to 0.001"),
+        ({"predicts": {"name": "velocity"}}, "'noise', 'image'"),
+        ({"predicts": PREDICTS_IMAGE | {"components": 0}}, "greater than 0"),
+        ({"predicts": PREDICTS_IMAGE | {"folds": 1}}, "greater than or equal to 2"),
+        ({"predicts": {"name": "image"}}, "components"),
+        ({"predicts": PREDICTS_IMAGE | {"name": "noise"}}, "components"),
+        ({"denoises": "none"}, "'normal' or 'all'"),
+        ({"timesteps": "fixed"}, "'random' or 'inference'"),
         ({"schedule": "cyclic"}, "'cosine' or 'paper'"),
         ({"ema_decay": 1.0}, "less than 1"),
     ],

@@ -43,6 +43,13 @@ def test_the_committed_params_are_the_demo() -> None:
     assert (PRESETS.parent / "params.yaml").read_bytes() == content("demo")
 
 
+def test_the_noise_of_diffusion_ad_is_the_paper_s_once_reduced() -> None:
+    """The paper's is for 256 pixels, where `mvtec_ad` works too."""
+    for name in sorted({*names()} - {"dinov2"}):
+        settings = load_checked(PRESETS / f"{name}.yaml").models["diffusion_ad"]
+        assert settings.noise_scale == settings.unet.image_size / 256, name
+
+
 def test_a_preset_is_put_where_nothing_is(tmp_path: Path) -> None:
     put_in_place("mvtec_ad", tmp_path / "params.yaml", force=False)
     assert (tmp_path / "params.yaml").read_bytes() == content("mvtec_ad")

@@ -1,7 +1,7 @@
 """The summary as tables and sentences for report.md, the README and MLflow."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -30,11 +30,16 @@ class Column:
         return self.show(row.figures.get(self.key))
 
 
-_ALARMS = [metric.key for metric in METRICS].index("false_alarms")
+def _of_metrics() -> Iterator[Column]:
+    """Beside the false alarms that the test images raised, the rate that the held-out ones can promise."""
+    for metric in METRICS:
+        yield Column(metric.key, metric.heading, percent)
+        if metric.key == "false_alarms":
+            yield Column(PROMISED, "Promised", percent)
+
+
 COLUMNS = (
-    *(Column(metric.key, metric.heading, percent) for metric in METRICS[: _ALARMS + 1]),
-    Column(PROMISED, "Promised", percent),
-    *(Column(metric.key, metric.heading, percent) for metric in METRICS[_ALARMS + 1 :]),
+    *_of_metrics(),
     Column("train_steps", "Steps", count),
     Column("train_seconds", "Train, s", seconds),
     Column("latency_ms", "Latency, ms", decimal),
@@ -45,7 +50,7 @@ COLUMNS = (
 NOTES = """\
 Percentages. AUROC and AP need no threshold, F1-max chooses it on the test images (hence *oracle*). *Defects found* \
 and *false alarms* are decisions at the deployed threshold, which comes from held-out good parts alone; *promised* is \
-the share of further good parts that so few of them can promise to be false alarms, whatever was asked for. AUPRO is \
+the false-alarm rate that so few of them can promise on further good parts, whatever was asked for. AUPRO is \
 integrated to a false-positive rate of 0.3 and of 0.05. The average weighs every category alike. *Test images* are \
 good + defective ones; real defects that are *apart* are not among them, since a model learns from them. *95 %* is the \
 interval of the figure before it over the test images, good and defective ones drawn apart. *Latency* is the median \

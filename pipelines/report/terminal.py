@@ -40,7 +40,7 @@ def print_results(project: Project, console: "Console") -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)  # the box alone keeps columns apart
     for title in ("Model", "Category"):
         table.add_column(title, no_wrap=True)
-    decisions = "Defects\nfound", "False\nalarms", "Pro-\nmised"
+    decisions = "Defects\nfound", "False\nalarms", "Pro-\nmise"
     for title in ("Test\nimages", "Image\nAUROC", "95 %", *decisions, "AUPRO\n0.3", "Time,\nms"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary.averages:

@@ -728,7 +728,7 @@ class BGAD(AnomalyModel):
     def _remedy(self) -> str:
         settings = self.config.normaliser
         if isinstance(settings, FixedNormaliser):
-            return "take normaliser: {name: quantile, factor: 2.5}"
+            return "take normaliser: {name: quantile, factor: 1.5}"
         if not USUAL_PLACE[0] <= -1 / settings.factor <= USUAL_PLACE[1]:
             return f"normaliser.factor is {settings.factor:g}; take 0.5 to 3.3"
         return "the normal images differ too little; look at them, or lower normal_epochs"

@@ -727,7 +727,7 @@ def test_a_density_without_a_scale_of_its_own_gets_the_least_normaliser(place: f
     [
         ({"name": "fixed", "nats": 4.0}, (-1.4, -2.0), None),
         (TEN, (-12.0, -8.0), None),
-        (TEN, (-1.4, -1.6), r"at -0.14, -0.16 of the normaliser .*; take normaliser: {name: quantile, factor: 2.5}"),
+        (TEN, (-1.4, -1.6), r"at -0.14, -0.16 of the normaliser .*; take normaliser: {name: quantile, factor: 1.5}"),
         (TEN, (-1.4, -8.0), r"at -0.14, -0.8 of the normaliser"),
         ({"name": "fixed", "nats": 0.5}, (-1.4, -1.6), r"at -2.8, -3.2 of the"),
         (QUANTILE, (-1.4, -90.0), None),

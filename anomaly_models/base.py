@@ -140,3 +140,7 @@ class AnomalyModel(nn.Module, ABC):
 
     def check_scores(self, holdout: Iterable[Batch]) -> None:
         """Raise ModelError if the finished model cannot score these normal images, which training has not seen."""
+
+    def warnings(self) -> Iterator[str]:
+        """Say in one line each what the finished model knows to doubt of its training; read from its buffers."""
+        return iter(())

@@ -66,7 +66,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "boundary": {"name": "ema", "momentum": 0.9},
         "beta": 0.05,
         "tau": 0.1,
-        "normaliser": 10.0,
+        "normaliser": {"name": "quantile", "factor": 2.5},
         "focal": "clipped",
         "push_pull_weight": 1.0,
         "ceiling_quantile": 1.0,

@@ -167,6 +167,17 @@ def test_a_second_warning_joins_the_first(project, sixth_model, console, monkeyp
 
 
 @pytest.mark.usefixtures("prepared")
+def test_what_a_model_doubts_of_its_training_is_told(project, sixth_model, monkeypatch):
+    monkeypatch.setattr(MeanColour, "warnings", lambda _: iter(["it saw little", "[red] and less"]))
+    console = Console(record=True, width=400)
+    run(project, sixth_model, console)
+    told = ["mean_colour on squares: it saw little", "mean_colour on squares: [red] and less"]
+    lines = [line.rstrip() for line in console.export_text().splitlines() if line.startswith("warning: ")]
+    assert lines == [f"warning: {text}" for text in told]
+    assert runs(project)[0].data.tags["warning"] == "; ".join(told)
+
+
+@pytest.mark.usefixtures("prepared")
 def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, params, console, monkeypatch):
     given = {"prepare": [], "losses": [], "calibrate": []}
     for phase in ("prepare", "calibrate"):

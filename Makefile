@@ -45,14 +45,22 @@ pipeline: setup ## Rebuild what params.yaml makes out of date, cell beside cell;
 	dvc repro
 	blemish results
 
-# A core and a thread for each cell: a second thread gains little in networks this small. Latencies are measured alone,
-# by the `dvc repro` that follows.
+# Of the stages and cells that it reads, so many at once as there are cores, with a thread each: a second thread gains
+# little in networks this small. A cell is trained, evaluated and exported; its latency is measured alone, by the
+# `dvc repro` that follows.
+ALONGSIDE := tr '\n' '\0' | OMP_NUM_THREADS=1 xargs -0 -r -n 1 -P $(CORES) sh -c 'case "$$0" in \
+    download@*|prepare@*|distill@*|penalty@*|textures@*) set -- "$$0";; \
+    *) set -- "train@$$0" "evaluate@$$0" "export@$$0";; \
+  esac; exec dvc --wait-for-lock repro --single-item "$$@"'
+
+# The last cells are those of the models that a teacher is distilled for, so that no core waits for it.
 cells: setup
 	dvc repro check
-	for stages in download 'prepare|distill|penalty|textures' train evaluate export; do \
-	  dvc stage list --name-only | grep -E "^($$stages)@" | tr '\n' '\0' \
-	    | OMP_NUM_THREADS=1 xargs -0 -r -n 1 -P $(CORES) dvc --wait-for-lock repro --single-item || exit 1; \
-	done
+	dvc stage list --name-only | grep '^download@' | $(ALONGSIDE)
+	dvc stage list --name-only | grep -E '^(prepare|penalty|textures)@' | $(ALONGSIDE)
+	taught=$$(dvc stage list --name-only | sed -n 's/^distill@//p' | paste -s -d '|' -); \
+	dvc stage list --name-only | sed -n -e '/^distill@/p' -e 's/^train@//p' | grep -v -E "^($$taught)-" | $(ALONGSIDE) \
+	  && dvc stage list --name-only | sed -n 's/^train@//p' | grep -E "^($$taught)-" | $(ALONGSIDE)
 
 test: setup lint ## Everything CI runs: linters, types, tests
 	OMP_NUM_THREADS=1 pytest -m "not slow" -n auto --dist loadfile

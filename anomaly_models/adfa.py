@@ -11,6 +11,18 @@ normal images. A position is compared with the centres of all positions, of whic
 and scoring use the same quantity, scaled per image by kappa: how far its descriptors lie from their own centres. Parts
 are assumed to be registered: a random crop or a flip would part positions from their centres.
 
+So it is as published, and blind to a part that turns: the mean of such parts at a position is a patch that no part has,
+good patches lie as far from it as defective ones, and training only draws all of them together. What parameters offer
+against that is not the paper's:
+- `centres: coreset` keeps real patches, chosen greedily from those of all normal images as the starting descriptor
+  gives them. The memory is then PatchCore's (K. Roth et al., "Towards Total Recall in Industrial Anomaly Detection",
+  CVPR 2022). Without centres of their own positions have no kappa.
+- `start: identity` or `whitened` is where the convolution starts from, in the place of a random matrix: the joined maps
+  themselves, or (covariance + 0.1 x mean variance)^-1/2 of them, both without coordinates. The gate then starts at 0,
+  which is a factor of 1.05 for all channels, so that no random number is left in the model. Both keep all channels
+  (`gamma_d: 1`, CFA's value).
+- `epochs: 0` trains nothing: from such a start training gained nothing worth its time (`benchmarks/settings.md`).
+
 Different from the published code, deliberately:
 - The transport problem has two anchors, so its solution is a sigmoid with one unknown per row. That is solved to full
   precision, where 200 Sinkhorn iterations may not converge.
@@ -25,6 +37,8 @@ Different from the published code, deliberately:
 - `input_statistics` is a choice: 0.5 for mean and deviation, as there for two of four data sets, or the backbone's own.
 - Images are resized to `image_size` and seen whole; there, resized to 256 and cropped to 224.
 - The radius of the hypersphere objective can be trained, as CFA does. Fixed near 0 its repulsion is always 0.
+- With that objective the descriptor keeps ADFA's gate, which CFA does not have, and with `kl_weight` the squared
+  distances ADFA's factor.
 """
 
 import math
@@ -33,7 +47,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import torch
 from einops import rearrange, repeat
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
@@ -41,14 +55,18 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
 from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.memory_bank import greedy_coreset
 from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
 from anomaly_models.common.settings import Settings
+from anomaly_models.common.statistics import Moments
 
 GATE_KERNEL = 9  # channels that the gate sees at once; fixed, not the adaptive size of the ECA paper
 GATE_WEIGHT = 0.1  # of the gated descriptor, which is added to the descriptor
 MIN_SQUARED_SCORE = 1e-12  # under a root
 TOP_PIXELS = 100  # of the image score "top100_mean"
+WHITENING_FLOOR = 0.1  # of the mean variance of the joined maps, added to the variance in every direction
+SAMPLED_VALUES = 2**25  # of patches that a coreset is chosen from, at most: 128 MiB, and 20 s for 1,024 centres
 
 NEWTON_STEPS = 5  # from 1/2 away: errors of at most 0.2, 0.03, 4e-4, 6e-8, 2e-15
 MIN_SLOPE = 1e-30  # of a row whose weights are all 0 or 1
@@ -90,15 +108,31 @@ class HypersphereSettings(Settings):
     nu: PositiveFloat  # divides both terms
 
 
+class PositionCentres(Settings):
+    """One centre per position, the mean of the normal images there, as published."""
+
+    name: Literal["positions"]
+
+
+class CoresetCentres(Settings):
+    """Patches of the normal images, wherever they lie, as far from one another as can be: PatchCore's memory."""
+
+    name: Literal["coreset"]
+    number: PositiveInt
+    per_image: PositiveInt  # patches of each image that they are chosen from, at most
+
+
 class ADFAConfig(Config):
     backbone: BackboneConfig
     input_statistics: Literal["backbone", "half"]  # mean and deviation of inputs: its weights' own, or 0.5 and 0.5
     gamma_d: PositiveInt  # how many times fewer channels a descriptor has than the backbone's maps together
+    start: Literal["random", "identity", "whitened"]  # of the descriptor's convolution, before training
+    centres: Annotated[PositionCentres | CoresetCentres, Field(discriminator="name")]
     objective: Annotated[SoftTopKSettings | HypersphereSettings, Field(discriminator="name")]
     kl_weight: bool  # scale the squared distances of each image by its kappa
     blur_sigma: NonNegativeFloat  # pixels; 0: none
     image_score: Literal["max", "top100_mean"]  # of the pixels of the map
-    epochs: PositiveInt
+    epochs: NonNegativeInt  # 0: the starting descriptor is the model's
     least_variance: Annotated[
         float, Field(ge=0, lt=1)
     ]  # of the untrained descriptor's over positions; below, training stops
@@ -106,9 +140,19 @@ class ADFAConfig(Config):
     weight_decay: NonNegativeFloat
 
     @model_validator(mode="after")
-    def _blur_fits(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.blur_sigma and blur_radius(self.blur_sigma) > self.image_size:
             raise ValueError(f"blur_sigma {self.blur_sigma} reaches beyond a map of {self.image_size} pixels; lower it")
+        if self.start != "random" and self.gamma_d != 1:
+            raise ValueError(
+                f"start: {self.start} keeps all channels, so gamma_d must be 1, found {self.gamma_d}; set it to 1, or "
+                "take start: random"
+            )
+        if self.kl_weight and isinstance(self.centres, CoresetCentres):
+            raise ValueError(
+                "kl_weight compares each position with its own centre, and centres: coreset has none; set it to false, "
+                "or take centres: positions"
+            )
         return self
 
 
@@ -192,6 +236,13 @@ class Descriptor(nn.Module):
         coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).unsqueeze(0)
         self.register_buffer("coordinates", coordinates, persistent=False)
 
+    @torch.no_grad()
+    def start_from(self, weight: Tensor, bias: Tensor) -> None:
+        """Make the convolution these, (D, C) and (D,), blind to coordinates, and the gate the same for all channels."""
+        blind = F.pad(weight, (0, 2))
+        self.convolution.load_state_dict({"weight": rearrange(blind, "d c -> d c 1 1"), "bias": bias})
+        self.gate.weight.zero_()
+
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) to (B, D, h, w)."""
         coordinates = self.coordinates.expand(features.shape[0], -1, -1, -1)
@@ -237,6 +288,51 @@ class Centres:
         elements = CPU_CHUNK if self.centred.device.type == "cpu" else GPU_CHUNK
         size = max(1, elements // len(self))
         return zip(*(torch.split(tensor, size) for tensor in rows), strict=True)
+
+
+class PositionMeans:
+    """The centres of `PositionCentres`: all images weigh alike."""
+
+    def __init__(self) -> None:
+        self._total = torch.zeros((), dtype=torch.float64)
+        self._num_images = 0
+
+    def update(self, described: Tensor) -> None:
+        """Take in (B, T, D)."""
+        self._total = self._total + described.double().sum(0)
+        self._num_images += len(described)
+
+    def centres(self) -> Tensor:
+        """(T, D)."""
+        return self._total / self._num_images
+
+
+class PatchCoreset:
+    """The centres of `CoresetCentres`.
+
+    Every image gives the same number of patches at random places: `per_image`, or fewer where those of all images
+    would exceed `SAMPLED_VALUES`, which bounds memory and time however many there are. The places are a function of the
+    images' order alone.
+    """
+
+    def __init__(self, settings: CoresetCentres, num_images: int, channels: int) -> None:
+        self._number = settings.number
+        self._per_image = max(1, min(settings.per_image, SAMPLED_VALUES // channels // num_images))
+        self._generator = torch.Generator().manual_seed(0)
+        self._sampled: list[Tensor] = []
+
+    def update(self, described: Tensor) -> None:
+        """Take in (B, T, D)."""
+        for image in described:
+            places = torch.randperm(len(image), generator=self._generator)[: self._per_image]
+            self._sampled.append(image[places.to(image.device)])
+
+    def centres(self) -> Tensor:
+        """(number, D); where fewer patches differ, the chosen ones in turn, again and again."""
+        patches = torch.cat(self._sampled)
+        chosen, radii = greedy_coreset(patches, min(self._number, len(patches)))
+        num_distinct = 1 + int(radii[:-1].count_nonzero())
+        return patches[chosen[torch.arange(self._number, device=chosen.device) % num_distinct]]
 
 
 PerRow: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # rows (R, D) and a number for each (R, 1) -> values (R,)
@@ -310,8 +406,8 @@ def published_softness(eps: float, rows: Tensor, centres: Centres, kappa: Tensor
         (distance.amin(1), distance.amax(1)) for distance in (centres(chunk, None) for (chunk,) in centres.chunks(rows))
     ]
     smallest, largest = (torch.cat(end) for end in zip(*ends, strict=True))
-    smallest = kappa * rearrange(smallest, "(b t) -> b t", t=len(centres)).amin(1)
-    largest = kappa * rearrange(largest, "(b t) -> b t", t=len(centres)).amax(1)
+    smallest = kappa * rearrange(smallest, "(b t) -> b t", b=kappa.shape[0]).amin(1)
+    largest = kappa * rearrange(largest, "(b t) -> b t", b=kappa.shape[0]).amax(1)
     if together:
         smallest, largest = smallest.min(), largest.max()
     return eps / 2 * torch.maximum(largest, 1 - smallest).square() / kappa.clamp_min(MIN_SCALE)
@@ -343,11 +439,11 @@ def image_score(anomaly_map: Tensor, kind: Literal["max", "top100_mean"]) -> Ten
 
 
 class ADFA(AnomalyModel):
-    """Backbone, descriptor, and one centre per position, which `prepare` sets and nothing changes afterwards."""
+    """Backbone, descriptor, and centres, which `prepare` sets and nothing changes afterwards."""
 
     Config = ADFAConfig
 
-    centres: Tensor  # (T, D), row by row of the grid
+    centres: Tensor  # (n, D); of positions row by row of the grid, n = T
     untrained_variance: Tensor  # (), of the descriptor over positions, when the centres were set
     radius: Tensor  # (), of the hypersphere objective only
 
@@ -360,18 +456,23 @@ class ADFA(AnomalyModel):
             self.backbone.mean.fill_(0.5)
             self.backbone.std.fill_(0.5)
         self.side = _grid_side(config, self.backbone.reductions)
-        _check_neighbours(config.objective, self.side**2)
+        num_centres = self.side**2 if isinstance(config.centres, PositionCentres) else config.centres.number
+        _check_neighbours(config, num_centres)
         in_channels = sum(self.backbone.channels)
         channels = in_channels // config.gamma_d
         if channels == 0:
             raise ModelError(f"gamma_d must be at most {in_channels}, the backbone's channels; found {config.gamma_d}")
         self.descriptor = Descriptor(in_channels, channels, self.side)
-        self.register_buffer("centres", torch.zeros(self.side**2, channels))
+        if config.start == "identity":
+            self.descriptor.start_from(torch.eye(channels), torch.zeros(channels))
+        self.register_buffer("centres", torch.zeros(num_centres, channels))
         self.register_buffer("untrained_variance", torch.ones(()))
         if isinstance(config.objective, HypersphereSettings):
             self._add_radius(config.objective)
         self.blur = GaussianBlur(config.blur_sigma) if config.blur_sigma else nn.Identity()
         self._cache = RowCache()
+        if config.epochs == 0:
+            self.requires_grad_(False)
 
     def _add_radius(self, settings: HypersphereSettings) -> None:
         radius = torch.tensor(settings.radius)
@@ -382,26 +483,47 @@ class ADFA(AnomalyModel):
 
     @torch.no_grad()
     def prepare(self, normals: Iterable[Batch]) -> None:
-        """Set the centres: the means of the untrained descriptor at each position, over all images alike."""
+        """Set the descriptor's start, where it is a function of the images, and then the centres.
+
+        Both need a pass: the gate, and with it a descriptor, is a function of the whole image. Raises ModelError
+        without images, and for a whitened start if all of their features are alike.
+        """
         self._cache.clear()
-        total = torch.zeros_like(self.centres, dtype=torch.float64)
-        variance = total.new_zeros(())
-        num_images = 0
-        for batch in normals:
-            described = self.describe(self._training_maps(batch)).double()
-            total += described.sum(0)
-            variance += described.var(dim=1).mean(dim=1).sum()
-            num_images += len(described)
+        num_images = sum(len(batch.image) for batch in normals)
         if num_images == 0:
             raise ModelError("ADFA has no normal image to learn from")
-        self.centres.copy_(total / num_images)
+        if self.config.start == "whitened":
+            self._whiten(normals)
+        memory = self._empty_memory(num_images)
+        variance = torch.zeros_like(self.untrained_variance, dtype=torch.float64)
+        for batch in normals:
+            described = self.describe(self._training_maps(batch))
+            memory.update(described)
+            variance += described.double().var(dim=1).mean(dim=1).sum()
+        self.centres.copy_(memory.centres())
         self.untrained_variance.copy_(variance / num_images)
+
+    def _whiten(self, normals: Iterable[Batch]) -> None:
+        moments = Moments(sum(self.backbone.channels), self.centres.device)
+        for batch in normals:
+            moments.update(self.features(self._training_maps(batch)))
+        mean, matrix = moments.whitening(WHITENING_FLOOR)
+        self.descriptor.start_from(matrix, -matrix @ mean)
+
+    def _empty_memory(self, num_images: int) -> PositionMeans | PatchCoreset:
+        match self.config.centres:
+            case PositionCentres():
+                return PositionMeans()
+            case CoresetCentres() as settings:
+                return PatchCoreset(settings, num_images, self.centres.shape[1])
 
     def total_steps(self, num_normals: int) -> int:
         return math.ceil(self.config.epochs * num_normals / self.config.batch_size)
 
-    def optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+    def optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler] | None:
         """AdamW with AMSGrad over the descriptor, and the radius if it is trained, at a constant rate."""
+        if self.config.epochs == 0:
+            return None
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         rate, decay = self.config.learning_rate, self.config.weight_decay
         optimizer = torch.optim.AdamW(trainable, lr=rate, weight_decay=decay, amsgrad=True)
@@ -479,13 +601,13 @@ class ADFA(AnomalyModel):
         softness = torch.full_like(kappa, settings.eps)
         if settings.normalize == "batch_max":
             softness = published_softness(settings.eps, rows, centres, kappa, together=together)
-        per_row = repeat(softness, "b -> (b t) 1", t=len(centres))
+        per_row = repeat(softness, "b -> (b t) 1", t=described.shape[1])
         function = soft_distance(settings, centres)
         if together:
             distance = RowByRow.apply(rows, per_row, function, centres)
         else:
             distance = torch.cat([function(*chunk) for chunk in centres.chunks(rows, per_row)])
-        return rearrange(kappa, "b -> b 1") * rearrange(distance, "(b t) -> b t", t=len(centres))
+        return rearrange(kappa, "b -> b 1") * rearrange(distance, "(b t) -> b t", t=described.shape[1])
 
     def nearest(self, described: Tensor, kappa: Tensor, number: int) -> Tensor:
         """Kappa times the squared distances (B, T, number) to the nearest centres, ascending."""
@@ -495,7 +617,7 @@ class ADFA(AnomalyModel):
             found = [
                 centres(chunk, None).topk(number, dim=1, largest=False).indices for (chunk,) in centres.chunks(rows)
             ]
-        index = rearrange(torch.cat(found), "(b t) n -> b t n", t=len(centres))
+        index = rearrange(torch.cat(found), "(b t) n -> b t n", t=described.shape[1])
         difference = rearrange(described, "b t d -> b t 1 d") - self.centres[index]
         return rearrange(kappa, "b -> b 1 1") * difference.square().sum(3)
 
@@ -512,9 +634,9 @@ def _grid_side(config: ADFAConfig, reductions: tuple[int, ...]) -> int:
     return config.image_size // reductions[0]
 
 
-def _check_neighbours(objective: SoftTopKSettings | HypersphereSettings, num_centres: int) -> None:
+def _check_neighbours(config: ADFAConfig, num_centres: int) -> None:
     """ModelError if a position is to be compared with more centres than there are."""
-    match objective:
+    match objective := config.objective:
         case SoftTopKSettings(candidates=None):
             name, number = "k", objective.k + 1  # the operator needs something not to select
         case SoftTopKSettings():
@@ -522,4 +644,5 @@ def _check_neighbours(objective: SoftTopKSettings | HypersphereSettings, num_cen
         case HypersphereSettings():
             name, number = "attracted + repelled", objective.attracted + objective.repelled
     if number > num_centres:
-        raise ModelError(f"{name} ask for {number} centres, and there are {num_centres}, one per position; lower it")
+        where = {"positions": "one per position; lower it", "coreset": "centres.number; lower it, or raise the number"}
+        raise ModelError(f"{name} ask for {number} centres, and there are {num_centres}, {where[config.centres.name]}")

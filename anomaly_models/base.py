@@ -108,7 +108,10 @@ class AnomalyModel(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} wants a teacher but takes none")
 
     def prepare(self, normals: Iterable[Batch]) -> None:
-        """Learn what needs no gradient from one pass over the normal images, before the first step."""
+        """Learn what needs no gradient from the normal images, before the first step.
+
+        A model may pass over them more than once: iterated again, `normals` gives the same batches.
+        """
 
     def total_steps(self, num_normals: int) -> int:  # noqa: ARG002
         """How many batches training takes, given the number of normal training images; 0 if gradient-free."""
@@ -137,3 +140,7 @@ class AnomalyModel(nn.Module, ABC):
 
     def check_scores(self, holdout: Iterable[Batch]) -> None:
         """Raise ModelError if the finished model cannot score these normal images, which training has not seen."""
+
+    def warnings(self) -> Iterator[str]:
+        """Say in one line each what the finished model knows to doubt of its training; read from its buffers."""
+        return iter(())

@@ -12,6 +12,9 @@ Deliberate choices, where the paper leaves room or this differs:
 - The hard-feature loss takes the k largest differences of each image, k such that it equals the paper's quantile form.
 - The student's last convolution is two: one half imitates the teacher, the other the autoencoder. In training each
   image passes only the half that its loss uses, which changes no number and saves a quarter of the student's work.
+- `overall_weight` is the share of the autoencoder's map in the combined one: 1/2 in the paper, after 70,000 steps. In
+  one or two thousand the autoencoder does not learn what it is for (`benchmarks/settings.md`). With 0 there is none,
+  neither in training nor in use, and the student has one half. Logical anomalies are its part of the method.
 - The last kernel of the encoder is image_size / 32, so that the bottleneck is 64 numbers at any image size. The paper
   works at 256 px only.
 """
@@ -19,7 +22,7 @@ Deliberate choices, where the paper leaves room or this differs:
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
@@ -50,7 +53,7 @@ MIN_QUANTILE_SPREAD = 1e-3
 
 
 class EfficientADConfig(Config):
-    """The paper: 256 px, batch 1, width small or medium, 70,000 steps, 1e-4, 1e-5, 0.999, 1, 0.9, 0.995, float32."""
+    """The paper: 256 px, batch 1, small or medium, 70,000 steps, 1e-4, 1e-5, 0.999, 1, 0.5, 0.9, 0.995, float32."""
 
     width: Width
     teacher: Annotated[str, Field(min_length=1)]  # safetensors file of the teacher's weights; the pipeline loads it
@@ -59,6 +62,7 @@ class EfficientADConfig(Config):
     weight_decay: NonNegativeFloat
     hard_quantile: Annotated[float, Field(ge=0, le=1)]  # p_hard; 0: mean squared error, no mining
     penalty_weight: NonNegativeFloat  # of the loss on out-of-domain images; 0 trains without them
+    overall_weight: Annotated[float, Field(ge=0, lt=1)]  # of the overall map in the combined one; 0: no autoencoder
     quantile_low: Annotated[float, Field(gt=0, lt=1)]  # of the held-out normals' map cells: becomes 0
     quantile_high: Annotated[float, Field(gt=0, lt=1)]  # becomes 0.1
     precision: Precision  # of the convolutions in training; a trained model always runs in float32
@@ -134,25 +138,24 @@ def patch_description_network(width: Width, *, padded: bool = False) -> nn.Seque
 
 
 class Student(nn.Module):
-    """The teacher's architecture with twice the outputs, kept as two heads on one trunk."""
+    """The teacher's architecture with twice the outputs, kept as two heads on one trunk; or with one head."""
 
-    def __init__(self, width: Width) -> None:
+    def __init__(self, width: Width, *, imitates_autoencoder: bool) -> None:
         super().__init__()
         channels = CHANNELS[width]
-        self.trunk = nn.Sequential(pdn_trunk(width, 2 * channels, padded=False))
-        self.teacher_head = pdn_head(width, 2 * channels, channels)
-        self.autoencoder_head = pdn_head(width, 2 * channels, channels)
+        outputs = 2 * channels if imitates_autoencoder else channels
+        self.trunk = nn.Sequential(pdn_trunk(width, outputs, padded=False))
+        self.teacher_head = pdn_head(width, outputs, channels)
+        self.autoencoder_head = pdn_head(width, outputs, channels) if imitates_autoencoder else None
 
-    def imitate_teacher(self, image: Tensor) -> Tensor:
-        return self.teacher_head(self.trunk(image))
+    @property
+    def heads(self) -> list[nn.Conv2d]:
+        return [self.teacher_head, *([] if self.autoencoder_head is None else [self.autoencoder_head])]
 
-    def imitate_autoencoder(self, image: Tensor) -> Tensor:
-        return self.autoencoder_head(self.trunk(image))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Imitations of the teacher and of the autoencoder, each (B, C, H / 4 - 8, W / 4 - 8)."""
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Imitations of the teacher and, with two heads, of the autoencoder, each (B, C, H / 4 - 8, W / 4 - 8)."""
         patches = self.trunk(image)
-        return self.teacher_head(patches), self.autoencoder_head(patches)
+        return [head(patches) for head in self.heads]
 
 
 class Autoencoder(nn.Module):
@@ -271,10 +274,34 @@ def to_prediction(cells: Tensor, image_size: int) -> Prediction:
 
 
 class RawMaps(NamedTuple):
-    """Both (B, 1, H / 4 - 8, W / 4 - 8), not yet comparable."""
+    """Each (B, 1, H / 4 - 8, W / 4 - 8), not yet comparable."""
 
     local: Tensor  # student against teacher: structural anomalies
-    overall: Tensor  # student against autoencoder: logical anomalies
+    overall: Tensor | None  # student against autoencoder: logical anomalies
+
+    def together(self) -> Tensor:
+        """(B, M, H / 4 - 8, W / 4 - 8), M = 1 or 2."""
+        return self.local if self.overall is None else torch.cat([self.local, self.overall], dim=1)
+
+
+def map_weights(config: EfficientADConfig) -> Tensor:
+    """Of the maps in the combined one, (M,) float64."""
+    weight = config.overall_weight
+    return torch.tensor([1 - weight, weight] if weight else [1.0], dtype=torch.float64)
+
+
+def difference_maps(
+    description: Tensor,
+    autoencoder: nn.Module | None,
+    student: Callable[[Tensor], Sequence[Tensor]],
+    normalised: Tensor,
+) -> RawMaps:
+    """The teacher's `description` and the autoencoder's output against the student's imitations of them."""
+    imitations = student(normalised)
+    return RawMaps(
+        local=mean_square(description, imitations[0]),
+        overall=None if autoencoder is None else mean_square(autoencoder(normalised), imitations[1]),
+    )
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -297,13 +324,14 @@ class EfficientAD(AnomalyModel):
         channels = CHANNELS[config.width]
         self.normalise = ImageNetNormalisation()
         self.teacher = patch_description_network(config.width).requires_grad_(False)
-        self.student = Student(config.width)
-        self.autoencoder = Autoencoder(config.image_size, channels)
+        with_autoencoder = config.overall_weight > 0
+        self.student = Student(config.width, imitates_autoencoder=with_autoencoder)
+        self.autoencoder = Autoencoder(config.image_size, channels) if with_autoencoder else None
         self.register_buffer("teacher_loaded", torch.tensor(False))
         self.register_buffer("channel_mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("channel_std", torch.ones(1, channels, 1, 1))
-        # Rows: local map, overall map. Columns: the lower and the higher quantile.
-        self.register_buffer("map_quantiles", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        # Rows: local map, overall map if there is one. Columns: the lower and the higher quantile.
+        self.register_buffer("map_quantiles", torch.tensor([[0.0, 1.0]] * (1 + with_autoencoder)))
 
     def load_teacher(self, state: Mapping[str, Tensor]) -> None:
         """Put in the weights of a distilled or published teacher; raises ModelError if they do not fit."""
@@ -340,7 +368,7 @@ class EfficientAD(AnomalyModel):
     def optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """Adam over student and autoencoder; the rate drops to a tenth for the last 5 % of the steps."""
         optimizer = torch.optim.Adam(
-            [*self.student.parameters(), *self.autoencoder.parameters()],
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
             lr=self.config.learning_rate,
             weight_decay=self.config.weight_decay,
             fused=True,
@@ -356,14 +384,14 @@ class EfficientAD(AnomalyModel):
         yield {
             "hard_feature": self._hard_feature_loss(batch.image),
             **self._penalty(batch.penalty, generator),
-            **self._autoencoder_losses(jitter(batch.image, generator), generator),
+            **self._autoencoder_losses(batch.image, generator),
         }
 
     def _hard_feature_loss(self, image: Tensor) -> Tensor:
         normalised = self.normalise(image)
         with self._autocast(image):
             target = self._describe(normalised)
-            output = self.student.imitate_teacher(normalised)
+            output = self.student.teacher_head(self.student.trunk(normalised))
         return hard_feature_loss(target, output.float(), self.config.hard_quantile)
 
     def _penalty(self, penalty: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
@@ -377,15 +405,18 @@ class EfficientAD(AnomalyModel):
             )
         normalised = self.normalise(randomly_grey(penalty, generator))
         with self._autocast(penalty):
-            output = self.student.imitate_teacher(normalised)
+            output = self.student.teacher_head(self.student.trunk(normalised))
         return {"penalty": self.config.penalty_weight * output.float().square().mean()}
 
-    def _autoencoder_losses(self, jittered: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        normalised = self.normalise(jittered)
-        with self._autocast(jittered):
+    def _autoencoder_losses(self, image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Both networks on jittered images; nothing without an autoencoder."""
+        if self.autoencoder is None or self.student.autoencoder_head is None:
+            return {}
+        normalised = self.normalise(jitter(image, generator))
+        with self._autocast(image):
             target = self._describe(normalised)
             reconstruction = self.autoencoder(normalised, generator)
-            imitation = self.student.imitate_autoencoder(normalised)
+            imitation = self.student.autoencoder_head(self.student.trunk(normalised))
         reconstruction = reconstruction.float()
         return {
             "autoencoder": F.mse_loss(reconstruction, target),
@@ -404,20 +435,16 @@ class EfficientAD(AnomalyModel):
     def raw_maps(self, image: Tensor) -> RawMaps:
         """Maps of images (B, 3, H, W) in [0, 1] before their scales are made comparable."""
         normalised = self.normalise(image)
-        teacher_imitation, autoencoder_imitation = self.student(normalised)
-        return RawMaps(
-            local=mean_square(self._describe(normalised), teacher_imitation),
-            overall=mean_square(self.autoencoder(normalised), autoencoder_imitation),
-        )
+        return difference_maps(self._describe(normalised), self.autoencoder, self.student, normalised)
 
     @torch.no_grad()
     def calibrate(self, holdout: Iterable[Batch]) -> None:
-        """Learn the quantiles of both maps over all cells of the held-out normals, exactly.
+        """Learn the quantiles of the maps over all cells of the held-out normals, exactly.
 
-        Holds both raw maps of every image, 25 kB per image at 256 px. Raises ModelError for fewer than two images,
+        Holds the raw maps of every image, 25 kB per image at 256 px. Raises ModelError for fewer than two images,
         or when the quantiles of a map coincide.
         """
-        maps = [torch.cat(self.raw_maps(batch.image), dim=1).cpu() for batch in holdout]
+        maps = [self.raw_maps(batch.image).together().cpu() for batch in holdout]
         num_images = sum(len(cells) for cells in maps)
         if num_images < self.min_holdout:
             raise ModelError(
@@ -425,22 +452,23 @@ class EfficientAD(AnomalyModel):
                 "give more good images, or hold out a larger share"
             )
         levels = (self.config.quantile_low, self.config.quantile_high)
-        local, overall = rearrange(torch.cat(maps), "b m h w -> m (b h w)").unbind()
-        for name, cells, row in (("local", local, 0), ("overall", overall, 1)):
+        for row, cells in enumerate(rearrange(torch.cat(maps), "b m h w -> m (b h w)")):
             low, high = quantiles(cells, levels).unbind()
             if not high - low > MIN_QUANTILE_SPREAD * high.abs():
                 raise ModelError(
-                    f"the held-out normal images are constant: quantiles {levels[0]} and {levels[1]} of the {name} map "
+                    f"the held-out normal images are constant: quantiles {levels[0]} and {levels[1]} of the "
+                    f"{RawMaps._fields[row]} map "
                     f"coincide at {high:.4g}; hold out images that show the part"
                 )
             self.map_quantiles[row] = torch.stack([low, high])
 
     def forward(self, image: Tensor) -> Prediction:
         """Map (B, 1, H, W) and score (B,), its maximum; 0 is the lower quantile of normal parts, 0.1 the higher."""
-        maps = torch.cat(self.raw_maps(image), dim=1)  # (B, 2, h, w)
+        maps = self.raw_maps(image).together()
         low, high = rearrange(self.map_quantiles, "m q -> q 1 m 1 1").unbind()
         normalised = 0.1 * (maps - low) / (high - low)
-        return to_prediction(normalised.mean(dim=1, keepdim=True), self.config.image_size)
+        weights = rearrange(map_weights(self.config).to(maps), "m -> m 1 1")
+        return to_prediction((weights * normalised).sum(dim=1, keepdim=True), self.config.image_size)
 
     def exportable(self) -> "FoldedEfficientAD":
         """The same function with fewer operations, for export; a copy, in eval mode."""
@@ -450,8 +478,8 @@ class EfficientAD(AnomalyModel):
 class FoldedEfficientAD(nn.Module):
     """A trained EfficientAD with its statistics folded into weights (exact up to rounding).
 
-    The teacher's normalisation is in its last convolution, both halves of the student's last convolution are one
-    again, and the quantiles are a factor per map and an offset. The ImageNet normalisation stays: the autoencoder
+    The teacher's normalisation is in its last convolution, the halves of the student's last convolution are one again,
+    and the quantiles and weights are a factor per map and an offset. The ImageNet normalisation stays: the autoencoder
     pads its input, where folding would be wrong.
     """
 
@@ -467,16 +495,20 @@ class FoldedEfficientAD(nn.Module):
         self.student = nn.Sequential(*copy.deepcopy(model.student.trunk), _merged_heads(model.student))
         self.autoencoder = copy.deepcopy(model.autoencoder)
         low, high = model.map_quantiles.double().unbind(dim=1)
-        factors = 0.05 / (high - low)  # 0.1 between the quantiles, and half of each map
+        factors = 0.1 * map_weights(model.config) / (high - low)
         self.register_buffer("factors", factors.float())
         self.register_buffer("offset", -(factors * low).sum().float())
 
     def forward(self, image: Tensor) -> Prediction:
         normalised = self.normalise(image)
-        teacher_imitation, autoencoder_imitation = self.student(normalised).chunk(2, dim=1)
-        local = mean_square(self.teacher(normalised), teacher_imitation)
-        overall = mean_square(self.autoencoder(normalised), autoencoder_imitation)
-        return to_prediction(self.factors[0] * local + self.factors[1] * overall + self.offset, self.image_size)
+        maps = difference_maps(self.teacher(normalised), self.autoencoder, self._imitations, normalised)
+        combined = self.factors[0] * maps.local + self.offset
+        if maps.overall is not None:
+            combined = combined + self.factors[1] * maps.overall
+        return to_prediction(combined, self.image_size)
+
+    def _imitations(self, normalised: Tensor) -> list[Tensor]:
+        return list(self.student(normalised).chunk(len(self.factors), dim=1))
 
 
 def _normalise_outputs(convolution: nn.Module, mean: Tensor, std: Tensor) -> None:
@@ -488,10 +520,9 @@ def _normalise_outputs(convolution: nn.Module, mean: Tensor, std: Tensor) -> Non
 
 
 def _merged_heads(student: Student) -> nn.Conv2d:
-    heads = (student.teacher_head, student.autoencoder_head)
-    states = [head.state_dict() for head in heads]
-    merged = copy.deepcopy(heads[0])
-    merged.out_channels *= 2
+    states = [head.state_dict() for head in student.heads]
+    merged = copy.deepcopy(student.teacher_head)
+    merged.out_channels *= len(states)
     merged.weight = nn.Parameter(torch.cat([state["weight"] for state in states]))
     merged.bias = nn.Parameter(torch.cat([state["bias"] for state in states]))
     return merged

@@ -60,6 +60,7 @@ def published_settings(width: Width, precision: Precision) -> EfficientADConfig:
         weight_decay=1e-5,
         hard_quantile=0.999,
         penalty_weight=1.0,
+        overall_weight=0.5,
         quantile_low=0.9,
         quantile_high=0.995,
         precision=precision,

@@ -1,6 +1,5 @@
 """The smallest settings that exercise each model, its images and batches, and its way to a file."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "backbone": BACKBONE,
         "input_statistics": "backbone",
         "gamma_d": 2,
+        "start": "random",
+        "centres": {"name": "positions"},
         "objective": {"name": "soft_topk", "k": 3, "eps": 0.05, "normalize": "row", "candidates": 16, "sqrt": True},
         "kl_weight": True,
         "blur_sigma": 4.0,
@@ -65,7 +66,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "boundary": {"name": "ema", "momentum": 0.9},
         "beta": 0.05,
         "tau": 0.1,
-        "normaliser": 10.0,
+        "normaliser": {"name": "quantile", "factor": 2.5},
         "focal": "clipped",
         "push_pull_weight": 1.0,
         "ceiling_quantile": 1.0,
@@ -128,6 +129,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "weight_decay": 1e-5,
         "hard_quantile": 0.999,
         "penalty_weight": 1.0,
+        "overall_weight": 0.5,
         "quantile_low": 0.9,
         "quantile_high": 0.995,
         "precision": "float32",
@@ -178,8 +180,8 @@ def random_images(name: str, number: int, seed: int) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32))
 
 
-def normals(name: str, seed: int) -> Iterator[Batch]:
-    return (batch_of(random_images(name, BATCH_SIZE, seed + index)) for index in range(2))
+def normals(name: str, seed: int) -> list[Batch]:
+    return [batch_of(random_images(name, BATCH_SIZE, seed + index)) for index in range(2)]
 
 
 def training_batch(name: str, step: int) -> Batch:

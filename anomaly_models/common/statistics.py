@@ -4,7 +4,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from anomaly_models.base import ModelError
+
 MIN_STD = 1e-6  # of a teacher channel; below it the channel is dead
+MIN_VARIANCE = 1e-9  # of vectors, the mean over channels, relative to their squared mean; below it they are constant
 
 
 class ChannelStatistics:
@@ -36,7 +39,7 @@ class ChannelStatistics:
 
 
 class Moments:
-    """Sums over the vectors of a level, in float64."""
+    """Sums over the vectors of a level, in float64; they give the linear map that whitens such vectors."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
         self.count = 0
@@ -49,3 +52,15 @@ class Moments:
         self.count += len(rows)
         self.total += rows.sum(dim=0)
         self.products += rows.T @ rows
+
+    def whitening(self, floor: float) -> tuple[Tensor, Tensor]:
+        """The mean (C,), and (covariance + floor x mean variance)^-1/2, (C, C): symmetric, so that nothing is turned.
+
+        Raises ModelError if all vectors are alike; there must be some.
+        """
+        mean = self.total / self.count
+        variance, direction = torch.linalg.eigh(self.products / self.count - torch.outer(mean, mean))
+        if not variance.mean() > MIN_VARIANCE * mean.square().mean():
+            raise ModelError("the normal images are constant: all of their features are alike")
+        scale = (variance.clamp(min=0) + floor * variance.mean()).rsqrt()
+        return mean, (direction * scale) @ direction.T

@@ -18,7 +18,7 @@ _STREAM = 3  # apart from the normal images, which are drawn by the same seed
 class WithAnomalies:
     """A stream of batches, each followed by `number` images of the split `anomalous_train`.
 
-    By none where that is empty, or the category has no masks: without one, an anomaly says nothing of where it is.
+    By none where that is empty, as it is of a category without masks.
     """
 
     data: PreparedData
@@ -31,7 +31,7 @@ class WithAnomalies:
     def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         normal = self.data.training_batch(seed, step, batch_size)
         rows = self.data.rows("anomalous_train")
-        if not rows or not self.data.index.has_masks:
+        if not rows:
             return normal
         chosen = stream_rows(len(rows), (seed, _STREAM), step, self.number)
         anomalous = self.data.batch([rows[place] for place in chosen])
@@ -48,11 +48,13 @@ class WithAnomalies:
 def anomalies_warning(data: PreparedData) -> str | None:
     """What a user should know of a category that a supervised model is to learn from; None if all is well."""
     category = data.index.category
-    if not data.rows("anomalous_train"):
-        return f"{category}: no real anomalies to learn from (prepare.anomalous_train.count is 0, or too few defects)"
-    if not data.index.has_masks:
-        return f"{category}: its real anomalies have no masks, so that nothing can be learnt from them"
-    return None
+    if data.rows("anomalous_train"):
+        return None
+    if not data.index.has_masks and any(image.label for image in data.index.images):
+        return (
+            f"{category}: its real anomalies have no masks, so that nothing can be learnt from them; all are tested on"
+        )
+    return f"{category}: no real anomalies to learn from (prepare.anomalous_train.count is 0, or too few defects)"
 
 
 @dataclass(frozen=True, slots=True)

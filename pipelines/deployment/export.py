@@ -60,7 +60,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,
-        false_alarm_rate=threshold.rate_requested,
+        false_alarm_rate=threshold.expected_rate,
         run_id=trained.run.run_id,
         data_sha256=trained.run.settings.data.sha256,
         weights=trained.weights,

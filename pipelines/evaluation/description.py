@@ -61,10 +61,13 @@ def _code(tags: Mapping[str, str]) -> str:
 
 
 def _threshold(threshold: Threshold, threshold_from: str) -> str:
-    promise = "" if threshold.attainable else f", which takes {threshold.num_images_needed} to promise"
+    asked = f"{100 * threshold.rate_requested:g} % false alarms"
+    set_for = f"set for {asked}"
+    if not threshold.attainable:
+        set_for = f"their highest, since {asked} take {threshold.num_images_needed} to promise"
     return (
         f"{threshold.value:.6g}: number {threshold.rank} from below of {threshold.num_images} {threshold_from}, "
-        f"set for {100 * threshold.rate_requested:g} % false alarms{promise}; expected "
+        f"{set_for}; expected "
         f"{percent(threshold.expected_rate)} %, 95 % interval "
         f"{interval((threshold.interval_low, threshold.interval_high))} %. A score above it is a defect."
     )

@@ -26,6 +26,7 @@ from pipelines.evaluation import figures
 from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.description import description
 from pipelines.evaluation.intervals import share_interval
+from pipelines.evaluation.measures import PROMISED
 from pipelines.evaluation.metrics import (
     ExactPixelMetrics,
     PixelCurves,
@@ -246,6 +247,7 @@ def _summarise(
         **image.figures,
         "recall": counts.true_positives / image.num_anomalous if image.num_anomalous else None,
         "false_alarms": counts.false_positives / image.num_normal if image.num_normal else None,
+        PROMISED: threshold.expected_rate,
         **(pixels.result.figures if pixels else {}),
         "threshold": threshold.value,
         "train_seconds": run.train_seconds,

@@ -26,7 +26,7 @@ class ModelCard:
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
-    false_alarm_rate: float  # of good parts, that the thresholds were set for
+    false_alarm_rate: float  # of good parts, that the held-out ones promise at the threshold; not what was asked for
     run_id: str
     data_sha256: str
     weights: list[str]  # of each pretrained network inside: what it is, its source and licence

@@ -52,7 +52,7 @@ def split(
         drawn, groups = _draw(groups, config.holdout, reserve=1, rng=rng)
         holdout = _flatten(drawn)
     train = _flatten(groups)
-    taught, withheld, tested = _draw_anomalies(listing.anomalous, digests, config, findings)
+    taught, withheld, tested = _draw_anomalies(listing.anomalous, masks, digests, config, findings)
     if holdout:
         _warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
     return [
@@ -69,16 +69,20 @@ def split(
 
 def _draw_anomalies(
     anomalous: Mapping[str, str],
+    masks: Mapping[str, str],
     digests: Mapping[str, str],
     config: PrepareConfig,
     findings: Findings,
 ) -> tuple[list[str], list[str], list[str]]:
-    """Share the anomalies out: to learn from, withheld, and to test on. The same pixels stay together."""
+    """Share the anomalies out: to learn from, withheld, and to test on. The same pixels stay together.
+
+    Without masks all are to test on: nobody learns from a defect of which it is not known where it is.
+    """
     by_type: defaultdict[str, list[str]] = defaultdict(list)
     for path in sorted(anomalous):
         by_type[anomalous[path]].append(path)
     count = config.anomalous_train.count
-    if count == 0 or not by_type:
+    if count == 0 or not masks:
         return [], [], list(anomalous)
     # A stream of its own: the normal images' splits are the same whatever is asked for here.
     rng = np.random.default_rng([config.seed, _ANOMALY_STREAM])

@@ -1,21 +1,22 @@
 """The summary as tables and sentences for report.md, the README and MLflow."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from pipelines.evaluation.certainty import AVERAGE, Comparison
-from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
+from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS, PROMISED
 from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
 from pipelines.names import in_markdown
-from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, score, seconds, spread
+from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, rate, score, seconds, spread
 from pipelines.paths import CURVES_PICTURE, EXAMPLES_FILE, Project
 from pipelines.report.seeds import SeedFigures
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _SPOKEN_OF = ("image_auroc", "aupro_30")  # metrics whose comparisons are written out
-_SEED_METRICS = ("image_auroc", "pixel_auroc", "pixel_f1_max", "aupro_30")
+_SEED_METRICS = ("image_auroc", "recall", "false_alarms", "pixel_auroc", "pixel_f1_max", "aupro_30")
+_SEED_NOTE = "Mean ± standard deviation over runs that differ in nothing but `train.seed`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,16 @@ class Column:
         return self.show(row.figures.get(self.key))
 
 
+def _of_metrics() -> Iterator[Column]:
+    """Beside the false alarms that the test images raised, the rate that the held-out ones can promise."""
+    for metric in METRICS:
+        yield Column(metric.key, metric.heading, percent)
+        if metric.key == "false_alarms":
+            yield Column(PROMISED, "Promised", percent)
+
+
 COLUMNS = (
-    *(Column(metric.key, metric.heading, percent) for metric in METRICS),
+    *_of_metrics(),
     Column("train_steps", "Steps", count),
     Column("train_seconds", "Train, s", seconds),
     Column("latency_ms", "Latency, ms", decimal),
@@ -41,7 +50,8 @@ COLUMNS = (
 
 NOTES = """\
 Percentages. AUROC and AP need no threshold, F1-max chooses it on the test images (hence *oracle*). *Defects found* \
-and *false alarms* are decisions at the deployed threshold, which comes from held-out good parts alone. AUPRO is \
+and *false alarms* are decisions at the deployed threshold, which comes from held-out good parts alone; *promised* is \
+the false-alarm rate that so few of them can promise on further good parts, whatever was asked for. AUPRO is \
 integrated to a false-positive rate of 0.3 and of 0.05. The average weighs every category alike. *Test images* are \
 good + defective ones; real defects that are *apart* are not among them, since a model learns from them. *95 %* is the \
 interval of the figure before it over the test images, good and defective ones drawn apart. *Latency* is the median \
@@ -52,6 +62,16 @@ def untested(summary: Summary) -> list[str]:
     """A sentence for each category that there is no image of to test on."""
     names = {cell.category: cell.counts.num_tested for cell in summary.cells}
     return [f"{name}: {NOTHING_TO_TEST_ON}." for name, number in names.items() if not number]
+
+
+def promises(summary: Summary) -> str:
+    """The false-alarm rate that the held-out parts of each category can promise, beside the one asked for."""
+    places: dict[str, dict[str, None]] = {}
+    for cell in summary.cells:
+        places.setdefault(rate(cell.threshold.expected_rate), {})[cell.category] = None
+    asked = rate(summary.cells[0].threshold.rate_requested)
+    told = [f"{share} on {', '.join(names)}" for share, names in places.items()] if len(places) > 1 else list(places)
+    return f"False alarms that the held-out good parts promise: {'; '.join(told)} (asked for: {asked})."
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
@@ -84,6 +104,12 @@ def leaderboard_table(summary: Summary) -> str:
             shown = [of(average) for _, of in columns]
             rows.append([f"**{text}**" if text != UNKNOWN else "" for text in shown])
     return markdown_table([title for title, _ in columns], rows)
+
+
+def results_tables(summary: Summary) -> str:
+    """The leaderboard and, where several seeds are known, their spread below it."""
+    seeds = seed_table(summary)
+    return "\n\n".join([leaderboard_table(summary), *([_SEED_NOTE, seeds] if seeds else [])])
 
 
 def champion_table(summary: Summary) -> str:
@@ -285,7 +311,7 @@ def _seed_parts(summary: Summary) -> list[str]:
     table = seed_table(summary)
     if not table:
         return ["One seed each: the intervals tell nothing of what another training would have given."]
-    return ["## Seeds", table, "Mean ± standard deviation over runs that differ in nothing but `train.seed`."]
+    return ["## Seeds", table, _SEED_NOTE]
 
 
 def _latency_parts(summary: Summary) -> list[str]:

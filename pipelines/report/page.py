@@ -30,7 +30,7 @@ from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
 from pipelines.records import reading
 from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
-from pipelines.report.markdown import untested
+from pipelines.report.markdown import promises, untested
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -154,7 +154,7 @@ def _facts(summary: Summary) -> str:
     return (
         f"{models} on {categories} of {summary.data_set}, {' and '.join(map(str, sizes))} px, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
-        f"Thresholds are set on held-out good parts for {rate(cells[0].threshold.rate_requested)} false alarms."
+        f"{promises(summary)}"
         f"{''.join(f' {region[0].upper()}{region[1:]}.' for region in summary.regions)}"
     )
 
@@ -285,15 +285,14 @@ def _curves(place: Cell) -> Any:
 def _threshold_note(threshold: Threshold) -> str:
     parts = counted(threshold.num_images, "held-out good part")
     low, high = rate(threshold.interval_low), rate(threshold.interval_high)
-    text = (
-        f"The deployed threshold {score(threshold.value)} was set on {parts} for {rate(threshold.rate_requested)} "
-        f"false alarms; expected on further parts like them are {rate(threshold.expected_rate)} "
-        f"(95\u00a0% interval {low} to {high})."
+    asked, needed = rate(threshold.rate_requested), threshold.num_images_needed
+    set_for = f"for {asked} false alarms"
+    if not threshold.attainable:
+        set_for = f"as their highest score, since {asked} false alarms take {needed} to promise"
+    return (
+        f"The deployed threshold {score(threshold.value)} was set on {parts} {set_for}; expected on further parts like "
+        f"them are {rate(threshold.expected_rate)} (95\u00a0% interval {low} to {high})."
     )
-    if threshold.attainable:
-        return text
-    needed = threshold.num_images_needed
-    return f"{text} To promise the rate takes {needed} parts; until then it is their highest score."
 
 
 def _scale() -> dict[str, Any]:

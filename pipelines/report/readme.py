@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.errors import StageError
 from pipelines.files import atomic_file
 from pipelines.paths import Project
-from pipelines.report.markdown import leaderboard_table
+from pipelines.report.markdown import results_tables
 from pipelines.report.summary import Summary
 
 
@@ -41,7 +41,7 @@ def with_table(readme: str, name: str, summary: Summary) -> str:
     pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
     if not pattern.search(readme):
         raise StageError(f"README.md: no table '{name}'; it goes between the lines {start} and {end}")
-    return pattern.sub(lambda _: f"{start}\n{leaderboard_table(summary)}\n{end}", readme)
+    return pattern.sub(lambda _: f"{start}\n{results_tables(summary)}\n{end}", readme)
 
 
 def _kept(project: Project, name: str) -> Path:

@@ -15,7 +15,7 @@ from pipelines.evaluation.certainty import (
     measure,
 )
 from pipelines.evaluation.intervals import CONFIDENCE
-from pipelines.evaluation.measures import METRICS
+from pipelines.evaluation.measures import METRICS, PROMISED
 from pipelines.evaluation.outcomes import (
     Confusion,
     Counts,
@@ -64,9 +64,13 @@ class CellSummary(Row):
 
     @property
     def figures(self) -> dict[str, float | int | None]:
-        """The metrics, and what a part costs."""
+        """The metrics, the promise of the threshold, and what a part costs."""
         milliseconds = self.latency.milliseconds.total.p50 if self.latency else None
-        return self.metrics | {"latency_ms": milliseconds, "onnx_megabytes": self.onnx_megabytes}
+        return self.metrics | {
+            PROMISED: self.threshold.expected_rate,
+            "latency_ms": milliseconds,
+            "onnx_megabytes": self.onnx_megabytes,
+        }
 
 
 class Average(Row):
@@ -78,7 +82,7 @@ class Average(Row):
 
     @property
     def figures(self) -> dict[str, float | int | None]:
-        """The metrics alone: what a model costs is said of each cell."""
+        """The metrics alone: what is promised and what a model costs is said of each cell."""
         return self.metrics
 
 

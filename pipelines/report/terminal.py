@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipelines.evaluation.measures import PROMISED
 from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
-from pipelines.numbers import narrow_interval, score
+from pipelines.numbers import narrow_interval, percent, score
 from pipelines.paths import Project
-from pipelines.report.markdown import COLUMNS, Column, against_the_best, untested
+from pipelines.report.markdown import COLUMNS, Column, against_the_best, promises, untested
 from pipelines.report.summary import Average, CellSummary, Summary
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ def one_line(metrics: dict[str, float | None]) -> str:
     shown = [c for c in COLUMNS if c.key in ("image_auroc", "recall", "false_alarms", "pixel_auroc", "aupro_30")]
     if all(metrics.get(c.key) is None for c in shown):
         return f"{NOTHING_TO_TEST_ON}, {score(metrics['threshold'])}"
-    return ", ".join(f"{c.title} {c.show(metrics.get(c.key))}" for c in shown)
+    figures = {c.key: f"{c.title} {c.show(metrics.get(c.key))}" for c in shown}
+    figures["false_alarms"] += f" (promised: {percent(metrics.get(PROMISED))})"
+    return ", ".join(figures.values())
 
 
 def print_results(project: Project, console: "Console") -> None:
@@ -31,12 +34,14 @@ def print_results(project: Project, console: "Console") -> None:
     from rich.table import Table
 
     summary = Summary.of(project)
-    shown = [c for c in COLUMNS if c.key in ("image_auroc", "recall", "false_alarms", "aupro_30", "latency_ms")]
+    keys = ("image_auroc", "recall", "false_alarms", PROMISED, "aupro_30", "latency_ms")
+    shown = [c for c in COLUMNS if c.key in keys]
     console.print("Percent; averages weigh categories alike; 95 % is the interval of the AUROC", highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)  # the box alone keeps columns apart
     for title in ("Model", "Category"):
         table.add_column(title, no_wrap=True)
-    for title in ("Test\nimages", "Image\nAUROC", "95 %", "Defects\nfound", "False\nalarms", "AUPRO\n0.3", "Time,\nms"):
+    decisions = "Defects\nfound", "False\nalarms", "Pro-\nmise"
+    for title in ("Test\nimages", "Image\nAUROC", "95 %", *decisions, "AUPRO\n0.3", "Time,\nms"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary.averages:
         for cell in [c for c in summary.cells if c.model == row.model]:
@@ -49,7 +54,7 @@ def print_results(project: Project, console: "Console") -> None:
             "Test images: good + defective - those apart, from which a model learns; they are not in this test",
             highlight=False,
         )
-    for sentence in [*untested(summary), *against_the_best(summary)]:
+    for sentence in [promises(summary), *untested(summary), *against_the_best(summary)]:
         console.print(sentence, highlight=False)
     first = project.cell(summary.cells[0].model, summary.cells[0].category)
     console.print(f"The whole report:    {project.reports / 'report.html'}")

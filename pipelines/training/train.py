@@ -84,6 +84,8 @@ def train(
         save_trained(model, record, cell)
         if warning := _equal_scores_warning(model, model_name, data):
             _warn(warning, warnings, run, console)
+        for warning in model.warnings():
+            _warn(f"{model_name} on {category}: {warning}", warnings, run, console)
         run.metrics(record.metrics())
         run.file(cell.weights, "checkpoint")
 

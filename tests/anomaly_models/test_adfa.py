@@ -1,7 +1,6 @@
 """The acceptance facts of the method: the operator against optimal transport, the rest on a tiny random network."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from anomaly_models import adfa
 from anomaly_models.adfa import ADFA, ADFAConfig, Centres, SoftTopKSettings, top_k_weights
 from anomaly_models.base import Batch, ModelError, Prediction, Progress
+from anomaly_models.common.memory_bank import greedy_coreset
 
 SIDE = 64  # maps of 16 x 16 and 8 x 8
 GRID = 16
@@ -30,6 +30,12 @@ HYPERSPHERE: dict[str, Any] = {
     "train_radius": True,
     "alpha": 0.1,
     "nu": 1e-3,
+}
+CORESET: dict[str, Any] = {
+    "centres": {"name": "coreset", "number": 40, "per_image": 100},
+    "kl_weight": False,
+    "gamma_d": 1,
+    "start": "whitened",
 }
 TINY = SETTINGS["adfa"] | {"objective": SOFT, "blur_sigma": 2.0, "epochs": 2}
 WIDE_RESNET = {"name": "wide_resnet50_2.tv_in1k", "weights": "timm", "layers": [1, 2, 3], "combine": "separate"}
@@ -53,8 +59,8 @@ def images(number: int, seed: int) -> Tensor:
     return (pattern + 0.1 * torch.randn(number, 3, SIDE, SIDE, generator=seeded(seed))).clamp(0, 1)
 
 
-def batches(image: Tensor, size: int = 4) -> Iterator[Batch]:
-    return map(batch_of, torch.split(image, size))
+def batches(image: Tensor, size: int = 4) -> list[Batch]:
+    return [batch_of(part) for part in torch.split(image, size)]
 
 
 def fitted(train: Tensor, **changes: Any) -> ADFA:
@@ -346,6 +352,151 @@ def test_squared_distances_far_from_the_origin() -> None:
     assert (Centres(rows)(rows, None) >= 0).all()
 
 
+# Centres: a coreset
+
+
+def sampled(model: ADFA, image: Tensor, per_image: int) -> Tensor:
+    """Descriptors of so many patches of each image, at the places that `prepare` takes them from."""
+    places = seeded(0)
+    described = [described_by(model, part.unsqueeze(0))[0] for part in image]
+    return torch.cat([rows[torch.randperm(len(rows), generator=places)[:per_image]] for rows in described])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("start", ["random", "identity", "whitened"])
+def test_a_coreset_holds_the_patches_that_the_greedy_choice_takes(train: Tensor, start: str) -> None:
+    """One by one, as the starting descriptor gives them."""
+    model = fitted(train, **CORESET | {"start": start})
+    patches = sampled(model, train, 100)
+    indices, radii = greedy_coreset(patches, 40)
+    assert radii[-1] > 0
+    torch.testing.assert_close(model.centres, patches[indices])
+    assert not model.centres.requires_grad
+
+
+@torch.no_grad()
+def test_all_images_give_equally_many_patches_of_what_there_is_room_for(
+    train: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels = fitted(train, **CORESET).centres.shape[1]
+    monkeypatch.setattr(adfa, "SAMPLED_VALUES", 10 * 7 * channels + 5)
+    model = fitted(train, **CORESET)
+    patches = sampled(model, train, 7)
+    torch.testing.assert_close(model.centres, patches[greedy_coreset(patches, 40)[0]])
+    monkeypatch.setattr(adfa, "SAMPLED_VALUES", 1)  # no room at all: one of each image
+    model = fitted(train, **CORESET)
+    torch.testing.assert_close(model.centres[:10].sort(0).values, sampled(model, train, 1).sort(0).values)
+
+
+def test_fewer_patches_than_centres_are_repeated_in_turn(train: Tensor) -> None:
+    model = fitted(train[:1], **CORESET | {"centres": {"name": "coreset", "number": 600, "per_image": 1000}})
+    assert model.centres.shape[0] == 600
+    assert len(model.centres.unique(dim=0)) == GRID**2
+    assert torch.equal(model.centres[GRID**2 : 2 * GRID**2], model.centres[: GRID**2])
+
+
+def test_constant_images_have_a_coreset_of_the_same_shape(test: Tensor) -> None:
+    model = fitted(torch.full((4, 3, SIDE, SIDE), 0.5), **CORESET | {"start": "identity"})
+    assert model.centres.shape[0] == 40
+    assert len(model.centres.unique(dim=0)) < 40
+    prediction = model(test)
+    assert prediction.anomaly_map.isfinite().all()
+    assert (prediction.score > model(torch.full((1, 3, SIDE, SIDE), 0.5)).score).all()
+
+
+def turning_parts(number: int, seed: int) -> Tensor:
+    """A pale bar with one dark end at any angle, on a plain background."""
+    generator = seeded(seed)
+    axis = torch.linspace(-1, 1, SIDE)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    angle = 2 * math.pi * torch.rand(number, 1, 1, generator=generator)
+    along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+    body = torch.sigmoid(40 * (0.7 - along.abs())) * torch.sigmoid(40 * (0.25 - across.abs()))
+    shade = 0.5 + 0.4 * body * (1 - 2 * torch.sigmoid(40 * (along - 0.35)))
+    grain = 0.02 * torch.randn(number, 3, SIDE, SIDE, generator=generator)
+    return (shade.unsqueeze(1) + grain).clamp(0, 1)
+
+
+def holed(image: Tensor) -> Tensor:
+    """With a small square of the background's grey in the middle of the part."""
+    defective = image.clone()
+    defective[..., 29:35, 29:35] = 0.5
+    return defective
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("changes", "least", "most"),
+    [
+        ({"kl_weight": False}, 0.4, 0.85),
+        (CORESET | {"centres": {"name": "coreset", "number": 256, "per_image": 256}}, 0.95, 1.0),
+    ],
+    ids=["published", "coreset"],
+)
+def test_defects_of_parts_that_turn(changes: dict[str, Any], least: float, most: float) -> None:
+    """Of all pairs of a good and a defective part, the share in which the defective one scores higher."""
+    model = fitted(turning_parts(24, seed=1), **changes)
+    good, defective = model(turning_parts(30, seed=2)).score, model(holed(turning_parts(30, seed=3))).score
+    assert least <= (defective.unsqueeze(1) > good).float().mean() <= most
+
+
+# Descriptor: its start
+
+
+@torch.no_grad()
+def test_the_identity_starts_as_the_maps_themselves(train: Tensor, test: Tensor) -> None:
+    """But for the gate's factor, the same for all."""
+    model = fitted(train, **CORESET | {"start": "identity"})
+    maps = rearrange(model.features(model.backbone(test)), "b c h w -> b (h w) c")
+    torch.testing.assert_close(described_by(model, test), 1.05 * maps)
+
+
+@torch.no_grad()
+def test_a_whitened_start_makes_the_mean_0_and_the_covariance_nearly_1(train: Tensor) -> None:
+    """A direction of variance v gets v / (v + 0.1 mean(v)): nothing is turned."""
+    model = fitted(train, **CORESET)
+    maps = rearrange(model.features(model.backbone(train)), "b c h w -> (b h w) c").double()
+    described = rearrange(described_by(model, train), "b t d -> (b t) d").double() / 1.05
+    covariance = maps.T.cov(correction=0)
+    variance, direction = torch.linalg.eigh(covariance)
+    expected = direction @ torch.diag(variance / (variance + 0.1 * variance.mean())) @ direction.T
+    torch.testing.assert_close(described.T.cov(correction=0), expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(described.mean(0), torch.zeros_like(described[0]), rtol=0, atol=1e-4)
+    matrix = model.descriptor.convolution.weight[..., 0, 0]
+    torch.testing.assert_close(matrix[:, :-2], matrix[:, :-2].T)
+    assert (matrix[:, -2:] == 0).all()
+
+
+@pytest.mark.parametrize("start", ["identity", "whitened"])
+def test_such_a_start_is_a_function_of_backbone_and_images(train: Tensor, start: str) -> None:
+    models = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = ADFA(config(**CORESET | {"start": start}))
+        if models:
+            model.backbone.load_state_dict(models[0].backbone.state_dict())
+        model.prepare(batches(train))
+        models.append(model)
+    assert same_state(*models)
+
+
+@pytest.mark.parametrize("start", ["random", "identity", "whitened"])
+def test_without_epochs_nothing_is_trained(train: Tensor, start: str) -> None:
+    model = fitted(train, **CORESET | {"start": start, "epochs": 0})
+    assert model.total_steps(len(train)) == 0
+    assert model.optimizer(0) is None
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    trained = fitted(train, **CORESET | {"start": start})
+    assert all(parameter.requires_grad for parameter in trained.descriptor.parameters())
+    assert same_state(model, trained)  # before its first step
+
+
+def test_constant_images_cannot_be_whitened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ADFA, "features", lambda _, maps: torch.full((len(maps[0]), 80, GRID, GRID), 2.0))
+    with pytest.raises(ModelError, match="the normal images are constant"):
+        fitted(images(4, seed=1), **CORESET)
+
+
 # Kappa
 
 
@@ -380,13 +531,14 @@ def test_kappa_scales_loss_and_gradient_and_has_none_itself(train: Tensor, test:
 # Loss and scores
 
 
+@pytest.mark.parametrize("changes", [{}, CORESET], ids=["positions", "coreset"])
 @pytest.mark.parametrize("candidates", [None, 20])
 def test_loss_and_gradient_are_those_of_the_whole_matrix(
-    train: Tensor, test: Tensor, candidates: int | None, monkeypatch: pytest.MonkeyPatch
+    train: Tensor, test: Tensor, candidates: int | None, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken in chunks of 5 rows, against all distances at once and a solver that autograd sees through."""
     monkeypatch.setattr(adfa, "CPU_CHUNK", 5 * GRID**2)
-    model = fitted(train, objective=SOFT | {"candidates": candidates}).double()
+    model = fitted(train, **changes, objective=SOFT | {"candidates": candidates}).double()
     image = test[:2].double()
     described = described_by(model, image)
     distance = torch.cdist(described, model.centres.expand(2, -1, -1)).square()
@@ -445,9 +597,12 @@ def test_image_scores_by_hand() -> None:
     assert adfa.image_score(anomaly_map, "top100_mean").tolist() == [349.5]
 
 
+@pytest.mark.parametrize("changes", [{}, CORESET], ids=["positions", "coreset"])
 @pytest.mark.parametrize("objective", [SOFT, SOFT | {"candidates": 16}, PUBLISHED, HYPERSPHERE])
-def test_an_image_scores_by_itself(train: Tensor, test: Tensor, objective: dict[str, Any]) -> None:
-    model = fitted(train, objective=objective)
+def test_an_image_scores_by_itself(
+    train: Tensor, test: Tensor, objective: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    model = fitted(train, **changes, objective=objective)
     with_others = torch.cat([test[:1], test[1:].clamp(0.3, 0.5), torch.rand(3, 3, SIDE, SIDE, generator=seeded(0))])
     together = Prediction(*(value[:1] for value in model(with_others)))
     assert_agree(model(test[:1]), together, atol=1e-5, rtol=1e-5)
@@ -602,23 +757,25 @@ def test_an_epoch_is_a_pass_and_the_rate_stays(train: Tensor) -> None:
     assert rates_of((optimizer, schedule), 18) == [[1e-3]] * 18
 
 
-def test_resumed_training_ends_with_the_same_bits(train: Tensor) -> None:
+@pytest.mark.parametrize("changes", [{}, CORESET], ids=["positions", "coreset"])
+def test_resumed_training_ends_with_the_same_bits(train: Tensor, changes: dict[str, Any]) -> None:
     """Resumed in a fresh model, whose cache is empty, from what a checkpoint holds."""
 
     def batch_at(step: int) -> Batch:
         rows = torch.arange(4 * step, 4 * step + 4) % 10
         return batch_of(train[rows], row=rows)
 
-    whole, resumed = fitted(train), ADFA(config())
+    whole, resumed = fitted(train, **changes), ADFA(config(**changes))
     list(take_steps(whole, whole.optimizer(6), batch_at, range(6), 6))
-    resume(fitted(train), resumed, batch_at, stop=3, total=6)
+    resume(fitted(train, **changes), resumed, batch_at, stop=3, total=6)
     assert same_state(whole, resumed)
 
 
+@pytest.mark.parametrize("changes", [{}, CORESET | {"epochs": 0}], ids=["positions", "coreset"])
 @pytest.mark.parametrize("objective", [SOFT, PUBLISHED, HYPERSPHERE], ids=["all_centres", "published", "hypersphere"])
-def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], tmp_path: Path) -> None:
+def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> None:
     """The contract suite covers candidates."""
-    model = fitted(train, objective=objective)
+    model = fitted(train, **changes, objective=objective)
     assert_file_agrees(exported(model, SIDE, tmp_path / "model.onnx"), model, test)
 
 
@@ -640,6 +797,19 @@ def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], tmp_path: 
         ({"image_score": "mean"}, "'max' or 'top100_mean'"),
         ({"gamma_d": 0}, "greater than 0"),
         ({"input_statistics": "imagenet"}, "'backbone' or 'half'"),
+        ({"epochs": -1}, "greater than or equal to 0"),
+        ({"centres": {"name": "means"}}, "'positions', 'coreset'"),
+        (CORESET | {"centres": {"name": "coreset", "number": 0, "per_image": 1}}, "greater than 0"),
+        (CORESET | {"start": "ones"}, "'random', 'identity' or 'whitened'"),
+        (
+            CORESET | {"kl_weight": True},
+            "own centre, and centres: coreset has none; set it to false, or take centres: ",
+        ),
+        (
+            CORESET | {"gamma_d": 4},
+            "start: whitened keeps all channels, so gamma_d must be 1, found 4; set it to 1, or",
+        ),
+        ({"start": "identity"}, "start: identity keeps all channels, so gamma_d must be 1, found 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object], said: str) -> None:
@@ -664,6 +834,10 @@ def test_settings_survive_json() -> None:
         ({"objective": SOFT | {"candidates": 257}}, "candidates ask for 257 centres, and there are 256"),
         ({"objective": SOFT | {"k": 256}}, "k ask for 257 centres, and there are 256"),
         ({"objective": HYPERSPHERE | {"repelled": 254}}, "attracted . repelled ask for 257 centres"),
+        (
+            CORESET | {"objective": SOFT | {"candidates": 41}},
+            "candidates ask for 41 centres, and there are 40, centres.n",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_backbone_are_refused(changes: dict[str, object], said: str) -> None:

@@ -2,7 +2,10 @@
 
 import copy
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -371,7 +374,7 @@ def test_hand_case(shift: float) -> None:
     """A constant changes no loss."""
     likelihood, normal = hand_case()
     likelihood = likelihood + shift
-    boundary = bgad.normal_boundary(likelihood[normal], 0.01)
+    boundary = bgad.lower_quantile(likelihood[normal], 0.01)
     assert boundary.item() == pytest.approx(-0.495996 + shift, abs=5e-7)
     assert not boundary.requires_grad
     one = torch.ones_like(likelihood)
@@ -402,10 +405,10 @@ def test_losses_vanish_on_the_right_side_only() -> None:
 def test_beta_of_zero_pulls_nobody() -> None:
     likelihood = torch.randn(100, generator=seeded(0))
     everyone, one = torch.ones(100, dtype=torch.bool), torch.ones(100)
-    boundary = bgad.normal_boundary(likelihood, 0.0)
+    boundary = bgad.lower_quantile(likelihood, 0.0)
     assert boundary == likelihood.min()
     assert bgad.pull_loss(likelihood, everyone, one, boundary) == 0
-    assert bgad.normal_boundary(likelihood, 0.999999).item() == likelihood.max().item()
+    assert bgad.lower_quantile(likelihood, 0.999999).item() == likelihood.max().item()
 
 
 # --- which vectors
@@ -558,7 +561,7 @@ def test_terms_of_a_mini_batch_by_hand() -> None:
         focal="published",
         beta=0.1,
         push_pull_weight=0.5,
-        normaliser=4.0,
+        normaliser={"name": "fixed", "nats": 4.0},
     )
     batch = with_defects(normals(4, seed=1))
     (found,) = all_terms(model, batch)
@@ -641,6 +644,110 @@ def test_boundary_is_a_moving_average() -> None:
     assert not published.boundary_known.any()
 
 
+QUANTILE = {"name": "quantile", "factor": 2.5}
+TEN = {"name": "fixed", "nats": 10.0}
+NO_ANOMALIES = {"anomalies_per_batch": 0, "pastes_per_batch": 0}
+ONE_LEVEL = {**tiny_models.BACKBONE, "layers": [2]}
+
+
+def through_phase_1(
+    model: BGAD, batches: Callable[[int], Batch], num_normals: int = 8
+) -> tuple[BGAD, list[dict[str, Tensor]]]:
+    """The model after phase 1, and the terms of its steps."""
+    total = model.total_steps(num_normals)
+    return model, list(take_steps(model, model.optimizer(total), batches, range(model.normal_steps(total)), total))
+
+
+def test_the_normaliser_is_what_normals_lie_at_in_the_last_pass_of_phase_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of mini-batch quantiles, worked out from what the flow gave: 10 of 100 values lie below each."""
+    model = model_of(normaliser=QUANTILE, normal_epochs=2, vectors_per_step=100)
+    seen: dict[int, list[Tensor]] = {0: [], 1: []}
+    for level, flow in enumerate(model.flows):
+        found, of_level = flow.log_likelihood, seen[level]
+
+        def recorded(x: Tensor, cell: Tensor, found: Any = found, of_level: list[Tensor] = of_level) -> Tensor:
+            of_level.append(found(x, cell))
+            return of_level[-1]
+
+        monkeypatch.setattr(flow, "log_likelihood", recorded)
+    through_phase_1(model, batch_at)  # 4 batches, of which 2 are the second pass; 2 and 1 steps in each
+    for level, of_level in seen.items():
+        last = of_level[len(of_level) // 2 :]
+        expected = np.mean([np.sort(values.detach().numpy())[len(values) // 10] for values in last])
+        assert model.normal_place[level].item() == pytest.approx(expected, abs=1e-6)
+        assert model.normaliser(level).item() == pytest.approx(2.5 * abs(expected), abs=1e-5)
+        assert int(model.num_quantiles[level]) == len(last)
+    assert [len(of_level) for of_level in seen.values()] == [8, 4]
+
+
+@pytest.mark.parametrize("normaliser", [QUANTILE, TEN])
+def test_anomalies_do_not_move_the_normaliser(normaliser: dict[str, object]) -> None:
+    among = through_phase_1(model_of(normaliser=normaliser), batch_at)[0]
+    alone = through_phase_1(model_of(normaliser=normaliser), lambda step: normals(4, step % 2, 4 * (step % 2)))[0]
+    assert among.num_quantiles.tolist() == [4, 2]
+    assert torch.equal(among.normal_place, alone.normal_place)
+
+
+def test_the_quantile_is_the_same_method_as_fixed_nats_of_its_value() -> None:
+    model, _ = through_phase_1(model_of(normaliser=QUANTILE, backbone=ONE_LEVEL, steps_per_batch=[2]), batch_at)
+    nats = model.normaliser(0).item()
+    fixed = model_of(normaliser={"name": "fixed", "nats": nats}, backbone=ONE_LEVEL, steps_per_batch=[2])
+    fixed.load_state_dict(model.state_dict())
+    assert all_terms(model, batch_at(7)) == all_terms(fixed, batch_at(7))
+
+
+@pytest.mark.parametrize("normaliser", [QUANTILE, TEN])
+def test_normals_alone_are_enough_for_the_normaliser(normaliser: dict[str, object]) -> None:
+    model = model_of(features="whitened", normaliser=normaliser, **NO_ANOMALIES)
+    model.prepare([normals(4, seed=0), normals(4, seed=1)])
+    through_phase_1(model, lambda step: normals(4, step % 2, 4 * (step % 2)))
+    assert (model.normal_place < -1).all()  # whitened ones lie about -1.4
+    assert all(term > -10 for terms in all_terms(model, normals(4, seed=1)) for term in terms.values())
+
+
+def test_phase_1_has_a_batch_if_it_is_asked_for() -> None:
+    model = model_of(normaliser=QUANTILE, epochs=30, normal_epochs=1, batch_size=4)
+    assert model.total_steps(1) == 8
+    assert model.normal_steps(8) == 1
+    through_phase_1(model, batch_at, num_normals=1)
+    assert (model.num_quantiles > 0).all()
+    assert model_of(normal_epochs=0, normaliser=TEN).normal_steps(8) == 0
+
+
+@pytest.mark.parametrize("place", [0.0, 3.0, -1e-9])
+def test_a_density_without_a_scale_of_its_own_gets_the_least_normaliser(place: float) -> None:
+    model = model_of(normaliser=QUANTILE)
+    model.normal_place.fill_(place)
+    assert model.normaliser(0).item() == pytest.approx(2.5 * bgad.LEAST_NATS)
+    assert all(math.isfinite(value) for terms in all_terms(model, batch_at(7)) for value in terms.values())
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "places", "said"),
+    [
+        ({"name": "fixed", "nats": 4.0}, (-1.4, -2.0), None),
+        (TEN, (-12.0, -8.0), None),
+        (TEN, (-1.4, -1.6), r"at -0.14, -0.16 of the normaliser .*; take normaliser: {name: quantile, factor: 1.5}"),
+        (TEN, (-1.4, -8.0), r"at -0.14, -0.8 of the normaliser"),
+        ({"name": "fixed", "nats": 0.5}, (-1.4, -1.6), r"at -2.8, -3.2 of the"),
+        (QUANTILE, (-1.4, -90.0), None),
+        ({"name": "quantile", "factor": 4.0}, (-1.4, -1.6), r"normaliser.factor is 4; take 0.5 to 3.3"),
+        (QUANTILE, (-1.4, 0.5), r"at -0.4, 0.8 of .*; the normal images differ too little; look at them, or lower"),
+    ],
+)
+def test_a_normaliser_that_does_not_fit_is_told(
+    normaliser: dict[str, object], places: tuple[float, float], said: str | None
+) -> None:
+    model = model_of(normaliser=normaliser)
+    assert list(model.warnings()) == []  # not known before phase 1, nor ever without one
+    model.normal_place.copy_(torch.tensor(places))
+    model.num_quantiles.fill_(3)
+    warnings = list(model.warnings())
+    assert len(warnings) == (said is not None)
+    if said is not None:
+        assert re.search(said, warnings[0])
+
+
 def test_features_of_unaugmented_images_are_computed_once() -> None:
     model = model_of(pastes_per_batch=0, boundary={"name": "batch"})
     seen: list[Tensor] = []
@@ -659,7 +766,11 @@ def test_features_of_unaugmented_images_are_computed_once() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-@pytest.mark.parametrize("changes", [{}, MIXED], ids=["normals", "mixed"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"normaliser": TEN}, {"normaliser": QUANTILE}, {**MIXED, "normaliser": QUANTILE}],
+    ids=["fixed", "quantile", "mixed"],
+)
 def test_a_resumed_run_ends_with_the_same_bits(changes: dict[str, object], stop: int) -> None:
     whole, killed = model_of(features="whitened", **changes), model_of(features="whitened", **changes)
     for model in (whole, killed):
@@ -800,7 +911,8 @@ def test_anomalies_of_mixed_passes_take_places_of_normal_images() -> None:
 @pytest.mark.parametrize("steps", ["published", [3, 2]])
 @pytest.mark.parametrize("normal_epochs", [0, 1, 3])
 def test_schedule_ends_with_the_last_optimiser_step(steps: object, normal_epochs: int) -> None:
-    model = model_of(steps_per_batch=steps, normal_epochs=normal_epochs, epochs=3, pastes_per_batch=0)
+    changes = {"steps_per_batch": steps, "normal_epochs": normal_epochs, "epochs": 3, "pastes_per_batch": 0}
+    model = model_of(**changes, normaliser=TEN)
     total = model.total_steps(num_normals=6)
     assert total == 5  # 3 epochs of 6 images, 4 at a time
     optimizer, schedule = model.optimizer(total)
@@ -882,6 +994,9 @@ def test_folded_model_is_the_same_function(features: str) -> None:
         ({"passes": {"name": "normals", "anomalous": 100}}, "Extra inputs"),
         ({"passes": {"name": "mixed", "anomalous": 0}}, "greater than 0"),
         ({"beta": 1.0}, "less than 1"),
+        ({"normal_epochs": 0}, "normaliser is the quantile of phase 1, but normal_epochs is 0: there is no such phase"),
+        ({"normaliser": {"name": "quantile", "factor": 0.0}}, "greater than 0"),
+        ({"normaliser": {"name": "fixed", "factor": 1.0}}, "nats"),
         ({"focal": "sometimes"}, "clipped"),
     ],
 )
@@ -904,6 +1019,10 @@ def test_settings_that_do_not_fit(changes: dict[str, object], said: str) -> None
         (
             {"vectors_per_step": 100_000, "steps_per_batch": "published"},
             "vectors_per_step is 100000, more than any level has",
+        ),
+        (
+            {"vectors_per_step": 300, "steps_per_batch": "published"},
+            r"normaliser is the quantile of phase 1, which has no step for the level of 8 x 8 vectors",
         ),
     ],
 )
@@ -955,3 +1074,42 @@ def test_a_defect_that_was_never_seen_where_it_is_stands_out() -> None:
     row, column = divmod(int(found.anomaly_map.argmax()), SIZE)
     assert 32 <= row < 60
     assert 4 <= column < 32
+
+
+FAINT = (slice(24, 40), slice(24, 40))  # where the defects of training lie, all of them
+
+
+def at_the_training_defects(normaliser: dict[str, object], *, defects: bool = True) -> float:
+    """Of 200 unseen good parts, the share whose map is highest where the training defects were, or 4 pixels from there.
+
+    16 good parts and 4 defects that are hard to see: there is little to push away but their place.
+    """
+    changes = {"epochs": 10, "learning_rate": 1e-3, "steps_per_batch": [2, 2], "batch_size": 8}
+    model = model_of(features="whitened", normaliser=normaliser, **changes)
+    normal, defective = parts(16, seed=1), parts(4, seed=2)
+    stain = torch.zeros_like(defective[:, :1])
+    stain[:, :, *FAINT] = 1
+    image = torch.cat([normal, torch.where(stain > 0, 0.9 * defective, defective)])
+    mask = torch.cat([torch.zeros_like(normal[:, :1]), stain])
+    model.prepare([batch_of(normal)])
+    total = model.total_steps(16)
+
+    def shown(step: int) -> Batch:
+        chosen = torch.arange(8) + 8 * (step % 2)
+        if defects:
+            chosen = torch.cat([chosen, 16 + torch.tensor([2 * step, 2 * step + 1]) % 4])
+        return Batch(image[chosen], mask[chosen], chosen >= 16, row=chosen)
+
+    list(take_steps(model, model.optimizer(total), shown, range(total), total))
+    model.eval().calibrate([batch_of(parts(20, seed=3))])
+    near = F.max_pool2d(stain[0], 9, stride=1, padding=4).flatten() > 0
+    with torch.no_grad():
+        maps = torch.cat([model(parts(50, seed=seed)).anomaly_map.flatten(1) for seed in range(5, 9)])
+    return near[maps.argmax(dim=1)].float().mean().item()
+
+
+def test_good_parts_do_not_look_worst_where_the_training_defects_were() -> None:
+    """A normaliser too large for the features makes the push strong and the map a map of those places."""
+    without = at_the_training_defects(QUANTILE, defects=False)
+    assert at_the_training_defects({"name": "quantile", "factor": 1.5}) < without + 0.25  # 34 % for 22 %
+    assert at_the_training_defects(TEN) > without + 0.5  # 100 %

@@ -75,6 +75,7 @@ def test_parameters_as_in_the_paper(width: Width, teacher: int, student: int, to
         model = EfficientAD(settings(width=width, image_size=256))
     assert num_parameters(model.teacher) == teacher
     assert num_parameters(model.student) == student
+    assert model.autoencoder is not None
     assert num_parameters(model.autoencoder) == 1_096_320
     assert num_parameters(model) == total
 
@@ -86,7 +87,9 @@ def test_maps_at_256_pixels(width: Width) -> None:
         image = torch.rand(1, 3, 256, 256)
         assert patch_description_network(width)(image).shape == (1, channels, 56, 56)
         assert patch_description_network(width, padded=True)(image).shape == (1, channels, 64, 64)
-        assert [half.shape for half in efficient_ad.Student(width)(image)] == [(1, channels, 56, 56)] * 2
+        for heads in (1, 2):
+            student = efficient_ad.Student(width, imitates_autoencoder=heads == 2)
+            assert [head.shape for head in student(image)] == [(1, channels, 56, 56)] * heads
 
 
 @pytest.mark.parametrize(
@@ -176,8 +179,10 @@ def test_pixel_outside_the_window_leaves_the_local_map_alone(calibrated: Efficie
     assert rows.max() * 4 <= 93
     assert columns.min() * 4 + 32 >= 100
     assert columns.max() * 4 <= 102
-    overall = (calibrated.raw_maps(image).overall != calibrated.raw_maps(changed).overall)[0, 0]
-    assert overall.sum() > difference.sum()
+    overall, of_changed = calibrated.raw_maps(image).overall, calibrated.raw_maps(changed).overall
+    assert overall is not None
+    assert of_changed is not None
+    assert (overall != of_changed)[0, 0].sum() > difference.sum()
 
 
 # --- losses
@@ -244,6 +249,7 @@ def losses_of_one_pass(model: EfficientAD, batch: Batch, progress: Progress) -> 
     """Algorithm 1 literally: the whole student on each image, halves of its output taken afterwards."""
     generator = progress.generator
     assert batch.penalty is not None
+    assert model.autoencoder is not None
     mean, std = model.channel_mean, model.channel_std
     clean = model.normalise(batch.image)
     penalty = model.normalise(efficient_ad.randomly_grey(batch.penalty, generator))
@@ -269,6 +275,8 @@ def test_losses_are_those_of_algorithm_1(prepared: EfficientAD) -> None:
 def test_gradients_reach_what_the_paper_says(prepared: EfficientAD) -> None:
     batch = batch_with_penalty()
     student, autoencoder = prepared.student, prepared.autoencoder
+    assert student.autoencoder_head is not None
+    assert autoencoder is not None
     parts = {
         "trunk": student.trunk[0].weight,
         "teacher_head": student.teacher_head.weight,
@@ -401,6 +409,7 @@ def test_quantiles_have_no_limit_of_elements() -> None:
 def test_held_out_quantiles_become_0_and_a_tenth(calibrated: EfficientAD) -> None:
     holdout = torch.cat([textures(3, seed=3), textures(1, seed=4)])
     for row, cells in zip(calibrated.map_quantiles, calibrated.raw_maps(holdout), strict=True):
+        assert cells is not None
         low, high = row
         normalised = 0.1 * (cells.flatten() - low) / (high - low)
         assert normalised.quantile(0.9).item() == pytest.approx(0, abs=1e-5)
@@ -421,6 +430,40 @@ def test_normalisation_of_four_pixels_worked_by_hand(calibrated: EfficientAD, mo
     prediction = calibrated(torch.zeros(1, 3, SIZE, SIZE))
     torch.testing.assert_close(prediction.anomaly_map, expected)
     torch.testing.assert_close(prediction.score, expected.max().reshape(1))
+
+
+@torch.no_grad()
+def test_overall_weight_is_the_share_of_the_overall_map(calibrated: EfficientAD) -> None:
+    image = textures(2, seed=8)
+    local, overall = (
+        0.1 * (cells - low) / (high - low)
+        for cells, (low, high) in zip(
+            calibrated.raw_maps(image).together().split(1, 1), calibrated.map_quantiles, strict=True
+        )
+    )
+    for weight in (0.25, 0.5):
+        calibrated.config = settings(overall_weight=weight)
+        expected = efficient_ad.to_prediction((1 - weight) * local + weight * overall, SIZE)
+        for model in (calibrated, calibrated.exportable()):
+            torch.testing.assert_close(model(image), expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_without_its_map_there_is_no_autoencoder(tmp_path: Path) -> None:
+    model = with_teacher(settings(overall_weight=0))
+    model.prepare([batch_of(textures(3, seed=1))])
+    assert not any("autoencoder" in name for name in model.state_dict())
+    assert next(model.losses(batch_with_penalty(), step_at(0))).keys() == {"hard_feature", "penalty"}
+    model.calibrate([batch_of(textures(3, seed=3))])
+    image = textures(2, seed=8)
+    low, high = model.map_quantiles[0]
+    maps = model.raw_maps(image)
+    assert maps.overall is None
+    expected = efficient_ad.to_prediction(0.1 * (maps.local - low) / (high - low), SIZE)
+    torch.testing.assert_close(model(image), expected)
+    detector = tiny_models.exported(model.eval(), SIZE, tmp_path / "model.onnx")
+    assert sum(node.op_type == "Conv" for node in onnx.load(tmp_path / "model.onnx").graph.node) == 4 + 4
+    tiny_models.assert_file_agrees(detector, model, image)
 
 
 Score = Callable[[Tensor, Tensor], Tensor]

@@ -51,10 +51,11 @@ def test_without_anomalies_a_batch_is_as_it_was(root, blemish):
     )
 
 
-def test_anomalies_without_masks_are_left_out(root, blemish):
+def test_anomalies_without_masks_are_left_out_and_all_tested_on(root, blemish):
     shutil.rmtree(root / "images" / CATEGORY / "ground_truth")
     data = prepared(root, blemish, count=2)
-    assert data.rows("anomalous_train")
+    assert not data.index.rows("anomalous_train", "withheld")
+    assert sum(data.index.images[row].label for row in data.rows("test")) == data.index.counts["test_anomalous"] > 0
     assert not WithAnomalies(data, 3).training_batch(0, 0, 4).label.any()
     assert "have no masks" in anomalies_warning(data)
 

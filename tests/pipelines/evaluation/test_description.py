@@ -39,7 +39,7 @@ def test_the_worst_errors_come_first(tmp_path: Path) -> None:
 def test_a_threshold_that_promises_nothing_says_what_would(tmp_path: Path) -> None:
     few = {"num_images": 10, "rank": 10, "expected_rate": 0.0909, "attainable": False}
     text = described(tmp_path, threshold=threshold() | few)
-    assert "set for 5 % false alarms, which takes 19 to promise; expected 9.1 %" in text
+    assert "their highest, since 5 % false alarms take 19 to promise; expected 9.1 %" in text
 
 
 def test_names_of_defects_mean_nothing(tmp_path: Path) -> None:

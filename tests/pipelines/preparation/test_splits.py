@@ -134,6 +134,16 @@ def test_copies_of_an_anomaly_stay_on_one_side(defective):
     assert types_of(index, "test")["cut"] == 6
 
 
+@pytest.mark.parametrize("protocol", ["spread", "one_type"])
+def test_without_masks_all_anomalies_stay_in_the_test(defective, protocol):
+    """Nobody could learn from them."""
+    shutil.rmtree(defective / "ground_truth")
+    index = run(defective, asking(8, protocol))
+    assert types_of(index, "test") == {"good": 2, "bent": 10, "cut": 6, "swap": 4, "rare": 1}
+    assert index.rows("anomalous_train", "withheld") == []
+    assert index.warnings == ()
+
+
 def test_one_type_to_learn_from_and_the_others_to_test_on(defective):
     index = run(defective, asking(3, "one_type"))
     ((name, count),) = types_of(index, "anomalous_train").items()
@@ -155,8 +165,7 @@ def test_one_type_to_learn_from_and_the_others_to_test_on(defective):
 
 def test_of_one_type_nothing_is_learnt_where_there_is_no_other_to_test_on(plain):
     """It says so and stays usable: not every model learns from defects."""
-    shutil.rmtree(plain / "masks")
-    for path in (plain / "abnormal").iterdir():
+    for path in [*(plain / "abnormal").iterdir(), *(plain / "masks").iterdir()]:
         if path.is_dir():
             shutil.rmtree(path)
     index = run(plain, asking(1, "one_type"))

@@ -203,8 +203,7 @@ def test_a_threshold_that_promises_too_much_says_so(project: Project) -> None:
     summary = summary_of(MODELS, CATEGORIES)
     summary["cells"][0]["threshold"] |= {"attainable": False, "num_images": 1, "num_images_needed": 19}
     note = blocks(read(project, summary))["category-0"]["cells"]["fapm"]["note"]
-    assert "on 1 held-out good part for" in note
-    assert note.endswith("To promise the rate takes 19 parts; until then it is their highest score.")
+    assert "on 1 held-out good part as their highest score, since 5\xa0% false alarms take 19 to promise; exp" in note
 
 
 def test_names_cannot_become_code(tmp_path: Path) -> None:

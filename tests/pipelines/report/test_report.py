@@ -50,7 +50,8 @@ def test_the_leaderboard(project: Project) -> None:
     lines = markdown.leaderboard_table(summary).splitlines()
     assert lines[0] == (
         "| Model | Category | Test images | Image AUROC | 95 % | Image AP | Image F1-max (oracle) | Defects found "
-        "| False alarms | Pixel AUROC | Pixel AP | Pixel F1-max (oracle) | AUPRO 0.3 | AUPRO 0.05 | Steps | Train, s |"
+        "| False alarms | Promised | Pixel AUROC | Pixel AP | Pixel F1-max (oracle) | AUPRO 0.3 | AUPRO 0.05 | Steps "
+        "| Train, s |"
     )
     assert [line.split(" | ")[:3] for line in lines[2:]] == [
         ["| a", "nut", "30 + 40"],
@@ -65,7 +66,7 @@ def test_the_leaderboard(project: Project) -> None:
     assert lines[2].split(" | ")[3:5] == [shown(cell.metrics["image_auroc"]), f"{shown(low)} to {shown(high)}"]
     assert lines[3].endswith("| - | - | - | - | - | 300 | 12 |")  # no masks
     assert lines[4].split(" | ")[3] == f"**{shown(average.metrics['image_auroc'])}**"
-    assert lines[4].endswith("|  |  |  |  |  |  |")  # nor an average of them; nor of seconds
+    assert lines[4].endswith("|  |  |  |  |  |  |  |")  # nor an average of them; nor of promises and seconds
 
 
 def test_one_category_needs_no_average(project: Project) -> None:
@@ -113,6 +114,11 @@ def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None
     assert lines[2:] == [f"| a | nut | 10 | 1.235 | 5.0 | 9.1 | 0.2 to 30.8 | {alarms} of 30 | - |"]
 
 
+def test_one_promise_names_no_category(project: Project) -> None:
+    expected = "False alarms that the held-out good parts promise: 4.76\xa0% (asked for: 5\xa0%)."
+    assert markdown.promises(summarise(BOTH, project)) == expected
+
+
 def test_the_defects(project: Project) -> None:
     defects = {
         "cut": {"count": 12, "recall": 0.75, "recall_interval": (0.428, 0.945), "recall_at_rate": 0.5, "auroc": 0.95},
@@ -146,7 +152,7 @@ def test_seeds_are_a_mean_and_a_spread(project: Project) -> None:
     seeds = SeedFigures(seeds=(0, 1, 2), metrics={"image_auroc": figure})
     cell = summary.cells[0].model_copy(update={"seeds": seeds})
     lines = markdown.seed_table(summary.model_copy(update={"cells": (cell,)})).splitlines()
-    assert lines[2] == "| a | nut | 0, 1, 2 | 97.0 ± 0.4 | - | - | - |"
+    assert lines[2] == "| a | nut | 0, 1, 2 | 97.0 ± 0.4 | - | - | - | - | - |"
 
 
 def test_latency_names_its_machine(project: Project) -> None:
@@ -165,8 +171,9 @@ def test_latency_names_its_machine(project: Project) -> None:
 
 
 def test_one_line_for_the_terminal() -> None:
-    assert one_line({"image_auroc": 0.98765, "recall": 1.0, "false_alarms": 0.0, "threshold": 3.0}) == (
-        "Image AUROC 98.8, Defects found 100.0, False alarms 0.0, Pixel AUROC -, AUPRO 0.3 -"
+    found = {"image_auroc": 0.98765, "recall": 1.0, "false_alarms": 0.0, "false_alarms_promised": 1 / 9}
+    assert one_line(found | {"threshold": 3.0}) == (
+        "Image AUROC 98.8, Defects found 100.0, False alarms 0.0 (promised: 11.1), Pixel AUROC -, AUPRO 0.3 -"
     )
 
 
@@ -291,6 +298,22 @@ def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[t
     assert "30+40" in text
     assert "Image AUROC: a beats b by " in text
     assert f"blemish predict {project.cell('a', 'nut').onnx} IMAGE_OR_FOLDER" in text
+    assert len(runs) == 1
+
+
+def test_the_promise_stands_beside_the_false_alarms(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    """A hold-out of ten that cannot promise the 5 % asked for."""
+    put(project, "a", "nut", threshold=FEW, good=30, defect=40)
+    table = markdown.leaderboard_table(summarise(ONE, project)).splitlines()
+    heading, line = table[0].split(" | "), table[2].split(" | ")
+    place = heading.index("False alarms") + 1
+    assert (heading[place], line[place]) == ("Promised", "9.1")
+    report(BOTH, project)
+    text = printed(project, width=200)
+    assert "False alarms that the held-out good parts promise: 9.09\xa0% on nut; 4.76\xa0% on my bolt, nut" in text
+    assert "(asked for: 5\xa0%)." in text
+    (row,) = [line.split() for line in text.splitlines() if line.split()[:2] == ["a", "nut"]]
+    assert "9.1" in row
     assert len(runs) == 1
 
 

@@ -13,7 +13,9 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from rich.console import Console
 from safetensors.torch import load_file
+from tiny_models import SETTINGS
 
+from anomaly_models.adfa import ADFA
 from anomaly_models.base import Prediction
 from pipelines.errors import ParamsError, StageError, TrainingDiverged
 from pipelines.preparation.prepare import prepare
@@ -165,6 +167,17 @@ def test_a_second_warning_joins_the_first(project, sixth_model, console, monkeyp
 
 
 @pytest.mark.usefixtures("prepared")
+def test_what_a_model_doubts_of_its_training_is_told(project, sixth_model, monkeypatch):
+    monkeypatch.setattr(MeanColour, "warnings", lambda _: iter(["it saw little", "[red] and less"]))
+    console = Console(record=True, width=400)
+    run(project, sixth_model, console)
+    told = ["mean_colour on squares: it saw little", "mean_colour on squares: [red] and less"]
+    lines = [line.rstrip() for line in console.export_text().splitlines() if line.startswith("warning: ")]
+    assert lines == [f"warning: {text}" for text in told]
+    assert runs(project)[0].data.tags["warning"] == "; ".join(told)
+
+
+@pytest.mark.usefixtures("prepared")
 def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, params, console, monkeypatch):
     given = {"prepare": [], "losses": [], "calibrate": []}
     for phase in ("prepare", "calibrate"):
@@ -209,6 +222,25 @@ def test_what_is_not_there_is_named(project, params, console):
         train.train("fapm", "nut", params, project, CPU, console)
     with pytest.raises(StageError, match="blemish prepare squares"):
         train.train("fapm", CATEGORY, params, project, CPU, console)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_model_that_may_train_need_not(project, console, monkeypatch):
+    """Of 0 epochs, and interrupted after it has learnt without a gradient: that is not done again."""
+    values = tiny_params()
+    coreset = {"centres": {"name": "coreset", "number": 32, "per_image": 64}, "start": "whitened", "gamma_d": 1}
+    untrained = {"epochs": 0, "kl_weight": False, "backbone": values["models"]["fapm"]["backbone"]}
+    values["models"] = {"adfa": SETTINGS["adfa"] | coreset | untrained}
+    write_params(project.root, values)
+    whole = run(project, "adfa", console)
+    record = RunRecord.load(project.cell("adfa", CATEGORY).run_record, "train again")
+    assert record.train_steps == 0
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(ADFA, "calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(project, "adfa", console)
+    monkeypatch.setattr(ADFA, "prepare", lambda *_: pytest.fail("prepared twice"))
+    assert same(run(project, "adfa", console), whole)
 
 
 @pytest.mark.usefixtures("prepared")

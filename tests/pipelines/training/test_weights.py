@@ -233,7 +233,9 @@ def student_of(width: Width) -> EfficientAD:
     values = {"image_size": 256, "resize": "bilinear", "batch_size": 1, "width": width, "teacher": "file"}
     values |= {"steps": 1, "learning_rate": 1e-4}
     values |= {"weight_decay": 0.0, "hard_quantile": 0.999, "penalty_weight": 1.0, "precision": "float32"}
-    return EfficientAD(EfficientADConfig.model_validate(values | {"quantile_low": 0.9, "quantile_high": 0.995}))
+    return EfficientAD(
+        EfficientADConfig.model_validate(values | {"overall_weight": 0.5, "quantile_low": 0.9, "quantile_high": 0.995})
+    )
 
 
 # A stand-in with the published shapes (paper, Tables 6 and 7), written down and not taken from our networks.

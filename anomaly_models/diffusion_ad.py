@@ -925,10 +925,12 @@ class DiffusionAD(AnomalyModel):
         noise = torch.randn(len(image), *self.noise.shape[2:], generator=generator, device=image.device)
         return Scale(step, share.sqrt().float(), (1 - share).sqrt().float(), noise, self.config.noise_scale)
 
-    def calibrate(self, holdout: Iterable[Batch]) -> None:  # noqa: ARG002
-        """Training is over: forget the filters of the folds, which nothing else needs."""
-        if self.preconditioner is not None:
+    def train(self, mode: bool = True) -> "DiffusionAD":
+        """In eval mode training is over, and the filters of the folds, which nothing else needs, are forgotten."""
+        if not mode and self.preconditioner is not None:
             self.preconditioner.filter.forget_folds()
+        super().train(mode)
+        return self
 
     def forward(self, image: Tensor) -> Prediction:
         """Map (B, 1, H, W), the probability of a defect, and score (B,), the mean of its `top_pixels` highest."""

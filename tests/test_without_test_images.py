@@ -58,6 +58,7 @@ def test_the_whole_way_without_a_test_image(untested, blemish):
     assert record["threshold"]["num_images"] == 3
     assert record["threshold"]["oracle"] is None
     assert {name for name, value in record["metrics"].items() if value is not None} == {
+        "false_alarms_promised",
         "threshold",
         "train_seconds",
         "train_steps",

@@ -51,7 +51,7 @@ are 2 FLOP); a training step takes three times as much per image:
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate, pairwise
 from operator import mul
@@ -883,7 +883,7 @@ class DiffusionAD(AnomalyModel):
         own loss come from images without a defect only, or from all as `denoises` says.
         """
         with torch.autocast(normal.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            noisy_small, noisy_big = (self._noisy(sample.image, scale, row) for scale in (small, big))
+            noisy_small, noisy_big = self._noisy(sample.image, (small, big), row)
             denoised = denoise(self.networks.unet, noisy_small, noisy_big)
             logits = segment(self.networks.segmentation, sample.image, denoised.image)
         left_out = sample.label if self.config.denoises == "normal" else torch.zeros_like(sample.label)
@@ -898,12 +898,12 @@ class DiffusionAD(AnomalyModel):
             terms["reconstruction"] = self.config.reconstruction_weight * loss
         return terms
 
-    def _noisy(self, image: Tensor, scale: Scale, row: Tensor | None = None) -> Noisy:
-        """Images (B, 3, H, H) as the U-Net sees them."""
+    def _noisy(self, image: Tensor, scales: tuple[Scale, Scale], row: Tensor | None = None) -> Sequence[Noisy]:
+        """Images (B, 3, H, H) as the U-Net sees them at the two scales, reduced once for both."""
         seen = reduced(image, self.config.unet.image_size)
         if self.preconditioner is None:
-            return noisy_image(seen, scale)
-        return cast(PreconditionedImage, self.preconditioner(seen, scale, row))
+            return [noisy_image(seen, scale) for scale in scales]
+        return [cast(PreconditionedImage, self.preconditioner(seen, scale, row)) for scale in scales]
 
     def _scales(self, image: Tensor, generator: torch.Generator) -> tuple[Scale, Scale]:
         """The small and the big scale of a training step."""
@@ -934,8 +934,8 @@ class DiffusionAD(AnomalyModel):
 
     def forward(self, image: Tensor) -> Prediction:
         """Map (B, 1, H, W), the probability of a defect, and score (B,), the mean of its `top_pixels` highest."""
-        small, big = fixed_scales(self.config, self.noise, image.shape[0])
-        return detect(self.deployed, self._noisy(image, small), self._noisy(image, big), image, self.config.top_pixels)
+        small, big = self._noisy(image, fixed_scales(self.config, self.noise, image.shape[0]))
+        return detect(self.deployed, small, big, image, self.config.top_pixels)
 
     def exportable(self) -> "FoldedDiffusionAD":
         """The same function with fewer operations, for export; a copy, in eval mode."""

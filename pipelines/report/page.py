@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -152,7 +152,7 @@ def _facts(summary: Summary) -> str:
     models = counted(len(summary.models), "model")
     categories = counted(len(summary.categories), "category", "categories")
     return (
-        f"{models} on {categories} of {summary.data_set}, {' and '.join(map(str, sizes))} px, "
+        f"{models} on {categories} of {summary.data_set}, {_listed(map(str, sizes))} px, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
         f"{promises(summary)}"
         f"{''.join(f' {region[0].upper()}{region[1:]}.' for region in summary.regions)}"
@@ -231,8 +231,12 @@ def _sentence(champion: Champion | None, name: str) -> str:
         return f"{where} there is no winner: {champion.reason}." if champion.reason else ""
     if not champion.tied_with:
         return f"{where} the winner is {champion.best}, distinguishable from every other model."
-    *others, last = leaders(champion)
-    return f"{where} it is a tie: {', '.join(others)} and {last} cannot be told apart on these images."
+    return f"{where} it is a tie: {_listed(leaders(champion))} cannot be told apart on these images."
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 # ---- a category's page ---------------------------------------------------------------------------------------------

@@ -94,6 +94,13 @@ def blocks(reader: Reader) -> dict[str, Any]:
     return {str(attrs["id"]): json.loads(text) for attrs, text in reader.scripts if "id" in attrs}
 
 
+def test_the_page_names_every_size_that_the_models_see(project: Project) -> None:
+    summary = summary_of(MODELS, CATEGORIES)
+    for cell, side in zip(summary["cells"], (256, 256, 128, 64), strict=True):
+        cell["protocol"]["image_size"] = side
+    assert "of drawn, 64, 128 and 256 px, seed 0." in read(project, summary).words
+
+
 def test_the_tables_are_complete_without_a_script(project: Project) -> None:
     reader = read(project)
     assert "2 models on 2 categories of drawn, 64 px, seed 0." in reader.words

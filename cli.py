@@ -113,10 +113,10 @@ def prepare(category: Category) -> None:
     if source.parent.resolve() == (project.data / "mvtec_ad").resolve():
         check_mvtec_ad(source.parent, [category])  # a published set has published counts
     with counting(_console(), f"prepare {category}") as on_progress:
-        index = run(source, category, params.prepare, project.prepared(category), on_progress)
-    for warning in index.warnings:
+        made = run(source, category, params.prepare, params.views().frames, project.prepared(category), on_progress)
+    for warning in made.warnings:
         typer.echo(f"warning: {warning}", err=True)
-    counts = ", ".join(f"{name} {count}" for name, count in index.counts.items())
+    counts = ", ".join(f"{name} {count}" for name, count in made.index.counts.items())
     typer.echo(f"{category}: {counts}")
 
 

@@ -41,7 +41,7 @@ class Config(Settings):
     """
 
     image_size: PositiveInt  # side of the square input, pixels
-    resize: Literal["bilinear", "lanczos"]  # the filter that pictures come to it by; listed in `prepare.image_sizes`
+    resize: Literal["bilinear", "lanczos"]  # the filter that pictures come to it by
     batch_size: PositiveInt  # images per training step, and per gradient-free pass
 
     @property

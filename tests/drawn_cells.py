@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from made_up import scored_image
 
-from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, images_file, masks_file
+from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, SeenBy, images_file, masks_file
 from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import Confusion, Counts, Evaluation, write_predictions
 from pipelines.files import write_json
 from pipelines.paths import INDEX_FILE, Project
+from pipelines.pictures.images import Frame
 from pipelines.pictures.panels import KeptMaps, Picture, Thresholds
 from pipelines.report.summary import CellSummary, Summary
 
@@ -58,12 +59,12 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
         for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}
-    np.save(images_file(folder, side, "bilinear"), np.stack([p.rgb for p in pictures]))
+    frame = Frame(side, "bilinear")
+    SeenBy(frame, "", None, None).save(folder, "fapm")
+    np.save(images_file(folder, frame), np.stack([p.rgb for p in pictures]))
     if masked:
         np.save(masks_file(folder, side), np.stack([p.truth for p in masked]))
-    index = PreparedIndex(
-        category, "folder", {"bilinear": (side,)}, 255, bool(masked), False, {}, "", (), tuple(images)
-    )
+    index = PreparedIndex(category, "folder", 255, bool(masked), False, {}, "", (), tuple(images))
     write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
     return folder
 

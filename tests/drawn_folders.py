@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import DatasetError
+from pipelines.pictures.images import Frame
 from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
 from pipelines.preparation.prepare import prepare
 
 CONFIG = PrepareConfig(
-    image_sizes={"bilinear": [16, 8], "lanczos": [8]},
     white_level=65535,
     max_megapixels=90,
     holdout=0.2,
@@ -18,6 +18,7 @@ CONFIG = PrepareConfig(
     surfaces=[],
     seed=0,
 )
+FRAMES = {"bgad": Frame(16, "bilinear"), "fapm": Frame(8, "bilinear"), "adfa": Frame(8, "lanczos")}
 WIDTH, HEIGHT = 30, 20
 
 
@@ -60,9 +61,14 @@ def draw_plain(root):
     return root
 
 
-def run(root, config=CONFIG, destination=None):
+def made(root, config=CONFIG, destination=None, frames=FRAMES):
     destination = destination or root.parent / "prepared" / root.name
-    return prepare(root, root.name, config, destination, lambda done, total: None)
+    return prepare(root, root.name, config, frames, destination, lambda done, total: None)
+
+
+def run(root, config=CONFIG, destination=None):
+    """The index alone."""
+    return made(root, config, destination).index
 
 
 def problem(root, config=CONFIG, kind=DatasetError):

@@ -48,7 +48,6 @@ def edited(text: str) -> str:
     values["models"]["efficient_ad"] |= {"image_size": 128, "steps": 12}
     values["models"]["fapm"] |= {"image_size": 128, "crop": 128, "grid": 4}
     values["models"]["fapm"]["backbone"]["layers"] = [2, 3]  # the finest costs 16 times as much
-    values["prepare"]["image_sizes"] = [128]
     values["distill"]["efficient_ad"] |= {"steps": 12}
     values["download"]["demo_textures"] |= {"image_size": 128, "per_class": 1}
     values["evaluate"]["bootstrap"] = 50

@@ -142,3 +142,23 @@ def test_a_model_that_learns_from_defects_makes_others_be_tested_again_and_nobod
         changed = json.loads(dvc(root, "status", "--json"))
         assert {name.split("@")[0] for name in changed if "@fapm-" in name} == expected
         assert f"train@bgad-{CATEGORY}" in changed
+
+
+@pytest.mark.usefixtures("reproduced")
+def test_a_new_models_size_makes_no_other_model_train(root):
+    values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    values["models"].pop("bgad", None)
+    write_params(root, values)
+    dvc(root, "repro")
+    values["models"]["bgad"] = SETTINGS["bgad"] | {"backbone": values["models"]["fapm"]["backbone"], "image_size": 96}
+    values["evaluate"]["learnt_defects"] = "tested_by_others"
+    write_params(root, values)
+    prepare = [f"prepare@{category}" for category in CATEGORIES]
+    assert ran(dvc(root, "repro", *prepare)) == ["check", *prepare]
+    assert {path.name for path in (root / "data/prepared" / CATEGORY).glob("images_*")} == {
+        "images_64_bilinear.npy",
+        "images_96_bilinear.npy",
+    }
+    changed = json.loads(dvc(root, "status", "--json"))
+    assert not [name for name in changed if "@fapm-" in name]
+    assert f"train@bgad-{CATEGORY}" in changed

@@ -106,7 +106,6 @@ def follow_the_comment(root: Path) -> None:
     values["data"] = {"root": "images", "categories": [CATEGORY]}
     values |= {name: {} for name in ("distill", "penalty", "textures")}
     values["models"] = {"fapm": FAPM}
-    values["prepare"]["image_sizes"] = {"bilinear": [64]}
     write_params(root, values)
 
 

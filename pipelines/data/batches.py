@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from anomaly_models.base import Batch
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
-from pipelines.data.index import PreparedIndex, Split, images_file, masks_file
+from pipelines.data.index import PreparedIndex, Split, frames_in, images_file, masks_file
 from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
@@ -41,9 +41,10 @@ class PreparedData:
     def __init__(self, folder: Path, image_size: int, resize: images.Filter, device: torch.device) -> None:
         self.index = PreparedIndex.load(folder)
         self.image_size = image_size
+        frame = images.Frame(image_size, resize)
         self.device = device
-        _check_size(self.index, folder, image_size, resize)
-        files = [images_file(folder, image_size, resize)]
+        _check_frame(folder, frame)
+        files = [images_file(folder, frame)]
         if self.index.has_masks:
             files.append(masks_file(folder, image_size))
         for file in files:
@@ -116,11 +117,10 @@ class SplitBatches:
         return (self._data.batch(rows) for rows in self._chunks)
 
 
-def _check_size(index: PreparedIndex, folder: Path, image_size: int, resize: images.Filter) -> None:
-    if image_size in index.image_sizes.get(resize, ()):
-        return
-    found = ", ".join(f"{size} ({by})" for by, sizes in index.image_sizes.items() for size in sizes)
-    raise StageError(
-        f"{folder}: prepared at {found} pixels, not at {image_size} ({resize}); "
-        f"add {image_size} to `prepare.image_sizes.{resize}` and run `blemish prepare {folder.name}`"
-    )
+def _check_frame(folder: Path, frame: images.Frame) -> None:
+    found = frames_in(folder)
+    if frame not in found:
+        at = ", ".join(map(str, found))
+        raise StageError(
+            f"{folder}: prepared at {at or 'no size'}, not at {frame} pixels; run `blemish prepare {folder.name}`"
+        )

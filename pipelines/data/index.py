@@ -1,7 +1,7 @@
 """What row i of a category's prepared arrays is: the index that `prepare` writes and every later stage reads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -9,16 +9,17 @@ from pydantic import TypeAdapter
 from pydantic_core import from_json
 
 from pipelines.errors import StageError
-from pipelines.files import file_sha256
+from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
-from pipelines.pictures.images import Filter
+from pipelines.pictures.images import Frame
 from pipelines.records import reading
 
-FORMAT = 3  # of a prepared folder; raised when what is written changes
+FORMAT = 4  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder"]
 # Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
 # Whether others are, `PreparedIndex.tested` says.
 Split = Literal["train", "holdout", "anomalous_train", "withheld", "test"]
+_SEEN_BY = "seen_by"  # a prepared folder's folder of a record for each model
 GOOD = "good"  # the defect type of a normal image
 
 
@@ -44,7 +45,6 @@ class PreparedIndex:
 
     category: str
     layout: Layout
-    image_sizes: Mapping[Filter, tuple[int, ...]]
     white_level: int
     has_masks: bool
     surface: bool  # the category fills the image
@@ -115,9 +115,36 @@ class PreparedIndex:
         return self.rows("test") if defects_apart else self.rows("test", "anomalous_train", "withheld")
 
 
-def images_file(folder: Path, size: int, resize: Filter) -> Path:
+@dataclass(frozen=True, slots=True)
+class SeenBy:
+    """Which arrays of a prepared folder a model sees: the file on which, beside the index, its training depends."""
+
+    frame: Frame
+    images_sha256: str  # of the arrays' files
+    masks_sha256: str | None
+    warning: str | None  # for the user
+
+    def save(self, folder: Path, model: str) -> None:
+        (folder / _SEEN_BY).mkdir(exist_ok=True)
+        write_json(folder / _SEEN_BY / f"{model}.json", asdict(self))
+
+
+def frames_in(folder: Path) -> list[Frame]:
+    """What a prepared folder holds its images as, the smallest first.
+
+    Raises:
+        StageError: a record is damaged.
+    """
+    found = set()
+    for path in (folder / _SEEN_BY).glob("*.json"):
+        with reading(path, f"run `blemish prepare {folder.name}`"):
+            found.add(TypeAdapter(SeenBy).validate_json(path.read_bytes()).frame)
+    return sorted(found)
+
+
+def images_file(folder: Path, frame: Frame) -> Path:
     """Where a prepared folder holds its images (N, size, size, 3), uint8."""
-    return folder / f"images_{size}_{resize}.npy"
+    return folder / f"images_{frame.size}_{frame.resize}.npy"
 
 
 def masks_file(folder: Path, size: int) -> Path:

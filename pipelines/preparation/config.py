@@ -1,11 +1,11 @@
 """Section `prepare` of params.yaml."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel
 
 from anomaly_models.common.settings import Settings
-from pipelines.pictures.images import Filter
+from pipelines.pictures.images import Filter, Frame
 
 
 class AnomalousTrainConfig(Settings):
@@ -21,27 +21,27 @@ class AnomalousTrainConfig(Settings):
     protocol: Literal["spread", "one_type"]
 
 
-def _unique(sizes: list[int]) -> list[int]:
-    if len(set(sizes)) != len(sizes):
-        raise ValueError("sizes must differ from one another")
-    return sizes
+class View(BaseModel):
+    """What `prepare` must know of a model's section; the rest is the model's own."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    image_size: PositiveInt  # side of the square, pixels
+    resize: Filter
 
 
-Sizes = Annotated[list[PositiveInt], Field(min_length=1), AfterValidator(_unique)]
+class Views(RootModel[dict[str, View]]):
+    """Section `models`."""
 
-
-def by_filter(sizes: Any) -> Any:
-    """A list alone is of the filter that most models ask for."""
-    return {"bilinear": sizes} if isinstance(sizes, list) else sizes
-
-
-ImageSizes = Annotated[dict[Filter, Sizes], Field(min_length=1), BeforeValidator(by_filter)]
+    @property
+    def frames(self) -> dict[str, Frame]:
+        """What each model sees of a picture."""
+        return {model: Frame(view.image_size, view.resize) for model, view in self.root.items()}
 
 
 class PrepareConfig(Settings):
-    """Section `prepare` of `params.yaml`."""
+    """Section `prepare` of `params.yaml`. What pictures are resized to, the models' own sections say."""
 
-    image_sizes: ImageSizes  # pixels, by filter; every one that a model asks for
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white
     max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
@@ -49,13 +49,3 @@ class PrepareConfig(Settings):
     anomalous_train: AnomalousTrainConfig
     surfaces: list[str]  # categories that fill the image: no part stands out from a background
     seed: NonNegativeInt
-
-    @property
-    def arrays(self) -> list[tuple[int, Filter]]:
-        """The size and filter of each array of images."""
-        return [(size, resize) for resize, sizes in self.image_sizes.items() for size in sizes]
-
-    @property
-    def mask_sizes(self) -> list[int]:
-        """Masks are resized by the nearest pixel, whatever the images are by."""
-        return list(dict.fromkeys(size for size, _ in self.arrays))

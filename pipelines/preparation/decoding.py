@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from scipy import ndimage
 from pipelines.errors import DatasetError, ImageError
 from pipelines.numbers import counted
 from pipelines.pictures import images
-from pipelines.pictures.images import Filter
+from pipelines.pictures.images import Frame
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.layouts import Findings, Listing, some
 from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
@@ -55,11 +55,17 @@ class Spool:
 class Decoded:
     """A category's pictures, by their paths."""
 
-    images: Mapping[tuple[int, Filter], Spool]  # by size and filter; rows (size, size, 3), uint8
+    images: Mapping[Frame, Spool]  # rows (size, size, 3), uint8
     masks: Mapping[int, Spool]  # by size; rows (size, size), bool, of the pictures that have a mask
     originals: dict[str, tuple[int, int]] = field(default_factory=dict)  # (width, height), upright; of readable ones
     pixels: dict[str, str] = field(default_factory=dict)  # SHA-256 of the upright RGB pixels and their shape
     findings: Findings = field(default_factory=Findings)
+    shrunk: dict[int, str] = field(default_factory=dict)  # by size, a warning of masks that lost regions at it
+
+
+def mask_sizes(frames: Sequence[Frame]) -> list[int]:
+    """Masks are resized by the nearest pixel, whatever the images are by."""
+    return list(dict.fromkeys(frame.size for frame in frames))
 
 
 @contextlib.contextmanager
@@ -68,6 +74,7 @@ def decoded(
     listing: Listing,
     masks: Mapping[str, str],
     config: PrepareConfig,
+    frames: Sequence[Frame],
     folder: Path,
     pool: ThreadPoolExecutor,
     on_progress: Callable[[int, int], None],
@@ -79,17 +86,18 @@ def decoded(
         def spool() -> Spool:
             return Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder)))
 
-        image_rows = {array: spool() for array in config.arrays}
-        mask_rows = {size: spool() for size in config.mask_sizes}
+        image_rows = {frame: spool() for frame in frames}
+        mask_rows = {size: spool() for size in mask_sizes(frames)}
         result = Decoded(image_rows, mask_rows)
         pictures = []
-        jobs = in_order(lambda path: _decode(source, path, masks.get(path), config), paths, pool)
+        jobs = in_order(lambda path: _decode(source, path, masks.get(path), config, frames), paths, pool)
         for done, picture in enumerate(jobs, 1):
             _keep(picture, result)
             pictures.append(picture.without_rows())
             on_progress(done, len(paths))
         _tell_of_lookalikes(source, listing, pictures, result.findings)
         _tell_of_masks(pictures, result.findings)
+        result.shrunk.update(_told_of_shrinking(pictures))
         _tell_of_range(pictures, config.white_level, result.findings)
         yield result
 
@@ -117,7 +125,7 @@ class _Picture:
         return self
 
 
-def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) -> _Picture:
+def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig, frames: Sequence[Frame]) -> _Picture:
     result = _Picture(path, mask, pixels=f"unreadable: {path}")
     try:
         picture = images.read(source / path, config.white_level, config.max_megapixels)
@@ -127,7 +135,7 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) ->
         result.highest = picture.highest
         result.black_and_white = is_black_and_white(picture.rgb)
         result.nearly_so = is_nearly_black_and_white(picture.rgb)
-        result.image_rows = [images.resize_rgb(picture.rgb, size, resize) for size, resize in config.arrays]
+        result.image_rows = [images.resize_rgb(picture.rgb, *frame) for frame in frames]
     except ImageError as error:
         result.problems.append(error)
     if mask is None:
@@ -141,7 +149,7 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig) ->
     if result.original is not None:
         result.turned_alone = _is_turned_alone(source / path, source / mask, marked.shape)
     regions, _ = ndimage.label(marked, structure=_EIGHT_CONNECTED)
-    for size in config.mask_sizes:
+    for size in mask_sizes(frames):
         small, what = _shrink_mask(marked, regions, size)
         result.mask_rows.append(small)
         if what is not None:
@@ -228,14 +236,17 @@ def _tell_of_lookalikes(source: Path, listing: Listing, pictures: list[_Picture]
         )
 
 
-def _tell_of_masks(pictures: list[_Picture], findings: Findings) -> None:
+def _told_of_shrinking(pictures: list[_Picture]) -> Iterator[tuple[int, str]]:
     altered: defaultdict[int, list[str]] = defaultdict(list)
     for picture in pictures:
         for size, what in picture.altered:
             altered[size].append(f"{picture.mask} ({what})")
     for size in sorted(altered):
         masks = counted(len(altered[size]), "mask")
-        findings.warnings.append(f"{masks} with fewer regions at {size} pixels: {some(altered[size])}")
+        yield size, f"{masks} with fewer regions at {size} pixels: {some(altered[size])}"
+
+
+def _tell_of_masks(pictures: list[_Picture], findings: Findings) -> None:
     if turned := [picture.path for picture in pictures if picture.turned_alone]:
         findings.warnings.append(
             f"{counted(len(turned), 'picture')} turned by EXIF, without a mask that is: {some(turned)}; "

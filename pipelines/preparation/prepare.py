@@ -1,4 +1,6 @@
-"""A folder of images in a supported layout -> resized uint8 arrays per split, with an index.
+"""A folder of images in a supported layout -> resized uint8 arrays of all splits, with an index.
+
+Of each model there is a record of what it sees of them, so that DVC trains again whom a change reaches, and no other.
 
 Every problem of a category is found before one error lists them all, and nothing is kept of a category that has one.
 """
@@ -6,14 +8,15 @@ Every problem of a category is found before one error lists them all, and nothin
 import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, images_file, masks_file
+from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, SeenBy, images_file, masks_file
 from pipelines.files import atomic_folder, file_sha256, write_json
 from pipelines.paths import INDEX_FILE
+from pipelines.pictures.images import Frame
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.decoding import Decoded, decoded
 from pipelines.preparation.layouts import Findings, Listing, detect_layout, find_dead_links, list_category, pair_masks
@@ -21,12 +24,32 @@ from pipelines.preparation.rows import array_file, threads
 from pipelines.preparation.splits import Item, split
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `prepare` has made."""
+
+    index: PreparedIndex
+    seen: Mapping[str, SeenBy]  # by model
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line each, for the user."""
+        by_size = sorted({(record.frame.size, record.warning) for record in self.seen.values() if record.warning})
+        return [*self.index.warnings, *(warning for _, warning in by_size)]
+
+
 def prepare(
-    source: Path, category: str, config: PrepareConfig, destination: Path, on_progress: Callable[[int, int], None]
-) -> PreparedIndex:
+    source: Path,
+    category: str,
+    config: PrepareConfig,
+    frames: Mapping[str, Frame],
+    destination: Path,
+    on_progress: Callable[[int, int], None],
+) -> Prepared:
     """Decode, check and resize the images of the category's folder `source` into the prepared folder `destination`.
 
-    `on_progress` is told (images done, images in all). The same files give the same bytes.
+    `frames`: what each model sees. `on_progress` is told (images done, images in all). The same files give the same
+    bytes, and those of an index and an array do not depend on which others are made.
 
     Raises:
         DatasetError: `source` cannot be used; the message lists every problem.
@@ -38,7 +61,7 @@ def prepare(
     find_dead_links(source, findings)
     masks = pair_masks(source, listing, config.max_megapixels, findings)
     with threads() as pool, atomic_folder(destination) as folder:
-        with decoded(source, listing, masks, config, folder, pool, on_progress) as rows:
+        with decoded(source, listing, masks, config, sorted(set(frames.values())), folder, pool, on_progress) as rows:
             items = split(source, listing, masks, rows.pixels, config, findings)
             findings.add(rows.findings)
             findings.raise_problems(category)
@@ -46,7 +69,19 @@ def prepare(
         digests = _digests(source, listing, masks, pool)
         index = _index(category, layout, items, rows.originals, digests, config, findings)
         write_json(folder / INDEX_FILE, {"format": FORMAT} | asdict(index))
-    return index
+        seen = {model: _seen(folder, frame, rows, index) for model, frame in frames.items()}
+        for model, record in seen.items():
+            record.save(folder, model)
+    return Prepared(index, seen)
+
+
+def _seen(folder: Path, frame: Frame, rows: Decoded, index: PreparedIndex) -> SeenBy:
+    return SeenBy(
+        frame=frame,
+        images_sha256=file_sha256(images_file(folder, frame)),
+        masks_sha256=file_sha256(masks_file(folder, frame.size)) if index.has_masks else None,
+        warning=rows.shrunk.get(frame.size),
+    )
 
 
 def _digests(source: Path, listing: Listing, masks: Mapping[str, str], pool: ThreadPoolExecutor) -> dict[str, str]:
@@ -57,8 +92,8 @@ def _digests(source: Path, listing: Listing, masks: Mapping[str, str], pool: Thr
 
 def _write_arrays(items: list[Item], rows: Decoded, folder: Path) -> None:
     masked = [item for item in items if item.mask is not None]
-    for (size, resize), spool in rows.images.items():
-        with array_file(images_file(folder, size, resize), (len(items), size, size, 3), np.uint8) as file:
+    for frame, spool in rows.images.items():
+        with array_file(images_file(folder, frame), (len(items), frame.size, frame.size, 3), np.uint8) as file:
             file.writelines(spool.row(item.path) for item in items)
     for size, spool in rows.masks.items() if masked else ():
         with array_file(masks_file(folder, size), (len(masked), size, size), np.bool_) as file:
@@ -93,7 +128,6 @@ def _index(
     return PreparedIndex(
         category=category,
         layout=layout,
-        image_sizes={resize: tuple(sizes) for resize, sizes in config.image_sizes.items()},
         white_level=config.white_level,
         has_masks=bool(mask_rows),
         surface=category in config.surfaces,

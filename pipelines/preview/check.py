@@ -58,11 +58,11 @@ def require_packages(params: Params) -> None:
 
 
 def write_checked(params: Params, project: Project) -> None:
-    """What DVC's other stages depend on: that the file is in order, which models are in `models`, how each is tested.
+    """What DVC's other stages depend on: that params.yaml is in order, and of each model what they must know of it.
 
-    The first never changes. The second does when a model leaves `models` or comes back, and for no other reason, the
-    third when that, or a setting, changes which defects a model is tested on. `train` depends on the folder of a
-    model's inputs, also where it wants none.
+    The first never changes; whether a model is in `models` does when it leaves or comes back, and for no other reason;
+    how it is tested when that, or a setting, changes which defects it is tested on; what the models see, for `prepare`,
+    with their sizes. `train` depends on the folder of a model's inputs, also where it wants none.
     """
     from anomaly_models import MODELS
 
@@ -78,6 +78,8 @@ def write_checked(params: Params, project: Project) -> None:
             learns = params.model_config_of(name).wants.anomalies > 0
             tested = "but for those that models learn from" if params.defects_apart(learns=learns) else "all"
             (temporary / "tests" / f"{name}.txt").write_text(f"defects tested on: {tested}\n", encoding="utf-8")
+        seen = "".join(f"{name} sees {frame}\n" for name, frame in sorted(params.views().frames.items()))
+        (temporary / "frames.txt").write_text(seen, encoding="utf-8")
 
 
 def unused_sections(params: Params) -> list[str]:
@@ -92,19 +94,12 @@ def unused_sections(params: Params) -> list[str]:
 
 def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> list[str]:
     """What the models read must be made, and at their size."""
-    from pipelines.preparation.config import by_filter
     from pipelines.preparation.penalty import Penalties
     from pipelines.preparation.textures import TextureSets
     from pipelines.teachers.distill import Teachers
 
     schemas: dict[str, type[BaseModel]] = {"distill": Teachers, "penalty": Penalties, "textures": TextureSets}
     problems = [problem for name, schema in schemas.items() for problem in section_problems(_used(raw), name, schema)]
-    sizes = by_filter(_at(raw, "prepare", "image_sizes"))
-    problems += [
-        f"models.{name}.image_size = {config.image_size}: not one of prepare.image_sizes.{config.resize}, add it there"
-        for name, config in configs.items()
-        if isinstance(sizes, dict) and config.image_size not in (sizes.get(config.resize) or ())
-    ]
     for section, key in INPUTS.items():
         for name in raw[section] if isinstance(raw.get(section), dict) else ():
             problems += _input_problem(raw, section, name, key, configs)

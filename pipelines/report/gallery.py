@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.data.index import PreparedIndex, images_file, masks_file
+from pipelines.data.index import PreparedIndex, frames_in, images_file, masks_file
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import ScoredImage, read_tested
 from pipelines.pictures.panels import KeptMaps, Layout
@@ -66,15 +66,15 @@ class CategoryGallery:
     def __init__(self, prepared: Path, folders: Mapping[str, Path]) -> None:
         """`prepared`: the category's arrays; `folders`: the evaluation of each model."""
         index = PreparedIndex.load(prepared)
-        finest, by = max((size, by) for by, sizes in index.image_sizes.items() for size in sizes)
+        frame = frames_in(prepared)[-1]
         self._row = {image.path: row for row, image in enumerate(index.images)}
         self._entries = index.images
-        shape, remedy = (len(index.images), finest, finest, 3), f"run `blemish prepare {prepared.name}`"
-        self._pixels = read_array(images_file(prepared, finest, by), shape, np.uint8, remedy, mapped=True)
+        shape, remedy = (len(index.images), frame.size, frame.size, 3), f"run `blemish prepare {prepared.name}`"
+        self._pixels = read_array(images_file(prepared, frame), shape, np.uint8, remedy, mapped=True)
         self._masks = None
         if index.has_masks:
-            shape_of_masks = (index.num_masks, finest, finest)
-            self._masks = read_array(masks_file(prepared, finest), shape_of_masks, np.bool_, remedy, mapped=True)
+            shape_of_masks = (index.num_masks, frame.size, frame.size)
+            self._masks = read_array(masks_file(prepared, frame.size), shape_of_masks, np.bool_, remedy, mapped=True)
         self.has_masks = index.has_masks
         self.tested = {model: {image.path: image for image in read_tested(folder)} for model, folder in folders.items()}
         self.images: dict[str, ScoredImage] = {}

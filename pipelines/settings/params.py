@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
+    BaseModel,
     Field,
     NonNegativeInt,
     PositiveInt,
@@ -16,7 +17,7 @@ from pydantic import (
 
 from anomaly_models.common.settings import Settings
 from pipelines.errors import ParamsError, hint
-from pipelines.preparation.config import PrepareConfig
+from pipelines.preparation.config import PrepareConfig, Views
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 from pipelines.sources.download import DownloadParams
 
@@ -138,6 +139,18 @@ class Params(Settings):
         config = self.models[model]
         assert isinstance(config, Config), "load_checked comes first"
         return config
+
+    def views(self) -> Views:
+        """What each model sees of a picture; the models need not have been checked.
+
+        Raises:
+            ParamsError: one message with every section that does not say.
+        """
+        sections = {name: dict(value) if isinstance(value, BaseModel) else value for name, value in self.models.items()}
+        problems = section_problems({"models": sections}, "models", Views)
+        if problems:
+            raise ParamsError("\n  ".join(["params.yaml:", *problems]))
+        return Views.model_validate(sections)
 
     def defects_apart(self, *, learns: bool) -> bool:
         """Whether a model is not tested on the real defects that models learn from; `learns`: whether it does itself.

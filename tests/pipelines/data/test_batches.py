@@ -1,5 +1,6 @@
 """Batches hold what `images` reads, and the training stream is a pure function of (seed, step)."""
 
+import shutil
 from collections import Counter
 
 import drawn_folders
@@ -13,12 +14,13 @@ from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.files import read_json, write_json
 from pipelines.pictures import images
+from pipelines.pictures.images import Frame
 from pipelines.preparation.prepare import prepare
 
 SIZE = 8
-CONFIG = drawn_folders.CONFIG.model_copy(
-    update={"image_sizes": {"bilinear": [SIZE], "lanczos": [SIZE, 4]}, "holdout": 0.3}
-)
+CONFIG = drawn_folders.CONFIG.model_copy(update={"holdout": 0.3})
+FRAME = Frame(SIZE, "bilinear")
+FRAMES = {"adfa": FRAME, "fapm": FRAME, "bgad": Frame(SIZE, "lanczos"), "diffusion_ad": Frame(4, "lanczos")}
 CPU = torch.device("cpu")
 
 
@@ -42,7 +44,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(source):
     destination = source.parent / "prepared/nut"
-    prepare(source, "nut", CONFIG, destination, lambda done, total: None)
+    prepare(source, "nut", CONFIG, FRAMES, destination, lambda done, total: None)
     return destination
 
 
@@ -158,7 +160,7 @@ def test_masks_are_zero_where_the_category_has_none(source, tmp_path):
     without.mkdir()
     for name in ("train", "test"):
         (without / name).symlink_to(source / name)
-    prepare(without, "nut", CONFIG, tmp_path / "prepared/nut", lambda done, total: None)
+    prepare(without, "nut", CONFIG, FRAMES, tmp_path / "prepared/nut", lambda done, total: None)
     prepared = PreparedData(tmp_path / "prepared/nut", SIZE, "bilinear", CPU)
     batch = prepared.batch(prepared.rows("test"))
     assert batch.label.sum() == 3
@@ -171,11 +173,11 @@ def test_not_prepared(tmp_path):
 
 
 def test_a_size_that_is_not_prepared(folder):
-    found = r"prepared at 8 \(bilinear\), 8 \(lanczos\), 4 \(lanczos\) pixels"
-    for size, resize in ((256, "bilinear"), (4, "bilinear")):
-        missing = rf"not at {size} \({resize}\); add {size} to `prepare.image_sizes.{resize}` and run `blemish prepare"
-        with pytest.raises(StageError, match=f"{found}, {missing} nut`"):
-            PreparedData(folder, size, resize, CPU)
+    found = r"prepared at 4 \(lanczos\), 8 \(bilinear\), 8 \(lanczos\)"
+    for size in (256, 4):
+        missing = rf"not at {size} \(bilinear\) pixels; run `blemish prepare nut`"
+        with pytest.raises(StageError, match=f"{found}, {missing}"):
+            PreparedData(folder, size, "bilinear", CPU)
 
 
 def test_each_filter_has_its_own_images_and_all_the_same_masks(folder):
@@ -191,7 +193,6 @@ def test_each_filter_has_its_own_images_and_all_the_same_masks(folder):
     [
         ({"images": [{}]}, "images.0.path: Field required"),
         ({"images": 3}, "images: Input should be"),
-        ({"image_sizes": {"bilinear": ["8"]}}, "image_sizes.bilinear.0: Input should be a valid integer"),
         ({"layout": "coco"}, "layout: Input should be"),
         ({"counts": None}, "counts: Input should be"),
     ],
@@ -211,7 +212,7 @@ def test_a_damaged_index(folder, tmp_path, changes, reason):
     [({"format": 0}, "prepared in format 0"), ({}, r"images_8_bilinear\.npy: missing; run `blemish prepare nut`")],
 )
 def test_another_format_and_missing_arrays(folder, tmp_path, changes, message):
-    (tmp_path / "nut").mkdir()
+    shutil.copytree(folder / "seen_by", tmp_path / "nut/seen_by")
     write_json(tmp_path / "nut/index.json", read_json(folder / "index.json") | changes)
     with pytest.raises(StageError, match=message):
         PreparedData(tmp_path / "nut", SIZE, "bilinear", CPU)

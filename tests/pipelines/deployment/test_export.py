@@ -28,7 +28,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def trained(project, params, console):
-    prepare(project.root / "images" / CATEGORY, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+    source, folder = project.root / "images" / CATEGORY, project.prepared(CATEGORY)
+    prepare(source, CATEGORY, params.prepare, params.views().frames, folder, lambda *_: None)
     train("fapm", CATEGORY, params, project, CPU, console)
 
 
@@ -268,7 +269,6 @@ def test_good_test_parts_copied_from_training_are_exported(project, console):
 
 def test_a_file_reads_pictures_by_the_filter_it_was_trained_on(project, console):
     values = as_published(CATEGORY)
-    values["prepare"]["image_sizes"] = {"bilinear": [64], "lanczos": [64]}
     values["models"]["fapm"]["resize"] = "lanczos"
     parity = whole_way(project, CATEGORY, values, console)
     assert parity.input_levels == 0

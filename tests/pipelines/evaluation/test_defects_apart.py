@@ -35,7 +35,8 @@ def with_models(project, *names, learnt_defects="tested_by_nobody", count=2, **b
 
 def prepared(project, params):
     source = project.root / "images" / CATEGORY
-    return prepare(source, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+    folder = project.prepared(CATEGORY)
+    return prepare(source, CATEGORY, params.prepare, params.views().frames, folder, lambda *_: None).index
 
 
 def counts_of(project, model):

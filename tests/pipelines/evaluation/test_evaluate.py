@@ -25,7 +25,8 @@ CPU = torch.device("cpu")
 
 
 def prepare_category(project, params):
-    prepare(project.root / "images" / CATEGORY, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+    source, folder = project.root / "images" / CATEGORY, project.prepared(CATEGORY)
+    prepare(source, CATEGORY, params.prepare, params.views().frames, folder, lambda *_: None)
 
 
 @pytest.fixture

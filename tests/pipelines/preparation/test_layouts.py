@@ -5,7 +5,7 @@ import shutil
 import unicodedata
 
 import pytest
-from drawn_folders import CONFIG, HEIGHT, WIDTH, paths_of, problem, run, write_image, write_mask
+from drawn_folders import CONFIG, FRAMES, HEIGHT, WIDTH, paths_of, problem, run, write_image, write_mask
 
 from pipelines.preparation.prepare import prepare
 
@@ -13,7 +13,7 @@ from pipelines.preparation.prepare import prepare
 def test_mvtec_layout(mvtec):
     progress = []
     folder = mvtec.parent / "prepared/nut"
-    index = prepare(mvtec, "nut", CONFIG, folder, lambda done, total: progress.append((done, total)))
+    index = prepare(mvtec, "nut", CONFIG, FRAMES, folder, lambda done, total: progress.append((done, total))).index
     assert index.layout == "mvtec"
     assert index.category == "nut"
     assert index.has_masks
@@ -22,7 +22,7 @@ def test_mvtec_layout(mvtec):
     assert progress == [(done, 15) for done in range(1, 16)]
     assert {path.name for path in folder.iterdir()} == {
         "index.json", "images_16_bilinear.npy", "images_8_bilinear.npy", "images_8_lanczos.npy", "masks_16.npy",
-        "masks_8.npy",
+        "masks_8.npy", "seen_by",
     }  # fmt: skip
     assert sorted(paths_of(index, "train") + paths_of(index, "holdout")) == [
         f"train/good/{n:03}.png" for n in range(10)

@@ -5,20 +5,21 @@ import json
 import os
 import resource
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
-from drawn_folders import CONFIG, HEIGHT, WIDTH, problem, run, write_mask
+from drawn_folders import CONFIG, FRAMES, HEIGHT, WIDTH, made, problem, run, write_mask
 from PIL import Image
 from pydantic import ValidationError
 from shared_data import shared_folder
 
-from pipelines.data.index import PreparedIndex
+from pipelines.data.index import PreparedIndex, SeenBy, frames_in
 from pipelines.errors import DatasetError, ImageError, StageError
-from pipelines.files import DiskFull
+from pipelines.files import DiskFull, read_json
 from pipelines.pictures import images
+from pipelines.pictures.images import Frame
 from pipelines.preparation.config import PrepareConfig
-from pipelines.preparation.prepare import prepare
 
 INSPECTION = shared_folder("inspection")
 
@@ -80,8 +81,39 @@ def test_the_same_files_give_the_same_bytes(mvtec, tmp_path):
     run(mvtec, destination=tmp_path / "a/nut")
     shutil.copytree(mvtec, tmp_path / "elsewhere/nut")
     run(tmp_path / "elsewhere/nut", destination=tmp_path / "b/nut")
-    for path in (tmp_path / "a/nut").iterdir():
+    for path in (tmp_path / "a/nut").glob("*.*"):
         assert path.read_bytes() == (tmp_path / "b/nut" / path.name).read_bytes(), path.name
+
+
+def test_another_models_size_changes_nothing_that_a_model_depends_on(mvtec, tmp_path):
+    def files(folder, frames):
+        made(mvtec, destination=folder / "nut", frames=frames)
+        found = [path for path in (folder / "nut").rglob("*") if path.is_file()]
+        return {path.relative_to(folder / "nut").as_posix(): path.read_bytes() for path in found}
+
+    before, after = files(tmp_path / "a", FRAMES), files(tmp_path / "b", FRAMES | {"bgad": Frame(12, "lanczos")})
+    assert before.keys() - after.keys() == {"images_16_bilinear.npy", "masks_16.npy"}
+    assert {name for name in before.keys() & after.keys() if before[name] != after[name]} == {"seen_by/bgad.json"}
+
+
+def test_what_a_model_sees_of_the_arrays(mvtec):
+    prepared = made(mvtec)
+    folder = mvtec.parent / "prepared/nut"
+    sha256 = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")}
+    assert prepared.seen["adfa"] == SeenBy(
+        Frame(8, "lanczos"), sha256["images_8_lanczos.npy"], sha256["masks_8.npy"], None
+    )
+    assert read_json(folder / "seen_by/adfa.json") == asdict(prepared.seen["adfa"]) | {"frame": [8, "lanczos"]}
+    assert frames_in(folder) == [(8, "bilinear"), (8, "lanczos"), (16, "bilinear")]
+    assert {path.stem for path in (folder / "seen_by").iterdir()} == FRAMES.keys()
+
+
+def test_a_record_that_is_damaged(mvtec):
+    made(mvtec)
+    path = mvtec.parent / "prepared/nut/seen_by/fapm.json"
+    path.write_text('{"frame": [8]}')
+    with pytest.raises(StageError, match=r"seen_by/fapm.json: damaged.*run `blemish prepare nut`"):
+        frames_in(path.parents[1])
 
 
 def test_a_category_may_fill_the_image(plain):
@@ -95,7 +127,7 @@ def test_a_region_lost_by_resizing_is_a_warning(mvtec):
     mask[2, 29] = True
     Image.fromarray(mask).save(mvtec / "ground_truth/bent/000.png")
     warning = "1 mask with fewer regions at {} pixels: ground_truth/bent/000.png (2 regions became 1)"
-    assert run(mvtec).warnings == (warning.format(8), warning.format(16))
+    assert made(mvtec).warnings == [warning.format(8), warning.format(16)]
 
 
 def test_a_mask_never_comes_out_empty(mvtec):
@@ -103,7 +135,7 @@ def test_a_mask_never_comes_out_empty(mvtec):
     mask[0, 0] = mask[19, 29] = True
     assert not images.resize_mask(mask, 8).any()
     Image.fromarray(mask).save(mvtec / "ground_truth/bent/000.png")
-    warnings = run(mvtec).warnings
+    warnings = made(mvtec).warnings
     assert warnings[0].endswith("8 pixels: ground_truth/bent/000.png (vanished, kept at the centroid)")
     rows, columns = np.load(mvtec.parent / "prepared/nut/masks_8.npy")[0].nonzero()
     assert (rows.tolist(), columns.tolist()) == ([0, 7], [0, 7])
@@ -293,7 +325,7 @@ def test_a_full_disk_is_told(mvtec):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(DiskFull, match="prepared/nut"):
-            run(mvtec, CONFIG.model_copy(update={"image_sizes": {"bilinear": [256]}}))
+            made(mvtec, frames={"fapm": Frame(256, "bilinear")})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((mvtec.parent / "prepared").iterdir()) == []
@@ -305,9 +337,6 @@ def test_a_full_disk_is_told(mvtec):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"image_sizes": {}}, {"image_sizes": {"bilinear": []}}, {"image_sizes": {"bilinear": [0]}},
-        {"image_sizes": {"bilinear": [64, 64]}}, {"image_sizes": {"cubic": [64]}}, {"image_sizes": [0]},
-        {"image_sizes": 64},
         {"white_level": 0},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
         {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
@@ -318,14 +347,10 @@ def test_settings_out_of_range(wrong):
         PrepareConfig(**CONFIG.model_dump() | wrong)
 
 
-def test_a_list_of_sizes_is_bilinear():
-    assert PrepareConfig(**CONFIG.model_dump() | {"image_sizes": [64, 8]}).arrays == [(64, "bilinear"), (8, "bilinear")]
-
-
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 8
+    assert len(caught.value.errors()) == 7
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):
@@ -337,7 +362,7 @@ def test_index_of_another_version(mvtec):
     run(mvtec)
     path = mvtec.parent / "prepared/nut/index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(StageError, match="prepared in format 99, this version reads 3; run `blemish prepare nut`"):
+    with pytest.raises(StageError, match="prepared in format 99, this version reads 4; run `blemish prepare nut`"):
         PreparedIndex.load(path.parent)
 
 
@@ -349,8 +374,7 @@ def test_index_of_another_version(mvtec):
     ("category", "training", "test_normal", "test_anomalous"), [("hazelnut_toy", 28, 6, 17), ("cookie", 31, 14, 32)]
 )
 def test_real_categories(tmp_path, category, training, test_normal, test_anomalous):
-    config = CONFIG.model_copy(update={"image_sizes": {"bilinear": [64]}})
-    index = prepare(INSPECTION / category, category, config, tmp_path / category, lambda done, total: None)
+    index = made(INSPECTION / category, CONFIG, tmp_path / category, {"fapm": Frame(64, "bilinear")}).index
     assert index.counts["train"] + index.counts["holdout"] == training
     assert index.counts["holdout"] == 6
     assert (index.counts["test_normal"], index.counts["test_anomalous"]) == (test_normal, test_anomalous)

@@ -96,19 +96,6 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
             ["models.fapm.far_rule.name = 'meen': Input should be one of 'mean', 'median'"],
         ),
         ({"models.fapm.far_rule": {"nam": "mean"}}, ["models.fapm.far_rule.name: missing"]),
-        (
-            {"prepare.image_sizes": {"bilinear": [128, 512]}},
-            ["models.fapm.image_size = 256: not one of prepare.image_sizes.bilinear, add it there"],
-        ),
-        (
-            {"models.fapm.resize": "lanczos"},
-            ["models.fapm.image_size = 256: not one of prepare.image_sizes.lanczos, add it there"],
-        ),
-        ({"prepare.image_sizes": 256}, ["prepare.image_sizes = 256: Input should be a mapping"]),
-        (
-            {"prepare.image_sizes": [128, 512]},
-            ["models.fapm.image_size = 256: not one of prepare.image_sizes.bilinear, add it there"],
-        ),
     ],
 )
 def test_what_is_said_of_models(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
@@ -156,6 +143,7 @@ def test_what_dvc_is_told(tmp_path: Path) -> None:
     told = {file.name: file.read_text() for file in (tmp_path / "checked").glob("*.txt")}
     assert told.pop("params.txt") == "params.yaml is in order\n"
     assert told.pop("fapm.txt") == "in models\n"
+    assert told.pop("frames.txt") == "fapm sees 256 (bilinear)\n"
     assert set(told.values()) == {"not in models\n"}
     assert set(told) == {"adfa.txt", "bgad.txt", "diffusion_ad.txt", "efficient_ad.txt"}
     assert list((tmp_path / "pretrained").iterdir()) == [tmp_path / "pretrained" / "fapm"]  # what `train` depends on

@@ -11,7 +11,6 @@ EFFICIENT_AD = SETTINGS["efficient_ad"] | {"image_size": 256, "batch_size": 2, "
 def told(root, blemish):
     """What `train --dry-run` prints for a model, by the first word of each line."""
     values = tiny_params()
-    values["prepare"]["image_sizes"] = {"bilinear": [64, 256]}
     values["models"]["efficient_ad"] = EFFICIENT_AD
     write_params(root, values)
     blemish("prepare", CATEGORY)

@@ -22,7 +22,6 @@ TEACHER = "pretrained/efficient_ad/teacher/teacher.safetensors"
 def efficient_ad(root):
     """A project that trains EfficientAD for three steps."""
     values = tiny_params()
-    values["prepare"]["image_sizes"] = {"bilinear": [128]}
     values["distill"] = {"efficient_ad": distill_settings(steps=2, batch_size=2)}
     values["penalty"] = {"efficient_ad": {"image_size": 128, "limit": 5}}
     values["models"] = {"efficient_ad": tiny_models.SETTINGS["efficient_ad"] | {"batch_size": 1, "teacher": TEACHER}}
@@ -160,7 +159,6 @@ def test_nothing_is_made_for_a_model_that_is_not_there(root, blemish, efficient_
     """DVC's stage has its empty folder or files, and a teacher of earlier stays."""
     efficient_ad["penalty"] = {"efficient_ad": {"image_size": 128, "limit": 5}}
     efficient_ad["models"] = tiny_params()["models"]
-    efficient_ad["prepare"]["image_sizes"] = {"bilinear": [64]}
     write_params(root, efficient_ad)
     for _ in range(2):
         outcome = blemish(verb, "efficient_ad")

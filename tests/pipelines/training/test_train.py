@@ -30,7 +30,8 @@ CLI = Path(train.__file__).resolve().parents[2] / "cli.py"
 
 @pytest.fixture
 def prepared(project, params):
-    prepare(project.root / "images" / CATEGORY, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+    source, folder = project.root / "images" / CATEGORY, project.prepared(CATEGORY)
+    prepare(source, CATEGORY, params.prepare, params.views().frames, folder, lambda *_: None)
 
 
 def run(project, model, console):

@@ -54,11 +54,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
-from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
 from anomaly_models.common.memory_bank import greedy_coreset
 from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.settings import Settings, Size
 from anomaly_models.common.statistics import Moments
 
 GATE_KERNEL = 9  # channels that the gate sees at once; fixed, not the adaptive size of the ECA paper
@@ -141,7 +141,7 @@ class ADFAConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.blur_sigma and blur_radius(self.blur_sigma) > self.image_size:
+        if self.blur_sigma and blur_radius(self.blur_sigma) > min(self.image_size):
             raise ValueError(f"blur_sigma {self.blur_sigma} reaches beyond a map of {self.image_size} pixels; lower it")
         if self.start != "random" and self.gamma_d != 1:
             raise ValueError(
@@ -228,12 +228,12 @@ class Descriptor(nn.Module):
 
     coordinates: Tensor  # (1, 2, h, w): row and column, each from -1 to 1
 
-    def __init__(self, in_channels: int, channels: int, side: int) -> None:
+    def __init__(self, in_channels: int, channels: int, size: Size) -> None:
         super().__init__()
         self.convolution = nn.Conv2d(in_channels + 2, channels, kernel_size=1)
         self.gate = nn.Conv1d(1, 1, GATE_KERNEL, padding=GATE_KERNEL // 2, bias=False)
-        axis = torch.linspace(-1, 1, side)
-        coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).unsqueeze(0)
+        axes = [torch.linspace(-1, 1, side) for side in size]
+        coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)
         self.register_buffer("coordinates", coordinates, persistent=False)
 
     @torch.no_grad()
@@ -455,14 +455,14 @@ class ADFA(AnomalyModel):
         if config.input_statistics == "half":
             self.backbone.mean.fill_(0.5)
             self.backbone.std.fill_(0.5)
-        self.side = _grid_side(config, self.backbone.reductions)
-        num_centres = self.side**2 if isinstance(config.centres, PositionCentres) else config.centres.number
+        self.grid, *_ = map_sizes(self.backbone, config.image_size, "image_size")
+        num_centres = self.grid.area if isinstance(config.centres, PositionCentres) else config.centres.number
         _check_neighbours(config, num_centres)
         in_channels = sum(self.backbone.channels)
         channels = in_channels // config.gamma_d
         if channels == 0:
             raise ModelError(f"gamma_d must be at most {in_channels}, the backbone's channels; found {config.gamma_d}")
-        self.descriptor = Descriptor(in_channels, channels, self.side)
+        self.descriptor = Descriptor(in_channels, channels, self.grid)
         if config.start == "identity":
             self.descriptor.start_from(torch.eye(channels), torch.zeros(channels))
         self.register_buffer("centres", torch.zeros(num_centres, channels))
@@ -569,7 +569,7 @@ class ADFA(AnomalyModel):
                 cells = cells.clamp_min(MIN_SQUARED_SCORE).sqrt() if settings.sqrt else cells
             case HypersphereSettings() as settings:
                 cells = soft_minimum(self.nearest(described, kappa, settings.attracted))
-        grid = rearrange(cells, "b (h w) -> b 1 h w", h=self.side)
+        grid = rearrange(cells, "b (h w) -> b 1 h w", h=self.grid.height)
         anomaly_map = self.blur(resize_map(grid, self.config.image_size))
         return Prediction(anomaly_map, image_score(anomaly_map, self.config.image_score))
 
@@ -584,7 +584,7 @@ class ADFA(AnomalyModel):
     def features(self, maps: list[Tensor]) -> Tensor:
         """Maps with each position averaged with its neighbours, joined at the finest resolution: (B, C, h, w)."""
         averaged = [F.avg_pool2d(features, kernel_size=3, stride=1, padding=1) for features in maps]
-        return torch.cat([averaged[0], *(resize_map(features, self.side) for features in averaged[1:])], dim=1)
+        return torch.cat([averaged[0], *(resize_map(features, self.grid) for features in averaged[1:])], dim=1)
 
     def kappa(self, described: Tensor) -> Tensor:
         """What scales the squared distances of each image, (B,): `kl_factor`, or 1."""
@@ -620,18 +620,6 @@ class ADFA(AnomalyModel):
         index = rearrange(torch.cat(found), "(b t) n -> b t n", t=described.shape[1])
         difference = rearrange(described, "b t d -> b t 1 d") - self.centres[index]
         return rearrange(kappa, "b -> b 1 1") * difference.square().sum(3)
-
-
-def _grid_side(config: ADFAConfig, reductions: tuple[int, ...]) -> int:
-    """Positions per side of the finest map; ModelError unless the deepest has a whole number of them."""
-    deepest = reductions[-1]
-    if config.image_size % deepest:
-        below = config.image_size // deepest * deepest
-        raise ModelError(
-            f"image_size must be a multiple of {deepest}, the stride of the deepest layer of {config.backbone.name}, "
-            f"found {config.image_size}; the nearest are {below} and {below + deepest}"
-        )
-    return config.image_size // reductions[0]
 
 
 def _check_neighbours(config: ADFAConfig, num_centres: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.settings import Settings, Sides, Size
 from anomaly_models.common.synthesis import SynthesisConfig
 
 
@@ -40,13 +40,13 @@ class Config(Settings):
     No field has a default: a default is a parameter that DVC cannot see.
     """
 
-    image_size: PositiveInt  # side of the square input, pixels
+    image_size: Sides  # of the input, pixels
     resize: Literal["bilinear", "lanczos"]  # the filter that pictures come to it by
     batch_size: PositiveInt  # images per training step, and per gradient-free pass
 
     @property
-    def seen(self) -> int:
-        """Side of the centre square of the input that the model sees, pixels; most see all of it."""
+    def seen(self) -> Size:
+        """Of the centre of the input that the model sees, pixels; most see all of it."""
         return self.image_size
 
     @property

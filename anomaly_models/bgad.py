@@ -82,10 +82,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
-from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
 from anomaly_models.common.copy_paste import paste_defects
 from anomaly_models.common.row_cache import RowCache
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.settings import Settings, Size
 from anomaly_models.common.statistics import Moments
 
 NUM_BLOCKS = 8  # per flow
@@ -255,7 +255,7 @@ class Position:
 
     row: Tensor  # (N,)
     column: Tensor  # (N,)
-    code: Tensor  # (side, 64)
+    code: Tensor  # (longer side, 64)
 
 
 class CouplingBlock(nn.Module):
@@ -300,15 +300,15 @@ class ConditionalFlow(nn.Module):
 
     code: Tensor
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, size: Size) -> None:
         super().__init__()
-        self.channels, self.side = channels, side
+        self.channels, self.size = channels, size
         self.blocks = nn.ModuleList(CouplingBlock(channels) for _ in range(NUM_BLOCKS))
-        self.register_buffer("code", axis_code(side), persistent=False)
+        self.register_buffer("code", axis_code(max(size)), persistent=False)
 
     def forward(self, x: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
         """Latent vectors (N, C) and log-determinants (N,) of features (N, C), at cells (N,) counted row by row."""
-        position = Position(cell // self.side, cell % self.side, self.code)
+        position = Position(cell // self.size.width, cell % self.size.width, self.code)
         log_determinant = x.new_zeros(x.shape[0])
         for block in self.blocks:
             x, change = block(x, position)
@@ -321,10 +321,10 @@ class ConditionalFlow(nn.Module):
         return log_density(z.square().sum(dim=1), log_determinant, self.channels)
 
     def map_of(self, features: Tensor) -> Tensor:
-        """Log-likelihoods (B, side, side) of feature maps (B, C, side, side)."""
-        cell = torch.arange(self.side**2, device=features.device).expand(features.shape[0], -1)
+        """Log-likelihoods (B, h, w) of feature maps (B, C, h, w)."""
+        cell = torch.arange(self.size.area, device=features.device).expand(features.shape[0], -1)
         flat = self.log_likelihood(rearrange(features, "b c h w -> (b h w) c"), cell.flatten())
-        return rearrange(flat, "(b h w) -> b h w", h=self.side, w=self.side)
+        return rearrange(flat, "(b h w) -> b h w", h=self.size.height, w=self.size.width)
 
 
 def log_density(squared_norm: Tensor, log_determinant: Tensor, channels: int) -> Tensor:
@@ -392,12 +392,12 @@ def push_loss(likelihood: Tensor, abnormal: Tensor, weight: Tensor, boundary: Te
 NORMAL, ABNORMAL, LEFT_OUT = 0, 1, 2  # what a cell is
 
 
-def cells_of(mask: Tensor, side: int, masks: NearestMasks | AreaMasks) -> Tensor:
-    """NORMAL, ABNORMAL or LEFT_OUT for each cell, (B, side * side), of masks (B, 1, H, H), 0 or 1."""
+def cells_of(mask: Tensor, size: Size, masks: NearestMasks | AreaMasks) -> Tensor:
+    """NORMAL, ABNORMAL or LEFT_OUT for each cell, (B, h * w), of masks (B, 1, H, W), 0 or 1."""
     if isinstance(masks, NearestMasks):
-        kinds = (F.interpolate(mask, size=side, mode="nearest") > 0.5).long()
+        kinds = (F.interpolate(mask, size=tuple(size), mode="nearest") > 0.5).long()
         return rearrange(kinds, "b 1 h w -> b (h w)")
-    covered = F.adaptive_avg_pool2d(mask, side)
+    covered = F.adaptive_avg_pool2d(mask, size)
     abnormal = covered >= masks.abnormal
     near = F.max_pool2d((covered > 0).float(), 3, stride=1, padding=1) > 0
     kinds = torch.where(abnormal, ABNORMAL, torch.where(near, LEFT_OUT, NORMAL))
@@ -478,11 +478,11 @@ class BGAD(AnomalyModel):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config.backbone, config.image_size)
-        self.sides = _map_sides(config, self.backbone)
+        self.sizes = _map_sizes(config, self.backbone)
         whitening = Whitening if config.features == "whitened" else nn.Identity
         self.whitenings = nn.ModuleList(map(whitening, self.backbone.channels))
-        self.flows = nn.ModuleList(map(ConditionalFlow, self.backbone.channels, self.sides))
-        levels = len(self.sides)
+        self.flows = nn.ModuleList(map(ConditionalFlow, self.backbone.channels, self.sizes))
+        levels = len(self.sizes)
         self.register_buffer("boundary", torch.zeros(levels))
         self.register_buffer("boundary_known", torch.zeros(levels, dtype=torch.bool))
         self.register_buffer("normal_place", torch.zeros(levels))
@@ -495,16 +495,16 @@ class BGAD(AnomalyModel):
         """Raises ModelError if no level learns, or one has no phase 1 to take its normaliser from."""
         size, first, second = self.config.vectors_per_step, *(self.steps_per_batch(phase=phase) for phase in (1, 2))
         if not any(first):
-            vectors = max(self.sides) ** 2 * self.config.batch_size
+            vectors = self.sizes[0].area * self.config.batch_size
             raise ModelError(
                 f"BGAD's vectors_per_step is {size}, more than any level has in a batch ({vectors} at most); lower it, "
                 "or name steps_per_batch per level"
             )
-        late = [side for side, before, after in zip(self.sides, first, second, strict=True) if after and not before]
+        late = [size for size, before, after in zip(self.sizes, first, second, strict=True) if after and not before]
         if late and isinstance(self.config.normaliser, QuantileNormaliser):
             raise ModelError(
-                f"BGAD's normaliser is the quantile of phase 1, which has no step for the level of {late[0]} x "
-                f"{late[0]} vectors (vectors_per_step is {size}); lower it, or name steps_per_batch per level"
+                f"BGAD's normaliser is the quantile of phase 1, which has no step for the level of {late[0].width} x "
+                f"{late[0].height} vectors (vectors_per_step is {size}); lower it, or name steps_per_batch per level"
             )
 
     @torch.no_grad()
@@ -523,7 +523,7 @@ class BGAD(AnomalyModel):
             whitening.learn(moments)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Per level (B, C, side, side), of images (B, 3, H, W) in [0, 1]."""
+        """Per level (B, C, h, w), of images (B, 3, H, W) in [0, 1]."""
         return [whiten(level) for whiten, level in zip(self.whitenings, self.backbone(image), strict=True)]
 
     # The schedule: the loop counts batches, optimiser and schedule count mini-batches.
@@ -565,7 +565,7 @@ class BGAD(AnomalyModel):
         images = self.config.batch_size
         if phase == 2 and isinstance(self.config.passes, NormalPasses):
             images += self.config.anomalies_per_batch + self.config.pastes_per_batch
-        return tuple(images * side**2 // self.config.vectors_per_step for side in self.sides)
+        return tuple(images * size.area // self.config.vectors_per_step for size in self.sizes)
 
     def optimizer(self, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """Adam over all flows: one whose level is idle has no gradients, and keeps its state as if by itself."""
@@ -659,7 +659,7 @@ class BGAD(AnomalyModel):
             image, pasted_mask = self._pastes(batch, generator)
             features = [torch.cat(pair) for pair in zip(features, self._cell_features(image), strict=True)]
             mask = torch.cat([mask, pasted_mask])
-        kinds = [cells_of(mask, side, self.config.masks) for side in self.sides]
+        kinds = [cells_of(mask, size, self.config.masks) for size in self.sizes]
         return [flatten(level, kind) for level, kind in zip(features, kinds, strict=True)]
 
     def _shown(self, batch: Batch) -> Tensor:
@@ -671,7 +671,7 @@ class BGAD(AnomalyModel):
         return normal | usable
 
     def _pastes(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (n, 3, H, H) and masks of real defects on random normals; n is at most `pastes_per_batch`."""
+        """Images (n, 3, H, W) and masks of real defects on random normals; n is at most `pastes_per_batch`."""
         donor = self._draw(usable_anomalies(batch), generator)
         host = self._draw(~batch.label, generator)
         foreground = None if batch.foreground is None else batch.foreground[host]
@@ -710,7 +710,7 @@ class BGAD(AnomalyModel):
 
     def warnings(self) -> Iterator[str]:
         """Where normals lie is far from where the losses expect them."""
-        places = [self.normal_place[level] / self.normaliser(level) for level in range(len(self.sides))]
+        places = [self.normal_place[level] / self.normaliser(level) for level in range(len(self.sizes))]
         known = [float(place) for place, number in zip(places, self.num_quantiles, strict=True) if number]
         if all(USUAL_PLACE[0] <= place <= USUAL_PLACE[1] for place in known):
             return
@@ -729,7 +729,7 @@ class BGAD(AnomalyModel):
         return "the normal images differ too little; look at them, or lower normal_epochs"
 
     def log_likelihoods(self, image: Tensor) -> list[Tensor]:
-        """Per level (B, side, side), of images (B, 3, H, W) in [0, 1]."""
+        """Per level (B, h, w), of images (B, 3, H, W) in [0, 1]."""
         maps = []
         for flow, features in zip(self.flows, self.features(image), strict=True):
             assert isinstance(flow, ConditionalFlow)
@@ -744,20 +744,15 @@ class BGAD(AnomalyModel):
         return FoldedBGAD(self).eval()
 
 
-def _map_sides(config: BGADConfig, backbone: Backbone) -> tuple[int, ...]:
-    """The sides of the backbone's maps; ModelError unless its strides divide the image and its channels are even."""
-    if config.image_size % backbone.reductions[-1]:
-        below = config.image_size // backbone.reductions[-1] * backbone.reductions[-1]
-        raise ModelError(
-            f"BGAD's image_size must be a multiple of {backbone.reductions[-1]}, the stride of the deepest layer of "
-            f"{backbone.name}, found {config.image_size}; the nearest are {below} and {below + backbone.reductions[-1]}"
-        )
+def _map_sizes(config: BGADConfig, backbone: Backbone) -> tuple[Size, ...]:
+    """Of the backbone's maps; ModelError unless its strides divide the image and its channels are even."""
+    sizes = map_sizes(backbone, config.image_size, "BGAD's image_size")
     if any(channels % 2 for channels in backbone.channels):
         raise ModelError(
             f"BGAD splits channels in halves, but layers {list(backbone.layers)} of {backbone.name} have "
             f"{', '.join(map(str, backbone.channels))}; take others"
         )
-    return tuple(config.image_size // reduction for reduction in backbone.reductions)
+    return sizes
 
 
 def rate_factor(step: int, warm_up: int, total: int) -> float:
@@ -778,12 +773,12 @@ def flatten(features: Tensor, kinds: Tensor) -> Vectors:
     return Vectors(features[kept], cell[kept], kinds[kept] == ABNORMAL)
 
 
-def to_prediction(log_likelihoods: list[Tensor], ceiling: Tensor, size: int) -> Prediction:
-    """How far the levels' relative likelihoods (B, side, side), at most 1 each, fall short of their number in sum."""
+def to_prediction(log_likelihoods: list[Tensor], ceiling: Tensor, size: Size) -> Prediction:
+    """How far the levels' relative likelihoods (B, h, w), at most 1 each, fall short of their number in sum."""
     total: Tensor | float = 0.0
     for level, log_likelihood in enumerate(log_likelihoods):
         relative = (log_likelihood - ceiling[level]).clamp(max=0).exp().unsqueeze(1)
-        total = total + F.interpolate(relative, size=(size, size), mode="bilinear", align_corners=True)
+        total = total + F.interpolate(relative, size=tuple(size), mode="bilinear", align_corners=True)
     anomaly_map = len(log_likelihoods) - total
     assert isinstance(anomaly_map, Tensor)
     return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
@@ -793,7 +788,7 @@ def to_prediction(log_likelihoods: list[Tensor], ceiling: Tensor, size: int) -> 
 
 
 class FoldedBlock(nn.Module):
-    """A `CouplingBlock` on maps (B, C, side, side): what the position adds is a number per row and one per column."""
+    """A `CouplingBlock` on maps (B, C, h, w): what the position adds is a number per row and one per column."""
 
     rotation: Tensor
     expand: Tensor
@@ -803,13 +798,13 @@ class FoldedBlock(nn.Module):
     contract_bias: Tensor
     offset: Tensor
 
-    def __init__(self, block: CouplingBlock, code: Tensor) -> None:
+    def __init__(self, block: CouplingBlock, code: Tensor, size: Size) -> None:
         super().__init__()
         kept, column, row = block.expand_by_input()
         folded = {
             "expand": rearrange(kept, "hidden half -> hidden half 1 1"),
-            "of_column": rearrange(F.linear(code, column, block.expand.bias), "x hidden -> 1 hidden 1 x"),
-            "of_row": rearrange(F.linear(code, row), "y hidden -> 1 hidden y 1"),
+            "of_column": rearrange(F.linear(code[: size.width], column, block.expand.bias), "x hidden -> 1 hidden 1 x"),
+            "of_row": rearrange(F.linear(code[: size.height], row), "y hidden -> 1 hidden y 1"),
             "contract": rearrange(DAMPING * block.contract.weight, "channel hidden -> channel hidden 1 1"),
             "contract_bias": DAMPING * block.contract.bias,
             "rotation": rearrange(block.rotation * block.scale, "out channel -> out channel 1 1"),
@@ -819,7 +814,7 @@ class FoldedBlock(nn.Module):
             self.register_buffer(name, value.detach().clone())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, C, side, side), and the sum of the log-scales without the constant of `scale`, (B, side, side)."""
+        """Maps (B, C, h, w), and the sum of the log-scales without the constant of `scale`, (B, h, w)."""
         kept, moved = x.chunk(2, dim=1)
         hidden = F.relu(F.conv2d(kept, self.expand) + self.of_column + self.of_row)
         log_scale, shift = F.conv2d(hidden, self.contract, self.contract_bias).chunk(2, dim=1)
@@ -837,12 +832,12 @@ class FoldedFlow(nn.Module):
         super().__init__()
         blocks = [block for block in flow.blocks if isinstance(block, CouplingBlock)]
         self.channels = flow.channels
-        self.blocks = nn.ModuleList(FoldedBlock(block, flow.code) for block in blocks)
+        self.blocks = nn.ModuleList(FoldedBlock(block, flow.code, flow.size) for block in blocks)
         constant = torch.stack([block.scale.log().sum() for block in blocks]).sum()
         self.register_buffer("log_determinant", constant.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Log-likelihoods (B, side, side) of feature maps (B, C, side, side)."""
+        """Log-likelihoods (B, h, w) of feature maps (B, C, h, w)."""
         log_determinant = self.log_determinant
         for block in self.blocks:
             x, change = block(x)

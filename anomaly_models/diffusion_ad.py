@@ -76,8 +76,8 @@ from torch.utils.checkpoint import checkpoint
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.randomness import generator_on
-from anomaly_models.common.scoring import resize_map
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.scoring import resize_map, size_of
+from anomaly_models.common.settings import Settings, Sides, Size
 from anomaly_models.common.synthesis import SynthesisConfig, Synthesised, synthesise
 from anomaly_models.common.wiener import (
     MOST_IMAGES,
@@ -107,11 +107,11 @@ Rate = Callable[[int], float]  # training step to the factor of a learning rate
 class UNetConfig(Settings):
     """The paper: the image's size, width 128, multipliers 1 1 2 2 4 4, 2 blocks, attention at 32 16 8, 4 heads."""
 
-    image_size: PositiveInt  # side of what is denoised, pixels: the model's image_size, or a power of two less
+    image_size: Sides  # of what is denoised, pixels: the model's image_size, or a power of two less
     width: Annotated[int, Field(gt=0, multiple_of=MIN_CHANNELS_PER_GROUP)]  # channels of the finest level
     multipliers: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]  # of the width, level by level
     blocks: PositiveInt  # per level on the way down; one more on the way up
-    attention_sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # sides of the levels that have attention
+    attention_sizes: Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # longer sides of levels with attention
     heads: PositiveInt  # of each attention
     recomputed_levels: NonNegativeInt  # finest levels computed again for the gradient: slower, and less memory
 
@@ -127,13 +127,13 @@ class UNetConfig(Settings):
 
     @property
     def sides(self) -> list[int]:
-        """Of the levels, pixels, the finest first."""
-        return [self.image_size >> level for level in range(len(self.multipliers))]
+        """The longer one of each level, pixels, the finest first."""
+        return [max(self.image_size) >> level for level in range(len(self.multipliers))]
 
     @model_validator(mode="after")
     def _levels_exist(self) -> Self:
         coarsest = 2 ** (len(self.multipliers) - 1)
-        if self.image_size % coarsest:
+        if any(side % coarsest for side in self.image_size):
             raise ValueError(
                 f"{len(self.multipliers)} multipliers halve the image {len(self.multipliers) - 1} times: image_size "
                 f"must be a multiple of {coarsest}, found {self.image_size}"
@@ -191,16 +191,16 @@ class DiffusionADConfig(Config):
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         halvings = 2 ** (len(SEGMENTATION_MULTIPLIERS) - 1)
-        if self.image_size % halvings:
+        if any(side % halvings for side in self.image_size):
             raise ModelError(f"image_size must be a multiple of {halvings} for DiffusionAD; found {self.image_size}")
-        factor = self.image_size // self.unet.image_size
-        if self.unet.image_size * factor != self.image_size or factor & (factor - 1):
+        factor = self.image_size.height // self.unet.image_size.height
+        if Size(*(factor * side for side in self.unet.image_size)) != self.image_size or factor & (factor - 1):
             raise ModelError(
                 f"unet.image_size must be image_size {self.image_size}, or it halved some times; "
                 f"found {self.unet.image_size}"
             )
-        if self.top_pixels > self.image_size**2:
-            raise ModelError(f"top_pixels must be at most the {self.image_size**2} pixels; found {self.top_pixels}")
+        if self.top_pixels > self.image_size.area:
+            raise ModelError(f"top_pixels must be at most the {self.image_size.area} pixels; found {self.top_pixels}")
         return self
 
     @property
@@ -248,19 +248,19 @@ class Noisy(Protocol):
 
     @property
     def input(self) -> Tensor:
-        """(B, 3, h, h)."""
+        """(B, 3, h, w)."""
 
     def image(self, output: Tensor) -> Tensor:
-        """The reconstruction (B, 3, H, H) that the U-Net's `output` (B, 3, h, h) stands for."""
+        """The reconstruction (B, 3, H, W) that the U-Net's `output` (B, 3, h, w) stands for."""
 
     def target(self, clean: Tensor) -> Tensor:
-        """The output whose reconstruction, reduced, is `clean` (B, 3, H, H)."""
+        """The output whose reconstruction, reduced, is `clean` (B, 3, H, W)."""
 
 
 class NoisyImage(NamedTuple):
     """Noise prediction, as published: x_t as it is; the answer is the noise in it."""
 
-    original: Tensor  # (B, 3, h, h)
+    original: Tensor  # (B, 3, h, w)
     input: Tensor  # x_t
     scale: Scale
 
@@ -269,7 +269,7 @@ class NoisyImage(NamedTuple):
 
     def target(self, clean: Tensor) -> Tensor:
         """The noise and, of an image with a defect, all else that leads from x_t to the image before."""
-        defect = self.original - reduced(clean, self.original.shape[3])
+        defect = self.original - reduced(clean, size_of(self.original))
         return self.scale.noise + self.scale.signal * defect / self.scale.deviation
 
 
@@ -281,17 +281,17 @@ class PreconditionedImage(NamedTuple):
     x_t across them, has the variance that the filter leaves of images it has not seen (probabilistic PCA).
     """
 
-    input: Tensor  # (B, 3, h, h)
-    filtered: Tensor  # (B, 3, H, H), W
-    skipped: Tensor  # (B, 3, h, h), c_skip r
+    input: Tensor  # (B, 3, h, w)
+    filtered: Tensor  # (B, 3, H, W), W
+    skipped: Tensor  # (B, 3, h, w), c_skip r
     c_out: Tensor  # a scalar, or (B, 1, 1, 1)
     scale: Scale
 
     def image(self, output: Tensor) -> Tensor:
-        return self.filtered + enlarged(self.skipped + self.c_out * output, self.filtered.shape[3])
+        return self.filtered + enlarged(self.skipped + self.c_out * output, size_of(self.filtered))
 
     def target(self, clean: Tensor) -> Tensor:
-        return (reduced(clean - self.filtered, self.input.shape[3]) - self.skipped) / self.c_out
+        return (reduced(clean - self.filtered, size_of(self.input)) - self.skipped) / self.c_out
 
 
 def noisy_image(image: Tensor, scale: Scale) -> NoisyImage:
@@ -309,9 +309,9 @@ def preconditioned(filtered: Filtered, scale: Scale, residual: Tensor) -> Precon
 
 
 class Denoised(NamedTuple):
-    small_output: Tensor  # (B, 3, h, h), of the U-Net
+    small_output: Tensor  # (B, 3, h, w), of the U-Net
     big_output: Tensor  # alike
-    image: Tensor  # (B, 3, H, H), in [-1, 1] as in the authors' code, though images are in [0, 1]
+    image: Tensor  # (B, 3, H, W), in [-1, 1] as in the authors' code, though images are in [0, 1]
 
 
 def guided(small: Tensor, big: Tensor, sigma: Tensor | float) -> Tensor:
@@ -334,9 +334,9 @@ def denoise(unet: "UNet", small: Noisy, big: Noisy) -> Denoised:
     return Denoised(small_output, big_output, reconstruction)
 
 
-def enlarged(image: Tensor, size: int) -> Tensor:
-    """Pictures (B, 3, h, h) as (B, 3, size, size)."""
-    return image if image.shape[3] == size else resize_map(image, size)
+def enlarged(image: Tensor, size: Size) -> Tensor:
+    """Pictures (B, 3, h, w) as (B, 3, H, W)."""
+    return image if size_of(image) == size else resize_map(image, size)
 
 
 # --- denoising U-Net -------------------------------------------------------------------------------------------------
@@ -661,7 +661,7 @@ class Preconditioner(nn.Module):
 
     residual: Tensor  # scalar, root mean square at the small scale of inference
 
-    def __init__(self, image_size: int, seen: int) -> None:
+    def __init__(self, image_size: Size, seen: Size) -> None:
         super().__init__()
         self.filter = WienerFilter(image_size, seen)
         self.register_buffer("residual", torch.ones(()))
@@ -678,14 +678,14 @@ class Preconditioner(nn.Module):
         self.residual.copy_(squared.sqrt().clamp(min=LEAST_RESIDUAL))
 
     def forward(self, image: Tensor, scale: Scale, row: Tensor | None = None) -> PreconditionedImage:
-        """Images (B, 3, h, h) at one scale; with their `row` in the data set, by the filter they are no part of."""
+        """Images (B, 3, h, w) at one scale; with their `row` in the data set, by the filter they are no part of."""
         which = None if row is None else self.filter.filters_of(row)
         filtered: Filtered = self.filter(scale.noised(image), scale.signal, scale.deviation, which)
         return preconditioned(filtered, scale, self.residual)
 
 
 def spread(normals: Iterable[Batch]) -> tuple[Tensor, Tensor | None]:
-    """At most `MOST_IMAGES` of the images (N, 3, H, H), evenly spaced, and their rows. Raises ModelError if none is."""
+    """At most `MOST_IMAGES` of the images (N, 3, H, W), evenly spaced, and their rows. Raises ModelError if none is."""
     sample = EvenSample(MOST_IMAGES)
     for batch in normals:
         sample.add(batch.image, batch.row)
@@ -715,11 +715,11 @@ class FoldedPreconditioner(nn.Module):
 
 def segment(network: SegmentationNet, image: Tensor, reconstruction: Tensor) -> Tensor:
     """Logits (B, 1, H, W) from an image and its reconstruction, which may be smaller."""
-    return network(image, enlarged(reconstruction, image.shape[3])).float()
+    return network(image, enlarged(reconstruction, size_of(image))).float()
 
 
 def fixed_scales(config: DiffusionADConfig, noise: Tensor, batch: int) -> tuple[Scale, Scale]:
-    """The small and the big scale of inference, with `noise` (2, 1, 3, h, h) that is the same for all images."""
+    """The small and the big scale of inference, with `noise` (2, 1, 3, h, w) that is the same for all images."""
 
     def scale(step: int, noise: Tensor) -> Scale:
         share = signal_shares()[step]
@@ -730,7 +730,7 @@ def fixed_scales(config: DiffusionADConfig, noise: Tensor, batch: int) -> tuple[
 
 
 def detect(networks: Networks, small: Noisy, big: Noisy, image: Tensor, top_pixels: int) -> Prediction:
-    """Score images (B, 3, H, H), given how the U-Net sees them at both scales."""
+    """Score images (B, 3, H, W), given how the U-Net sees them at both scales."""
     denoised = denoise(networks.unet, small, big)
     anomaly_map = segment(networks.segmentation, image, denoised.image).sigmoid()
     return Prediction(anomaly_map, top_mean(anomaly_map, top_pixels))
@@ -825,10 +825,10 @@ class DiffusionAD(AnomalyModel):
         self.config = config
         self.networks = Networks(config)
         self.averaged = untrained_copy(self.networks) if config.ema_decay > 0 else None
-        side = config.unet.image_size
+        seen = config.unet.image_size
         predicts_image = config.predicts.name == "image"
-        self.preconditioner = Preconditioner(config.image_size, side) if predicts_image else None
-        noise = torch.randn(2, 1, 3, side, side, generator=torch.Generator().manual_seed(NOISE_SEED), device="cpu")
+        self.preconditioner = Preconditioner(config.image_size, seen) if predicts_image else None
+        noise = torch.randn(2, 1, 3, *seen, generator=torch.Generator().manual_seed(NOISE_SEED), device="cpu")
         self.register_buffer("noise", noise.to(torch.get_default_device()))  # of the small and of the big scale
         shares = torch.tensor(signal_shares(), dtype=torch.float64)
         self.register_buffer("signal_shares", shares, persistent=False)
@@ -894,12 +894,12 @@ class DiffusionAD(AnomalyModel):
             "smooth_l1": F.smooth_l1_loss(logits.sigmoid(), sample.mask),
         }
         if self.config.reconstruction_weight > 0:
-            loss = reconstruction_loss(denoised.image, reduced(normal, denoised.image.shape[3]), sample.label)
+            loss = reconstruction_loss(denoised.image, reduced(normal, size_of(denoised.image)), sample.label)
             terms["reconstruction"] = self.config.reconstruction_weight * loss
         return terms
 
     def _noisy(self, image: Tensor, scales: tuple[Scale, Scale], row: Tensor | None = None) -> Sequence[Noisy]:
-        """Images (B, 3, H, H) as the U-Net sees them at the two scales, reduced once for both."""
+        """Images (B, 3, H, W) as the U-Net sees them at the two scales, reduced once for both."""
         seen = reduced(image, self.config.unet.image_size)
         if self.preconditioner is None:
             return [noisy_image(seen, scale) for scale in scales]

@@ -37,6 +37,7 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import resize_map
+from anomaly_models.common.settings import Size
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 
 Width = Literal["tiny", "small", "medium"]
@@ -69,9 +70,10 @@ class EfficientADConfig(Config):
 
     @field_validator("image_size")
     @classmethod
-    def _autoencoder_fits(cls, image_size: int) -> int:
-        if image_size % 32 or image_size < MIN_IMAGE_SIZE:
-            raise ModelError(f"EfficientAD needs a multiple of 32, at least {MIN_IMAGE_SIZE}; found {image_size}")
+    def _autoencoder_fits(cls, image_size: Size) -> Size:
+        for side in image_size:
+            if side % 32 or side < MIN_IMAGE_SIZE:
+                raise ModelError(f"EfficientAD needs a multiple of 32, at least {MIN_IMAGE_SIZE}; found {side}")
         return image_size
 
     @model_validator(mode="after")
@@ -161,7 +163,7 @@ class Student(nn.Module):
 class Autoencoder(nn.Module):
     """Paper, Table 8: an image through 64 numbers to the teacher's descriptions of it."""
 
-    def __init__(self, image_size: int, channels: int) -> None:
+    def __init__(self, image_size: Size, channels: int) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
             nn.Conv2d(3, 32, 4, stride=2, padding=1),
@@ -174,18 +176,14 @@ class Autoencoder(nn.Module):
             nn.ReLU(inplace=True),
             nn.Conv2d(64, 64, 4, stride=2, padding=1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(64, 64, image_size // 32),
+            nn.Conv2d(64, 64, image_size.divided(32)),
         )
         # Each block adds a row and a column, which is why every other size is one short.
-        self.sizes = (
-            image_size // 64 - 1,
-            image_size // 32,
-            image_size // 16 - 1,
-            image_size // 8,
-            image_size // 4 - 1,
-            image_size // 2 - 1,
+        self.sizes = tuple(
+            Size(image_size.height // by - less, image_size.width // by - less)
+            for by, less in ((64, 1), (32, 0), (16, 1), (8, 0), (4, 1), (2, 1))
         )
-        self.map_size = image_size // 4 - 2 * BORDER
+        self.map_size = Size(image_size.height // 4 - 2 * BORDER, image_size.width // 4 - 2 * BORDER)
         self.blocks = nn.ModuleList(nn.Conv2d(64, 64, 4, padding=2) for _ in self.sizes)
         self.output = nn.Sequential(
             nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, channels, 3, padding=1)
@@ -267,7 +265,7 @@ def mean_square(left: Tensor, right: Tensor) -> Tensor:
     return (left - right).square().mean(dim=1, keepdim=True)
 
 
-def to_prediction(cells: Tensor, image_size: int) -> Prediction:
+def to_prediction(cells: Tensor, image_size: Size) -> Prediction:
     """The combined map's cells (B, 1, H / 4 - 8, W / 4 - 8), padded with 0 (the level of the lower quantile)."""
     anomaly_map = resize_map(F.pad(cells, [BORDER] * 4), image_size)
     return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))

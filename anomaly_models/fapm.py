@@ -38,10 +38,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction
-from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
 from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.settings import Settings, Sides, Size
 
 
 class ComparedRule(Settings):
@@ -75,8 +75,8 @@ FarRule = Annotated[ComparedRule | FixedRule | QuantileRule | MeanStdRule, Field
 
 class FAPMConfig(Config):
     backbone: BackboneConfig
-    crop: PositiveInt  # side of the centre crop that the backbone sees, pixels; `image_size` for all of it
-    grid: PositiveInt  # patches per side; 1 makes one memory per layer, as PatchCore does
+    crop: Sides  # of the centre crop that the backbone sees, pixels; `image_size` for all of it
+    grid: Sides  # patches along height and width; 1 makes one memory per layer, as PatchCore does
     coreset_ratio: Annotated[float, Field(gt=0, le=1)]  # vectors kept in a near patch, of all it has
     adaptive_ratio: PositiveInt  # how many times more a far patch keeps
     far_rule: FarRule
@@ -86,14 +86,14 @@ class FAPMConfig(Config):
     blur_sigma: PositiveFloat  # pixels
 
     @property
-    def seen(self) -> int:
+    def seen(self) -> Size:
         return self.crop
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
-        if self.crop > self.image_size:
+        if self.crop.height > self.image_size.height or self.crop.width > self.image_size.width:
             raise ValueError(f"crop must be at most image_size, found {self.crop} of {self.image_size}")
-        if self.crop < blur_radius(self.blur_sigma):
+        if min(self.crop) < blur_radius(self.blur_sigma):
             raise ValueError(f"blur_sigma {self.blur_sigma} reaches beyond a map of {self.crop} pixels; lower it")
         return self
 
@@ -113,11 +113,11 @@ class FAPM(AnomalyModel):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config.backbone, config.crop)
-        self.sides = _map_sides(config, self.backbone.reductions)
-        num_patches = config.grid**2
+        self.sizes = _map_sizes(config, self.backbone)
+        num_patches = config.grid.area
         self.banks = nn.ModuleList(MemoryBank(num_patches, channels) for channels in self.backbone.channels)
         self.blur = GaussianBlur(config.blur_sigma)
-        per_patch = (len(self.sides), num_patches)
+        per_patch = (len(self.sizes), num_patches)
         self.register_buffer("near_radius", torch.zeros(per_patch))
         self.register_buffer("radius", torch.zeros(per_patch))
         self.register_buffer("far", torch.zeros(per_patch, dtype=torch.bool))
@@ -125,7 +125,7 @@ class FAPM(AnomalyModel):
     @torch.no_grad()
     def prepare(self, normals: Iterable[Batch]) -> None:
         """Fill the banks. Raises ModelError if a patch has fewer vectors than `neighbours`."""
-        chunks: list[list[Tensor]] = [[] for _ in self.sides]  # per layer and batch (P, n, D)
+        chunks: list[list[Tensor]] = [[] for _ in self.sizes]  # per layer and batch (P, n, D)
         for batch in normals:
             for layer, features in enumerate(self.features(batch.image)):
                 chunks[layer].append(self.by_patch(features))
@@ -140,7 +140,7 @@ class FAPM(AnomalyModel):
         num_vectors = sum(chunk.shape[1] for chunk in chunks)
         near_size, far_size = self.bank_sizes(num_vectors)
         cores, radii = [], []
-        for patch in range(self.config.grid**2):
+        for patch in range(self.config.grid.area):
             vectors = torch.cat([chunk[patch] for chunk in chunks])  # (n, D); one patch at a time, to copy little
             indices, radius = greedy_coreset(vectors, far_size)
             cores.append(vectors[indices])
@@ -185,55 +185,59 @@ class FAPM(AnomalyModel):
         distances = self.distances(self.features(image))
         score = image_score(distances, self.config.image_score)
         cropped = self.blur(resize_map(distances[:, :1], self.config.crop))
-        before = (self.config.image_size - self.config.crop) // 2
-        after = self.config.image_size - self.config.crop - before
-        return Prediction(F.pad(cropped, (before, after, before, after)), score)
+        top, left = self._margins
+        below = self.config.image_size.height - self.config.crop.height - top
+        right = self.config.image_size.width - self.config.crop.width - left
+        return Prediction(F.pad(cropped, (left, right, top, below)), score)
+
+    @property
+    def _margins(self) -> Size:
+        """Above the centre crop, and left of it."""
+        image, crop = self.config.image_size, self.config.crop
+        return Size((image.height - crop.height) // 2, (image.width - crop.width) // 2)
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Per layer (B, D, h, w): the backbone's maps of the centre crop, each position averaged with its neighbours.
 
         The zeros beyond the border count in the average, in training and in use alike.
         """
-        start = (self.config.image_size - self.config.crop) // 2
-        cropped = image[:, :, start : start + self.config.crop, start : start + self.config.crop]
+        (top, left), (height, width) = self._margins, self.config.crop
+        cropped = image[:, :, top : top + height, left : left + width]
         return [F.avg_pool2d(features, kernel_size=3, stride=1, padding=1) for features in self.backbone(cropped)]
 
     def by_patch(self, features: Tensor) -> Tensor:
         """Group the positions of a map (B, D, h, w) by patch: (P, B * positions, D)."""
         grid = self.config.grid
-        return rearrange(features, "b d (gh h) (gw w) -> (gh gw) (b h w) d", gh=grid, gw=grid)
+        return rearrange(features, "b d (gh h) (gw w) -> (gh gw) (b h w) d", gh=grid.height, gw=grid.width)
 
     def distances(self, features: list[Tensor]) -> Tensor:
         """Distances (B, k, h, w) at the finest resolution: the k smallest of each layer, added rank by rank."""
         total: Tensor | None = None
-        for bank, side, layer_features in zip(self.banks, self.sides, features, strict=True):
-            inner = side // self.config.grid  # positions per patch and side
+        grid = self.config.grid
+        for bank, size, layer_features in zip(self.banks, self.sizes, features, strict=True):
+            height, width = size.height // grid.height, size.width // grid.width  # of a patch
             nearest = bank(self.by_patch(layer_features), self.config.neighbours)
-            nearest = rearrange(nearest, "p (b h w) k -> b k p h w", h=inner, w=inner)
-            enlarged = enlarge(nearest, self.sides[0] // side, self.config.coarse_layout)
+            nearest = rearrange(nearest, "p (b h w) k -> b k p h w", h=height, w=width)
+            enlarged = enlarge(nearest, self.sizes[0].height // size.height, self.config.coarse_layout)
             total = enlarged if total is None else total + enlarged
         assert total is not None
-        return rearrange(total, "b k (gh gw) h w -> b k (gh h) (gw w)", gh=self.config.grid)
+        return rearrange(total, "b k (gh gw) h w -> b k (gh h) (gw w)", gh=grid.height)
 
 
-def _map_sides(config: FAPMConfig, reductions: tuple[int, ...]) -> tuple[int, ...]:
-    """The sides of the backbone's maps; ModelError unless the grid divides all of them, and each the finest."""
-    if config.crop % reductions[-1]:
-        below = config.crop // reductions[-1] * reductions[-1]
-        raise ModelError(
-            f"FAPM's crop must be a multiple of {reductions[-1]}, the stride of the deepest layer of "
-            f"{config.backbone.name}, found {config.crop}; the nearest are {below} and {below + reductions[-1]}"
-        )
-    sides = tuple(config.crop // reduction for reduction in reductions)
-    common = gcd(*sides)
-    if common % config.grid:
-        valid = [number for number in range(1, common + 1) if common % number == 0]
-        found = " and ".join(map(str, dict.fromkeys(sides)))
-        raise ModelError(
-            f"FAPM's grid must divide the sides of the feature maps, {found} for crop "
-            f"{config.crop}, found {config.grid}; take one of {', '.join(map(str, valid))}"
-        )
-    return sides
+def _map_sizes(config: FAPMConfig, backbone: Backbone) -> tuple[Size, ...]:
+    """Of the backbone's maps; ModelError unless the grid divides all of them."""
+    sizes = map_sizes(backbone, config.crop, "FAPM's crop")
+    for axis, wanted in config.grid._asdict().items():
+        sides = [getattr(size, axis) for size in sizes]
+        common = gcd(*sides)
+        if common % wanted:
+            valid = [number for number in range(1, common + 1) if common % number == 0]
+            found = " and ".join(map(str, dict.fromkeys(sides)))
+            raise ModelError(
+                f"FAPM's grid must divide the sides of the feature maps, {found} for crop "
+                f"{getattr(config.crop, axis)}, found {wanted}; take one of {', '.join(map(str, valid))}"
+            )
+    return sizes
 
 
 def far_patches(radius: Tensor, rule: ComparedRule | FixedRule | QuantileRule | MeanStdRule) -> Tensor:

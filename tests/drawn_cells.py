@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from made_up import scored_image
 
+from anomaly_models.common.settings import Size
 from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, SeenBy, images_file, masks_file
 from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import Confusion, Counts, Evaluation, write_predictions
@@ -59,11 +60,11 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
         for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}
-    frame = Frame(side, "bilinear")
+    frame = Frame(Size.square(side), "bilinear")
     SeenBy(frame, "", None, None).save(folder, "fapm")
     np.save(images_file(folder, frame), np.stack([p.rgb for p in pictures]))
     if masked:
-        np.save(masks_file(folder, side), np.stack([p.truth for p in masked]))
+        np.save(masks_file(folder, frame.size), np.stack([p.truth for p in masked]))
     index = PreparedIndex(category, "folder", 255, bool(masked), False, {}, "", (), tuple(images))
     write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
     return folder

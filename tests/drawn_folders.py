@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import DatasetError
 from pipelines.pictures.images import Frame
 from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
@@ -18,7 +19,11 @@ CONFIG = PrepareConfig(
     surfaces=[],
     seed=0,
 )
-FRAMES = {"bgad": Frame(16, "bilinear"), "fapm": Frame(8, "bilinear"), "adfa": Frame(8, "lanczos")}
+FRAMES = {
+    "bgad": Frame(Size.square(16), "bilinear"),
+    "fapm": Frame(Size.square(8), "bilinear"),
+    "adfa": Frame(Size.square(8), "lanczos"),
+}
 WIDTH, HEIGHT = 30, 20
 
 

@@ -172,7 +172,7 @@ def test_train_mode_leaves_frozen_parts_alone(name: str) -> None:
 
 @each_model
 def test_the_exported_file_gives_the_same_at_any_batch_size(name: str, tmp_path: Path) -> None:
-    model, size = trained(name).model, tiny_models.SETTINGS[name]["image_size"]
-    detector = tiny_models.exported(model, size, tmp_path / "model.onnx")
-    assert detector.card == replace(tiny_models.CARD, image_size=size)
+    model = trained(name).model
+    detector = tiny_models.exported(model, tmp_path / "model.onnx")
+    assert detector.card == replace(tiny_models.CARD, image_size=model.config.image_size)
     tiny_models.assert_file_agrees(detector, model, random_images(name, 4, seed=7))

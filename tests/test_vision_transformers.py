@@ -78,7 +78,7 @@ def test_a_resumed_run_ends_with_the_same_bits(case: str) -> None:
 @each_case
 def test_the_exported_file_gives_the_same_at_any_batch_size(case: str, tmp_path: Path) -> None:
     model = trained(case)
-    detector = tiny_models.exported(model, 64, tmp_path / "model.onnx")
+    detector = tiny_models.exported(model, tmp_path / "model.onnx")
     tiny_models.assert_file_agrees(detector, model, random_images(CASES[case][0], 4, seed=7))
 
 
@@ -89,7 +89,7 @@ def test_registers_and_rotary_positions_are_exported(name: str, tmp_path: Path) 
     model = build("fapm", backbone=backbone, grid=1, image_size=side, crop=side, image_score="max").eval()
     images = random_images("fapm", 12, seed=0)[:, :, :side, :side]
     model.prepare(iter([batch_of(images[:8])]))
-    detector = tiny_models.exported(model, side, tmp_path / "model.onnx")
+    detector = tiny_models.exported(model, tmp_path / "model.onnx")
     tiny_models.assert_file_agrees(detector, model, images[8:])
 
 
@@ -97,7 +97,7 @@ def test_distances_to_the_memories_of_equal_maps_are_added() -> None:
     """Position by position, whatever the coarse layout is: no map is coarse."""
     model = trained("fapm")
     assert isinstance(model, FAPM)
-    assert model.sides == (4, 4, 4)
+    assert model.sizes == ((4, 4),) * 3
     maps = model.features(random_images("fapm", 2, seed=8))
     total = torch.zeros(2, 4, 4)
     for bank, features in zip(model.banks, maps, strict=True):

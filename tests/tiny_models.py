@@ -12,6 +12,7 @@ from torch import Tensor
 
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Prediction
+from anomaly_models.common.settings import Size
 from anomaly_models.efficient_ad import EfficientAD
 from pipelines.deployment.export import write_graph
 from pipelines.inference.detector import Detector, ModelCard
@@ -141,7 +142,7 @@ STEPS = 3
 CARD = ModelCard(
     model="tiny",
     category="noise",
-    image_size=64,
+    image_size=Size(64, 64),
     resize="bilinear",
     white_level=65535,
     max_megapixels=90,
@@ -205,9 +206,10 @@ def predict(model: AnomalyModel, image: Tensor) -> Prediction:
     return prediction
 
 
-def exported(model: AnomalyModel, image_size: int, path: Path) -> Detector:
+def exported(model: AnomalyModel, path: Path) -> Detector:
     """The model as `blemish export` ships it, at `path`, opened as `blemish predict` does."""
-    write_graph(model, path, image_size, opset=18, card=replace(CARD, image_size=image_size))
+    size = model.config.image_size
+    write_graph(model, path, size, opset=18, card=replace(CARD, image_size=size))
     return Detector(path)
 
 

@@ -27,7 +27,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from anomaly_models.base import ModelError
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.settings import Settings, Size
 
 _PLAIN_TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm's modules of them; DINOv3 is among the last
 
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: BackboneConfig, image_size: int | None = None) -> None:
+    def __init__(self, config: BackboneConfig, image_size: Size | None = None) -> None:
         super().__init__()
         self.name, self.weights, self.layers = config.name, config.weights, config.layers
         self.averages = config.combine == "mean"
@@ -156,7 +156,7 @@ def is_plain_transformer(name: str) -> bool:
     return is_model_in_modules(name.partition(".")[0], _PLAIN_TRANSFORMERS)
 
 
-def _build_tokens(config: BackboneConfig, image_size: int | None) -> PatchTokens:
+def _build_tokens(config: BackboneConfig, image_size: Size | None) -> PatchTokens:
     # With `dynamic_img_size`, positions would be resampled for every image, and in the exported file.
     network = timm.create_model(config.name, pretrained=False, img_size=image_size, dynamic_img_size=False)
     assert isinstance(network, VisionTransformer | Eva)
@@ -182,7 +182,7 @@ def _channels_and_strides(config: BackboneConfig, pyramid: nn.Module) -> tuple[t
     return tuple(information.channels()), strides
 
 
-def _build_pyramid(config: BackboneConfig, image_size: int | None) -> nn.Module:
+def _build_pyramid(config: BackboneConfig, image_size: Size | None) -> nn.Module:
     _require_its_size(config.name, image_size)
     try:
         pyramid = timm.create_model(config.name, pretrained=False, features_only=True, out_indices=config.layers)
@@ -197,9 +197,26 @@ def _build_pyramid(config: BackboneConfig, image_size: int | None) -> nn.Module:
     return pyramid
 
 
-def _require_its_size(name: str, image_size: int | None) -> None:
+def map_sizes(backbone: Backbone, image_size: Size, setting: str) -> tuple[Size, ...]:
+    """Sizes of a backbone's maps of images of `image_size`; `setting` names what sets it.
+
+    Raises:
+        ModelError: a side is not a multiple of the stride of the deepest layer.
+    """
+    deepest = backbone.reductions[-1]
+    for side in image_size:
+        if side % deepest:
+            below = side // deepest * deepest
+            raise ModelError(
+                f"{setting} must be a multiple of {deepest}, the stride of the deepest layer of {backbone.name}, found "
+                f"{side}; the nearest are {below} and {below + deepest}"
+            )
+    return tuple(image_size.divided(reduction) for reduction in backbone.reductions)
+
+
+def _require_its_size(name: str, image_size: Size | None) -> None:
     pretrained = get_pretrained_cfg(name)
-    if pretrained is None or not pretrained.fixed_input_size or image_size in (None, pretrained.input_size[-1]):
+    if pretrained is None or not pretrained.fixed_input_size or image_size in (None, pretrained.input_size[1:]):
         return
     raise ModelError(
         f"backbone {name}: it takes images of {pretrained.input_size[-1]} pixels only, found {image_size}; take that "

@@ -23,6 +23,8 @@ from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor
 
 from anomaly_models.common.randomness import generator_on
+from anomaly_models.common.scoring import size_of
+from anomaly_models.common.settings import Size
 
 NUM_OPERATIONS = 3  # of the ten, that each paste draws
 # How often an operation that was drawn acts, in the order of the paper's code.
@@ -57,8 +59,8 @@ FEATHER = 5  # pixels across which a feathered paste fades in
 class Pasted:
     """Hosts with a defect; where the mask is 0 they are bit for bit what they were. As many as did not end empty."""
 
-    image: Tensor  # (n, 3, H, H)
-    mask: Tensor  # (n, 1, H, H), 0 or 1, none of them empty
+    image: Tensor  # (n, 3, H, W)
+    mask: Tensor  # (n, 1, H, W), 0 or 1, none of them empty
 
 
 def paste_defects(
@@ -72,10 +74,10 @@ def paste_defects(
     """Paste the i-th donor's defect onto the i-th host.
 
     Args:
-        donor: (n, 3, H, H) in [0, 1], images with a real defect.
-        donor_mask: (n, 1, H, H), above 0.5 on it.
-        host: (n, 3, H, H) in [0, 1], normal images.
-        foreground: (n, 1, H, H), above 0.5 where the host shows the part; None: everywhere.
+        donor: (n, 3, H, W) in [0, 1], images with a real defect.
+        donor_mask: (n, 1, H, W), above 0.5 on it.
+        host: (n, 3, H, W) in [0, 1], normal images.
+        foreground: (n, 1, H, W), above 0.5 where the host shows the part; None: everywhere.
         feathered: share of the pastes whose borders fade in.
         generator: on any device; the source of all randomness.
     """
@@ -104,12 +106,12 @@ def feather(mask: Tensor) -> Tensor:
 
 
 def vary(donor: Tensor, mask: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Change donors (n, 3, H, H) and their masks (n, 1, H, H), bool, by three operations each.
+    """Change donors (n, 3, H, W) and their masks (n, 1, H, W), bool, by three operations each.
 
     Geometry changes both, tone and colour the donor alone. `generator` is on their device, here and below.
     """
     active = draw_operations(len(donor), generator)
-    grid = warped_grid(active, donor.shape[-1], generator)
+    grid = warped_grid(active, size_of(donor), generator)
     moved = F.grid_sample(donor, grid, mode="bilinear", padding_mode="border", align_corners=False)
     moved_mask = F.grid_sample(mask.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False) > 0.5
     return recoloured(moved, active, generator), moved_mask
@@ -125,11 +127,14 @@ def draw_operations(number: int, generator: torch.Generator) -> dict[str, Tensor
     return dict(zip(PROBABILITIES, active.unbind(dim=1), strict=True))
 
 
-def warped_grid(active: dict[str, Tensor], side: int, generator: torch.Generator) -> Tensor:
-    """Where each pixel of the changed donor is read, (n, side, side, 2), as `grid_sample` counts: x, y from -1 to 1."""
+def warped_grid(active: dict[str, Tensor], size: Size, generator: torch.Generator) -> Tensor:
+    """Where each pixel of the changed donor is read, (n, H, W, 2), as `grid_sample` counts: x, y from -1 to 1."""
     number = len(active["flip"])
     matrix = _affine_maps(active, generator)
-    grid = F.affine_grid(matrix, [number, 1, side, side], align_corners=False)
+    # affine_grid counts half widths and half heights, in which a turn of an oblong is no turn
+    aspect = size.width / size.height
+    matrix = matrix * matrix.new_tensor([[1, 1 / aspect, 1], [aspect, 1, 1]])
+    grid = F.affine_grid(matrix, [number, 1, *size], align_corners=False)
     grid = _through_lens(grid, _signed(LENS, number, generator) * active["lens"])
     # One of lens, grid and pieces, three times in seven, once and three times.
     kind = torch.randint(7, (number,), generator=generator, device=generator.device)

@@ -5,10 +5,18 @@ from kornia.filters import get_gaussian_kernel1d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anomaly_models.common.settings import Size
 
-def resize_map(anomaly_map: Tensor, size: int) -> Tensor:
-    """Resize maps (B, C, h, w) to (B, C, size, size), bilinear with half-pixel centres."""
-    return F.interpolate(anomaly_map, size=(size, size), mode="bilinear", align_corners=False)
+
+def resize_map(anomaly_map: Tensor, size: Size) -> Tensor:
+    """Resize maps (B, C, h, w) to (B, C, H, W), bilinear with half-pixel centres."""
+    return F.interpolate(anomaly_map, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def size_of(image: Tensor) -> Size:
+    """Of images or maps (..., H, W)."""
+    height, width = image.shape[-2:]
+    return Size(height, width)
 
 
 class GaussianBlur(nn.Module):

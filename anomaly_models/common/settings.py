@@ -1,9 +1,53 @@
 """What every section of a file of settings is. It stands here since the pipeline knows the models, and not they it."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic_core import PydanticCustomError
 
 
 class Settings(BaseModel):
     """Frozen and typed strictly; unknown keys and numbers that are not finite are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Size(NamedTuple):
+    """Height and width of a picture, a map or a grid, in the order of tensors."""
+
+    height: int
+    width: int
+
+    @classmethod
+    def square(cls, side: int) -> "Size":
+        return cls(side, side)
+
+    def __str__(self) -> str:
+        """One number for a square, else width and height, as cameras and viewers say it: 1920x1080."""
+        return str(self.width) if self.height == self.width else f"{self.width}x{self.height}"
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+    def divided(self, by: int) -> "Size":
+        """What is left of it at a stride, rounded down."""
+        return Size(self.height // by, self.width // by)
+
+
+def _read(value: Any) -> Size:
+    if isinstance(value, Size):
+        return value
+    oblong = isinstance(value, dict) and value.keys() == {"height", "width"}
+    height, width = (value["height"], value["width"]) if oblong else (value, value)
+    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+        raise PydanticCustomError("size", "Input should be above 0: a number for a square, or `height` and `width`")
+    return Size(height, width)
+
+
+def _written(size: Size) -> int | dict[str, int]:
+    return size.height if size.height == size.width else size._asdict()
+
+
+# A size in a file: one number for a square, or a mapping of `height` and `width`.
+Sides = Annotated[Size, BeforeValidator(_read), PlainSerializer(_written)]

@@ -20,14 +20,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from anomaly_models.common.settings import Size
+
 MOST_IMAGES = 512  # that a filter learns from: 400 MB at 256 pixels, and an eigenproblem of a second
 LEAST_SHARE = 1e-12  # of the pictures' sum of squares; a direction with less is rounding
 COLUMNS = 2**14  # pixels whose float64 copies are held at once
 
 
-def reduced(image: Tensor, size: int) -> Tensor:
-    """Pictures (B, C, H, H) as (B, C, size, size): averages of squares of pixels."""
-    factor = image.shape[3] // size
+def reduced(image: Tensor, size: Size) -> Tensor:
+    """Pictures (B, C, H, W) as (B, C, h, w) of that size: averages of squares of pixels."""
+    factor = image.shape[3] // size.width
     return image if factor == 1 else F.avg_pool2d(image, factor)
 
 
@@ -62,9 +64,9 @@ class EvenSample:
 
 
 class Filtered(NamedTuple):
-    centred: Tensor  # (B, 3, h, h), the noisy picture less s times the mean
-    across: Tensor  # (B, 3, h, h), what of it no direction knows
-    image: Tensor  # (B, 3, H, H), the guess
+    centred: Tensor  # (B, 3, h, w), the noisy picture less s times the mean
+    across: Tensor  # (B, 3, h, w), what of it no direction knows
+    image: Tensor  # (B, 3, H, W), the guess
 
 
 class WienerFilter(nn.Module):
@@ -74,24 +76,24 @@ class WienerFilter(nn.Module):
     it is loaded.
     """
 
-    mean: Tensor  # (1 + F, 3, H, H), F folds; the first is that of all
-    directions: Tensor  # (1 + F, K, 3, H, H), most variance first, of length 1 when reduced; 0 where there are fewer
-    reduced_directions: Tensor  # (1 + F, K, 3, h, h); not part of the state, since they follow
+    mean: Tensor  # (1 + F, 3, H, W), F folds; the first is that of all
+    directions: Tensor  # (1 + F, K, 3, H, W), most variance first, of length 1 when reduced; 0 where there are fewer
+    reduced_directions: Tensor  # (1 + F, K, 3, h, w); not part of the state, since they follow
     variances: Tensor  # (1 + F, K, 1, 1), along the reduced directions
     rows: Tensor  # (N,) int64, of the pictures that have a fold; number i of them is in fold i modulo F
 
-    def __init__(self, image_size: int, reduced_size: int) -> None:
+    def __init__(self, image_size: Size, reduced_size: Size) -> None:
         super().__init__()
         self.reduced_size = reduced_size
-        self.register_buffer("mean", torch.zeros(1, 3, image_size, image_size))
-        self.register_buffer("directions", torch.zeros(1, 1, 3, image_size, image_size))
+        self.register_buffer("mean", torch.zeros(1, 3, *image_size))
+        self.register_buffer("directions", torch.zeros(1, 1, 3, *image_size))
         self.register_buffer("variances", torch.zeros(1, 1, 1, 1))
         self.register_buffer("rows", torch.zeros(0, dtype=torch.long))
         self.register_buffer("reduced_directions", None, persistent=False)
         self._reduce_directions()
 
     def fit(self, images: Tensor, rows: Tensor | None, components: int, folds: int) -> None:
-        """Learn from pictures (N, 3, H, H) on the CPU, in float64; without `rows` (N,), or of one, there are no folds.
+        """Learn from pictures (N, 3, H, W) on the CPU, in float64; without `rows` (N,), or of one, there are no folds.
 
         There are at most `components` directions, and fewer than pictures.
         """
@@ -128,7 +130,7 @@ class WienerFilter(nn.Module):
     def forward(
         self, noisy: Tensor, signal: Tensor | float, sigma: Tensor | float, which: Tensor | None = None
     ) -> Filtered:
-        """The guess from `noisy` (B, 3, h, h) = signal * reduced picture + noise of deviation `sigma`, which is not 0.
+        """The guess from `noisy` (B, 3, h, w) = signal * reduced picture + noise of deviation `sigma`, which is not 0.
 
         `signal` and `sigma` are numbers or (B, 1, 1, 1); `which` (B,) is from `filters_of`, None for all's.
         """
@@ -142,7 +144,7 @@ class WienerFilter(nn.Module):
             return Filtered(centred, across, self.mean[which] + combination(weights, self.directions[which]))
 
     def squared_error(self, images: Tensor, rows: Tensor | None, signal: float, sigma: float) -> Tensor:
-        """Expected over the noise, of the reduced guess of pictures (N, 3, H, H), per pixel and channel; a scalar.
+        """Expected over the noise, of the reduced guess of pictures (N, 3, H, W), per pixel and channel; a scalar.
 
         Each picture has its own fold's filter, if there are folds: the error is that of pictures never seen.
         """
@@ -173,15 +175,15 @@ class WienerFilter(nn.Module):
 class FixedWienerFilter(nn.Module):
     """A filter of all pictures at fixed levels, with the same noise always: what no picture changes is stored."""
 
-    reduced_directions: Tensor  # (1, K, 3, h, h)
-    directions: Tensor  # (1, K, 3, H, H)
-    mean: Tensor  # (1, 3, H, H)
+    reduced_directions: Tensor  # (1, K, 3, h, w)
+    directions: Tensor  # (1, K, 3, H, W)
+    mean: Tensor  # (1, 3, H, W)
     gains: Tensor  # (L, 1, K, 1, 1), of the L levels
-    centred: Tensor  # (L, 1, 3, h, h), for a black picture
+    centred: Tensor  # (L, 1, 3, h, w), for a black picture
     along: Tensor  # (L, 1, K, 1, 1), alike, its coordinates
 
     def __init__(self, learnt: WienerFilter, levels: Sequence[tuple[float, float, Tensor]]) -> None:
-        """A level is the factor of the picture, that of the noise, and the noise (1, 3, h, h)."""
+        """A level is the factor of the picture, that of the noise, and the noise (1, 3, h, w)."""
         super().__init__()
         self.signals = [signal for signal, _, _ in levels]
         self.register_buffer("reduced_directions", learnt.reduced_directions[:1].clone())
@@ -194,7 +196,7 @@ class FixedWienerFilter(nn.Module):
         self.register_buffer("along", torch.stack([coordinates(part, self.reduced_directions) for part in centred]))
 
     def forward(self, image: Tensor) -> list[Filtered]:
-        """The guess from reduced pictures (B, 3, h, h) under the noise, level by level."""
+        """The guess from reduced pictures (B, 3, h, w) under the noise, level by level."""
         own = coordinates(image, self.reduced_directions)
         guesses = []
         for signal, gain, black, base in zip(self.signals, self.gains, self.centred, self.along, strict=True):
@@ -205,12 +207,12 @@ class FixedWienerFilter(nn.Module):
 
 
 def coordinates(image: Tensor, directions: Tensor) -> Tensor:
-    """Of pictures (B, 3, h, h) along directions (B or 1, K, 3, h, h); (B, K, 1, 1)."""
+    """Of pictures (B, 3, h, w) along directions (B or 1, K, 3, h, w); (B, K, 1, 1)."""
     return torch.einsum("bchw,bkchw->bk", image, directions)[..., None, None]
 
 
 def combination(weights: Tensor, directions: Tensor) -> Tensor:
-    """The sum (B, 3, H, H) of directions (B or 1, K, 3, H, H) with their weights (B, K, 1, 1)."""
+    """The sum (B, 3, H, W) of directions (B or 1, K, 3, H, W) with their weights (B, K, 1, 1)."""
     return torch.einsum("bkxy,bkchw->bchw", weights, directions)
 
 

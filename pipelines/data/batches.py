@@ -15,6 +15,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 
 from anomaly_models.base import Batch
+from anomaly_models.common.settings import Size
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.data.index import PreparedIndex, Split, frames_in, images_file, masks_file
 from pipelines.errors import StageError
@@ -38,7 +39,7 @@ class PreparedData:
         StageError: the category, or this array of it, is not prepared.
     """
 
-    def __init__(self, folder: Path, image_size: int, resize: images.Filter, device: torch.device) -> None:
+    def __init__(self, folder: Path, image_size: Size, resize: images.Filter, device: torch.device) -> None:
         self.index = PreparedIndex.load(folder)
         self.image_size = image_size
         frame = images.Frame(image_size, resize)
@@ -51,8 +52,8 @@ class PreparedData:
             if not file.is_file():
                 raise StageError(f"{file}: missing; run `blemish prepare {folder.name}`")
         resident = sum(file.stat().st_size for file in files) <= DEVICE_BYTES
-        side, remedy = (image_size, image_size), f"run `blemish prepare {folder.name}`"
-        shapes = [(len(self.index.images), *side, 3), (self.index.num_masks, *side)]
+        remedy = f"run `blemish prepare {folder.name}`"
+        shapes = [(len(self.index.images), *image_size, 3), (self.index.num_masks, *image_size)]
         self._images = Rows(files[0], shapes[0], np.uint8, remedy, device, resident)
         self._masks = Rows(files[1], shapes[1], np.bool_, remedy, device, resident) if self.index.has_masks else None
         self._train = self.rows("train")
@@ -69,7 +70,7 @@ class PreparedData:
         """Images in the order of `rows`. Masks are zero for normal images, and for all where the category has none."""
         entries = [self.index.images[row] for row in rows]
         image = to_image(self._images.gather(rows))
-        mask = torch.zeros((len(rows), 1, self.image_size, self.image_size), device=self.device)
+        mask = torch.zeros((len(rows), 1, *self.image_size), device=self.device)
         masked = [place for place, entry in enumerate(entries) if entry.mask_row is not None]
         if self._masks is not None and masked:
             mask_rows = [entry.mask_row for entry in entries if entry.mask_row is not None]

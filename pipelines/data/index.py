@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import TypeAdapter
 from pydantic_core import from_json
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
@@ -139,14 +140,14 @@ def frames_in(folder: Path) -> list[Frame]:
     for path in (folder / _SEEN_BY).glob("*.json"):
         with reading(path, f"run `blemish prepare {folder.name}`"):
             found.add(TypeAdapter(SeenBy).validate_json(path.read_bytes()).frame)
-    return sorted(found)
+    return sorted(found, key=lambda frame: (frame.size.area, frame))
 
 
 def images_file(folder: Path, frame: Frame) -> Path:
-    """Where a prepared folder holds its images (N, size, size, 3), uint8."""
+    """Where a prepared folder holds its images (N, H, W, 3), uint8."""
     return folder / f"images_{frame.size}_{frame.resize}.npy"
 
 
-def masks_file(folder: Path, size: int) -> Path:
-    """Where a prepared folder holds the masks of its anomalous images (M, size, size), bool; absent without masks."""
+def masks_file(folder: Path, size: Size) -> Path:
+    """Where a prepared folder holds the masks of its anomalous images (M, H, W), bool; absent without masks."""
     return folder / f"masks_{size}.npy"

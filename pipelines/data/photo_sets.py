@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomaly_models.common.settings import Sides, Size
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE
@@ -25,7 +26,7 @@ class PhotoSetIndex(Record):
     """What such a folder holds."""
 
     format: Literal[1]
-    image_size: int
+    image_size: Sides
     sha256: str  # of every photo's bytes, in the order of the rows
     photos: tuple[str, ...]  # relative to the folder of photos, posix
 
@@ -37,7 +38,7 @@ class PhotoSet:
         StageError: there are none, or of another size, or they are damaged; the remedy is the verb.
     """
 
-    def __init__(self, folder: Path, image_size: int, device: torch.device, kind: Kind) -> None:
+    def __init__(self, folder: Path, image_size: Size, device: torch.device, kind: Kind) -> None:
         model = folder.parent.name
         remedy = f"run `blemish {kind} {model}`"
         if not (folder / INDEX_FILE).is_file():
@@ -51,7 +52,7 @@ class PhotoSet:
         file = folder / f"images_{image_size}.npy"
         self.sha256 = index.sha256
         self._stream = _STREAMS[kind]
-        shape = (len(index.photos), image_size, image_size, 3)
+        shape = (len(index.photos), *image_size, 3)
         resident = math.prod(shape) <= DEVICE_BYTES
         self._rows = Rows(file, shape, np.uint8, remedy, device, resident)
 

@@ -22,6 +22,7 @@ import onnxruntime
 import torch
 
 from anomaly_models.base import AnomalyModel
+from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData
 from pipelines.deployment.records import Decision, Deviation, Parity
 from pipelines.errors import ExportError
@@ -85,9 +86,9 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     return parity
 
 
-def write_graph(model: AnomalyModel, path: Path, image_size: int, opset: int, card: ModelCard) -> None:
+def write_graph(model: AnomalyModel, path: Path, image_size: Size, opset: int, card: ModelCard) -> None:
     """Write the model, its constants folded, as one file: `image` (any batch) in, `anomaly_map` and `score` out."""
-    example = torch.rand(_EXAMPLE_BATCH, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    example = torch.rand(_EXAMPLE_BATCH, 3, *image_size, generator=torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch", min=1)
     # The exporter prints its progress and warns of its own internals.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():

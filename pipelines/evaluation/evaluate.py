@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from anomaly_models.base import AnomalyModel, ModelError
+from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData, SplitBatches
 from pipelines.data.index import PreparedIndex
 from pipelines.evaluation import figures
@@ -105,8 +106,8 @@ def evaluate(
     return evaluation.metrics
 
 
-def _compared(trained: Trained, params: Params) -> int:
-    """Side of the centre square whose pixels are compared."""
+def _compared(trained: Trained, params: Params) -> Size:
+    """Of the centre whose pixels are compared."""
     return trained.config.seen if params.evaluate.region == "seen" else trained.config.image_size
 
 
@@ -157,17 +158,17 @@ def thresholds(
 
 
 def score_test_images(
-    model: AnomalyModel, data: PreparedData, rows: Sequence[int], originals: Path | None, compared: int
+    model: AnomalyModel, data: PreparedData, rows: Sequence[int], originals: Path | None, compared: Size
 ) -> list[TestImage]:
     """The test images of these rows, each by itself, as `predict` will see it.
 
     Pixels are compared at the prepared size, or at each image's own if the folder of the `originals` is given; all of
-    them, or those of a centre square whose side is `compared` of the prepared pixels.
+    them, or those of the centre that is `compared` of the prepared pixels.
     """
     return [_test_image(model, data, row, originals, compared) for row in rows]
 
 
-def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None, compared: int) -> TestImage:
+def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None, compared: Size) -> TestImage:
     entry, batch = data.index.images[row], data.batch([row])
     anomaly_map, score, milliseconds = _predict(model, batch.image)
     truth, regions = None, None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.settings import Settings, Sides, Size
 from pipelines.data.index import GOOD, Split
 from pipelines.evaluation.curves import Bools, Floats
 from pipelines.evaluation.regions import Pixels, Regions
@@ -28,11 +28,11 @@ Interval = tuple[float, float]  # 95 %, over the draw of the test images
 class Protocol(Record):
     """How a cell was measured."""
 
-    image_size: int
+    image_size: Sides
     resize: Filter
     resolution: Literal["prepared", "native"]
     mask_resize: Literal["none", "nearest"]
-    compared: int  # side of the centre square whose pixels are compared, of `image_size`
+    compared: Sides  # of the centre whose pixels are compared, of `image_size`
     pixel_metrics: Literal["exact", "streaming"]
     threshold_from: str
     seed: int
@@ -42,7 +42,8 @@ class Protocol(Record):
         """Which pixels are compared, None if all are."""
         if self.compared == self.image_size:
             return None
-        return f"the centre {self.compared} x {self.compared} of {self.image_size} x {self.image_size} pixels"
+        compared, whole = (f"{size.width} x {size.height}" for size in (self.compared, self.image_size))
+        return f"the centre {compared} of {whole} pixels"
 
 
 class Counts(Record):
@@ -321,7 +322,7 @@ class TestSet:
     category: str
     images: tuple[tuple[str, bool], ...]  # (path, anomalous), sorted
     data_sha256: str  # of all files of the category
-    image_size: int
+    image_size: Size
     pixels_sha256: str  # of the test images as the model saw them, at this size
     region: str | None  # which of their pixels are compared, None if all are
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from anomaly_models.common.settings import Size
 from pipelines.pictures.overlays import Map, Mask
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
@@ -16,10 +17,13 @@ Window: TypeAlias = tuple[slice, slice]  # rows and columns
 WHOLE: Window = (slice(None), slice(None))
 
 
-def centre(shape: tuple[int, ...], side: int, of: int) -> Window:
-    """The centre square of a picture (H, W) that was `of` pixels wide and high when its side was `side`."""
-    before = (of - side) // 2
-    rows, columns = (slice(round(before * n / of), round((before + side) * n / of)) for n in shape)
+def centre(shape: tuple[int, ...], size: Size, of: Size) -> Window:
+    """The centre of a picture (H, W) that was of size `of` when its centre was of `size`."""
+    befores = ((whole - side) // 2 for whole, side in zip(of, size, strict=True))
+    rows, columns = (
+        slice(round(before * pixels / whole), round((before + side) * pixels / whole))
+        for before, side, whole, pixels in zip(befores, size, of, shape, strict=True)
+    )
     return rows, columns
 
 

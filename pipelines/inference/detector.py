@@ -1,13 +1,16 @@
 """An exported file -> what it says of itself, and a detector. Needs onnxruntime and what reads images; never torch."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
+from anomaly_models.common.settings import Sides
 from pipelines.errors import ExportError
 from pipelines.pictures import images
 
@@ -20,7 +23,7 @@ class ModelCard:
 
     model: str
     category: str
-    image_size: int  # side of the square input, pixels
+    image_size: Sides  # of the input, pixels
     resize: images.Filter  # how pictures come to it
     white_level: int  # 16-bit value shown as white
     max_megapixels: int  # larger pictures are refused
@@ -32,9 +35,15 @@ class ModelCard:
     weights: list[str]  # of each pretrained network inside: what it is, its source and licence
     params: dict[str, object]
 
+    def to_json(self) -> dict[str, Any]:
+        return dict(_CARD.dump_python(self, mode="json"))
+
     def to_metadata(self) -> dict[str, str]:
-        values = {f"blemish.{name}": json.dumps(value) for name, value in asdict(self).items()}
+        values = {f"blemish.{name}": json.dumps(value) for name, value in self.to_json().items()}
         return {"blemish.format": FORMAT, **values}
+
+
+_CARD = TypeAdapter(ModelCard)
 
 
 class Detector:
@@ -99,4 +108,4 @@ def _read_card(path: Path, session: onnxruntime.InferenceSession) -> ModelCard:
             f"{path}: written in format {metadata['blemish.format']}, this version reads {FORMAT}; export it again"
         )
     fields = ModelCard.__dataclass_fields__
-    return ModelCard(**{name: json.loads(metadata[f"blemish.{name}"]) for name in fields})
+    return _CARD.validate_python({name: json.loads(metadata[f"blemish.{name}"]) for name in fields})

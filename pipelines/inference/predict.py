@@ -117,7 +117,7 @@ def predict(
     _write_csv(destination / PREDICTIONS_FILE, results)
     write_json(
         destination / "predictions.json",
-        {"model": str(model), **asdict(detector.card), "images": [asdict(result) for result in results]},
+        {"model": str(model), **detector.card.to_json(), "images": [asdict(result) for result in results]},
     )
     return results
 

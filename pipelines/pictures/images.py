@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import ImageError
 from pipelines.pictures.damage import find_damage
 
@@ -28,7 +29,7 @@ _RESAMPLING: dict[Filter, Image.Resampling] = {
 class Frame(NamedTuple):
     """What a picture is made into before a model sees it."""
 
-    size: int  # side of the square, pixels
+    size: Size  # pixels
     resize: Filter
 
     def __str__(self) -> str:
@@ -100,15 +101,15 @@ def load_rgb(path: Path, white_level: int, max_megapixels: int | None = None) ->
     return read(path, white_level, max_megapixels).rgb
 
 
-def resize_rgb(rgb: NDArray[np.uint8], size: int, resize: Filter) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) to (size, size, 3); the aspect ratio is not kept."""
-    return np.array(Image.fromarray(rgb).resize((size, size), _RESAMPLING[resize]))
+def resize_rgb(rgb: NDArray[np.uint8], size: Size, resize: Filter) -> NDArray[np.uint8]:
+    """Resize (H, W, 3) to (height, width, 3) of that size; the aspect ratio is not kept."""
+    return np.array(Image.fromarray(rgb).resize((size.width, size.height), _RESAMPLING[resize]))
 
 
 def load(
-    path: Path, size: int, resize: Filter, white_level: int, max_megapixels: int | None = None
+    path: Path, size: Size, resize: Filter, white_level: int, max_megapixels: int | None = None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Read and resize an image: (size, size, 3), and the (width, height) of the upright original.
+    """Read and resize an image: (height, width, 3) of that size, and the (width, height) of the upright original.
 
     Raises:
         ImageError: as `read`.
@@ -136,9 +137,10 @@ def load_mask(path: Path, max_megapixels: int | None = None) -> NDArray[np.bool_
     return (rgba[..., :3] != 0).any(axis=2) & (rgba[..., 3] != 0)
 
 
-def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """Resize (H, W) to (size, size) by the nearest pixel: areas are right on average, a small region may vanish."""
-    return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)) != 0
+def resize_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
+    """Resize (H, W) to that size by the nearest pixel: areas are right on average, a small region may vanish."""
+    grey = Image.fromarray(mask.astype(np.uint8))
+    return np.asarray(grey.resize((size.width, size.height), Image.Resampling.NEAREST)) != 0
 
 
 def orientation(path: Path) -> int:

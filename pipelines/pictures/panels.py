@@ -80,9 +80,9 @@ class Picture:
     defect: str
     label: bool
     score: float
-    rgb: Pixels  # (S, S, 3), squared by `prepare`
-    anomaly_map: Map  # (S, S)
-    truth: Mask | None  # (S, S); None where the category has no masks
+    rgb: Pixels  # (H, W, 3), resized by `prepare`
+    anomaly_map: Map  # (H, W)
+    truth: Mask | None  # (H, W); None where the category has no masks
     width: int  # of the original
     height: int
 
@@ -236,7 +236,7 @@ def save_strip(folder: Path, picture: Picture, thresholds: Thresholds) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KeptMaps:
-    """The maps of all test images of a cell, small, in levels of the colour scale; row i is test image i."""
+    """The maps of all test images of a cell, small and square, in levels of the colour scale; row i is test image i."""
 
     levels: NDArray[np.uint8]  # (N, s, s): 0 to _LEVELS for 0 to FULL times the threshold
     sizes: NDArray[np.int32]  # (N, 2): width and height of the original
@@ -246,7 +246,7 @@ class KeptMaps:
         """Of (map, (width, height) of the original) each; `threshold` is the map's."""
         levels, sizes = [], []
         for anomaly_map, size in pictures:
-            side = min(_MAP_SIDE, len(anomaly_map))
+            side = min(_MAP_SIDE, max(anomaly_map.shape))
             # BOX averages, so that a small map is no sharper and no brighter than the large one
             small = Image.fromarray(relative_to_threshold(anomaly_map, threshold))
             ratio = np.asarray(small.resize((side, side), Image.Resampling.BOX))

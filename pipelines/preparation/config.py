@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel
 
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.settings import Settings, Sides
 from pipelines.pictures.images import Filter, Frame
 
 
@@ -26,7 +26,7 @@ class View(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True)
 
-    image_size: PositiveInt  # side of the square, pixels
+    image_size: Sides  # pixels
     resize: Filter
 
 

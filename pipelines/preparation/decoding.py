@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import DatasetError, ImageError
 from pipelines.numbers import counted
 from pipelines.pictures import images
@@ -55,15 +56,15 @@ class Spool:
 class Decoded:
     """A category's pictures, by their paths."""
 
-    images: Mapping[Frame, Spool]  # rows (size, size, 3), uint8
-    masks: Mapping[int, Spool]  # by size; rows (size, size), bool, of the pictures that have a mask
+    images: Mapping[Frame, Spool]  # rows (height, width, 3), uint8
+    masks: Mapping[Size, Spool]  # by size; rows (height, width), bool, of the pictures that have a mask
     originals: dict[str, tuple[int, int]] = field(default_factory=dict)  # (width, height), upright; of readable ones
     pixels: dict[str, str] = field(default_factory=dict)  # SHA-256 of the upright RGB pixels and their shape
     findings: Findings = field(default_factory=Findings)
-    shrunk: dict[int, str] = field(default_factory=dict)  # by size, a warning of masks that lost regions at it
+    shrunk: dict[Size, str] = field(default_factory=dict)  # by size, a warning of masks that lost regions at it
 
 
-def mask_sizes(frames: Sequence[Frame]) -> list[int]:
+def mask_sizes(frames: Sequence[Frame]) -> list[Size]:
     """Masks are resized by the nearest pixel, whatever the images are by."""
     return list(dict.fromkeys(frame.size for frame in frames))
 
@@ -117,7 +118,7 @@ class _Picture:
     marked: float = 0.0  # share of the picture that the mask marks
     image_rows: list[NDArray[np.uint8]] = field(default_factory=list)
     mask_rows: list[NDArray[np.bool_]] = field(default_factory=list)
-    altered: list[tuple[int, str]] = field(default_factory=list)  # sizes at which the mask lost regions, and how
+    altered: list[tuple[Size, str]] = field(default_factory=list)  # sizes at which the mask lost regions, and how
     problems: list[DatasetError] = field(default_factory=list)
 
     def without_rows(self) -> "_Picture":
@@ -182,7 +183,7 @@ def _is_turned_alone(picture: Path, mask: Path, shape: tuple[int, ...]) -> bool:
 
 
 def _shrink_mask(
-    mask: NDArray[np.bool_], regions: NDArray[np.signedinteger[Any]], size: int
+    mask: NDArray[np.bool_], regions: NDArray[np.signedinteger[Any]], size: Size
 ) -> tuple[NDArray[np.bool_], str | None]:
     """Resize a mask with its labelled `regions`; also tell what became of them, None if there are as many as before.
 
@@ -194,7 +195,7 @@ def _shrink_mask(
     if not small.any():
         centroids = np.array(ndimage.center_of_mass(mask, regions, range(1, before + 1)))  # (R, 2), pixel centres at .0
         rows, columns = ((centroids + 0.5) * size / mask.shape).astype(int).T
-        small = np.zeros((size, size), dtype=bool)
+        small = np.zeros(size, dtype=bool)
         small[rows, columns] = True
         return small, "vanished, kept at the centroid"
     after = ndimage.label(small, structure=_EIGHT_CONNECTED)[1]
@@ -236,8 +237,8 @@ def _tell_of_lookalikes(source: Path, listing: Listing, pictures: list[_Picture]
         )
 
 
-def _told_of_shrinking(pictures: list[_Picture]) -> Iterator[tuple[int, str]]:
-    altered: defaultdict[int, list[str]] = defaultdict(list)
+def _told_of_shrinking(pictures: list[_Picture]) -> Iterator[tuple[Size, str]]:
+    altered: defaultdict[Size, list[str]] = defaultdict(list)
     for picture in pictures:
         for size, what in picture.altered:
             altered[size].append(f"{picture.mask} ({what})")

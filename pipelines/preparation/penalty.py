@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import RootModel
 from rich.console import Console
 
+from anomaly_models.common.settings import Size
 from pipelines.pictures import images
 from pipelines.preparation.photo_sets import PhotoSetConfig, make_photo_set
 
@@ -25,6 +26,7 @@ def make_penalty(config: PhotoSetConfig, photos: Path, destination: Path, consol
     return make_photo_set(config, _centre, photos, destination, console, kind="penalty")
 
 
-def _centre(photo: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    border = size // 2
-    return images.resize_rgb(photo, 2 * size, "bilinear")[border : border + size, border : border + size]
+def _centre(photo: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    height, width = size
+    top, left = size.divided(2)
+    return images.resize_rgb(photo, Size(2 * height, 2 * width), "bilinear")[top : top + height, left : left + width]

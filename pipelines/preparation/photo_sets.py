@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import PositiveInt
 from rich.console import Console
 
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.settings import Settings, Sides
 from pipelines.data.photo_sets import Kind, PhotoSetIndex
 from pipelines.files import atomic_folder
 from pipelines.paths import INDEX_FILE
@@ -16,7 +16,7 @@ from pipelines.preparation.photos import Resize, find_photos, write_arrays
 class PhotoSetConfig(Settings):
     """An entry of the sections `penalty` and `textures`."""
 
-    image_size: PositiveInt  # that of the model
+    image_size: Sides  # that of the model
     limit: PositiveInt  # photos taken at most, evenly from the sorted list
 
 

@@ -1,4 +1,4 @@
-"""Any folder of photos -> square uint8 arrays, decoded once: for distillation, pretraining and penalty images."""
+"""Any folder of photos -> uint8 arrays of one size, decoded once: for distillation, pretraining and penalty images."""
 
 import contextlib
 import hashlib
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import DatasetError, ImageError, told
 from pipelines.files import atomic_folder, read_json, write_json
 from pipelines.paths import INDEX_FILE
@@ -22,22 +23,22 @@ FORMAT = 1  # of a folder of arrays; raised when what is written changes
 
 _WHITE_LEVEL = 65535  # photos with 16 bits use all of them
 
-Resize = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]  # (H, W, 3) and a side S -> (S, S, 3)
+Resize = Callable[[NDArray[np.uint8], Size], NDArray[np.uint8]]  # (H, W, 3), resized to that size
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoArrays:
-    """A folder with `images_<size>.npy`, (N, size, size, 3) uint8, one for each size that was asked for."""
+    """A folder with `images_<size>.npy`, (N, height, width, 3) uint8, one for each size that was asked for."""
 
     folder: Path
     num_photos: int
     sha256: str  # of every photo's bytes, in the order of the rows
 
-    def file(self, size: int) -> Path:
+    def file(self, size: Size) -> Path:
         return self.folder / f"images_{size}.npy"
 
-    def shape(self, size: int) -> tuple[int, int, int, int]:
-        return (self.num_photos, size, size, 3)
+    def shape(self, size: Size) -> tuple[int, int, int, int]:
+        return (self.num_photos, *size, 3)
 
     @property
     def remedy(self) -> str:
@@ -72,7 +73,7 @@ def _is_hidden(relative: Path) -> bool:
 
 
 def decode_once(
-    folders: Sequence[Path], sizes: Sequence[int], destination: Path, console: Console, label: str
+    folders: Sequence[Path], sizes: Sequence[Size], destination: Path, console: Console, label: str
 ) -> PhotoArrays:
     """The photos of `folders`, each as a whole at every size, in `destination`; decoded only if they are not there.
 
@@ -85,7 +86,7 @@ def decode_once(
     paths = find_photos(folders)
     listing = {
         "format": FORMAT,
-        "sizes": list(sizes),
+        "sizes": [str(size) for size in sizes],
         "photos": [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths],
     }
     index_file = destination / INDEX_FILE
@@ -94,18 +95,18 @@ def decode_once(
         if listing.items() <= index.items():
             return PhotoArrays(destination, len(paths), str(index["sha256"]))
     with atomic_folder(destination) as folder:
-        sha256 = write_arrays(paths, squared, sizes, folder, console, label)
+        sha256 = write_arrays(paths, whole, sizes, folder, console, label)
         write_json(folder / INDEX_FILE, listing | {"sha256": sha256})
     return PhotoArrays(destination, len(paths), sha256)
 
 
-def squared(photo: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def whole(photo: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """The whole photo at the size."""
     return images.resize_rgb(photo, size, "bilinear")
 
 
 def write_arrays(
-    paths: Sequence[Path], resize: Resize, sizes: Sequence[int], folder: Path, console: Console, label: str
+    paths: Sequence[Path], resize: Resize, sizes: Sequence[Size], folder: Path, console: Console, label: str
 ) -> str:
     """Decode `paths` into `folder/images_<size>.npy`, row by row; gives the SHA-256 over the photos' bytes.
 
@@ -116,7 +117,7 @@ def write_arrays(
     problems: list[ImageError] = []
     with contextlib.ExitStack() as stack:
         files = [
-            stack.enter_context(array_file(folder / f"images_{size}.npy", (len(paths), size, size, 3), np.uint8))
+            stack.enter_context(array_file(folder / f"images_{size}.npy", (len(paths), *size, 3), np.uint8))
             for size in sizes
         ]
         pool = stack.enter_context(threads())
@@ -136,7 +137,7 @@ def write_arrays(
     return digest.hexdigest()
 
 
-def _decode(path: Path, resize: Resize, sizes: Sequence[int]) -> tuple[bytes, list[NDArray[np.uint8]]] | ImageError:
+def _decode(path: Path, resize: Resize, sizes: Sequence[Size]) -> tuple[bytes, list[NDArray[np.uint8]]] | ImageError:
     try:
         photo = images.load_rgb(path, _WHITE_LEVEL)
     except ImageError as error:

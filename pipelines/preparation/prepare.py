@@ -93,10 +93,10 @@ def _digests(source: Path, listing: Listing, masks: Mapping[str, str], pool: Thr
 def _write_arrays(items: list[Item], rows: Decoded, folder: Path) -> None:
     masked = [item for item in items if item.mask is not None]
     for frame, spool in rows.images.items():
-        with array_file(images_file(folder, frame), (len(items), frame.size, frame.size, 3), np.uint8) as file:
+        with array_file(images_file(folder, frame), (len(items), *frame.size, 3), np.uint8) as file:
             file.writelines(spool.row(item.path) for item in items)
     for size, spool in rows.masks.items() if masked else ():
-        with array_file(masks_file(folder, size), (len(masked), size, size), np.bool_) as file:
+        with array_file(masks_file(folder, size), (len(masked), *size), np.bool_) as file:
             file.writelines(spool.row(item.path) for item in masked)
 
 

@@ -9,7 +9,7 @@ from pydantic import RootModel
 from rich.console import Console
 
 from pipelines.preparation.photo_sets import PhotoSetConfig, make_photo_set
-from pipelines.preparation.photos import squared
+from pipelines.preparation.photos import whole
 
 
 class TextureSets(RootModel[dict[str, PhotoSetConfig]]):
@@ -18,4 +18,4 @@ class TextureSets(RootModel[dict[str, PhotoSetConfig]]):
 
 def make_textures(config: PhotoSetConfig, photos: Path, destination: Path, console: Console) -> int:
     """Decode `photos` into `destination`; gives their number. Raises as `make_photo_set`."""
-    return make_photo_set(config, squared, photos, destination, console, kind="textures")
+    return make_photo_set(config, whole, photos, destination, console, kind="textures")

@@ -124,8 +124,8 @@ def _input_problem(
 
     if name not in MODELS:
         yield _unknown_model(section, name)
-    elif name in configs and (found := _at(raw, section, name, key)) != getattr(configs[name], key, found):
-        yield f"{section}.{name}.{key} = {found!r}: models.{name}.{key} is {getattr(configs[name], key)!r}"
+    elif name in configs and (found := _at(raw, section, name, key)) != configs[name].model_dump().get(key, found):
+        yield f"{section}.{name}.{key} = {found!r}: models.{name}.{key} is {configs[name].model_dump()[key]!r}"
 
 
 def _unknown_model(section: str, name: Any) -> str:

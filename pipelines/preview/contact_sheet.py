@@ -17,7 +17,7 @@ from pipelines.data.batches import PreparedData
 from pipelines.errors import ParamsError
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR, outline
-from pipelines.pictures.panels import FAINT, PAPER, write_line
+from pipelines.pictures.panels import FAINT, PAPER, Layout, write_line
 from pipelines.settings.params import Params
 from pipelines.training.inputs import find_inputs
 from pipelines.training.loop import step_seed
@@ -108,8 +108,9 @@ def _tiles(defect: Defect) -> dict[str, Image.Image]:
 
 
 def _tile(image: Tensor) -> Image.Image:
-    """A picture (3, H, W), or a mask (1, H, W), at the size of a tile."""
+    """A picture (3, H, W), or a mask (1, H, W), as large as a tile takes."""
     rgb = image if len(image) == 3 else repeat(image, "1 h w -> c h w", c=3)
     pixels = rearrange((255 * rgb).round().byte().cpu(), "c h w -> h w c").contiguous().numpy()
     method = Image.Resampling.LANCZOS if len(image) == 3 else Image.Resampling.NEAREST
-    return Image.fromarray(pixels).resize((TILE, TILE), method)
+    height, width = pixels.shape[:2]
+    return Image.fromarray(pixels).resize(Layout(TILE).fitted(width, height), method)

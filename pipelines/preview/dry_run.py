@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Config
 from anomaly_models.common.backbones import Backbone
+from anomaly_models.common.settings import Size
 from pipelines.data.index import PreparedIndex
 from pipelines.paths import Project
 from pipelines.settings.params import Params
@@ -26,7 +27,7 @@ class Estimate:
 
     model: str
     category: str
-    image_size: int
+    image_size: Size
     batch_size: int
     parameters: int
     trained_parameters: int
@@ -82,8 +83,8 @@ def estimate(model_name: str, category: str, params: Params, project: Project) -
     )
 
 
-def _measurable(model: AnomalyModel, config: Config, steps: int) -> tuple[nn.Module, int]:
-    """A network and the side of its images, pixels.
+def _measurable(model: AnomalyModel, config: Config, steps: int) -> tuple[nn.Module, Size]:
+    """A network and the size of its images, pixels.
 
     A gradient-free model has nothing to compare an image with before it has seen any: take its backbone, which sees
     the centre of the image alone.
@@ -94,7 +95,7 @@ def _measurable(model: AnomalyModel, config: Config, steps: int) -> tuple[nn.Mod
     return backbone, config.seen
 
 
-def _forward(model: nn.Module, image_size: int) -> tuple[int, int]:
+def _forward(model: nn.Module, image_size: Size) -> tuple[int, int]:
     """FLOPs of one image, and the bytes that its gradients would need."""
     saved: dict[int, Tensor] = {}
 
@@ -103,7 +104,7 @@ def _forward(model: nn.Module, image_size: int) -> tuple[int, int]:
             saved[id(tensor)] = tensor
         return tensor
 
-    image = torch.zeros(1, 3, image_size, image_size, device="meta")
+    image = torch.zeros(1, 3, *image_size, device="meta")
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(image)

@@ -69,11 +69,11 @@ class CategoryGallery:
         frame = frames_in(prepared)[-1]
         self._row = {image.path: row for row, image in enumerate(index.images)}
         self._entries = index.images
-        shape, remedy = (len(index.images), frame.size, frame.size, 3), f"run `blemish prepare {prepared.name}`"
+        shape, remedy = (len(index.images), *frame.size, 3), f"run `blemish prepare {prepared.name}`"
         self._pixels = read_array(images_file(prepared, frame), shape, np.uint8, remedy, mapped=True)
         self._masks = None
         if index.has_masks:
-            shape_of_masks = (index.num_masks, frame.size, frame.size)
+            shape_of_masks = (index.num_masks, *frame.size)
             self._masks = read_array(masks_file(prepared, frame.size), shape_of_masks, np.bool_, remedy, mapped=True)
         self.has_masks = index.has_masks
         self.tested = {model: {image.path: image for image in read_tested(folder)} for model, folder in folders.items()}

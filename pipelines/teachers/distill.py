@@ -40,8 +40,8 @@ from anomaly_models.base import ModelError, Progress
 from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.row_cache import RowCache
-from anomaly_models.common.scoring import resize_map
-from anomaly_models.common.settings import Settings
+from anomaly_models.common.scoring import resize_map, size_of
+from anomaly_models.common.settings import Settings, Size
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from anomaly_models.efficient_ad import CHANNELS, Precision, Width, convolutions_in, patch_description_network
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
@@ -136,17 +136,17 @@ class PatchDescriptions(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        side = image.shape[-1] // STRIDE
-        seen = seen_side(image.shape[-1], self.backbone.reductions[-1])
-        image = image if seen == image.shape[-1] else resize_map(image, seen)
+        size = size_of(image)
+        seen = seen_size(size, self.backbone.reductions[-1])
+        image = image if seen == size else resize_map(image, seen)
         maps = self.backbone(image.contiguous(memory_format=torch.channels_last))
         pooled = [F.conv2d(features, kernel, padding=1) for features, kernel in zip(maps, self.pools, strict=True)]
-        return torch.stack([resize_map(numbers, side) for numbers in pooled]).sum(dim=0)
+        return torch.stack([resize_map(numbers, size.divided(STRIDE)) for numbers in pooled]).sum(dim=0)
 
 
-def seen_side(side: int, stride: int) -> int:
+def seen_size(size: Size, stride: int) -> Size:
     """What a photo is resized to: the nearest multiple of the backbone's deepest stride. A pyramid's divides it."""
-    return round(side / stride) * stride
+    return Size(*(round(side / stride) * stride for side in size))
 
 
 def describing_backbone(config: DistillConfig) -> Backbone:
@@ -160,7 +160,7 @@ def describing_backbone(config: DistillConfig) -> Backbone:
             stride = Backbone(config.backbone).reductions[-1]
     except ModelError as error:
         raise WeightsError(str(error)) from error
-    return pretrained_backbone(config.backbone, seen_side(MAGNIFICATION * config.image_size, stride))
+    return pretrained_backbone(config.backbone, seen_size(Size.square(MAGNIFICATION * config.image_size), stride))
 
 
 def pooling_kernels(stage_channels: Sequence[int], channels: int) -> list[Tensor]:
@@ -193,13 +193,13 @@ class DescribedPhotos:
     is rounded to half precision always.
     """
 
-    def __init__(self, photos: PhotoArrays, size: int, descriptions: PatchDescriptions, seed: int) -> None:
+    def __init__(self, photos: PhotoArrays, side: int, descriptions: PatchDescriptions, seed: int) -> None:
         self.device = descriptions.pools[0].device
-        sides = (size, MAGNIFICATION * size)
-        resident = sum(math.prod(photos.shape(side)) for side in sides) <= DEVICE_BYTES
+        sizes = (Size.square(side), Size.square(MAGNIFICATION * side))
+        resident = sum(math.prod(photos.shape(size)) for size in sizes) <= DEVICE_BYTES
         self._small, self._large = (
-            Rows(photos.file(side), photos.shape(side), np.uint8, photos.remedy, self.device, resident)
-            for side in sides
+            Rows(photos.file(size), photos.shape(size), np.uint8, photos.remedy, self.device, resident)
+            for size in sizes
         )
         self._describe = descriptions
         self._is_grey = np.random.default_rng([seed, _GREY_STREAM]).random(len(self._small)) < GREY_PROBABILITY
@@ -283,7 +283,7 @@ def distill(
     tags = {"model": model_name, "stage": "distill"}
     work = Work(f"teacher of {model_name}", f"distill-{model_name}", project.work("distill", model_name), tags)
     with work.locked():
-        sizes = (config.image_size, MAGNIFICATION * config.image_size)
+        sizes = (Size.square(config.image_size), Size.square(MAGNIFICATION * config.image_size))
         photos = decode_once([folder], sizes, work.folder / "photos", console, "decoding photos")
         settings = {
             "distill": {model_name: config.model_dump()},

@@ -29,6 +29,7 @@ from mlflow.entities import (
     RunTag,
 )
 
+from anomaly_models.common.settings import Size
 from pipelines.environment import environment, packages
 from pipelines.errors import StageError
 from pipelines.names import as_key
@@ -106,7 +107,7 @@ class OpenRun:
     def file(self, path: Path, folder: str) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def onnx_model(self, path: Path, image_size: int) -> None:
+    def onnx_model(self, path: Path, image_size: Size) -> None:
         """Log the exported model with its signature, replacing none that an earlier export logged."""
         import mlflow.onnx
         import numpy as np
@@ -114,12 +115,11 @@ class OpenRun:
         from mlflow.models import ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        side = (image_size, image_size)
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3, *side), "image")]),
+            inputs=Schema([TensorSpec(np.dtype("float32"), (-1, 3, *image_size), "image")]),
             outputs=Schema(
                 [
-                    TensorSpec(np.dtype("float32"), (-1, 1, *side), "anomaly_map"),
+                    TensorSpec(np.dtype("float32"), (-1, 1, *image_size), "anomaly_map"),
                     TensorSpec(np.dtype("float32"), (-1,), "score"),
                 ]
             ),

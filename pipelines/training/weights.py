@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from anomaly_models.base import AnomalyModel, ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
+from anomaly_models.common.settings import Size
 from pipelines.errors import WeightsError
 from pipelines.training.packaged import packaged, state_file, timm_names
 
@@ -38,7 +39,7 @@ def load_pretrained(model: nn.Module) -> None:
             _load(module)
 
 
-def pretrained_backbone(config: BackboneConfig, image_size: int | None = None) -> Backbone:
+def pretrained_backbone(config: BackboneConfig, image_size: Size | None = None) -> Backbone:
     """The backbone of a configuration with its weights, outside of any model; a transformer's is for one size of image.
 
     Raises:

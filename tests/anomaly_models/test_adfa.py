@@ -17,6 +17,7 @@ from anomaly_models import adfa
 from anomaly_models.adfa import ADFA, ADFAConfig, Centres, SoftTopKSettings, top_k_weights
 from anomaly_models.base import Batch, ModelError, Prediction, Progress
 from anomaly_models.common.memory_bank import greedy_coreset
+from anomaly_models.common.settings import Size
 
 SIDE = 64  # maps of 16 x 16 and 8 x 8
 GRID = 16
@@ -272,7 +273,7 @@ def test_features_are_averaged_then_enlarged_then_joined(model: ADFA, test: Tens
 
 
 def test_coordinates_run_from_minus_one_to_one_along_rows_and_columns() -> None:
-    descriptor = adfa.Descriptor(1, 2, side=5)
+    descriptor = adfa.Descriptor(1, 2, Size.square(5))
     with torch.no_grad():
         descriptor.convolution.weight.copy_(torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).view(2, 3, 1, 1))
         descriptor.convolution.bias.zero_()
@@ -287,7 +288,7 @@ def test_coordinates_run_from_minus_one_to_one_along_rows_and_columns() -> None:
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_the_gate_by_hand(scale: float) -> None:
     """Of zeros, it adds a twentieth to each channel."""
-    descriptor = adfa.Descriptor(6, 12, side=5)
+    descriptor = adfa.Descriptor(6, 12, Size.square(5))
     descriptor.gate.weight *= scale
     features = uniform(2, 6, 5, 5, dtype=torch.float32)
     plain = descriptor.convolution(torch.cat([features, descriptor.coordinates.expand(2, -1, -1, -1)], dim=1))
@@ -776,7 +777,7 @@ def test_resumed_training_ends_with_the_same_bits(train: Tensor, changes: dict[s
 def test_onnx(train: Tensor, test: Tensor, objective: dict[str, Any], changes: dict[str, Any], tmp_path: Path) -> None:
     """The contract suite covers candidates."""
     model = fitted(train, **changes, objective=objective)
-    assert_file_agrees(exported(model, SIDE, tmp_path / "model.onnx"), model, test)
+    assert_file_agrees(exported(model, tmp_path / "model.onnx"), model, test)
 
 
 # Settings

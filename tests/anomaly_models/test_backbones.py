@@ -10,6 +10,7 @@ from torch import Tensor
 
 from anomaly_models.base import ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
+from anomaly_models.common.settings import Size
 
 
 def config(
@@ -39,7 +40,7 @@ def test_normalises_with_the_statistics_of_its_weights(backbone: Backbone) -> No
     expected = backbone.pyramid((image - 0.5) / 0.5)
     assert all(torch.equal(a, b) for a, b in zip(backbone(image), expected, strict=True))
     for name in ("resnet18.tv_in1k", "vit_small_patch14_reg4_dinov2.lvd142m"):
-        imagenet = Backbone(config(name), 224)
+        imagenet = Backbone(config(name), Size.square(224))
         torch.testing.assert_close(imagenet.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
         torch.testing.assert_close(imagenet.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
 
@@ -119,14 +120,14 @@ def test_refuses_networks_without_such_maps(name: str, layers: list[int], said: 
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "beit_base_patch16_224"])
 def test_refuses_sizes_that_a_network_is_not_made_for(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name}: it takes images of 224 pixels only, found 256; take that size"):
-        Backbone(config(name, layers=[0]), 256)
+        Backbone(config(name, layers=[0]), Size.square(256))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "side"), [("pvt_v2_b0", 64), ("hiera_tiny_224", 224)])
 def test_takes_hierarchical_transformers_with_maps_like_a_pyramids(name: str, side: int) -> None:
     with torch.device("meta"):
-        backbone = Backbone(config(name, layers=[0, 1]), side)
+        backbone = Backbone(config(name, layers=[0, 1]), Size.square(side))
         maps = backbone(torch.zeros(1, 3, side, side))
     assert backbone.reductions == (4, 8)
     expected = [(channels, side // stride) for channels, stride in zip(backbone.channels, (4, 8), strict=True)]
@@ -153,7 +154,7 @@ def whole_transformer(name: str, side: int) -> Any:
 def cut(name: str, side: int, layers: tuple[int, ...], combine: str = "separate") -> tuple[Backbone, Any]:
     """A backbone, and the whole network that it has the weights of."""
     backbone, whole = (
-        Backbone(config(name, layers=layers, combine=combine), side).double(),
+        Backbone(config(name, layers=layers, combine=combine), Size.square(side)).double(),
         whole_transformer(name, side),
     )
     assert isinstance(backbone.pyramid, PatchTokens)
@@ -205,7 +206,7 @@ def test_the_mean_of_blocks_is_one_map() -> None:
 
 
 def test_keeps_no_block_and_no_head_that_is_not_needed() -> None:
-    tokens = Backbone(config("test_vit3", layers=(1, 2)), 48).pyramid
+    tokens = Backbone(config("test_vit3", layers=(1, 2)), Size.square(48)).pyramid
     assert isinstance(tokens, PatchTokens)
     assert len(tokens.model.blocks) == 3
     assert not [name for name in tokens.state_dict() if "head" in name or "pool" in name or "fc_norm" in name]

@@ -36,6 +36,7 @@ from anomaly_models.base import Batch, ModelError, Progress
 from anomaly_models.bgad import BGAD, BGADConfig, ConditionalFlow
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import Pasted
+from anomaly_models.common.settings import Size
 from pipelines.evaluation.metrics import ExactPixelMetrics
 
 SIZE = 64
@@ -86,7 +87,7 @@ PHASE_1, PHASE_2 = 0, 7  # steps of 8
 
 def flow_of(channels: int, side: int) -> ConditionalFlow:
     torch.manual_seed(0)
-    return perturbed(ConditionalFlow(channels, side), size=0.1).double()
+    return perturbed(ConditionalFlow(channels, Size.square(side)), size=0.1).double()
 
 
 def vectors(number: int, channels: int, side: int, *, double: bool = True) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ def test_raw_features_are_those_of_the_backbone() -> None:
 @pytest.mark.parametrize(("channels", "side", "count"), [(40, 64, 448_512), (72, 32, 623_616), (200, 16, 1_569_792)])
 def test_flow_has_the_parameters_of_the_paper(channels: int, side: int, count: int) -> None:
     with torch.device("meta"):
-        flow = ConditionalFlow(channels, side)
+        flow = ConditionalFlow(channels, Size.square(side))
     assert num_parameters(flow) == count
     assert sum(block.rotation.numel() for block in flow.blocks) == 8 * channels**2
     assert set(flow.state_dict()) == {
@@ -193,8 +194,8 @@ def test_flow_has_the_parameters_of_the_paper(channels: int, side: int, count: i
 
 def equations(flow: ConditionalFlow, x: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     """Section 4 of the specification, line by line."""
-    code = code_of(flow.side)
-    c = torch.stack([code[:, int(i) // flow.side, int(i) % flow.side] for i in cell])
+    code = code_of(flow.size.width)
+    c = torch.stack([code[:, int(i) // flow.size.width, int(i) % flow.size.width] for i in cell])
     log_determinant = torch.zeros(len(x), dtype=x.dtype)
     half = x.shape[1] // 2
     for block in flow.blocks:
@@ -224,8 +225,8 @@ def test_flow_is_its_equations() -> None:
 
 
 def inverse(flow: ConditionalFlow, z: Tensor, cell: Tensor) -> Tensor:
-    code = bgad.axis_code(flow.side).to(z)
-    c = torch.cat([code[cell % flow.side], code[cell // flow.side]], dim=1)
+    code = bgad.axis_code(flow.size.width).to(z)
+    c = torch.cat([code[cell % flow.size.width], code[cell // flow.size.width]], dim=1)
     for block in reversed(flow.blocks):
         u = (z @ block.rotation - block.offset) / block.scale
         x1, moved = u.chunk(2, dim=1)
@@ -237,7 +238,7 @@ def inverse(flow: ConditionalFlow, z: Tensor, cell: Tensor) -> Tensor:
 @pytest.mark.parametrize(("double", "tolerance"), [(True, 1e-6), (False, 1e-4)])
 def test_flow_can_be_inverted(double: bool, tolerance: float) -> None:
     torch.manual_seed(0)
-    flow = ConditionalFlow(40, 8)
+    flow = ConditionalFlow(40, Size.square(8))
     flow = flow.double() if double else flow
     x, cell = vectors(100, 40, 8, double=double)
     z, _ = flow(x, cell)
@@ -275,7 +276,7 @@ def test_rotations_of_the_plane_are_uniform() -> None:
 @torch.no_grad()
 def test_without_the_network_a_flow_is_a_rotation() -> None:
     torch.manual_seed(0)
-    flow = ConditionalFlow(16, 4).double()
+    flow = ConditionalFlow(16, Size.square(4)).double()
     for block in flow.blocks:
         block.contract.weight.zero_()
         block.contract.bias.zero_()
@@ -300,7 +301,7 @@ def test_log_scales_are_bounded() -> None:
 @pytest.mark.parametrize(("channels", "side"), [(40, 64), (72, 32), (200, 16)])
 def test_likelihood_of_standard_normal_vectors_at_the_start(channels: int, side: int) -> None:
     torch.manual_seed(0)
-    flow = ConditionalFlow(channels, side)
+    flow = ConditionalFlow(channels, Size.square(side))
     x, cell = vectors(2000, channels, side, double=False)
     assert flow.log_likelihood(x, cell).mean().item() == pytest.approx(-1.419, abs=0.03)
     assert (flow(x, cell)[1] / channels).abs().mean() < 0.02
@@ -440,18 +441,22 @@ def test_area_masks_leave_out_what_is_unclear() -> None:
     expected = torch.full((8, 8), bgad.NORMAL)
     expected[1:5, 1:5] = bgad.LEFT_OUT
     expected[2:4, 2:4] = bgad.ABNORMAL
-    found = bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.5))
+    found = bgad.cells_of(mask, Size.square(8), bgad.AreaMasks(name="area", abnormal=0.5))
     assert torch.equal(found.view(8, 8), expected)
     mask[:, :, :, 13] = 0
     expected[2:4, 3] = expected[1:5, 4] = bgad.LEFT_OUT  # now a quarter: left out, as is the ring around it
-    assert torch.equal(bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.5)).view(8, 8), expected)
+    assert torch.equal(
+        bgad.cells_of(mask, Size.square(8), bgad.AreaMasks(name="area", abnormal=0.5)).view(8, 8), expected
+    )
     expected[2:4, 3] = bgad.ABNORMAL
-    assert torch.equal(bgad.cells_of(mask, 8, bgad.AreaMasks(name="area", abnormal=0.25)).view(8, 8), expected)
+    assert torch.equal(
+        bgad.cells_of(mask, Size.square(8), bgad.AreaMasks(name="area", abnormal=0.25)).view(8, 8), expected
+    )
 
 
 def test_nearest_masks_take_the_top_left_pixel() -> None:
     mask = (torch.rand(2, 1, 32, 32, generator=seeded(0)) > 0.5).float()
-    found = bgad.cells_of(mask, 8, bgad.NearestMasks(name="nearest"))
+    found = bgad.cells_of(mask, Size.square(8), bgad.NearestMasks(name="nearest"))
     assert torch.equal(found.view(2, 8, 8), mask[:, 0, ::4, ::4].long())
 
 
@@ -477,7 +482,7 @@ def test_published_map_is_the_same_up_to_a_constant() -> None:
     )
     assert isinstance(total, Tensor)
     published = total.max() - total
-    found = bgad.to_prediction(maps, maxima, 32)
+    found = bgad.to_prediction(maps, maxima, Size.square(32))
     difference = found.anomaly_map - published
     assert difference.max() - difference.min() < 1e-5
     truth = F.interpolate(torch.rand(6, 1, 8, 8, generator=seeded(1)), scale_factor=4) > 0.8
@@ -491,15 +496,17 @@ def test_published_map_is_the_same_up_to_a_constant() -> None:
 
 def test_map_is_bounded_and_monotonic() -> None:
     maps, ceiling = some_maps(3, seed=0), torch.tensor([-2.0, -2.5, -1.0])
-    before = bgad.to_prediction(maps, ceiling, 32).anomaly_map
+    before = bgad.to_prediction(maps, ceiling, Size.square(32)).anomaly_map
     assert before.min() >= 0
     assert before.max() <= 3
-    assert bgad.to_prediction([level + 100 for level in maps], ceiling, 32).anomaly_map.abs().max() < 1e-6
-    assert (3 - bgad.to_prediction([level - 100 for level in maps], ceiling, 32).anomaly_map).abs().max() < 1e-6
+    assert bgad.to_prediction([level + 100 for level in maps], ceiling, Size.square(32)).anomaly_map.abs().max() < 1e-6
+    assert (
+        3 - bgad.to_prediction([level - 100 for level in maps], ceiling, Size.square(32)).anomaly_map
+    ).abs().max() < 1e-6
     for level in range(3):
         lowered = [value.clone() for value in maps]
         lowered[level][1, 2, 3] -= 1
-        after = bgad.to_prediction(lowered, ceiling, 32).anomaly_map
+        after = bgad.to_prediction(lowered, ceiling, Size.square(32)).anomaly_map
         assert (after >= before).all()
         assert (after[1] > before[1]).any()
         assert torch.equal(after[[0, 2]], before[[0, 2]])
@@ -567,7 +574,7 @@ def test_terms_of_a_mini_batch_by_hand() -> None:
     (found,) = all_terms(model, batch)
     with torch.no_grad():
         ell = model.log_likelihoods(batch.image)[0].flatten().double()
-    stride = SIZE // model.sides[0]
+    stride = SIZE // model.sizes[0].width
     abnormal = batch.mask[:, 0, ::stride, ::stride].flatten() > 0
     values = ell / 4
     ordered = sorted(values[~abnormal].tolist())
@@ -870,7 +877,7 @@ def test_both_phases_of_the_preset_learn_from_4096_vectors_a_step() -> None:
         model = BGAD(preset())
     for phase in (1, 2):
         assert model.steps_per_batch(phase=phase) == (32, 8, 2)
-    assert [32 * side**2 for side in model.sides] == [32 * 4096, 8 * 4096, 2 * 4096]  # of the 32 images of a batch
+    assert [32 * size.area for size in model.sizes] == [32 * 4096, 8 * 4096, 2 * 4096]  # of the 32 images of a batch
     tiny = model_of(**MIXED, vectors_per_step=128, steps_per_batch="published")
     assert tiny.steps_per_batch(phase=1) == tiny.steps_per_batch(phase=2) == (6 * 16**2 // 128, 6 * 8**2 // 128)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from anomaly_models.common import copy_paste
 from anomaly_models.common.copy_paste import PROBABILITIES, connected_pieces, move_pieces, paste_defects, warped_grid
+from anomaly_models.common.settings import Size
 
 SIDE = 32
 
@@ -118,7 +119,7 @@ def test_three_of_ten_operations_with_their_probabilities() -> None:
 
 
 def test_without_an_operation_nothing_changes() -> None:
-    grid = warped_grid(active(3), SIDE, seeded(0))
+    grid = warped_grid(active(3), Size.square(SIDE), seeded(0))
     centres = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
     torch.testing.assert_close(grid[..., 0], centres.expand(3, SIDE, SIDE), rtol=0, atol=1e-6)
     torch.testing.assert_close(grid[..., 1], centres[:, None].expand(3, SIDE, SIDE), rtol=0, atol=1e-6)
@@ -129,7 +130,7 @@ def test_without_an_operation_nothing_changes() -> None:
 def sampled(name: str, number: int, seed: int) -> Tensor:
     """One image under a geometric operation, drawn `number` times."""
     image = images(1, seed=9).expand(number, -1, -1, -1)
-    grid = warped_grid(active(number, name), SIDE, seeded(seed))
+    grid = warped_grid(active(number, name), Size.square(SIDE), seeded(seed))
     return torch.nn.functional.grid_sample(image, grid, mode="nearest", align_corners=False)
 
 
@@ -153,8 +154,8 @@ def test_exact_geometry(name: str, variants: object) -> None:
     ("name", "most"), [("lens", 1.1), ("shift_scale_turn", 1.3), ("distortion", 0.5)], ids=["lens", "affine", "warp"]
 )
 def test_bounded_geometry(name: str, most: float) -> None:
-    still = warped_grid(active(1), SIDE, seeded(0))
-    shift = (warped_grid(active(50, name), SIDE, seeded(1)) - still).abs()
+    still = warped_grid(active(1), Size.square(SIDE), seeded(0))
+    shift = (warped_grid(active(50, name), Size.square(SIDE), seeded(1)) - still).abs()
     assert (shift.amax(dim=(1, 2, 3)) > 1e-3).float().mean() > 0.9
     assert shift.max() < most
     assert shift[:, SIDE // 2, SIDE // 2].max() < 0.45  # the middle moves least

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_models import diffusion_ad
 from anomaly_models.base import Batch, ModelError, Progress
+from anomaly_models.common.settings import Size
 from anomaly_models.common.synthesis import Synthesised
 from anomaly_models.diffusion_ad import DiffusionAD, DiffusionADConfig, ResidualBlock, Scale, focal_loss, signal_shares
 
@@ -422,7 +423,7 @@ def test_the_blend_does_not_know_the_noise_scale() -> None:
 def test_noise_at_the_paper_s_resolution_is_as_strong_once_reduced() -> None:
     """Averages of 8 x 8 pixels of noise at 256 pixels deviate by an eighth of it."""
     noise = torch.randn(4, 3, 256, 256, generator=seeded(1))
-    assert float(diffusion_ad.reduced(noise, 32).std()) == pytest.approx(32 / 256, rel=0.02)
+    assert float(diffusion_ad.reduced(noise, Size.square(32)).std()) == pytest.approx(32 / 256, rel=0.02)
 
 
 # --- image prediction
@@ -442,14 +443,14 @@ def test_image_prediction_by_hand(unet: dict[str, object]) -> None:
     model, image = perturbed(learnt(unet=unet).eval(), seed=1), patterns(2, seed=1)
     assert model.preconditioner is not None
     side, residual = unet["image_size"], float(model.preconditioner.residual)
-    seen = diffusion_ad.reduced(image, side)
+    seen = diffusion_ad.reduced(image, Size.square(side))
     reconstructions = []
     for index, step in enumerate((200, 400)):
         share = signal_shares()[step]
         signal, deviation = math.sqrt(share), 0.125 * math.sqrt(1 - share)
         noisy = signal * seen + deviation * model.noise[index]
         filtered = model.preconditioner.filter(noisy, signal, deviation)
-        mean = diffusion_ad.reduced(patterns(7, seed=50).mean(0, keepdim=True), side)
+        mean = diffusion_ad.reduced(patterns(7, seed=50).mean(0, keepdim=True), Size.square(side))
         variance = signal**2 * residual**2 + deviation**2
         output = model.networks.unet((noisy - signal * mean) / variance**0.5, torch.tensor([step, step]))
         correction = signal * residual**2 / variance * filtered.across + deviation * residual / variance**0.5 * output
@@ -682,10 +683,12 @@ def test_terms_of_image_prediction() -> None:
     found = copy.deepcopy(model).terms(normal, sample, small, big, rows)
     errors = []
     for scale in (small, big):
-        seen = model.preconditioner(diffusion_ad.reduced(sample.image, 32), scale, rows)
+        seen = model.preconditioner(diffusion_ad.reduced(sample.image, Size.square(32)), scale, rows)
         output = model.networks.unet(seen.input, scale.step)
-        reconstruction = diffusion_ad.reduced(seen.filtered, 32) + seen.skipped + seen.c_out * output
-        errors.append(((reconstruction - diffusion_ad.reduced(normal, 32)) / seen.c_out).square().mean(dim=(1, 2, 3)))
+        reconstruction = diffusion_ad.reduced(seen.filtered, Size.square(32)) + seen.skipped + seen.c_out * output
+        errors.append(
+            ((reconstruction - diffusion_ad.reduced(normal, Size.square(32))) / seen.c_out).square().mean(dim=(1, 2, 3))
+        )
     torch.testing.assert_close(found["image"], (errors[0] + errors[1]).mean())
     model.config = model.config.model_copy(update={"denoises": "normal"})
     found = model.terms(normal, sample, small, big, rows)
@@ -1020,8 +1023,10 @@ def test_the_unet_may_see_a_smaller_picture(unet_size: int) -> None:
 
 def test_a_smaller_picture_is_made_of_averages() -> None:
     image = torch.arange(16.0).view(1, 1, 4, 4)
-    assert torch.equal(diffusion_ad.reduced(image, 4), image)
-    assert torch.equal(diffusion_ad.reduced(image, 2), torch.tensor([[2.5, 4.5], [10.5, 12.5]]).view(1, 1, 2, 2))
+    assert torch.equal(diffusion_ad.reduced(image, Size.square(4)), image)
+    assert torch.equal(
+        diffusion_ad.reduced(image, Size.square(2)), torch.tensor([[2.5, 4.5], [10.5, 12.5]]).view(1, 1, 2, 2)
+    )
 
 
 # --- export
@@ -1054,7 +1059,7 @@ def test_exported_graph_agrees_and_holds_no_embedding(
 ) -> None:
     model = trained_randomly(**changes, unet=unet)
     path = tmp_path / "model.onnx"
-    detector = tiny_models.exported(model, SIZE, path)
+    detector = tiny_models.exported(model, path)
     operations = {node.op_type for node in onnx.load(path).graph.node}
     assert not {"Sin", "Cos", "Gemm", "BatchNormalization", "RandomNormal"} & operations
     tiny_models.assert_file_agrees(detector, model, patterns(4, seed=3), atol=1e-5)

@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional as torchvision_functional
 
 from anomaly_models import efficient_ad
 from anomaly_models.base import Batch, ModelError, Progress
+from anomaly_models.common.settings import Size
 from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig, Width, patch_description_network
 
 SIZE = 128
@@ -114,14 +115,14 @@ def test_layers_of_tables_6_and_7(width: Width, padded: bool, expected: list[int
 
 @pytest.mark.parametrize("size", [128, 160, 256, 512])
 def test_autoencoder_has_64_numbers_at_any_size(size: int) -> None:
-    autoencoder = efficient_ad.Autoencoder(size, channels=16)
+    autoencoder = efficient_ad.Autoencoder(Size.square(size), channels=16)
     image = torch.rand(1, 3, size, size)
     assert autoencoder.encoder(image).shape == (1, 64, 1, 1)
     assert autoencoder(image).shape == (1, 16, size // 4 - 8, size // 4 - 8)
 
 
 def test_autoencoder_sizes_of_table_8() -> None:
-    autoencoder = efficient_ad.Autoencoder(256, channels=16)
+    autoencoder = efficient_ad.Autoencoder(Size.square(256), channels=16)
     shapes: list[int] = []
     for convolution in autoencoder.blocks:
         convolution.register_forward_hook(lambda _module, _inputs, output: shapes.append(output.shape[-1]))
@@ -443,7 +444,7 @@ def test_overall_weight_is_the_share_of_the_overall_map(calibrated: EfficientAD)
     )
     for weight in (0.25, 0.5):
         calibrated.config = settings(overall_weight=weight)
-        expected = efficient_ad.to_prediction((1 - weight) * local + weight * overall, SIZE)
+        expected = efficient_ad.to_prediction((1 - weight) * local + weight * overall, Size.square(SIZE))
         for model in (calibrated, calibrated.exportable()):
             torch.testing.assert_close(model(image), expected, rtol=1e-5, atol=1e-5)
 
@@ -459,9 +460,9 @@ def test_without_its_map_there_is_no_autoencoder(tmp_path: Path) -> None:
     low, high = model.map_quantiles[0]
     maps = model.raw_maps(image)
     assert maps.overall is None
-    expected = efficient_ad.to_prediction(0.1 * (maps.local - low) / (high - low), SIZE)
+    expected = efficient_ad.to_prediction(0.1 * (maps.local - low) / (high - low), Size.square(SIZE))
     torch.testing.assert_close(model(image), expected)
-    detector = tiny_models.exported(model.eval(), SIZE, tmp_path / "model.onnx")
+    detector = tiny_models.exported(model.eval(), tmp_path / "model.onnx")
     assert sum(node.op_type == "Conv" for node in onnx.load(tmp_path / "model.onnx").graph.node) == 4 + 4
     tiny_models.assert_file_agrees(detector, model, image)
 
@@ -547,7 +548,7 @@ def test_folded_is_the_same_function(calibrated: EfficientAD) -> None:
 
 
 def test_onnx_of_the_folded_model(calibrated: EfficientAD, tmp_path: Path) -> None:
-    detector = tiny_models.exported(calibrated, SIZE, tmp_path / "model.onnx")
+    detector = tiny_models.exported(calibrated, tmp_path / "model.onnx")
     nodes = onnx.load(tmp_path / "model.onnx").graph.node
     assert sum(node.op_type == "Conv" for node in nodes) == 4 + 4 + 14
     tiny_models.assert_file_agrees(detector, calibrated, textures(4, seed=9))

@@ -79,7 +79,7 @@ def test_the_papers_layout_is_seven_by_seven_patches_of_16_and_4_positions() -> 
     with torch.device("meta"):
         model = FAPM(config(image_size=256, crop=224, grid=7, backbone=backbone))
         fine, coarse = model.features(torch.zeros(2, 3, 256, 256, device="meta"))
-    assert model.sides == (28, 14)
+    assert model.sizes == ((28, 28), (14, 14))
     assert model.by_patch(fine).shape == (49, 2 * 16, 512)
     assert model.by_patch(coarse).shape == (49, 2 * 4, 1024)
     u, v = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")

@@ -5,6 +5,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from anomaly_models.common.scoring import GaussianBlur, resize_map
+from anomaly_models.common.settings import Size
 
 
 @pytest.mark.parametrize("side", [16, 64, 100])
@@ -38,4 +39,4 @@ def test_torchs_reflect_padding_would_differ_at_the_border_only() -> None:
 
 def test_resize_uses_half_pixel_centres() -> None:
     ramp = torch.tensor([[[[0.0, 1.0]]]]).expand(1, 1, 2, 2)
-    assert resize_map(ramp, 4)[0, 0, 0].tolist() == [0.0, 0.25, 0.75, 1.0]
+    assert resize_map(ramp, Size.square(4))[0, 0, 0].tolist() == [0.0, 0.25, 0.75, 1.0]

@@ -6,6 +6,7 @@ from drawn_batches import patterns, seeded
 from torch import Tensor
 
 from anomaly_models.common import wiener
+from anomaly_models.common.settings import Size
 from anomaly_models.common.wiener import EvenSample, FixedWienerFilter, WienerFilter, reduced
 
 SIZE, SMALL = 32, 16
@@ -13,7 +14,7 @@ SIGNAL, SIGMA = 0.8, 0.07
 
 
 def fitted(images: Tensor, components: int = 32, folds: int = 3, rows: Tensor | None = None) -> WienerFilter:
-    found = WienerFilter(SIZE, SMALL)
+    found = WienerFilter(Size.square(SIZE), Size.square(SMALL))
     found.fit(images, torch.arange(len(images)) if rows is None else rows, components, folds)
     return found
 
@@ -23,13 +24,13 @@ def images(number: int, seed: int = 1) -> Tensor:
 
 
 def noisy(picture: Tensor, seed: int = 5) -> Tensor:
-    small = reduced(picture, SMALL)
+    small = reduced(picture, Size.square(SMALL))
     return SIGNAL * small + SIGMA * torch.randn(small.shape, generator=seeded(seed))
 
 
 def dense(pictures: Tensor, seen: Tensor, components: int | None = None) -> Tensor:
     """mu + s C_xr (s^2 C_rr + v)^-1 (x_t - s mu_r), C the population covariances of pictures and reduced pictures."""
-    small = reduced(pictures, SMALL).flatten(1).double()
+    small = reduced(pictures, Size.square(SMALL)).flatten(1).double()
     whole = pictures.flatten(1).double()
     centred, whole_centred = small - small.mean(0), whole - whole.mean(0)
     if components is not None:
@@ -49,12 +50,12 @@ def test_the_guess_is_that_of_full_matrices(components: int | None) -> None:
     pictures, seen = images(7), noisy(images(4, seed=2))
     found = fitted(pictures, components or 32)(seen, SIGNAL, SIGMA)
     torch.testing.assert_close(found.image, dense(pictures, seen, components), atol=2e-5, rtol=0)
-    centred = seen - SIGNAL * reduced(pictures.mean(0, keepdim=True), SMALL)
+    centred = seen - SIGNAL * reduced(pictures.mean(0, keepdim=True), Size.square(SMALL))
     torch.testing.assert_close(found.centred, centred, atol=1e-6, rtol=0)
     known = (found.centred - found.across).flatten(1)
     assert (found.across.flatten(1) @ known.T).abs().max() < 1e-3
     torch.testing.assert_close(
-        reduced(found.image - pictures.mean(0), SMALL).flatten(1) @ found.across.flatten(1).T,
+        reduced(found.image - pictures.mean(0), Size.square(SMALL)).flatten(1) @ found.across.flatten(1).T,
         torch.zeros(4, 4),
         atol=1e-3,
         rtol=0,
@@ -74,11 +75,11 @@ def test_each_picture_may_have_its_own_noise() -> None:
 def test_without_noise_it_is_the_projection() -> None:
     pictures = images(5)
     learnt = fitted(pictures)
-    own = learnt(0.8 * reduced(pictures, SMALL), 0.8, 1e-5).image
+    own = learnt(0.8 * reduced(pictures, Size.square(SMALL)), 0.8, 1e-5).image
     torch.testing.assert_close(own, pictures, atol=1e-3, rtol=0)
-    other = reduced(images(3, seed=2), SMALL)
-    once = reduced(learnt(other, 1.0, 1e-5).image, SMALL)
-    twice = reduced(learnt(once, 1.0, 1e-5).image, SMALL)
+    other = reduced(images(3, seed=2), Size.square(SMALL))
+    once = reduced(learnt(other, 1.0, 1e-5).image, Size.square(SMALL))
+    twice = reduced(learnt(once, 1.0, 1e-5).image, Size.square(SMALL))
     torch.testing.assert_close(twice, once, atol=1e-3, rtol=0)
     assert ((other - once).flatten(1) @ learnt.reduced_directions[:1][0].flatten(1).T).abs().max() < (1e-3)
 
@@ -104,7 +105,7 @@ def test_pictures_without_a_fold_have_the_filter_of_all() -> None:
     pictures = images(4)
     learnt = fitted(pictures, rows=torch.tensor([10, 11, 12, 13]))
     assert learnt.filters_of(torch.tensor([0, 11, 14])).tolist() == [0, 2, 0]
-    unknown = WienerFilter(SIZE, SMALL)
+    unknown = WienerFilter(Size.square(SIZE), Size.square(SMALL))
     unknown.fit(pictures, None, components=2, folds=3)
     assert len(unknown.mean) == 1
     assert unknown.filters_of(torch.tensor([0, 11])).tolist() == [0, 0]
@@ -136,7 +137,7 @@ def test_directions_are_of_length_one_and_stand_upright() -> None:
 
 def test_pictures_need_not_be_reduced() -> None:
     pictures = images(6)
-    learnt = WienerFilter(SIZE, SIZE)
+    learnt = WienerFilter(Size.square(SIZE), Size.square(SIZE))
     learnt.fit(pictures, torch.arange(6), components=5, folds=2)
     seen = 0.8 * pictures + 0.1 * torch.randn(pictures.shape, generator=seeded(3))
     centred = pictures.flatten(1).double() - pictures.flatten(1).double().mean(0)
@@ -177,13 +178,13 @@ def test_constant_pictures_have_no_direction() -> None:
 @pytest.mark.parametrize("folds", [0, 3])
 def test_the_expected_error_is_what_noise_gives_on_average(folds: int) -> None:
     pictures, rows = images(7), torch.arange(7) if folds else None
-    learnt = WienerFilter(SIZE, SMALL)
+    learnt = WienerFilter(Size.square(SIZE), Size.square(SMALL))
     learnt.fit(pictures, rows, components=3, folds=folds)
     which = None if rows is None else learnt.filters_of(rows)
     errors = []
     for seed in range(200):
         guess = learnt(noisy(pictures, seed), SIGNAL, SIGMA, which).image
-        errors.append(reduced(guess - pictures, SMALL).square().mean())
+        errors.append(reduced(guess - pictures, Size.square(SMALL)).square().mean())
     expected = float(learnt.squared_error(pictures, rows, SIGNAL, SIGMA))
     assert expected == pytest.approx(float(torch.stack(errors).mean()), rel=0.01)
 
@@ -197,13 +198,13 @@ def test_pixels_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_filter_takes_the_saved_shapes() -> None:
-    learnt, fresh = fitted(images(6)), WienerFilter(SIZE, SMALL)
+    learnt, fresh = fitted(images(6)), WienerFilter(Size.square(SIZE), Size.square(SMALL))
     fresh.load_state_dict(learnt.state_dict())
     seen = noisy(images(1, seed=2))
     assert torch.equal(fresh(seen, SIGNAL, SIGMA).image, learnt(seen, SIGNAL, SIGMA).image)
     assert torch.equal(fresh.filters_of(torch.arange(6)), learnt.filters_of(torch.arange(6)))
     with pytest.raises(RuntimeError, match="size mismatch"):
-        WienerFilter(2 * SIZE, SMALL).load_state_dict(learnt.state_dict())
+        WienerFilter(Size.square(2 * SIZE), Size.square(SMALL)).load_state_dict(learnt.state_dict())
 
 
 def test_forgotten_folds_leave_the_filter_of_all() -> None:
@@ -216,7 +217,7 @@ def test_forgotten_folds_leave_the_filter_of_all() -> None:
 
 
 def test_stored_constants_change_nothing_but_rounding() -> None:
-    learnt, picture = fitted(images(6)), reduced(images(3, seed=2), SMALL)
+    learnt, picture = fitted(images(6)), reduced(images(3, seed=2), Size.square(SMALL))
     noise = torch.randn(2, 1, 3, SMALL, SMALL, generator=seeded(4))
     levels = [(0.8, 0.07, noise[0]), (0.4, 0.11, noise[1])]
     for (signal, sigma, drawn), found in zip(levels, FixedWienerFilter(learnt, levels)(picture), strict=True):

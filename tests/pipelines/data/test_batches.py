@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from anomaly_models.common.settings import Size
 from pipelines.data import batches as data
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
@@ -17,10 +18,15 @@ from pipelines.pictures import images
 from pipelines.pictures.images import Frame
 from pipelines.preparation.prepare import prepare
 
-SIZE = 8
+SIZE = Size.square(8)
 CONFIG = drawn_folders.CONFIG.model_copy(update={"holdout": 0.3})
 FRAME = Frame(SIZE, "bilinear")
-FRAMES = {"adfa": FRAME, "fapm": FRAME, "bgad": Frame(SIZE, "lanczos"), "diffusion_ad": Frame(4, "lanczos")}
+FRAMES = {
+    "adfa": FRAME,
+    "fapm": FRAME,
+    "bgad": Frame(SIZE, "lanczos"),
+    "diffusion_ad": Frame(Size.square(4), "lanczos"),
+}
 CPU = torch.device("cpu")
 
 
@@ -74,10 +80,10 @@ def assert_same(first, second):
 def test_a_batch_holds_what_images_reads(prepared, source):
     rows = [14, 0, 11, 7, 10]
     batch = prepared.batch(rows)
-    assert batch.image.shape == (5, 3, SIZE, SIZE)
+    assert batch.image.shape == (5, 3, *SIZE)
     assert batch.image.dtype == torch.float32
     assert batch.image.is_contiguous()
-    assert batch.mask.shape == (5, 1, SIZE, SIZE)
+    assert batch.mask.shape == (5, 1, *SIZE)
     assert batch.mask.dtype == torch.float32
     assert batch.label.dtype == torch.bool
     assert batch.penalty is None
@@ -86,7 +92,7 @@ def test_a_batch_holds_what_images_reads(prepared, source):
         pixels, _ = images.load(source / entry.path, SIZE, "bilinear", 65535)
         np.testing.assert_array_equal(batch.image[place].numpy(), images.to_input(pixels[None])[0])
         assert bool(batch.label[place]) == entry.label == ("crack" in entry.path)
-        expected = np.zeros((SIZE, SIZE), dtype=bool)
+        expected = np.zeros(SIZE, dtype=bool)
         if entry.mask is not None:
             expected = images.resize_mask(images.load_mask(source / entry.mask), SIZE)
         np.testing.assert_array_equal(batch.mask[place, 0].numpy(), expected)
@@ -177,7 +183,7 @@ def test_a_size_that_is_not_prepared(folder):
     for size in (256, 4):
         missing = rf"not at {size} \(bilinear\) pixels; run `blemish prepare nut`"
         with pytest.raises(StageError, match=f"{found}, {missing}"):
-            PreparedData(folder, size, "bilinear", CPU)
+            PreparedData(folder, Size.square(size), "bilinear", CPU)
 
 
 def test_each_filter_has_its_own_images_and_all_the_same_masks(folder):

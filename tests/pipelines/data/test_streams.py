@@ -7,6 +7,7 @@ import torch
 from conftest import CATEGORY, tiny_params, write_params
 
 from anomaly_models.base import Batch
+from anomaly_models.common.settings import Size
 from pipelines.data import streams as foregrounds
 from pipelines.data.batches import PreparedData
 from pipelines.data.streams import WithAnomalies, WithForeground, WithPhotos, anomalies_warning
@@ -19,7 +20,7 @@ def prepared(root, blemish, count=0, surfaces=()):
     values["prepare"] |= {"anomalous_train": {"count": count, "protocol": "spread"}, "surfaces": list(surfaces)}
     write_params(root, values)
     assert blemish("prepare", CATEGORY).code == 0
-    return PreparedData(root / "data/prepared" / CATEGORY, 64, "bilinear", CPU)
+    return PreparedData(root / "data/prepared" / CATEGORY, Size.square(64), "bilinear", CPU)
 
 
 def test_anomalies_follow_the_normal_images(root, blemish):

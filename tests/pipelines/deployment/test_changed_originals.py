@@ -10,6 +10,7 @@ import torch
 from conftest import CATEGORY, draw_part, tiny_params, write_params
 
 from anomaly_models.base import Prediction
+from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData
 from pipelines.deployment import latency as latency_module
 from pipelines.deployment.export import export, measure_parity
@@ -38,7 +39,7 @@ def remove(path):
 
 def prepared(project, params):
     source = project.root / "images" / CATEGORY
-    prepare(source, CATEGORY, params.prepare, project.prepared(CATEGORY), lambda *_: None)
+    prepare(source, CATEGORY, params.prepare, params.views().frames, project.prepared(CATEGORY), lambda *_: None)
     return source
 
 
@@ -74,7 +75,7 @@ def test_held_out_parts_too_where_there_is_nothing_to_test_on(project, params):
     for folder in ("test", "ground_truth"):
         shutil.rmtree(source / folder)
     prepared(project, params)
-    data = PreparedData(project.prepared(CATEGORY), 64, "bilinear", CPU)
+    data = PreparedData(project.prepared(CATEGORY), Size.square(64), "bilinear", CPU)
     path = source / data.index.images[data.rows("holdout")[0]].path
     write_anew(path)
     detector = SimpleNamespace(card=SimpleNamespace(threshold=1.0), load=lambda path: pytest.fail(f"reads {path}"))

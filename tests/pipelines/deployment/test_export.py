@@ -9,6 +9,7 @@ import torch
 from conftest import CATEGORY, tiny_params, write_params
 from PIL import Image
 
+from anomaly_models.common.settings import Size
 from pipelines.deployment import export as module
 from pipelines.deployment.export import export
 from pipelines.deployment.records import Deviation, Parity
@@ -233,7 +234,7 @@ def whole_way(project, category, values, console):
     write_params(project.root, values)
     params = load_checked(project.params)
     source = project.root / "images" / category
-    prepare(source, category, params.prepare, project.prepared(category), lambda *_: None)
+    prepare(source, category, params.prepare, params.views().frames, project.prepared(category), lambda *_: None)
     train("fapm", category, params, project, CPU, console)
     evaluate("fapm", category, params, project, CPU)
     return export("fapm", category, params, project)
@@ -273,6 +274,20 @@ def test_a_file_reads_pictures_by_the_filter_it_was_trained_on(project, console)
     parity = whole_way(project, CATEGORY, values, console)
     assert parity.input_levels == 0
     assert Detector(project.cell("fapm", CATEGORY).onnx).card.resize == "lanczos"
+
+
+def test_a_file_takes_pictures_that_are_no_squares(project, console):
+    values = as_published(CATEGORY)
+    size = {"height": 64, "width": 128}
+    values["models"]["fapm"] |= {"image_size": size, "crop": size, "grid": {"height": 1, "width": 2}}
+    parity = whole_way(project, CATEGORY, values, console)
+    assert parity.input_levels == 0
+    assert parity.decisions_changed == 0
+    detector = Detector(project.cell("fapm", CATEGORY).onnx)
+    assert detector.card.image_size == Size(height=64, width=128)
+    assert detector.card.params["models"]["fapm"]["grid"] == {"height": 1, "width": 2}
+    anomaly_map, _ = detector(detector.load(next((project.root / "images" / CATEGORY).glob("test/square/*.png"))))
+    assert anomaly_map.shape == (1, 1, 64, 128)
 
 
 def test_a_convnext_backbone_is_exported(project, console):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import StageError
 from pipelines.evaluation.certainty import (
     Champion,
@@ -287,9 +288,12 @@ OURS = images_of(5, 5)
             "the test images of nut are not the same: test/good/004.png is in one of the two only",
         ),
         ({"data_sha256": "x", "pixels_sha256": "y"}, "the files of nut changed between the two evaluations"),
-        ({"data_sha256": "x", "image_size": 128}, "the files of nut changed between the two evaluations"),
+        ({"data_sha256": "x", "image_size": Size.square(128)}, "the files of nut changed between the two evaluations"),
         ({"data_sha256": "x"}, None),  # a training image was added; the test images are what they were
-        ({"image_size": 128, "pixels_sha256": "y"}, None),  # the same files, seen by a model of another size
+        (
+            {"image_size": Size.square(128), "pixels_sha256": "y"},
+            None,
+        ),  # the same files, seen by a model of another size
     ],
 )
 def test_different_test_images_are_refused(changes: dict[str, Any], reason: str | None) -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from anomaly_models import MODELS
+from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.evaluation import evaluate as module
@@ -169,7 +170,7 @@ def test_what_calibrates_a_model_does_not_set_its_threshold(project, sixth_model
     found = read_json(cell.evaluation)
     assert found["protocol"]["threshold_from"] == "held-out good parts, cross-fitted"
     trained = load_trained(cell, CPU)
-    data = PreparedData(project.prepared(CATEGORY), 64, "bilinear", CPU)
+    data = PreparedData(project.prepared(CATEGORY), Size.square(64), "bilinear", CPU)
     batches = [data.batch([row]) for row in data.rows("holdout")]
     deployed = [float(trained.model(batch.image).score) for batch in batches]
     assert max(deployed) == pytest.approx(1)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from made_up import put_evaluation, scored_image
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import (
     Evaluation,
@@ -77,16 +78,16 @@ def test_pixels_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_the_centre_of_a_picture_keeps_its_proportions() -> None:
-    assert centre((256, 256), 224, 256) == (slice(16, 240), slice(16, 240))
-    assert centre((100, 1000), 224, 256) == (slice(6, 94), slice(62, 938))
-    assert centre((64, 80), 64, 64) == (slice(0, 64), slice(0, 80))
+    assert centre((256, 256), Size.square(224), Size.square(256)) == (slice(16, 240), slice(16, 240))
+    assert centre((100, 1000), Size.square(224), Size.square(256)) == (slice(6, 94), slice(62, 938))
+    assert centre((64, 80), Size.square(64), Size.square(64)) == (slice(0, 64), slice(0, 80))
 
 
 def test_regions_of_a_window_are_those_of_the_cut_mask() -> None:
     mask = np.zeros((8, 8), dtype=bool)
     mask[0:4, 0:3] = mask[6, 6] = True
     anomaly_map = np.arange(64, dtype=np.float32).reshape(8, 8)
-    window = centre((8, 8), 4, 8)
+    window = centre((8, 8), Size.square(4), Size.square(8))
     found = Regions.of(mask, window).split(anomaly_map, "a")
     expected = Regions.of(mask[window]).split(anomaly_map[window], "a")
     for a, b in zip(found, expected, strict=True):

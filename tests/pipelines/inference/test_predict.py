@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import DatasetError, ExportError
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.inference.predict import Found, Result, find_images, predict
@@ -24,7 +25,7 @@ SIDE = 16
 CARD = ModelCard(
     model="brightness",
     category="part",
-    image_size=SIDE,
+    image_size=Size.square(SIDE),
     resize="bilinear",
     white_level=4095,
     max_megapixels=90,
@@ -125,7 +126,7 @@ def test_the_card_says_by_which_filter(tmp_path: Path) -> None:
         card = replace(CARD, resize=resize)
         detector = Detector(write_model(tmp_path / f"{resize}.onnx", card.to_metadata()))
         loaded[resize] = detector.load(path)
-        np.testing.assert_array_equal(loaded[resize], to_input(resize_rgb(noise, SIDE, resize)[None]))
+        np.testing.assert_array_equal(loaded[resize], to_input(resize_rgb(noise, Size.square(SIDE), resize)[None]))
         (found,) = predict(tmp_path / f"{resize}.onnx", (path,), tmp_path / resize, lambda _done, _total: None)
         assert found.score == loaded[resize].max()
     assert (loaded["bilinear"] != loaded["lanczos"]).any()

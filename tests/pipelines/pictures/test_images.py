@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from anomaly_models.base import Config
+from anomaly_models.common.settings import Size
 from pipelines.errors import ImageError
 from pipelines.pictures import images
 
@@ -73,7 +74,7 @@ def test_16_bit_big_endian_and_32_bit_grey(tmp_path):
 def test_scaling_comes_before_resizing(tmp_path):
     values = np.tile(np.array([[0, 4095]], dtype=np.uint16), (8, 4))
     Image.fromarray(values).save(tmp_path / "a.png")
-    resized, size = images.load(tmp_path / "a.png", 4, "bilinear", 4095)
+    resized, size = images.load(tmp_path / "a.png", Size.square(4), "bilinear", 4095)
     expected = Image.fromarray(grey_as_rgb(np.tile([[0, 255]], (8, 4)))).resize((4, 4), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(resized, np.asarray(expected))
     assert size == (8, 8)
@@ -163,7 +164,7 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     Image.fromarray(gradient()).save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
     np.testing.assert_array_equal(images.load_rgb(path, WHITE), UPRIGHT[orientation](gradient()))
     size = (20, 30) if orientation >= 5 else (30, 20)
-    assert images.load(path, 8, "bilinear", WHITE)[1] == size
+    assert images.load(path, Size.square(8), "bilinear", WHITE)[1] == size
 
 
 def test_exif_orientation_of_jpeg_and_16_bit(tmp_path):
@@ -181,7 +182,7 @@ def test_exif_orientation_of_jpeg_and_16_bit(tmp_path):
 def test_resize_is_pillows_antialiased(resize):
     noise = np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)
     expected = Image.fromarray(noise).resize((16, 16), Image.Resampling[resize.upper()])
-    resized = images.resize_rgb(noise, 16, resize)
+    resized = images.resize_rgb(noise, Size.square(16), resize)
     np.testing.assert_array_equal(resized, np.asarray(expected))
     assert resized.std() < 0.6 * noise.std()  # without antialiasing, noise would keep its contrast
 
@@ -246,9 +247,9 @@ def test_a_lossy_mask_is_refused(tmp_path):
 def test_resize_mask_takes_the_nearest_pixel():
     mask = np.zeros((8, 8), dtype=bool)
     mask[2:6, :4] = True
-    np.testing.assert_array_equal(images.resize_mask(mask, 4), mask[1::2, 1::2])
-    np.testing.assert_array_equal(images.resize_mask(mask, 16), mask.repeat(2, 0).repeat(2, 1))
-    assert images.resize_mask(mask, 4).dtype == bool
+    np.testing.assert_array_equal(images.resize_mask(mask, Size.square(4)), mask[1::2, 1::2])
+    np.testing.assert_array_equal(images.resize_mask(mask, Size.square(16)), mask.repeat(2, 0).repeat(2, 1))
+    assert images.resize_mask(mask, Size.square(4)).dtype == bool
 
 
 def noise_file(path):

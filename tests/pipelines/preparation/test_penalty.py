@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 
+from anomaly_models.common.settings import Size
 from pipelines.data.photo_sets import PhotoSet
 from pipelines.errors import DatasetError, StageError
 from pipelines.files import read_json
@@ -70,16 +71,16 @@ def test_an_empty_folder_is_one_line_and_the_old_images_stay(root, made, tmp_pat
     config = PhotoSetConfig(image_size=SIZE, limit=4)
     with pytest.raises(DatasetError, match=r"^[^\n]*empty: holds no photos[^\n]*$"):
         make_penalty(config, tmp_path / "empty", made, quiet())
-    assert len(PhotoSet(made, SIZE, CPU, "penalty")) == 10
+    assert len(PhotoSet(made, Size.square(SIZE), CPU, "penalty")) == 10
 
 
 def test_a_stream_is_a_function_of_seed_and_step(made):
-    penalty = PhotoSet(made, SIZE, CPU, "penalty")
+    penalty = PhotoSet(made, Size.square(SIZE), CPU, "penalty")
     images = penalty.images(0, 3, 4)
     assert images.shape == (4, 3, SIZE, SIZE)
     assert images.dtype == torch.float32
     assert 0 <= float(images.min()) < float(images.max()) <= 1
-    assert torch.equal(images, PhotoSet(made, SIZE, CPU, "penalty").images(0, 3, 4))
+    assert torch.equal(images, PhotoSet(made, Size.square(SIZE), CPU, "penalty").images(0, 3, 4))
     assert not torch.equal(images, penalty.images(0, 4, 4))
     assert not torch.equal(images, penalty.images(1, 3, 4))
     epoch = penalty.images(0, 0, 10).flatten(1)
@@ -88,9 +89,9 @@ def test_a_stream_is_a_function_of_seed_and_step(made):
 
 def test_missing_and_outdated_images_name_the_verb(made, tmp_path):
     with pytest.raises(StageError, match=r"^[^\n]*no penalty images; run `blemish penalty efficient_ad`$"):
-        PhotoSet(Project(tmp_path).input_of("efficient_ad", "penalty"), SIZE, CPU, "penalty")
+        PhotoSet(Project(tmp_path).input_of("efficient_ad", "penalty"), Size.square(SIZE), CPU, "penalty")
     with pytest.raises(StageError, match=r"of 16 pixels, but the model's image_size is 32; set penalty.efficient_ad"):
-        PhotoSet(made, 32, CPU, "penalty")
+        PhotoSet(made, Size.square(32), CPU, "penalty")
 
 
 @pytest.mark.parametrize("name", ["index.json", f"images_{SIZE}.npy"])
@@ -100,7 +101,7 @@ def test_damaged_images_name_the_file_and_the_verb(made, name):
     for content in (b"", whole[: len(whole) // 2], b"{}", whole.replace(b"1", b"2", 1)):
         path.write_bytes(content)
         with pytest.raises(StageError) as caught:
-            PhotoSet(made, SIZE, CPU, "penalty")
+            PhotoSet(made, Size.square(SIZE), CPU, "penalty")
         assert str(caught.value).startswith(f"{path}: damaged, or by another version of Blemish (")
         assert str(caught.value).endswith("); run `blemish penalty efficient_ad`")
     path.write_bytes(whole)

@@ -11,6 +11,7 @@ import torch
 from drawn_folders import write_image
 from rich.console import Console
 
+from anomaly_models.common.settings import Size
 from pipelines.data.arrays import Rows, stream_rows, to_image
 from pipelines.errors import DatasetError, ImageError
 from pipelines.files import DiskFull
@@ -49,66 +50,71 @@ def test_a_missing_and_an_empty_folder_are_one_line(folder, tmp_path):
 
 
 def test_rows_are_what_images_reads(folder, tmp_path):
-    arrays = decode_once([folder], [16, 32], tmp_path / "cache", quiet(), "decoding")
+    arrays = decode_once([folder], [Size.square(16), Size.square(32)], tmp_path / "cache", quiet(), "decoding")
     assert arrays.num_photos == 3
     for size in (16, 32):
-        rows = np.load(arrays.file(size))
+        rows = np.load(arrays.file(Size.square(size)))
         for row, path in enumerate(find_photos([folder])):
-            assert np.array_equal(rows[row], images.load(path, size, "bilinear", 65535)[0])
+            assert np.array_equal(rows[row], images.load(path, Size.square(size), "bilinear", 65535)[0])
 
 
 def test_photos_are_decoded_once(folder, tmp_path, monkeypatch):
-    first = decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding")
-    before = first.file(16).stat().st_mtime_ns
+    first = decode_once([folder], [Size.square(16)], tmp_path / "cache", quiet(), "decoding")
+    before = first.file(Size.square(16)).stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.setattr(images, "load_rgb", None)  # would fail
-        again = decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding")
+        again = decode_once([folder], [Size.square(16)], tmp_path / "cache", quiet(), "decoding")
     assert again == first
-    assert again.file(16).stat().st_mtime_ns == before
+    assert again.file(Size.square(16)).stat().st_mtime_ns == before
 
 
 def test_other_photos_or_sizes_are_decoded_anew(folder, tmp_path):
-    first = decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding")
-    assert decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding").file(8).exists()
+    first = decode_once([folder], [Size.square(16)], tmp_path / "cache", quiet(), "decoding")
+    assert (
+        decode_once([folder], [Size.square(8)], tmp_path / "cache", quiet(), "decoding").file(Size.square(8)).exists()
+    )
     write_image(folder / "a/2.PNG", 5, width=41)
-    changed = decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding")
+    changed = decode_once([folder], [Size.square(16)], tmp_path / "cache", quiet(), "decoding")
     assert changed.sha256 != first.sha256
     write_image(folder / "new.png", 6)
-    assert decode_once([folder], [16], tmp_path / "cache", quiet(), "decoding").num_photos == 4
+    assert decode_once([folder], [Size.square(16)], tmp_path / "cache", quiet(), "decoding").num_photos == 4
 
 
 def test_the_version_is_that_of_the_bytes_wherever_they_lie(folder, tmp_path):
-    first = decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding")
+    first = decode_once([folder], [Size.square(8)], tmp_path / "cache", quiet(), "decoding")
     folder.rename(tmp_path / "moved")
-    assert decode_once([tmp_path / "moved"], [8], tmp_path / "other", quiet(), "decoding").sha256 == first.sha256
+    assert (
+        decode_once([tmp_path / "moved"], [Size.square(8)], tmp_path / "other", quiet(), "decoding").sha256
+        == first.sha256
+    )
 
 
 def test_photos_that_cannot_be_read_are_listed_and_nothing_is_kept(folder, tmp_path):
     (folder / "broken.png").write_bytes(b"\x89PNG broken")
     (folder / "empty.jpg").write_bytes(b"")
     with pytest.raises(ImageError, match=r"(?s)^2 photos cannot be read:\n.*broken\.png.*\n.*empty\.jpg"):
-        decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding")
+        decode_once([folder], [Size.square(8)], tmp_path / "cache", quiet(), "decoding")
     assert not (tmp_path / "cache").exists()
     (folder / "empty.jpg").unlink()
     with pytest.raises(ImageError, match=r"^[^\n]*broken\.png: [^\n]*$"):
-        decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding")
+        decode_once([folder], [Size.square(8)], tmp_path / "cache", quiet(), "decoding")
 
 
 def test_more_photos_than_are_decoded_at_once(folder, tmp_path, monkeypatch):
-    whole = decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding")
+    whole = decode_once([folder], [Size.square(8)], tmp_path / "cache", quiet(), "decoding")
     monkeypatch.setattr(rows, "_CHUNK", 2)
-    parts = decode_once([folder], [8], tmp_path / "parts", quiet(), "decoding")
-    assert parts.file(8).read_bytes() == whole.file(8).read_bytes()
+    parts = decode_once([folder], [Size.square(8)], tmp_path / "parts", quiet(), "decoding")
+    assert parts.file(Size.square(8)).read_bytes() == whole.file(Size.square(8)).read_bytes()
     assert parts.sha256 == whole.sha256
 
 
 def test_a_damaged_index_of_the_cache_is_made_anew(folder, tmp_path):
-    made = decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding")
+    made = decode_once([folder], [Size.square(8)], tmp_path / "cache", quiet(), "decoding")
     index = tmp_path / "cache" / "index.json"
     whole = index.read_bytes()
     for content in (b"", whole[:20], b"[3]", b"\xff", b"{}"):
         index.write_bytes(content)
-        assert decode_once([folder], [8], tmp_path / "cache", quiet(), "decoding") == made
+        assert decode_once([folder], [Size.square(8)], tmp_path / "cache", quiet(), "decoding") == made
         assert index.read_bytes() == whole
 
 
@@ -117,7 +123,7 @@ def test_a_full_disk_is_told_and_nothing_is_kept(folder, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(DiskFull, match=r"cache: .*free some space and run again"):
-            decode_once([folder], [256], tmp_path / "cache", quiet(), "decoding")
+            decode_once([folder], [Size.square(256)], tmp_path / "cache", quiet(), "decoding")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 from shared_data import shared_folder
 
+from anomaly_models.common.settings import Size
 from pipelines.data.index import PreparedIndex, SeenBy, frames_in
 from pipelines.errors import DatasetError, ImageError, StageError
 from pipelines.files import DiskFull, read_json
@@ -37,9 +38,9 @@ def test_arrays_hold_what_images_reads(mvtec, size, resize):
     assert masks.shape == (3, size, size)
     assert masks.dtype == bool
     for row, image in enumerate(index.images):
-        np.testing.assert_array_equal(pixels[row], images.load(mvtec / image.path, size, resize, 65535)[0])
+        np.testing.assert_array_equal(pixels[row], images.load(mvtec / image.path, Size.square(size), resize, 65535)[0])
         if image.mask is not None:
-            expected = images.resize_mask(images.load_mask(mvtec / image.mask), size)
+            expected = images.resize_mask(images.load_mask(mvtec / image.mask), Size.square(size))
             np.testing.assert_array_equal(masks[image.mask_row], expected)
 
 
@@ -91,7 +92,10 @@ def test_another_models_size_changes_nothing_that_a_model_depends_on(mvtec, tmp_
         found = [path for path in (folder / "nut").rglob("*") if path.is_file()]
         return {path.relative_to(folder / "nut").as_posix(): path.read_bytes() for path in found}
 
-    before, after = files(tmp_path / "a", FRAMES), files(tmp_path / "b", FRAMES | {"bgad": Frame(12, "lanczos")})
+    before, after = (
+        files(tmp_path / "a", FRAMES),
+        files(tmp_path / "b", FRAMES | {"bgad": Frame(Size.square(12), "lanczos")}),
+    )
     assert before.keys() - after.keys() == {"images_16_bilinear.npy", "masks_16.npy"}
     assert {name for name in before.keys() & after.keys() if before[name] != after[name]} == {"seen_by/bgad.json"}
 
@@ -101,10 +105,10 @@ def test_what_a_model_sees_of_the_arrays(mvtec):
     folder = mvtec.parent / "prepared/nut"
     sha256 = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")}
     assert prepared.seen["adfa"] == SeenBy(
-        Frame(8, "lanczos"), sha256["images_8_lanczos.npy"], sha256["masks_8.npy"], None
+        Frame(Size.square(8), "lanczos"), sha256["images_8_lanczos.npy"], sha256["masks_8.npy"], None
     )
-    assert read_json(folder / "seen_by/adfa.json") == asdict(prepared.seen["adfa"]) | {"frame": [8, "lanczos"]}
-    assert frames_in(folder) == [(8, "bilinear"), (8, "lanczos"), (16, "bilinear")]
+    assert read_json(folder / "seen_by/adfa.json") == asdict(prepared.seen["adfa"]) | {"frame": [[8, 8], "lanczos"]}
+    assert list(map(str, frames_in(folder))) == ["8 (bilinear)", "8 (lanczos)", "16 (bilinear)"]
     assert {path.stem for path in (folder / "seen_by").iterdir()} == FRAMES.keys()
 
 
@@ -133,7 +137,7 @@ def test_a_region_lost_by_resizing_is_a_warning(mvtec):
 def test_a_mask_never_comes_out_empty(mvtec):
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[0, 0] = mask[19, 29] = True
-    assert not images.resize_mask(mask, 8).any()
+    assert not images.resize_mask(mask, Size.square(8)).any()
     Image.fromarray(mask).save(mvtec / "ground_truth/bent/000.png")
     warnings = made(mvtec).warnings
     assert warnings[0].endswith("8 pixels: ground_truth/bent/000.png (vanished, kept at the centroid)")
@@ -325,7 +329,7 @@ def test_a_full_disk_is_told(mvtec):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(DiskFull, match="prepared/nut"):
-            made(mvtec, frames={"fapm": Frame(256, "bilinear")})
+            made(mvtec, frames={"fapm": Frame(Size.square(256), "bilinear")})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((mvtec.parent / "prepared").iterdir()) == []
@@ -374,7 +378,7 @@ def test_index_of_another_version(mvtec):
     ("category", "training", "test_normal", "test_anomalous"), [("hazelnut_toy", 28, 6, 17), ("cookie", 31, 14, 32)]
 )
 def test_real_categories(tmp_path, category, training, test_normal, test_anomalous):
-    index = made(INSPECTION / category, CONFIG, tmp_path / category, {"fapm": Frame(64, "bilinear")}).index
+    index = made(INSPECTION / category, CONFIG, tmp_path / category, {"fapm": Frame(Size.square(64), "bilinear")}).index
     assert index.counts["train"] + index.counts["holdout"] == training
     assert index.counts["holdout"] == 6
     assert (index.counts["test_normal"], index.counts["test_anomalous"]) == (test_normal, test_anomalous)

@@ -8,6 +8,7 @@ from drawn_folders import write_image
 from PIL import Image
 from rich.console import Console
 
+from anomaly_models.common.settings import Size
 from pipelines.data.photo_sets import PhotoSet
 from pipelines.errors import StageError
 from pipelines.paths import Project
@@ -34,7 +35,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def textures(project):
-    return PhotoSet(project.input_of("diffusion_ad", "textures"), SIZE, CPU, "textures")
+    return PhotoSet(project.input_of("diffusion_ad", "textures"), Size.square(SIZE), CPU, "textures")
 
 
 def test_a_texture_is_the_whole_picture(project):
@@ -49,7 +50,7 @@ def test_the_stream_is_a_function_of_seed_and_step_and_apart_from_the_penalty_im
     assert not torch.equal(textures.images(0, 1, 4), textures.images(1, 1, 4))
     one_epoch = textures.images(0, 0, 10).flatten(1)
     assert len(one_epoch.unique(dim=0)) == 10
-    penalty = PhotoSet(project.input_of("diffusion_ad", "penalty"), SIZE, CPU, "penalty")
+    penalty = PhotoSet(project.input_of("diffusion_ad", "penalty"), Size.square(SIZE), CPU, "penalty")
     places = [int((one_epoch == row).all(1).nonzero()) for row in textures.images(0, 0, 10).flatten(1)]
     assert places == list(range(10))
     assert not torch.equal(penalty.images(0, 0, 10), textures.images(0, 0, 10))
@@ -57,9 +58,9 @@ def test_the_stream_is_a_function_of_seed_and_step_and_apart_from_the_penalty_im
 
 def test_what_is_missing_or_of_another_size_is_told_with_the_verb(project, tmp_path):
     with pytest.raises(StageError, match="no textures; run `blemish textures diffusion_ad`"):
-        PhotoSet(Project(tmp_path).input_of("diffusion_ad", "textures"), SIZE, CPU, "textures")
+        PhotoSet(Project(tmp_path).input_of("diffusion_ad", "textures"), Size.square(SIZE), CPU, "textures")
     with pytest.raises(StageError, match=r"textures of 16 pixels.* set textures.diffusion_ad.image_size to it"):
-        PhotoSet(project.input_of("diffusion_ad", "textures"), 32, CPU, "textures")
+        PhotoSet(project.input_of("diffusion_ad", "textures"), Size.square(32), CPU, "textures")
 
 
 def test_the_verb(root, blemish):
@@ -72,6 +73,6 @@ def test_the_verb(root, blemish):
     outcome = blemish("textures", "fapm")
     assert outcome.code == 0
     assert outcome.out == "fapm: 3 textures\n"
-    assert len(PhotoSet(Project(root).input_of("fapm", "textures"), 64, CPU, "textures")) == 3
+    assert len(PhotoSet(Project(root).input_of("fapm", "textures"), Size.square(64), CPU, "textures")) == 3
     assert blemish("check").code == 0
     assert CATEGORY in blemish("prepare", CATEGORY).out

@@ -52,7 +52,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         assert demo.count(old) == 1, old
         demo = demo.replace(old, new)
     path.write_text(demo, encoding="utf-8")
-    drawn = "blister, bracket, fabric, gear, ruler, wood"
+    drawn = "blister, bracket, fabric, gear, ruler, weld, wood"
     with pytest.raises(ParamsError) as caught:
         load_checked(path)
     assert (
@@ -96,6 +96,14 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
             ["models.fapm.far_rule.name = 'meen': Input should be one of 'mean', 'median'"],
         ),
         ({"models.fapm.far_rule": {"nam": "mean"}}, ["models.fapm.far_rule.name: missing"]),
+        (
+            {"models.fapm.image_size": {"height": 256}},
+            ["models.fapm.image_size: Input should be above 0: a number for a square, or `height` and `width`"],
+        ),
+        (
+            {"models.fapm.image_size": {"height": 256, "width": 128}},
+            ["models.fapm: crop must be at most image_size, found 256 of 128x256"],
+        ),
     ],
 )
 def test_what_is_said_of_models(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from anomaly_models import diffusion_ad
+from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData
 from pipelines.paths import Project
 from pipelines.preparation.photo_sets import PhotoSetConfig
@@ -56,7 +57,7 @@ def prepared(root, blemish, draw_textures):
 def defects_of(project):
     params = load_checked(project.params)
     config = params.model_config_of("diffusion_ad")
-    data = PreparedData(project.prepared(CATEGORY), SIZE, "bilinear", CPU)
+    data = PreparedData(project.prepared(CATEGORY), Size.square(SIZE), "bilinear", CPU)
     batches = find_inputs("diffusion_ad", config, project, CPU).added_to(data)
     return training_defects(batches, config.wants.synthesis, config.batch_size, params.train.seed)
 

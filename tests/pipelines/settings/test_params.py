@@ -19,7 +19,7 @@ def test_the_demo_is_read() -> None:
     assert params.cells()[-2:] == [("fapm", "fabric"), ("fapm", "gear")]
     assert len(params.cells()) == 10
     assert isinstance(params.model_config_of("fapm"), FAPMConfig)
-    assert params.model_config_of("fapm").image_size == 256
+    assert params.model_config_of("fapm").image_size == (256, 256)
     assert params.export.max_difference == 0.01
     params.check_category("gear")
 

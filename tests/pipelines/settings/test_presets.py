@@ -47,7 +47,7 @@ def test_the_noise_of_diffusion_ad_is_the_paper_s_once_reduced() -> None:
     """The paper's is for 256 pixels, where `mvtec_ad` works too."""
     for name in sorted({*names()} - {"dinov2"}):
         settings = load_checked(PRESETS / f"{name}.yaml").models["diffusion_ad"]
-        assert settings.noise_scale == settings.unet.image_size / 256, name
+        assert settings.noise_scale == settings.unet.image_size.width / 256, name
 
 
 def test_a_preset_is_put_where_nothing_is(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 from anomaly_models.base import Progress
 from anomaly_models.common.imagenet import grey
 from anomaly_models.common.scoring import resize_map
+from anomaly_models.common.settings import Size
 from anomaly_models.efficient_ad import patch_description_network
 from pipelines.errors import DatasetError, StageError, WeightsError
 from pipelines.files import read_json
@@ -71,7 +72,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture(scope="module")
 def arrays(project: Project, tmp_path_factory: pytest.TempPathFactory) -> PhotoArrays:
     folder = tmp_path_factory.mktemp("arrays") / "photos"
-    return decode_once([project.root / "photos"], [SIZE, 2 * SIZE], folder, quiet(), "decoding")
+    return decode_once(
+        [project.root / "photos"], [Size.square(SIZE), Size.square(2 * SIZE)], folder, quiet(), "decoding"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def test_blocks_of_a_transformer_describe_on_the_networks_grid(name: str, seen: 
     config = CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=values)})
     describe = PatchDescriptions(describing_backbone(config), 128)
     image = torch.rand(2, 3, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
-    maps = describe.backbone(resize_map(image, seen))
+    maps = describe.backbone(resize_map(image, Size.square(seen)))
     assert [tuple(features.shape[2:]) for features in maps] == [(side, side)] * 2
     on_the_grid = F.interpolate(as_patchcore(maps, 128), (SIZE // 4, SIZE // 4), mode="bilinear", align_corners=False)
     torch.testing.assert_close(describe(image), on_the_grid, rtol=1e-4, atol=1e-5)
@@ -160,7 +163,7 @@ def test_a_photo_is_grey_for_both_networks_or_for_none(arrays, descriptions, mon
     monkeypatch.setattr(module, "GREY_PROBABILITY", 0.5)
     stream = DescribedPhotos(arrays, SIZE, descriptions, seed=0)
     rows = list(range(len(stream)))
-    colour = torch.from_numpy(np.load(arrays.file(2 * SIZE))).permute(0, 3, 1, 2) / 255
+    colour = torch.from_numpy(np.load(arrays.file(Size.square(2 * SIZE)))).permute(0, 3, 1, 2) / 255
     batch = stream.training_batch(0, 0, len(rows))
     is_grey = (batch.image == batch.image[:, :1]).flatten(1).all(1)
     assert 0 < int(is_grey.sum()) < len(rows)

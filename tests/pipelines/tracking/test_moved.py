@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from onnx import TensorProto, helper
 
+from anomaly_models.common.settings import Size
 from pipelines.errors import StageError
 from pipelines.paths import Cell
 from pipelines.tracking import cells, registry
@@ -56,7 +57,7 @@ def evaluate(project: Path, run_id: str | None = None, text: str = "1") -> str:
     with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, run_id) as run:
         run.metrics({"threshold": 1.5})
         run.file(project / "work" / "scores.csv", "evaluation")
-        run.onnx_model(project / "work" / "model.onnx", 8)
+        run.onnx_model(project / "work" / "model.onnx", Size.square(8))
     registry.crown(project, EXPERIMENT, "bolt", run.run_id, "why")
     return run.run_id
 

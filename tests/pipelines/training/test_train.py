@@ -17,6 +17,7 @@ from tiny_models import SETTINGS
 
 from anomaly_models.adfa import ADFA
 from anomaly_models.base import Prediction
+from anomaly_models.common.settings import Size
 from pipelines.errors import ParamsError, StageError, TrainingDiverged
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
@@ -199,7 +200,7 @@ def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, param
 
     monkeypatch.setattr(MeanColour, "losses", spied_losses)
     run(project, sixth_model, console)
-    data = train.PreparedData(project.prepared(CATEGORY), 64, "bilinear", CPU)
+    data = train.PreparedData(project.prepared(CATEGORY), Size.square(64), "bilinear", CPU)
     keys = {phase: {image.numpy().tobytes() for image in torch.cat(images)} for phase, images in given.items()}
     test = {image.numpy().tobytes() for image in data.batch(data.rows("test")).image}
     assert keys["prepare"] == keys["losses"]

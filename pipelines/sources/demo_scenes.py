@@ -1,13 +1,13 @@
-"""What the embedded data set shows: six kinds of parts as a camera on a line would see them, and how they fail.
+"""What the embedded data set shows: seven kinds of parts as a camera on a line would see them, and how they fail.
 
 A part is drawn as a `Surface` (albedo, height, gloss) on a grid of twice the image's side, lit by a lamp and taken by a
 camera (`photograph`): Lambert and specular shading of the height's normals, vignetting, lens blur, sensor grain. A
 defect is drawn into the surface, so it catches the light and shifts geometry as the material would. The same part is
 drawn without its defect too; the mask is where the two pictures differ.
 
-Positions and lengths are in frame units: the frame spans [-1, 1] in both directions, y downwards; of a narrow part the
-picture is the frame's middle columns. Nothing here touches the disk, and every picture is a pure function of its
-arguments.
+Positions and lengths are in frame units: the frame spans [-1, 1] in both directions, y downwards; of a long part the
+picture is the frame's middle columns or rows. Nothing here touches the disk, and every picture is a pure function of
+its arguments.
 """
 
 import functools
@@ -23,6 +23,7 @@ from scipy import ndimage
 from pipelines.sources.demo_plates import draw_bracket, draw_ruler
 from pipelines.sources.demo_surfaces import (
     GOOD,
+    SUPERSAMPLING,
     Array,
     Defect,
     Rng,
@@ -38,6 +39,7 @@ from pipelines.sources.demo_surfaces import (
     grid,
     lay,
     lettering,
+    middle,
     misprint,
     mix,
     posed_grid,
@@ -50,17 +52,18 @@ from pipelines.sources.demo_surfaces import (
     stain,
     table,
 )
+from pipelines.sources.demo_weld import WELD_HEIGHT, draw_weld
 
-SUPERSAMPLING = 2
 VISIBLE = 0.018  # smallest difference, of a full scale of 1, that the mask takes in
 SMALLEST_AREA = 5e-4  # of the picture; 33 pixels at a side of 256
+SMALLEST_AREAS = {"weld": 2.5e-5}  # 15 pixels of 2,000 x 300
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    image: NDArray[np.uint8]  # (S, W, 3); W is S but for the narrow categories of WIDTHS
-    clean: NDArray[np.uint8]  # (S, W, 3), the same part, light and grain without the defect
-    mask: NDArray[np.bool_]  # (S, W), True where the two differ visibly
+    image: NDArray[np.uint8]  # (H, W, 3), a square but for the categories of WIDTHS and HEIGHTS
+    clean: NDArray[np.uint8]  # (H, W, 3), the same part, light and grain without the defect
+    mask: NDArray[np.bool_]  # (H, W), True where the two differ visibly
 
 
 # Fabric: plain weave
@@ -432,6 +435,7 @@ SCENES: dict[str, Callable[[Rng, int, Defect], Surface]] = {
     "fabric": draw_fabric,
     "gear": draw_gear,
     "ruler": draw_ruler,
+    "weld": draw_weld,
     "wood": draw_wood,
 }
 
@@ -441,10 +445,14 @@ DEFECTS: dict[str, tuple[str, ...]] = {
     "fabric": ("hole", "missing_part", "stain"),
     "gear": ("bent_edge", "misprint", "missing_part", "scratch"),
     "ruler": ("bent_edge", "misprint", "scratch", "stain"),
+    "weld": ("hole", "scratch", "stain"),
     "wood": ("hole", "scratch", "stain"),
 }
 
-WIDTHS: dict[str, float] = {"ruler": 0.4}  # of a picture of height 1, where it is not square
+# Where a picture is not square, of its longer side. What is drawn of a narrow part is all of the square, of a low one
+# the rows that are seen.
+WIDTHS: dict[str, float] = {"ruler": 0.4}
+HEIGHTS: dict[str, float] = {"weld": WELD_HEIGHT}
 
 
 # The camera
@@ -461,43 +469,36 @@ def photograph(category: str, kind: str, key: tuple[int, ...], image_size: int) 
         defect = Defect(kind, min(severity + 0.2 * attempt, 1.0), (*key, attempt))
         faulty = _exposure(category, defect, key, image_size)
         mask = visible_difference(clean, faulty)
-        if mask.mean() >= SMALLEST_AREA:
+        if mask.mean() >= SMALLEST_AREAS.get(category, SMALLEST_AREA):
             break
     return Photo(_develop(faulty, key), _develop(clean, key), mask)
 
 
 def _exposure(category: str, defect: Defect, key: tuple[int, ...], image_size: int) -> Array:
-    """The light (S, W, 3) on the sensor: the part lit, seen through the lens, with no grain yet."""
+    """The light (H, W, 3) on the sensor: the part lit, seen through the lens, with no grain yet."""
     part_rng, camera_rng = generator(key, "part"), generator(key, "camera")
     side = SUPERSAMPLING * image_size
     light = _lit(SCENES[category](part_rng, side, defect), camera_rng)
     steps = range(SUPERSAMPLING)
     light = functools.reduce(np.add, (light[:, i::SUPERSAMPLING, j::SUPERSAMPLING] for i in steps for j in steps))
-    seen = _columns(category, image_size)
-    light, x, y = (values[..., seen] for values in (light, *grid(image_size)))
+    seen = middle(image_size, round(WIDTHS.get(category, 1.0) * image_size))
+    light, x, y = (values[..., seen] for values in (light, *grid(image_size, light.shape[1])))
     slope_x, slope_y = camera_rng.normal(0, 0.015, 2)
     falloff = 1 + np.float32(slope_x - 0.03) * x + np.float32(slope_y - 0.03) * y - np.float32(0.07) * (x * x + y * y)
     gain = (1 + batch_variation(camera_rng, 0.005, 0.02)) / SUPERSAMPLING**2
     light = light * (falloff * gain)
-    blur = camera_rng.uniform(0.4, 0.65) * image_size / 256
+    blur = camera_rng.uniform(0.4, 0.65) * light.shape[1] / 256
     return np.moveaxis(ndimage.gaussian_filter(light, (0, blur, blur)), 0, -1)
 
 
-def _columns(category: str, image_size: int) -> slice:
-    """The columns of the square picture that the camera takes in."""
-    width = round(WIDTHS.get(category, 1.0) * image_size)
-    start = (image_size - width) // 2
-    return slice(start, start + width)
-
-
 def _lit(surface: Surface, rng: Rng) -> Array:
-    """Lambert and Blinn-Phong shading (3, N, N) under a lamp from the upper left."""
+    """Lambert and Blinn-Phong shading (3, H, W) under a lamp from the upper left."""
     azimuth, elevation = rng.normal(math.radians(225), 0.06), rng.normal(0.92, 0.03)
     across = math.cos(elevation)
     lamp = np.array([math.cos(azimuth) * across, math.sin(azimuth) * across, math.sin(elevation)])
     halfway = lamp + np.array([0, 0, 1])
     halfway /= np.linalg.norm(halfway)
-    spacing = np.float32(2 / surface.height.shape[0])
+    spacing = np.float32(2 / surface.height.shape[1])
     slope_y, slope_x = (np.gradient(surface.height, spacing, axis=axis) for axis in (0, 1))
     length = np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
     facing = _towards(lamp, slope_x, slope_y) / length
@@ -523,7 +524,7 @@ def _develop(light: Array, key: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def visible_difference(clean: Array, faulty: Array) -> NDArray[np.bool_]:
-    """Where two exposures (S, W, 3) of one part differ visibly, without specks and pinholes, (S, W)."""
+    """Where two exposures (H, W, 3) of one part differ visibly, without specks and pinholes, (H, W)."""
     difference = ndimage.gaussian_filter(np.abs(faulty - clean).max(axis=-1), 0.6)
     seen = difference > max(VISIBLE, 0.12 * float(difference.max()))
     closed = ndimage.binary_closing(np.pad(seen, 2), iterations=2)[2:-2, 2:-2]

@@ -17,6 +17,7 @@ Array = NDArray[np.floating]  # float32 in fact: twice as fast as float64, and m
 Rng = np.random.Generator
 
 GOOD = "good"
+SUPERSAMPLING = 2  # pixels that are drawn for each of the picture's, along either axis
 
 
 def generator(key: tuple[int, ...], purpose: str) -> Rng:
@@ -53,11 +54,17 @@ class Surface:
 # Building blocks
 
 
-def grid(side: int) -> tuple[Array, Array]:
-    """Coordinates x and y (side, side) of the pixel centres, in [-1, 1]."""
+def grid(side: int, rows: int | None = None) -> tuple[Array, Array]:
+    """Coordinates x and y (rows, side) of the pixel centres, in [-1, 1]: of a square, or of its middle rows alone."""
     axis = ((np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1).astype(np.float32)
-    x, y = np.meshgrid(axis, axis)
+    x, y = np.meshgrid(axis, axis[middle(side, rows or side)])
     return x, y
+
+
+def middle(side: int, number: int) -> slice:
+    """The middle rows or columns of a square."""
+    start = (side - number) // 2
+    return slice(start, start + number)
 
 
 def posed_grid(rng: Rng, side: int, shift: float, degrees: float) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from pipelines.sources.demo_data import (
     draw_demo,
     draw_textures,
 )
-from pipelines.sources.demo_scenes import DEFECTS, WIDTHS, photograph
+from pipelines.sources.demo_scenes import DEFECTS, HEIGHTS, WIDTHS, photograph
 from pipelines.sources.demo_surfaces import GOOD
 
 SIDE = 64
@@ -31,6 +31,7 @@ DRAWN: dict[str, tuple[list[int], tuple[int, float, float]]] = {
     "fabric": ([127, 151, 86, 130, 161, 151, 114, 132], (104, 16.3, 33.4)),
     "gear": ([39, 41, 191, 159, 44, 147, 151, 44], (30, 24.6, 18.8)),
     "ruler": ([67, 174, 174, 66], (24, 12.7, 13.0)),
+    "weld": ([143, 126], (14, 1.5, 37.3)),
     "wood": ([134, 127, 165, 157, 160, 150, 123, 133], (109, 17.6, 31.7)),
 }
 
@@ -44,7 +45,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def shape_of(category: str, side: int) -> tuple[int, int]:
-    return (side, round(WIDTHS.get(category, 1) * side))
+    return (round(HEIGHTS.get(category, 1) * side), round(WIDTHS.get(category, 1) * side))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -154,10 +155,20 @@ def test_an_odd_side_is_drawn_too(category: str) -> None:
     assert photo.mask.shape == shape_of(category, 75)
 
 
-def test_a_ruler_is_long_and_thin_and_the_other_parts_are_square(demo: Path) -> None:
+def test_a_ruler_is_high_a_weld_wide_and_the_other_parts_are_square(demo: Path) -> None:
     heights_and_widths = {category: pixels(demo / category / "train/good/000.png").shape[:2] for category in CATEGORIES}
     assert heights_and_widths.pop("ruler") == (64, 26)
+    assert heights_and_widths.pop("weld") == (10, 64)
     assert set(heights_and_widths.values()) == {(64, 64)}
+
+
+@pytest.mark.parametrize("kind", DEFECTS["weld"])
+def test_what_is_wrong_with_a_weld_measures_a_few_pixels(kind: str) -> None:
+    photo = photograph("weld", kind, (9,), 2000)
+    assert photo.image.shape == (300, 2000, 3)
+    rows, columns = np.nonzero(photo.mask)
+    assert 15 <= photo.mask.sum() <= 110
+    assert max(np.ptp(rows), np.ptp(columns)) <= 14
 
 
 @pytest.mark.parametrize("kind", [GOOD, "scratch"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from changed_params import DEMO, changed, load_text, problems_of, put
+from changed_params import DEMO, Load, changed, load_text, problems_of, put
 
 from anomaly_models import MODELS
 from anomaly_models.fapm import FAPMConfig
@@ -22,6 +22,34 @@ def test_the_demo_is_read() -> None:
     assert params.model_config_of("fapm").image_size == (256, 256)
     assert params.export.max_difference == 0.01
     params.check_category("gear")
+
+
+@pytest.mark.parametrize("load", [load_params, load_checked])
+def test_what_each_model_sees(load: Load) -> None:
+    """Known to `prepare`, which does not know the models."""
+    frames = load(DEMO).views().frames
+    assert {model: str(frame) for model, frame in frames.items()} == {
+        "adfa": "256 (bilinear)",
+        "bgad": "256 (bilinear)",
+        "diffusion_ad": "64 (bilinear)",
+        "efficient_ad": "128 (bilinear)",
+        "fapm": "256 (bilinear)",
+    }
+
+
+def test_sections_that_do_not_say_what_a_model_sees(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    values = changed({"models.fapm.image_size": 0, "models.bgad": {"resize": "cubic"}, "models.adfa": 3})
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        load_params(path).views()
+    assert sorted(str(caught.value).splitlines()) == [
+        "  models.adfa = 3: Input should be a mapping",
+        "  models.bgad.image_size: missing",
+        "  models.bgad.resize = 'cubic': Input should be 'bilinear' or 'lanczos'",
+        "  models.fapm.image_size = 0: Input should be above 0: a number for a square, or `height` and `width`",
+        "params.yaml:",
+    ]
 
 
 def test_unknown_names_are_refused_later_too() -> None:

@@ -39,6 +39,7 @@ folder = Path({
 folder.mkdir(parents=True, exist_ok=True)
 if verb == "check":
     (folder / "params.txt").write_text("good")
+    (folder / "frames.txt").write_text("seen")
     for name in {*params["models"], *params["distill"], *params["penalty"], *params["textures"]}:
         (folder / f"{name}.txt").write_text(str(name in params["models"]))
     (folder / "tests").mkdir(exist_ok=True)
@@ -52,6 +53,11 @@ elif verb == "distill":
         (folder / name).write_text(verb if model in params["models"] else "")
 else:
     (folder / "made").write_text(verb)
+if verb == "prepare":
+    (folder / "index.json").write_text("{}")
+    (folder / "seen_by").mkdir(exist_ok=True)
+    for name in params["models"]:
+        (folder / "seen_by" / f"{name}.json").write_text("{}")
 if verb == "evaluate":
     (folder / "evaluation.json").write_text("{}")
     Path("metrics", model).mkdir(parents=True, exist_ok=True)

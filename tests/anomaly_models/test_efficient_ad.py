@@ -131,7 +131,7 @@ def test_autoencoder_sizes_of_table_8() -> None:
         convolution.register_forward_hook(lambda _module, _inputs, output: encoded.append(output.shape[-1]))
     autoencoder(torch.rand(1, 3, 256, 256))
     assert encoded == [128, 64, 32, 16, 8, 1]
-    assert autoencoder.sizes == (3, 8, 15, 32, 63, 127)
+    assert autoencoder.sizes == tuple(map(Size.square, (3, 8, 15, 32, 63, 127)))
     assert shapes == [4, 9, 16, 33, 64, 128]
 
 

@@ -101,7 +101,7 @@ def test_another_way_to_resize_is_found_out(project, params, monkeypatch):
     """The defect of the best-known framework: antialiasing in training, none in what is shipped."""
 
     def aliased(rgb, size, resize):
-        return np.asarray(Image.fromarray(rgb).resize((size, size), Image.Resampling.NEAREST))
+        return np.asarray(Image.fromarray(rgb).resize((size.width, size.height), Image.Resampling.NEAREST))
 
     monkeypatch.setattr(images, "resize_rgb", aliased)
     said = r"is not read as `prepare` read it \(up to \d+ of 255 levels apart\): .* the file was not kept"

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import CATEGORY, draw_part
 
+from anomaly_models.common.settings import Size
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles
@@ -12,7 +13,7 @@ from pipelines.inference.detector import ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-CARD = ModelCard("a", "nut", 32, "bilinear", 65535, 90, 0.5, 0.5, 0.05, "run", "sha", [], {})
+CARD = ModelCard("a", "nut", Size.square(32), "bilinear", 65535, 90, 0.5, 0.5, 0.05, "run", "sha", [], {})
 
 
 class Clock:

@@ -5,6 +5,7 @@ from pathlib import Path
 import drawn_cells
 import pytest
 
+from anomaly_models.common.settings import Size
 from pipelines.evaluation.certainty import AVERAGE, Champion
 from pipelines.report.field_tables import FieldTable, Row, field_tables, write_tables
 from pipelines.report.literature import MVTEC_AD_ORDER
@@ -120,7 +121,7 @@ def test_mvtec_ad_comes_in_the_fields_order_with_published_results() -> None:
 
 def test_a_row_measured_on_a_part_of_the_image_says_so() -> None:
     cells = tuple(
-        cell.model_copy(update={"protocol": cell.protocol.model_copy(update={"compared": 224})})
+        cell.model_copy(update={"protocol": cell.protocol.model_copy(update={"compared": Size.square(224)})})
         if cell.model == "fapm"
         else cell
         for cell in MVTEC.cells

@@ -1,5 +1,6 @@
 """Every model on images that are no squares: as high as 64 pixels and twice as wide, or the other way round."""
 
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import tiny_models
 import torch
 from drawn_batches import assert_agree, batch_of, resume, same_state, seeded, take_steps
-from tiny_models import BATCH_SIZE, STEPS, build, predict, pretrain
+from tiny_models import BATCH_SIZE, STEPS, batch_with_squares, build, predict, pretrain
 from torch import Tensor
 
 from anomaly_models import MODELS
@@ -44,18 +45,8 @@ def parts(size: Size, number: int, seed: int) -> Tensor:
 
 
 def batch_at(size: Size, step: int) -> Batch:
-    image = parts(size, BATCH_SIZE, 100 + step)
-    mask, label = torch.zeros_like(image[:, :1]), torch.arange(BATCH_SIZE) % 2 == 1
-    mask[label, :, 8:24, 8:24] = 1
-    return Batch(
-        image,
-        mask,
-        label,
-        penalty=parts(size, BATCH_SIZE, 200 + step),
-        texture=parts(size, BATCH_SIZE, 300 + step),
-        foreground=torch.ones_like(mask),
-        row=torch.arange(BATCH_SIZE) + BATCH_SIZE * step,
-    )
+    batch = batch_with_squares(partial(parts, size, BATCH_SIZE), step)
+    return replace(batch, foreground=torch.ones_like(batch.mask))
 
 
 @cache

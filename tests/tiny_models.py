@@ -1,6 +1,8 @@
 """The smallest settings that exercise each model, its images and batches, and its way to a file."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,16 +188,20 @@ def normals(name: str, seed: int) -> list[Batch]:
 
 
 def training_batch(name: str, step: int) -> Batch:
-    """Half of the images have an anomalous square."""
-    image = random_images(name, BATCH_SIZE, 100 + step)
+    return batch_with_squares(partial(random_images, name, BATCH_SIZE), step)
+
+
+def batch_with_squares(draw: Callable[[int], Tensor], step: int) -> Batch:
+    """Half of the images have an anomalous square; `draw` makes `BATCH_SIZE` images of a seed."""
+    image = draw(100 + step)
     mask, label = torch.zeros_like(image[:, :1]), torch.arange(BATCH_SIZE) % 2 == 1
     mask[label, :, 8:24, 8:24] = 1
     return Batch(
         image,
         mask,
         label,
-        penalty=random_images(name, BATCH_SIZE, 200 + step),
-        texture=random_images(name, BATCH_SIZE, 300 + step),
+        penalty=draw(200 + step),
+        texture=draw(300 + step),
         row=torch.arange(BATCH_SIZE) + BATCH_SIZE * step,
     )
 

@@ -69,7 +69,8 @@ def prepare(
         digests = _digests(source, listing, masks, pool)
         index = _index(category, layout, items, rows.originals, digests, config, findings)
         write_json(folder / INDEX_FILE, {"format": FORMAT} | asdict(index))
-        seen = {model: _seen(folder, frame, rows, index) for model, frame in frames.items()}
+        of_frame = {frame: _seen(folder, frame, rows, index) for frame in rows.images}  # which models may share
+        seen = {model: of_frame[frame] for model, frame in frames.items()}
         for model, record in seen.items():
             record.save(folder, model)
     return Prepared(index, seen)

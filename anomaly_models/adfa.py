@@ -57,7 +57,15 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
 from anomaly_models.common.memory_bank import greedy_coreset
 from anomaly_models.common.row_cache import RowCache
-from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
+from anomaly_models.common.scoring import (
+    GaussianBlur,
+    blur_radius,
+    cells_within,
+    highest,
+    mean_of_highest,
+    resize_map,
+    within,
+)
 from anomaly_models.common.settings import Settings, Size
 from anomaly_models.common.statistics import Moments
 
@@ -297,8 +305,8 @@ class PositionMeans:
         self._total = torch.zeros((), dtype=torch.float64)
         self._num_images = 0
 
-    def update(self, described: Tensor) -> None:
-        """Take in (B, T, D)."""
+    def update(self, described: Tensor, inside: Tensor | None) -> None:  # noqa: ARG002
+        """Take in (B, T, D); a position outside the region has a centre too, which nobody asks for."""
         self._total = self._total + described.double().sum(0)
         self._num_images += len(described)
 
@@ -321,11 +329,12 @@ class PatchCoreset:
         self._generator = torch.Generator().manual_seed(0)
         self._sampled: list[Tensor] = []
 
-    def update(self, described: Tensor) -> None:
-        """Take in (B, T, D)."""
-        for image in described:
-            places = torch.randperm(len(image), generator=self._generator)[: self._per_image]
-            self._sampled.append(image[places.to(image.device)])
+    def update(self, described: Tensor, inside: Tensor | None) -> None:
+        """Take in (B, T, D), or of it what is `inside`, (B, T) bool."""
+        for index, image in enumerate(described):
+            patches = image if inside is None else image[inside[index]]
+            places = torch.randperm(len(patches), generator=self._generator)[: self._per_image]
+            self._sampled.append(patches[places.to(image.device)])
 
     def centres(self) -> Tensor:
         """(number, D); where fewer patches differ, the chosen ones in turn, again and again."""
@@ -429,10 +438,9 @@ def soft_minimum(nearest: Tensor) -> Tensor:
     return F.softmin(root, dim=-1)[..., 0] * root[..., 0]
 
 
-def image_score(anomaly_map: Tensor, kind: Literal["max", "top100_mean"]) -> Tensor:
-    """The largest pixel of each map (B, 1, H, W), or the mean of its 100 largest: (B,)."""
-    pixels = rearrange(anomaly_map, "b 1 h w -> b (h w)")
-    return pixels.amax(1) if kind == "max" else pixels.topk(TOP_PIXELS, dim=1, sorted=False).values.mean(1)
+def image_score(anomaly_map: Tensor, kind: Literal["max", "top100_mean"], region: Tensor | None = None) -> Tensor:
+    """The largest pixel of each map (B, 1, H, W) within the region, or the mean of its 100 largest: (B,)."""
+    return highest(anomaly_map, region) if kind == "max" else mean_of_highest(anomaly_map, TOP_PIXELS, region)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -469,7 +477,7 @@ class ADFA(AnomalyModel):
         self.register_buffer("untrained_variance", torch.ones(()))
         if isinstance(config.objective, HypersphereSettings):
             self._add_radius(config.objective)
-        self.blur = GaussianBlur(config.blur_sigma) if config.blur_sigma else nn.Identity()
+        self.blur = GaussianBlur(config.blur_sigma) if config.blur_sigma else None
         self._cache = RowCache()
         if config.epochs == 0:
             self.requires_grad_(False)
@@ -498,7 +506,8 @@ class ADFA(AnomalyModel):
         variance = torch.zeros_like(self.untrained_variance, dtype=torch.float64)
         for batch in normals:
             described = self.describe(self._training_maps(batch))
-            memory.update(described)
+            cells = self._cells(batch.region)
+            memory.update(described, None if cells is None else cells.flatten(1) > 0)
             variance += described.double().var(dim=1).mean(dim=1).sum()
         self.centres.copy_(memory.centres())
         self.untrained_variance.copy_(variance / num_images)
@@ -506,7 +515,7 @@ class ADFA(AnomalyModel):
     def _whiten(self, normals: Iterable[Batch]) -> None:
         moments = Moments(sum(self.backbone.channels), self.centres.device)
         for batch in normals:
-            moments.update(self.features(self._training_maps(batch)))
+            moments.update(self.features(self._training_maps(batch)), self._cells(batch.region))
         mean, matrix = moments.whitening(WHITENING_FLOOR)
         self.descriptor.start_from(matrix, -matrix @ mean)
 
@@ -560,7 +569,7 @@ class ADFA(AnomalyModel):
         super().train(mode)
         return self
 
-    def forward(self, image: Tensor) -> Prediction:
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
         described = self.describe(self.backbone(image))
         kappa = self.kappa(described)
         match self.config.objective:
@@ -569,9 +578,14 @@ class ADFA(AnomalyModel):
                 cells = cells.clamp_min(MIN_SQUARED_SCORE).sqrt() if settings.sqrt else cells
             case HypersphereSettings() as settings:
                 cells = soft_minimum(self.nearest(described, kappa, settings.attracted))
-        grid = rearrange(cells, "b (h w) -> b 1 h w", h=self.grid.height)
-        anomaly_map = self.blur(resize_map(grid, self.config.image_size))
-        return Prediction(anomaly_map, image_score(anomaly_map, self.config.image_score))
+        grid = within(rearrange(cells, "b (h w) -> b 1 h w", h=self.grid.height), self._cells(region))
+        anomaly_map = resize_map(grid, self.config.image_size)
+        anomaly_map = within(anomaly_map, region) if self.blur is None else self.blur(anomaly_map, region)
+        return Prediction(anomaly_map, image_score(anomaly_map, self.config.image_score, region))
+
+    def _cells(self, region: Tensor | None) -> Tensor | None:
+        """Which positions count, (B, 1, h, w)."""
+        return None if region is None else cells_within(region, self.grid)
 
     def _training_maps(self, batch: Batch) -> list[Tensor]:
         """The backbone's maps, computed once per training image: nothing is augmented."""

@@ -42,6 +42,7 @@ class Config(Settings):
 
     image_size: Sides  # of the input, pixels
     resize: Literal["bilinear", "lanczos"]  # the filter that pictures come to it by
+    fit: Literal["stretch", "pad", "crop"]  # how: distorted, whole between borders, or the centre of it
     batch_size: PositiveInt  # images per training step, and per gradient-free pass
 
     @property
@@ -65,7 +66,13 @@ class Batch:
     penalty: Tensor | None = None  # (B, 3, H, W) out-of-domain images (EfficientAD)
     texture: Tensor | None = None  # (B, 3, H, W) in [0, 1], other surfaces to fill synthetic defects with
     foreground: Tensor | None = None  # (B, 1, H, W) float32, 1 on the part; None: the part fills the image
+    region: Tensor | None = None  # (B, 1, H, W) float32, 1 where the image counts, grey elsewhere; None: everywhere
     row: Tensor | None = None  # (B,) int64 on the CPU, which image of its data set; for what is computed once per image
+
+    @property
+    def part(self) -> Tensor | None:
+        """Where a defect may lie, like `foreground`."""
+        return self.region if self.foreground is None else self.foreground
 
 
 class Prediction(NamedTuple):
@@ -100,8 +107,11 @@ class AnomalyModel(nn.Module, ABC):
     makes_it_smaller: ClassVar[str] = "choose narrower networks"  # for whom the exported file is too large
 
     @abstractmethod
-    def forward(self, image: Tensor) -> Prediction:
-        """Score images (B, 3, H, W) in [0, 1], each by itself and deterministically."""
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
+        """Score images (B, 3, H, W) in [0, 1], each by itself and deterministically.
+
+        What lies outside the `region`, (B, 1, H, W) of 0 and 1, never counts: the map is 0 there.
+        """
 
     def load_teacher(self, state: Mapping[str, Tensor]) -> None:
         """Put in the weights of the file that the settings want; raises ModelError if they do not fit."""

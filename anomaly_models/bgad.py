@@ -83,8 +83,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
-from anomaly_models.common.copy_paste import paste_defects
+from anomaly_models.common.copy_paste import Pasted, paste_defects
 from anomaly_models.common.row_cache import RowCache
+from anomaly_models.common.scoring import cells_within, highest, size_of, within
 from anomaly_models.common.settings import Settings, Size
 from anomaly_models.common.statistics import Moments
 
@@ -392,16 +393,21 @@ def push_loss(likelihood: Tensor, abnormal: Tensor, weight: Tensor, boundary: Te
 NORMAL, ABNORMAL, LEFT_OUT = 0, 1, 2  # what a cell is
 
 
-def cells_of(mask: Tensor, size: Size, masks: NearestMasks | AreaMasks) -> Tensor:
-    """NORMAL, ABNORMAL or LEFT_OUT for each cell, (B, h * w), of masks (B, 1, H, W), 0 or 1."""
+def cells_of(mask: Tensor, size: Size, masks: NearestMasks | AreaMasks, region: Tensor | None = None) -> Tensor:
+    """NORMAL, ABNORMAL or LEFT_OUT for each cell, (B, h * w), of masks (B, 1, H, W), 0 or 1; LEFT_OUT off a region."""
+    kinds = _kinds_of(mask, size, masks)
+    if region is not None:
+        kinds = torch.where(cells_within(region, size) > 0, kinds, LEFT_OUT)
+    return rearrange(kinds, "b 1 h w -> b (h w)")
+
+
+def _kinds_of(mask: Tensor, size: Size, masks: NearestMasks | AreaMasks) -> Tensor:
     if isinstance(masks, NearestMasks):
-        kinds = (F.interpolate(mask, size=tuple(size), mode="nearest") > 0.5).long()
-        return rearrange(kinds, "b 1 h w -> b (h w)")
+        return (F.interpolate(mask, size=tuple(size), mode="nearest") > 0.5).long()
     covered = F.adaptive_avg_pool2d(mask, size)
     abnormal = covered >= masks.abnormal
     near = F.max_pool2d((covered > 0).float(), 3, stride=1, padding=1) > 0
-    kinds = torch.where(abnormal, ABNORMAL, torch.where(near, LEFT_OUT, NORMAL))
-    return rearrange(kinds, "b 1 h w -> b (h w)")
+    return torch.where(abnormal, ABNORMAL, torch.where(near, LEFT_OUT, NORMAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -517,7 +523,7 @@ class BGAD(AnomalyModel):
         sums = [Moments(channels, device) for channels in self.backbone.channels]
         for batch in normals:
             for moments, features in zip(sums, self.backbone(batch.image), strict=True):
-                moments.update(features)
+                moments.update(features, _cells(batch.region, size_of(features)))
         for whitening, moments in zip(self.whitenings, sums, strict=True):
             assert isinstance(whitening, Whitening)
             whitening.learn(moments)
@@ -649,17 +655,22 @@ class BGAD(AnomalyModel):
 
     def _normal_vectors(self, batch: Batch) -> list[Vectors]:
         levels = self._unaugmented_features(batch, ~batch.label)
-        return [flatten(level, level.new_full(level.shape[:2], NORMAL, dtype=torch.long)) for level in levels]
+        mask, region = batch.mask[~batch.label], None if batch.region is None else batch.region[~batch.label]
+        kinds = [cells_of(mask, size, self.config.masks, region) for size in self.sizes]
+        return [flatten(level, kind) for level, kind in zip(levels, kinds, strict=True)]
 
     def _vectors(self, batch: Batch, generator: torch.Generator) -> list[Vectors]:
         """Of the batch's normals and usable anomalies, and of pastes of these onto those."""
         shown = self._shown(batch)
         features, mask = self._unaugmented_features(batch, shown), batch.mask[shown]
+        region = None if batch.region is None else batch.region[shown]
         if self.config.pastes_per_batch:
-            image, pasted_mask = self._pastes(batch, generator)
-            features = [torch.cat(pair) for pair in zip(features, self._cell_features(image), strict=True)]
-            mask = torch.cat([mask, pasted_mask])
-        kinds = [cells_of(mask, size, self.config.masks) for size in self.sizes]
+            pasted, host = self._pastes(batch, generator)
+            features = [torch.cat(pair) for pair in zip(features, self._cell_features(pasted.image), strict=True)]
+            mask = torch.cat([mask, pasted.mask])
+            if batch.region is not None:
+                region = torch.cat([batch.region[shown], batch.region[host]])
+        kinds = [cells_of(mask, size, self.config.masks, region) for size in self.sizes]
         return [flatten(level, kind) for level, kind in zip(features, kinds, strict=True)]
 
     def _shown(self, batch: Batch) -> Tensor:
@@ -670,15 +681,15 @@ class BGAD(AnomalyModel):
             normal = normal & (normal.cumsum(0) <= places)
         return normal | usable
 
-    def _pastes(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (n, 3, H, W) and masks of real defects on random normals; n is at most `pastes_per_batch`."""
+    def _pastes(self, batch: Batch, generator: torch.Generator) -> tuple[Pasted, Tensor]:
+        """Real defects on random normals, at most `pastes_per_batch`, and which image (n,) of the batch each is on."""
         donor = self._draw(usable_anomalies(batch), generator)
         host = self._draw(~batch.label, generator)
-        foreground = None if batch.foreground is None else batch.foreground[host]
+        part = None if batch.part is None else batch.part[host]
         pasted = paste_defects(
-            batch.image[donor], batch.mask[donor], batch.image[host], foreground, self.config.feathered, generator
+            batch.image[donor], batch.mask[donor], batch.image[host], part, self.config.feathered, generator
         )
-        return pasted.image, pasted.mask
+        return pasted, host
 
     def _draw(self, eligible: Tensor, generator: torch.Generator) -> Tensor:
         """Places in the batch of `pastes_per_batch` eligible images, with replacement."""
@@ -701,7 +712,9 @@ class BGAD(AnomalyModel):
     def calibrate(self, holdout: Iterable[Batch]) -> None:
         """Find the most likely vectors of the held-out normals, per level. Raises ModelError without any."""
         self._cache.clear()
-        maps = [[level.flatten().cpu() for level in self.log_likelihoods(batch.image)] for batch in holdout]
+        maps = [
+            [_counted(level, batch.region).cpu() for level in self.log_likelihoods(batch.image)] for batch in holdout
+        ]
         if not maps:
             raise ModelError("BGAD needs held-out normal images to find the scale of its map; found none")
         for level, values in enumerate(zip(*maps, strict=True)):
@@ -736,8 +749,8 @@ class BGAD(AnomalyModel):
             maps.append(flow.map_of(features))
         return maps
 
-    def forward(self, image: Tensor) -> Prediction:
-        return to_prediction(self.log_likelihoods(image), self.ceiling, self.config.image_size)
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
+        return to_prediction(self.log_likelihoods(image), self.ceiling, self.config.image_size, region)
 
     def exportable(self) -> "FoldedBGAD":
         """The same function with fewer operations, for export; a copy, in eval mode."""
@@ -753,6 +766,18 @@ def _map_sizes(config: BGADConfig, backbone: Backbone) -> tuple[Size, ...]:
             f"{', '.join(map(str, backbone.channels))}; take others"
         )
     return sizes
+
+
+def _cells(region: Tensor | None, size: Size) -> Tensor | None:
+    """Which cells of a level count, (B, 1, h, w)."""
+    return None if region is None else cells_within(region, size)
+
+
+def _counted(level: Tensor, region: Tensor | None) -> Tensor:
+    """The values (N,) of a level (B, h, w) that lie in the region."""
+    if region is None:
+        return level.flatten()
+    return level[cells_within(region, size_of(level)).squeeze(1) > 0]
 
 
 def rate_factor(step: int, warm_up: int, total: int) -> float:
@@ -773,15 +798,17 @@ def flatten(features: Tensor, kinds: Tensor) -> Vectors:
     return Vectors(features[kept], cell[kept], kinds[kept] == ABNORMAL)
 
 
-def to_prediction(log_likelihoods: list[Tensor], ceiling: Tensor, size: Size) -> Prediction:
+def to_prediction(log_likelihoods: list[Tensor], ceiling: Tensor, size: Size, region: Tensor | None) -> Prediction:
     """How far the levels' relative likelihoods (B, h, w), at most 1 each, fall short of their number in sum."""
     total: Tensor | float = 0.0
     for level, log_likelihood in enumerate(log_likelihoods):
         relative = (log_likelihood - ceiling[level]).clamp(max=0).exp().unsqueeze(1)
+        if region is not None:  # a cell outside, of which nothing was learnt, says nothing to those beside it
+            relative = torch.where(cells_within(region, size_of(relative)) > 0, relative, 1.0)
         total = total + F.interpolate(relative, size=tuple(size), mode="bilinear", align_corners=True)
     anomaly_map = len(log_likelihoods) - total
     assert isinstance(anomaly_map, Tensor)
-    return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
+    return Prediction(within(anomaly_map, region), highest(anomaly_map, region))
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
@@ -858,10 +885,10 @@ class FoldedBGAD(nn.Module):
         self.flows = nn.ModuleList(FoldedFlow(flow) for flow in model.flows if isinstance(flow, ConditionalFlow))
         self.register_buffer("ceiling", model.ceiling.clone())
 
-    def forward(self, image: Tensor) -> Prediction:
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
         levels = zip(self.flows, self.whitenings, self.backbone(image), strict=True)
         log_likelihoods = [flow(whiten(features)) for flow, whiten, features in levels]
-        return to_prediction(log_likelihoods, self.ceiling, self.image_size)
+        return to_prediction(log_likelihoods, self.ceiling, self.image_size, region)
 
 
 def _folded_whitening(whitening: nn.Module) -> nn.Module:

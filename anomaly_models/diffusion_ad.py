@@ -76,7 +76,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.randomness import generator_on
-from anomaly_models.common.scoring import resize_map, size_of
+from anomaly_models.common.scoring import mean_of_highest, resize_map, size_of, within
 from anomaly_models.common.settings import Settings, Sides, Size
 from anomaly_models.common.synthesis import SynthesisConfig, Synthesised, synthesise
 from anomaly_models.common.wiener import (
@@ -729,16 +729,13 @@ def fixed_scales(config: DiffusionADConfig, noise: Tensor, batch: int) -> tuple[
     return scale(config.small_step, noise[0]), scale(config.big_step, noise[1])
 
 
-def detect(networks: Networks, small: Noisy, big: Noisy, image: Tensor, top_pixels: int) -> Prediction:
+def detect(
+    networks: Networks, small: Noisy, big: Noisy, image: Tensor, top_pixels: int, region: Tensor | None
+) -> Prediction:
     """Score images (B, 3, H, W), given how the U-Net sees them at both scales."""
     denoised = denoise(networks.unet, small, big)
     anomaly_map = segment(networks.segmentation, image, denoised.image).sigmoid()
-    return Prediction(anomaly_map, top_mean(anomaly_map, top_pixels))
-
-
-def top_mean(anomaly_map: Tensor, pixels: int) -> Tensor:
-    """The mean (B,) of the highest `pixels` of each map (B, 1, H, W)."""
-    return rearrange(anomaly_map, "b 1 h w -> b (h w)").topk(pixels, sorted=False).values.mean(dim=1)
+    return Prediction(within(anomaly_map, region), mean_of_highest(anomaly_map, top_pixels, region))
 
 
 class StoredShift(nn.Module):
@@ -778,7 +775,7 @@ class FoldedDiffusionAD(nn.Module):
                 model.preconditioner, fixed_scales(self.config, model.noise, batch=1)
             )
 
-    def forward(self, image: Tensor) -> Prediction:
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
         seen = reduced(image, self.config.unet.image_size)
         scales = fixed_scales(self.config, self.noise, image.shape[0])
         small, big = (
@@ -786,7 +783,7 @@ class FoldedDiffusionAD(nn.Module):
             if self.preconditioner is None
             else self.preconditioner(seen, scales)
         )
-        return detect(self.networks, small, big, image, self.config.top_pixels)
+        return detect(self.networks, small, big, image, self.config.top_pixels, region)
 
 
 @torch.no_grad()
@@ -867,7 +864,7 @@ class DiffusionAD(AnomalyModel):
     def losses(self, batch: Batch, progress: Progress) -> Iterator[dict[str, Tensor]]:
         """One step: synthetic defects, reconstruction at two scales, segmentation."""
         generator = generator_on(batch.image.device, progress.generator)
-        sample = synthesise(batch.image, batch.texture, batch.foreground, self.config.synthesis, generator)
+        sample = synthesise(batch.image, batch.texture, batch.part, self.config.synthesis, generator)
         small, big = self._scales(batch.image, generator)
         yield self.terms(batch.image, sample, small, big, row=batch.row)
         if self.averaged is not None:
@@ -932,10 +929,10 @@ class DiffusionAD(AnomalyModel):
         super().train(mode)
         return self
 
-    def forward(self, image: Tensor) -> Prediction:
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
         """Map (B, 1, H, W), the probability of a defect, and score (B,), the mean of its `top_pixels` highest."""
         small, big = self._noisy(image, fixed_scales(self.config, self.noise, image.shape[0]))
-        return detect(self.deployed, small, big, image, self.config.top_pixels)
+        return detect(self.deployed, small, big, image, self.config.top_pixels, region)
 
     def exportable(self) -> "FoldedDiffusionAD":
         """The same function with fewer operations, for export; a copy, in eval mode."""

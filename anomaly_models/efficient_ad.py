@@ -36,9 +36,9 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.randomness import generator_on
-from anomaly_models.common.scoring import resize_map
+from anomaly_models.common.scoring import cells_within, highest, resize_map, size_of, within
 from anomaly_models.common.settings import Size
-from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
+from anomaly_models.common.statistics import MIN_STD, ChannelStatistics, vectors_of
 
 Width = Literal["tiny", "small", "medium"]
 Precision = Literal["float32", "bf16"]
@@ -265,10 +265,18 @@ def mean_square(left: Tensor, right: Tensor) -> Tensor:
     return (left - right).square().mean(dim=1, keepdim=True)
 
 
-def to_prediction(cells: Tensor, image_size: Size) -> Prediction:
+def described_cells(region: Tensor | None) -> Tensor | None:
+    """Which cells of a description map, (B, 1, H / 4 - 8, W / 4 - 8), hold any of the region (B, 1, H, W)."""
+    if region is None:
+        return None
+    return cells_within(region, size_of(region).divided(4))[:, :, BORDER:-BORDER, BORDER:-BORDER]
+
+
+def to_prediction(cells: Tensor, image_size: Size, region: Tensor | None) -> Prediction:
     """The combined map's cells (B, 1, H / 4 - 8, W / 4 - 8), padded with 0 (the level of the lower quantile)."""
-    anomaly_map = resize_map(F.pad(cells, [BORDER] * 4), image_size)
-    return Prediction(anomaly_map, anomaly_map.amax(dim=(1, 2, 3)))
+    padded = F.pad(within(cells, described_cells(region)), [BORDER] * 4)
+    anomaly_map = resize_map(padded, image_size)
+    return Prediction(within(anomaly_map, region), highest(anomaly_map, region))
 
 
 class RawMaps(NamedTuple):
@@ -352,7 +360,7 @@ class EfficientAD(AnomalyModel):
             raise ModelError("EfficientAD has no teacher: load a distilled or published one before training")
         statistics = ChannelStatistics()
         for batch in normals:
-            statistics.update(self.teacher(self.normalise(batch.image)))
+            statistics.update(self.teacher(self.normalise(batch.image)), described_cells(batch.region))
         if statistics.count == 0:
             raise ModelError("EfficientAD found no normal images to learn from")
         if bool((statistics.std < MIN_STD).all()):
@@ -442,15 +450,17 @@ class EfficientAD(AnomalyModel):
         Holds the raw maps of every image, 25 kB per image at 256 px. Raises ModelError for fewer than two images,
         or when the quantiles of a map coincide.
         """
-        maps = [self.raw_maps(batch.image).together().cpu() for batch in holdout]
-        num_images = sum(len(cells) for cells in maps)
+        num_images, maps = 0, []  # maps: (N, M)
+        for batch in holdout:
+            num_images += len(batch.image)
+            maps.append(vectors_of(self.raw_maps(batch.image).together(), described_cells(batch.region)).cpu())
         if num_images < self.min_holdout:
             raise ModelError(
                 f"EfficientAD needs two or more held-out normal images to calibrate; found {num_images}: "
                 "give more good images, or hold out a larger share"
             )
         levels = (self.config.quantile_low, self.config.quantile_high)
-        for row, cells in enumerate(rearrange(torch.cat(maps), "b m h w -> m (b h w)")):
+        for row, cells in enumerate(torch.cat(maps).unbind(dim=1)):
             low, high = quantiles(cells, levels).unbind()
             if not high - low > MIN_QUANTILE_SPREAD * high.abs():
                 raise ModelError(
@@ -460,13 +470,13 @@ class EfficientAD(AnomalyModel):
                 )
             self.map_quantiles[row] = torch.stack([low, high])
 
-    def forward(self, image: Tensor) -> Prediction:
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
         """Map (B, 1, H, W) and score (B,), its maximum; 0 is the lower quantile of normal parts, 0.1 the higher."""
         maps = self.raw_maps(image).together()
         low, high = rearrange(self.map_quantiles, "m q -> q 1 m 1 1").unbind()
         normalised = 0.1 * (maps - low) / (high - low)
         weights = rearrange(map_weights(self.config).to(maps), "m -> m 1 1")
-        return to_prediction((weights * normalised).sum(dim=1, keepdim=True), self.config.image_size)
+        return to_prediction((weights * normalised).sum(dim=1, keepdim=True), self.config.image_size, region)
 
     def exportable(self) -> "FoldedEfficientAD":
         """The same function with fewer operations, for export; a copy, in eval mode."""
@@ -497,13 +507,13 @@ class FoldedEfficientAD(nn.Module):
         self.register_buffer("factors", factors.float())
         self.register_buffer("offset", -(factors * low).sum().float())
 
-    def forward(self, image: Tensor) -> Prediction:
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
         normalised = self.normalise(image)
         maps = difference_maps(self.teacher(normalised), self.autoencoder, self._imitations, normalised)
         combined = self.factors[0] * maps.local + self.offset
         if maps.overall is not None:
             combined = combined + self.factors[1] * maps.overall
-        return to_prediction(combined, self.image_size)
+        return to_prediction(combined, self.image_size, region)
 
     def _imitations(self, normalised: Tensor) -> list[Tensor]:
         return list(self.student(normalised).chunk(len(self.factors), dim=1))

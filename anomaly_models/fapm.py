@@ -25,6 +25,7 @@ Different from the published code, deliberately:
   mean (`combine: mean`). With `grid: 1`, that is the usual nearest-neighbour memory of a transformer's patches, but
   for the average over 3 x 3.
 - Outside the centre crop nothing is seen and the map is 0. With `crop` equal to `image_size` everything is seen.
+- A cell outside the region that counts enters no memory and is at distance 0.
 """
 
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ from torch.nn import functional as F
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction
 from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
 from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
-from anomaly_models.common.scoring import GaussianBlur, blur_radius, resize_map
+from anomaly_models.common.scoring import GaussianBlur, blur_radius, cells_within, resize_map, size_of, within
 from anomaly_models.common.settings import Settings, Sides, Size
 
 
@@ -125,36 +126,46 @@ class FAPM(AnomalyModel):
     @torch.no_grad()
     def prepare(self, normals: Iterable[Batch]) -> None:
         """Fill the banks. Raises ModelError if a patch has fewer vectors than `neighbours`."""
-        chunks: list[list[Tensor]] = [[] for _ in self.sizes]  # per layer and batch (P, n, D)
+        chunks: list[list[list[Tensor]]] = [[] for _ in self.sizes]  # per layer and batch, P of (n, D)
         for batch in normals:
             for layer, features in enumerate(self.features(batch.image)):
-                chunks[layer].append(self.by_patch(features))
+                chunks[layer].append(self._learnt(features, batch.region))
         if not chunks[0]:
             raise ModelError("FAPM has no normal image to learn from")
         for layer, layer_chunks in enumerate(chunks):
             self._fill(layer, layer_chunks)
             layer_chunks.clear()  # a layer's vectors are not needed while the next layer's coresets are chosen
 
-    def _fill(self, layer: int, chunks: list[Tensor]) -> None:
-        """Choose the coresets of one layer from its vectors, (P, n, D) per batch."""
-        num_vectors = sum(chunk.shape[1] for chunk in chunks)
-        near_size, far_size = self.bank_sizes(num_vectors)
-        cores, radii = [], []
-        for patch in range(self.config.grid.area):
-            vectors = torch.cat([chunk[patch] for chunk in chunks])  # (n, D); one patch at a time, to copy little
-            indices, radius = greedy_coreset(vectors, far_size)
-            cores.append(vectors[indices])
-            radii.append(radius)
-        radius_after = torch.stack(radii)  # (P, far_size)
-        near_radius = radius_after[:, near_size - 1]
-        far = far_patches(near_radius, self.config.far_rule)
-        sizes = [far_size if is_far else near_size for is_far in far.tolist()]
+    def _learnt(self, features: Tensor, region: Tensor | None) -> list[Tensor]:
+        """Of a map (B, D, h, w), the vectors (n, D) of each patch that lie in the region."""
+        vectors = self.by_patch(features)
+        if region is None:
+            return list(vectors)
+        cells = self.by_patch(cells_within(self._cropped(region), size_of(features))).squeeze(2) > 0  # (P, n)
+        return [of_patch[inside] for of_patch, inside in zip(vectors, cells, strict=True)]
+
+    def _fill(self, layer: int, chunks: list[list[Tensor]]) -> None:
+        """Choose the coresets of one layer from its vectors, P of (n, D) per batch."""
         bank = self.banks[layer]
         assert isinstance(bank, MemoryBank)
-        bank.fill([core[:size] for core, size in zip(cores, sizes, strict=True)])
-        self.near_radius[layer] = near_radius
-        self.radius[layer] = torch.where(far, radius_after[:, far_size - 1], near_radius)
-        self.far[layer] = far
+        cores, sizes, asked = [], [], []  # of each patch: the far coreset, the near and far sizes, whether it is used
+        for patch in range(self.config.grid.area):
+            vectors = torch.cat([chunk[patch] for chunk in chunks])  # (n, D); one patch at a time, to copy little
+            asked.append(len(vectors) > 0)
+            if not asked[-1]:  # outside the region, where no distance counts; a bank has something in every group
+                vectors = vectors.new_zeros(self.config.neighbours, vectors.shape[1])
+            near_size, far_size = self.bank_sizes(len(vectors))
+            indices, radius = greedy_coreset(vectors, far_size)
+            cores.append(vectors[indices])
+            sizes.append((near_size, far_size))
+            self.near_radius[layer, patch] = radius[near_size - 1]
+            self.radius[layer, patch] = radius[far_size - 1]
+        far = self.far[layer]
+        used = torch.tensor(asked, device=far.device)
+        far[used] = far_patches(self.near_radius[layer, used], self.config.far_rule)
+        self.radius[layer] = torch.where(far, self.radius[layer], self.near_radius[layer])
+        kept = [both[is_far] for both, is_far in zip(sizes, far.tolist(), strict=True)]
+        bank.fill([core[:size] for core, size in zip(cores, kept, strict=True)])
 
     def bank_sizes(self, num_vectors: int) -> tuple[int, int]:
         """Vectors that a near and a far patch keep, of the `num_vectors` that each has."""
@@ -171,7 +182,7 @@ class FAPM(AnomalyModel):
     def check_scores(self, holdout: Iterable[Batch]) -> None:
         """Raise ModelError if the weight of the image score is too small for float32."""
         for batch in holdout:
-            distances = self.distances(self.features(batch.image))
+            distances = within(self.distances(self.features(batch.image)), self._cells(batch.region))
             score, highest = image_score(distances, self.config.image_score), image_score(distances, "max")
             lost = score < highest * torch.finfo(score.dtype).tiny
             if lost.any():
@@ -181,10 +192,11 @@ class FAPM(AnomalyModel):
                     "their softmax, since the backbone's features are large; set image_score: max"
                 )
 
-    def forward(self, image: Tensor) -> Prediction:
-        distances = self.distances(self.features(image))
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
+        distances = within(self.distances(self.features(image)), self._cells(region))
         score = image_score(distances, self.config.image_score)
-        cropped = self.blur(resize_map(distances[:, :1], self.config.crop))
+        seen = None if region is None else self._cropped(region)
+        cropped = self.blur(resize_map(distances[:, :1], self.config.crop), seen)
         top, left = self._margins
         below = self.config.image_size.height - self.config.crop.height - top
         right = self.config.image_size.width - self.config.crop.width - left
@@ -201,9 +213,17 @@ class FAPM(AnomalyModel):
 
         The zeros beyond the border count in the average, in training and in use alike.
         """
+        maps = self.backbone(self._cropped(image))
+        return [F.avg_pool2d(features, kernel_size=3, stride=1, padding=1) for features in maps]
+
+    def _cropped(self, image: Tensor) -> Tensor:
+        """The centre of (B, C, H, W)."""
         (top, left), (height, width) = self._margins, self.config.crop
-        cropped = image[:, :, top : top + height, left : left + width]
-        return [F.avg_pool2d(features, kernel_size=3, stride=1, padding=1) for features in self.backbone(cropped)]
+        return image[:, :, top : top + height, left : left + width]
+
+    def _cells(self, region: Tensor | None) -> Tensor | None:
+        """Where distances count, (B, 1, h, w) at the finest resolution."""
+        return None if region is None else cells_within(self._cropped(region), self.sizes[0])
 
     def by_patch(self, features: Tensor) -> Tensor:
         """Group the positions of a map (B, D, h, w) by patch: (P, B * positions, D)."""

@@ -52,6 +52,7 @@ def published_settings(width: Width, precision: Precision) -> EfficientADConfig:
     return EfficientADConfig(
         image_size=SIZE,
         resize="bilinear",
+        fit="stretch",
         batch_size=1,
         width=width,
         teacher="random",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import cli
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Config, Prediction, Progress
+from anomaly_models.common.scoring import highest, within
 from pipelines.paths import Project
 from pipelines.preview.check import load_checked
 from pipelines.settings.params import Params
@@ -48,7 +49,13 @@ def tiny_params() -> dict[str, Any]:
         "download": {"demo_textures": {"image_size": 64, "per_class": 1, "seed": 0}},
         "data": {"root": "images", "categories": [CATEGORY]},
         "prepare": {"white_level": 65535, "max_megapixels": 90, "seed": 0}
-        | {"holdout": 0.25, "test_normal": 0.25, "anomalous_train": {"count": 0, "protocol": "spread"}, "surfaces": []},
+        | {
+            "holdout": 0.25,
+            "test_normal": 0.25,
+            "anomalous_train": {"count": 0, "protocol": "spread"},
+            "regions": {},
+            "surfaces": [],
+        },
         "photos": "data/demo_textures",
         "texture_photos": "data/demo_textures",
         "distill": {},
@@ -193,9 +200,9 @@ class MeanColour(AnomalyModel):
     def calibrate(self, holdout: Any) -> None:
         self.scale = torch.cat([self._distance(batch.image).flatten() for batch in holdout]).max()
 
-    def forward(self, image: Tensor) -> Prediction:
+    def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
         anomaly_map = self._distance(image) / self.scale
-        return Prediction(anomaly_map, anomaly_map.amax((1, 2, 3)))
+        return Prediction(within(anomaly_map, region), highest(anomaly_map, region))
 
     def _distance(self, image: Tensor) -> Tensor:
         centre = (self.centre + self.mean) / 2
@@ -207,7 +214,14 @@ def sixth_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """`mean_colour`, registered and in params.yaml."""
     monkeypatch.setitem(MODELS.data, "mean_colour", "conftest:MeanColour")
     values = tiny_params()
-    settings = {"image_size": 64, "resize": "bilinear", "batch_size": 3, "steps": 12, "learning_rate": 0.05}
+    settings = {
+        "image_size": 64,
+        "resize": "bilinear",
+        "fit": "stretch",
+        "batch_size": 3,
+        "steps": 12,
+        "learning_rate": 0.05,
+    }
     values["models"] = {"mean_colour": settings}
     write_params(root, values)
     return "mean_colour"

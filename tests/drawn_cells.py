@@ -15,7 +15,7 @@ from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import Confusion, Counts, Evaluation, write_predictions
 from pipelines.files import write_json
 from pipelines.paths import INDEX_FILE, Project
-from pipelines.pictures.images import Frame
+from pipelines.pictures.frames import Frame
 from pipelines.pictures.panels import KeptMaps, Picture, Thresholds
 from pipelines.report.summary import CellSummary, Summary
 
@@ -60,12 +60,12 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
         for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}
-    frame = Frame(Size.square(side), "bilinear")
+    frame = Frame(Size.square(side), "bilinear", "stretch")
     SeenBy(frame, "", None, None).save(folder, "fapm")
     np.save(images_file(folder, frame), np.stack([p.rgb for p in pictures]))
     if masked:
-        np.save(masks_file(folder, frame.size), np.stack([p.truth for p in masked]))
-    index = PreparedIndex(category, "folder", 255, bool(masked), False, {}, "", (), tuple(images))
+        np.save(masks_file(folder, frame.shape), np.stack([p.truth for p in masked]))
+    index = PreparedIndex(category, "folder", 255, bool(masked), False, None, {}, "", (), tuple(images))
     write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
     return folder
 
@@ -93,8 +93,20 @@ def evaluation(model: str, category: str) -> Evaluation:
             "model": model,
             "category": category,
             "settings": {},
-            "protocol": {"image_size": 64, "resize": "bilinear", "resolution": "prepared", "mask_resize": "nearest"}
-            | {"compared": 64, "pixel_metrics": "exact", "threshold_from": "held-out good parts", "seed": 0},
+            "protocol": {
+                "image_size": 64,
+                "resize": "bilinear",
+                "fit": "stretch",
+                "resolution": "prepared",
+                "mask_resize": "nearest",
+            }
+            | {
+                "compared": 64,
+                "of_interest": False,
+                "pixel_metrics": "exact",
+                "threshold_from": "held-out good parts",
+                "seed": 0,
+            },
             "counts": dict.fromkeys(Counts.model_fields, 20),
             "metrics": {},
             "threshold": threshold(),

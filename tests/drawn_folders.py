@@ -6,7 +6,7 @@ from PIL import Image
 
 from anomaly_models.common.settings import Size
 from pipelines.errors import DatasetError
-from pipelines.pictures.images import Frame
+from pipelines.pictures.frames import Frame
 from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
 from pipelines.preparation.prepare import prepare
 
@@ -16,13 +16,14 @@ CONFIG = PrepareConfig(
     holdout=0.2,
     test_normal=0.2,
     anomalous_train=AnomalousTrainConfig(count=0, protocol="spread"),
+    regions={},
     surfaces=[],
     seed=0,
 )
 FRAMES = {
-    "bgad": Frame(Size.square(16), "bilinear"),
-    "fapm": Frame(Size.square(8), "bilinear"),
-    "adfa": Frame(Size.square(8), "lanczos"),
+    "bgad": Frame(Size.square(16), "bilinear", "stretch"),
+    "fapm": Frame(Size.square(8), "bilinear", "stretch"),
+    "adfa": Frame(Size.square(8), "lanczos", "stretch"),
 }
 WIDTH, HEIGHT = 30, 20
 

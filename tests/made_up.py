@@ -124,6 +124,7 @@ def put_evaluation(
         "protocol": {
             "image_size": 256,
             "resize": "bilinear",
+            "fit": "stretch",
             "resolution": "prepared",
             "mask_resize": "nearest",
             "compared": 256,

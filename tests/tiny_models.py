@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "adfa": {
         "image_size": 64,
         "resize": "bilinear",
+        "fit": "stretch",
         "batch_size": 4,
         "backbone": BACKBONE,
         "input_statistics": "backbone",
@@ -52,6 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bgad": {
         "image_size": 64,
         "resize": "bilinear",
+        "fit": "stretch",
         "batch_size": 4,
         "backbone": BACKBONE,
         "features": "whitened",
@@ -77,6 +79,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "diffusion_ad": {
         "image_size": 64,
         "resize": "bilinear",
+        "fit": "stretch",
         "batch_size": 4,
         "unet": {
             "image_size": 64,
@@ -109,6 +112,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fapm": {
         "image_size": 64,
         "resize": "bilinear",
+        "fit": "stretch",
         "batch_size": 4,
         "backbone": BACKBONE,
         "crop": 64,
@@ -124,6 +128,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "efficient_ad": {
         "image_size": 128,
         "resize": "bilinear",
+        "fit": "stretch",
         "batch_size": 4,
         "width": "tiny",
         "teacher": "never-read.safetensors",
@@ -146,6 +151,8 @@ CARD = ModelCard(
     category="noise",
     image_size=Size(64, 64),
     resize="bilinear",
+    fit="stretch",
+    region=None,
     white_level=65535,
     max_megapixels=90,
     threshold=0.5,

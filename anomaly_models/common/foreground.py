@@ -3,6 +3,7 @@
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from anomaly_models.common.appearance import to_bytes
 from anomaly_models.common.scoring import GaussianBlur
@@ -15,37 +16,51 @@ SMALLEST_COMPONENT = 0.01  # of the picture; smaller pieces are no part
 FOREGROUND_RANGE = (0.02, 0.98)  # share of the picture, outside of which the part was not found
 
 
-def foreground_mask(image: Tensor) -> Tensor:
+def foreground_mask(image: Tensor, region: Tensor | None = None) -> Tensor:
     """Where the part is: (B, 1, H, W) of 0 and 1, for images (B, 3, H, W) in [0, 1] of an object before a background.
 
     The background is what has the colours of the picture's border; the distance from them is cut at its Otsu threshold.
     Holes are filled and small pieces dropped. All of the picture is 1 where the distances are not of two kinds, and
-    where hardly anything or nearly everything would be left.
+    where hardly anything or nearly everything would be left. Where a region (B, 1, H, W) counts, the picture is that.
     """
-    distance = _distance_from_border(image)
+    if region is not None:
+        pairs = zip(torch.split(image, 1), torch.split(region, 1), strict=True)
+        return torch.cat([_within_region(*pair) for pair in pairs])
+    outermost = torch.ones(image.shape[-2:], dtype=torch.bool, device=image.device)
+    outermost[1:-1, 1:-1] = False
+    return _part(image, _distance_from(image, outermost))
+
+
+def _within_region(image: Tensor, region: Tensor) -> Tensor:
+    """Of one image (1, 3, H, W)."""
+    inner = -F.max_pool2d(F.pad(-region, [1] * 4), 3, stride=1)  # a border of 0 around: the picture's own edge is one
+    outermost = (region > inner)[0, 0]
+    return _part(image, _distance_from(image, outermost) * region, share_of=float(region.mean())) * region
+
+
+def _part(image: Tensor, distance: Tensor, share_of: float = 1.0) -> Tensor:
+    """Where images differ enough from their borders; the part is to be a share `share_of` the picture."""
     largest = distance.amax(dim=(1, 2, 3), keepdim=True)
     level = to_bytes(255 * distance / largest.clamp(min=LEAST_DISTANCE))
     threshold, separability = otsu_threshold(level)
     part = level > rearrange(threshold, "b -> b 1 1 1")
     cleaned = torch.stack([_cleaned(one) for one in part.squeeze(1).cpu()]).unsqueeze(1).to(image)
-    share = cleaned.mean(dim=(1, 2, 3))
+    share = cleaned.mean(dim=(1, 2, 3)) / share_of
     least, most = FOREGROUND_RANGE
     distinct = (largest.flatten() >= LEAST_DISTANCE) & (separability >= LEAST_SEPARABILITY)
     found = distinct & (share >= least) & (share <= most)
     return cleaned.where(rearrange(found, "b -> b 1 1 1"), 1.0)
 
 
-def _distance_from_border(image: Tensor) -> Tensor:
-    """How unlike the outermost pixels each pixel is, (B, 1, H, W): the logarithm of 1 + the Mahalanobis distance.
+def _distance_from(image: Tensor, outermost: Tensor) -> Tensor:
+    """How unlike the pixels that are `outermost` (H, W) each is, (B, 1, H, W): log(1 + Mahalanobis distance).
 
     The colours of the border vary along some directions, mostly with the light, and count little there. The logarithm
     keeps a part's own contrasts from being cut instead of its outline.
     """
-    batch, _, height, width = image.shape
+    batch, _, height, _ = image.shape
     blurred = GaussianBlur(BLUR_SIGMA).to(image.device)(rearrange(image, "b c h w -> (b c) 1 h w"))
     pixels = rearrange(blurred, "(b c) 1 h w -> b c (h w)", b=batch)
-    outermost = torch.ones(height, width, dtype=torch.bool, device=image.device)
-    outermost[1:-1, 1:-1] = False
     border = pixels[:, :, outermost.flatten()]
     mean = border.mean(dim=2, keepdim=True)
     covariance = (border - mean) @ (border - mean).mT / border.shape[2]

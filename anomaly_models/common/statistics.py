@@ -10,6 +10,12 @@ MIN_STD = 1e-6  # of a teacher channel; below it the channel is dead
 MIN_VARIANCE = 1e-9  # of vectors, the mean over channels, relative to their squared mean; below it they are constant
 
 
+def vectors_of(features: Tensor, cells: Tensor | None) -> Tensor:
+    """The vectors (N, C) of maps (B, C, h, w): of all cells, or of those that are not 0 in (B, 1, h, w)."""
+    rows = rearrange(features, "b c h w -> (b h w) c")
+    return rows if cells is None else rows[rearrange(cells, "b 1 h w -> (b h w)") > 0]
+
+
 class ChannelStatistics:
     """Mean and population standard deviation per channel, batch by batch (Chan et al. 1979), in float64."""
 
@@ -18,9 +24,9 @@ class ChannelStatistics:
         self.mean = torch.zeros(())
         self.squares = torch.zeros(())  # sum of squared deviations from the mean
 
-    def update(self, features: Tensor) -> None:
-        """Take in (B, C, H, W)."""
-        columns = rearrange(features.double(), "b c h w -> c (b h w)")
+    def update(self, features: Tensor, cells: Tensor | None = None) -> None:
+        """Take in (B, C, H, W), or of it those `cells`, (B, 1, H, W), that are not 0."""
+        columns = vectors_of(features, cells).double().T.contiguous()  # (C, N)
         count = columns.shape[1]
         mean = columns.mean(dim=1)
         squares = (columns - mean.unsqueeze(1)).square().sum(dim=1)
@@ -46,9 +52,9 @@ class Moments:
         self.total = torch.zeros(channels, dtype=torch.float64, device=device)
         self.products = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
-    def update(self, features: Tensor) -> None:
-        """Take in (B, C, h, w)."""
-        rows = rearrange(features.double(), "b c h w -> (b h w) c")
+    def update(self, features: Tensor, cells: Tensor | None = None) -> None:
+        """Take in (B, C, h, w), or of it those `cells`, (B, 1, h, w), that are not 0."""
+        rows = vectors_of(features, cells).double()
         self.count += len(rows)
         self.total += rows.sum(dim=0)
         self.products += rows.T @ rows

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
+from torch import Tensor
 
 from anomaly_models.base import Batch
 from anomaly_models.common.settings import Size
@@ -21,6 +22,7 @@ from pipelines.data.index import PreparedIndex, Split, frames_in, images_file, m
 from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
+from pipelines.pictures.frames import Frame
 from pipelines.records import Record
 
 
@@ -33,27 +35,28 @@ class DataVersion(Record):
 
 
 class PreparedData:
-    """The images of one category at one size, by one filter, with everything that is known about them.
+    """The images of one category in one frame, with everything that is known about them.
 
     Raises:
         StageError: the category, or this array of it, is not prepared.
     """
 
-    def __init__(self, folder: Path, image_size: Size, resize: images.Filter, device: torch.device) -> None:
+    def __init__(self, folder: Path, frame: Frame, device: torch.device) -> None:
         self.index = PreparedIndex.load(folder)
-        self.image_size = image_size
-        frame = images.Frame(image_size, resize)
+        self.frame = frame
+        self.of_interest = self.index.of_interest
         self.device = device
+        self._regions: dict[Size, Tensor] = {}  # of originals of a size, (1, H, W)
         _check_frame(folder, frame)
         files = [images_file(folder, frame)]
         if self.index.has_masks:
-            files.append(masks_file(folder, image_size))
+            files.append(masks_file(folder, frame.shape))
         for file in files:
             if not file.is_file():
                 raise StageError(f"{file}: missing; run `blemish prepare {folder.name}`")
         resident = sum(file.stat().st_size for file in files) <= DEVICE_BYTES
         remedy = f"run `blemish prepare {folder.name}`"
-        shapes = [(len(self.index.images), *image_size, 3), (self.index.num_masks, *image_size)]
+        shapes = [(len(self.index.images), *frame.size, 3), (self.index.num_masks, *frame.size)]
         self._images = Rows(files[0], shapes[0], np.uint8, remedy, device, resident)
         self._masks = Rows(files[1], shapes[1], np.bool_, remedy, device, resident) if self.index.has_masks else None
         self._train = self.rows("train")
@@ -70,13 +73,26 @@ class PreparedData:
         """Images in the order of `rows`. Masks are zero for normal images, and for all where the category has none."""
         entries = [self.index.images[row] for row in rows]
         image = to_image(self._images.gather(rows))
-        mask = torch.zeros((len(rows), 1, *self.image_size), device=self.device)
+        mask = torch.zeros((len(rows), 1, *self.frame.size), device=self.device)
         masked = [place for place, entry in enumerate(entries) if entry.mask_row is not None]
         if self._masks is not None and masked:
             mask_rows = [entry.mask_row for entry in entries if entry.mask_row is not None]
             mask[masked] = rearrange(self._masks.gather(mask_rows), "b h w -> b 1 h w").float()
         label = torch.tensor([entry.label for entry in entries], device=self.device)
-        return Batch(image=image, mask=mask, label=label, row=torch.tensor(rows, dtype=torch.long))
+        return Batch(
+            image=image, mask=mask, label=label, region=self._region(rows), row=torch.tensor(rows, dtype=torch.long)
+        )
+
+    def _region(self, rows: Sequence[int]) -> Tensor | None:
+        """What counts of each image, (B, 1, H, W); None if all does."""
+        originals = [self.index.images[row].original for row in rows]
+        for original in originals:
+            if original not in self._regions:
+                region = self.frame.shape.region(original, self.of_interest)
+                if region is None:
+                    return None
+                self._regions[original] = torch.from_numpy(region).float().unsqueeze(0).to(self.device)
+        return torch.stack([self._regions[original] for original in originals])
 
     def batches(self, split: Split, batch_size: int) -> "SplitBatches":
         """The whole split in the order of the index; the last batch may be smaller."""
@@ -118,7 +134,7 @@ class SplitBatches:
         return (self._data.batch(rows) for rows in self._chunks)
 
 
-def _check_frame(folder: Path, frame: images.Frame) -> None:
+def _check_frame(folder: Path, frame: Frame) -> None:
     found = frames_in(folder)
     if frame not in found:
         at = ", ".join(map(str, found))

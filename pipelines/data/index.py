@@ -12,10 +12,11 @@ from anomaly_models.common.settings import Size
 from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
-from pipelines.pictures.images import Frame
+from pipelines.pictures.frames import Frame, Shape, read_back
+from pipelines.pictures.overlays import Mask
 from pipelines.records import reading
 
-FORMAT = 4  # of a prepared folder; raised when what is written changes
+FORMAT = 5  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder"]
 # Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
 # Whether others are, `PreparedIndex.tested` says.
@@ -39,6 +40,11 @@ class IndexedImage:
     sha256: str  # of the file
     mask_sha256: str | None
 
+    @property
+    def original(self) -> Size:
+        """Of the upright original, pixels."""
+        return Size(self.height, self.width)
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedIndex:
@@ -49,6 +55,7 @@ class PreparedIndex:
     white_level: int
     has_masks: bool
     surface: bool  # the category fills the image
+    region: str | None  # of interest, as `frames.written`; None: all of a picture
     counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous
     data_sha256: str  # of every image and mask used, with its path
     warnings: tuple[str, ...]  # one line each, for the user
@@ -70,6 +77,11 @@ class PreparedIndex:
             if found != FORMAT:
                 raise StageError(f"{folder}: prepared in format {found}, this version reads {FORMAT}; {remedy}")
             return TypeAdapter(cls).validate_json(content, strict=True)
+
+    @property
+    def of_interest(self) -> Mask | None:
+        """The region (H, W) of the upright originals that counts; None if all of them does."""
+        return None if self.region is None else read_back(self.region)
 
     @property
     def num_masks(self) -> int:
@@ -145,9 +157,13 @@ def frames_in(folder: Path) -> list[Frame]:
 
 def images_file(folder: Path, frame: Frame) -> Path:
     """Where a prepared folder holds its images (N, H, W, 3), uint8."""
-    return folder / f"images_{frame.size}_{frame.resize}.npy"
+    return folder / f"images_{frame.size}_{frame.resize}{_fitted(frame.shape)}.npy"
 
 
-def masks_file(folder: Path, size: Size) -> Path:
+def masks_file(folder: Path, shape: Shape) -> Path:
     """Where a prepared folder holds the masks of its anomalous images (M, H, W), bool; absent without masks."""
-    return folder / f"masks_{size}.npy"
+    return folder / f"masks_{shape.size}{_fitted(shape)}.npy"
+
+
+def _fitted(shape: Shape) -> str:
+    return "" if shape.fit == "stretch" else f"_{shape.fit}"

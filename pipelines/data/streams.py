@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from anomaly_models.base import Batch
 from anomaly_models.common.foreground import foreground_mask
@@ -41,8 +42,13 @@ class WithAnomalies:
             image=torch.cat([normal.image, anomalous.image]),
             mask=torch.cat([normal.mask, anomalous.mask]),
             label=torch.cat([normal.label, anomalous.label]),
+            region=_both(normal.region, anomalous.region),
             row=torch.cat([normal.row, anomalous.row]),
         )
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return None if first is None or second is None else torch.cat([first, second])
 
 
 def anomalies_warning(data: PreparedData) -> str | None:
@@ -70,7 +76,13 @@ class WithForeground:
 
     def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
         batch = self.parts.training_batch(seed, step, batch_size)
-        (foreground,) = self._cache(lambda image: [foreground_mask(image) > 0], batch.image, batch.row)
+        if batch.region is None:
+            (foreground,) = self._cache(lambda image: [foreground_mask(image) > 0], batch.image, batch.row)
+        else:
+            counted = torch.cat([batch.image, batch.region], dim=1)
+            (foreground,) = self._cache(
+                lambda both: [foreground_mask(both[:, :3], both[:, 3:]) > 0], counted, batch.row
+            )
         return replace(batch, foreground=foreground.float())
 
 

@@ -22,13 +22,12 @@ import onnxruntime
 import torch
 
 from anomaly_models.base import AnomalyModel
-from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData
 from pipelines.deployment.records import Decision, Deviation, Parity
 from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import atomic_folder
-from pipelines.inference.detector import Detector, ModelCard
+from pipelines.inference.detector import Detector, Inputs, ModelCard
 from pipelines.paths import Project
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import cell_run
@@ -51,12 +50,15 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     params.check_category(category)
     cell = project.cell(model_name, category, params.train.seed)
     trained = load_trained(cell, torch.device("cpu"))
+    data = trained.data(project, torch.device("cpu"))
     threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} first").threshold
     card = ModelCard(
         model=model_name,
         category=category,
         image_size=trained.config.image_size,
         resize=trained.config.resize,
+        fit=trained.config.fit,
+        region=data.index.region,
         white_level=trained.run.settings.prepare.white_level,
         max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
@@ -69,9 +71,8 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     )
     with atomic_folder(cell.exported) as folder:
         path = folder / cell.onnx.name
-        write_graph(trained.model, path, trained.config.image_size, params.export.opset, card)
+        write_graph(trained.model, path, params.export.opset, card)
         source = Path(params.data.root) / category
-        data = trained.data(project, torch.device("cpu"))
         apart = params.defects_apart(learns=trained.learns_from_defects)
         tested = data.index.tested(defects_apart=apart)
         parity = measure_parity(
@@ -82,25 +83,31 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     with cell_run(cell, params.tracking.experiment, card.run_id) as run:
         run.tags({"parity": parity.tags()})
         run.file(cell.parity, "export")
-        run.onnx_model(cell.onnx, card.image_size)
+        run.onnx_model(cell.onnx, card.image_size, takes_region=card.takes_region)
     return parity
 
 
-def write_graph(model: AnomalyModel, path: Path, image_size: Size, opset: int, card: ModelCard) -> None:
-    """Write the model, its constants folded, as one file: `image` (any batch) in, `anomaly_map` and `score` out."""
-    example = torch.rand(_EXAMPLE_BATCH, 3, *image_size, generator=torch.Generator().manual_seed(0))
+def write_graph(model: AnomalyModel, path: Path, opset: int, card: ModelCard) -> None:
+    """Write the model, its constants folded, as one file: `image` (any batch) in, `anomaly_map` and `score` out.
+
+    Where a picture does not fill the input, or a part of it does not count, `region` is another input.
+    """
+    size = card.image_size
+    examples = [torch.rand(_EXAMPLE_BATCH, 3, *size, generator=torch.Generator().manual_seed(0))]
+    if card.takes_region:
+        examples.append(torch.ones(_EXAMPLE_BATCH, 1, *size))
     batch = torch.export.Dim("batch", min=1)
     # The exporter prints its progress and warns of its own internals.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model.exportable(),
-            (example,),
+            tuple(examples),
             dynamo=True,
             opset_version=opset,
-            input_names=["image"],
+            input_names=["image", "region"][: len(examples)],
             output_names=["anomaly_map", "score"],
-            dynamic_shapes=({0: batch},),
+            dynamic_shapes=tuple({0: batch} for _ in examples),
             verbose=False,
         )
     assert program is not None, "torch.onnx.export gives a program when no file name is passed"
@@ -132,22 +139,22 @@ def measure_parity(
     rows = tested or data.rows("holdout")
     scales = _Scales.of(model, data, max_difference)
     alone: list[Outputs] = []
-    first_images: list[np.ndarray] = []
+    first_images: list[Inputs] = []
     deviations: dict[str, list[Deviation]] = {"score": [], "map": []}
     levels: list[tuple[float, str]] = []
     disagreements: list[Decision] = []
     for row in rows:
         path = data.index.images[row].path
-        image, prepared = detector.load(data.index.original(row, source)), data.batch([row]).image
-        shipped, seen = Outputs(*detector(image)), _predict(model, prepared)
-        levels.append((255 * float(np.abs(image - prepared.numpy()).max()), path))
+        inputs, prepared = detector.load(data.index.original(row, source)), data.batch([row])
+        shipped, seen = Outputs(*detector(inputs)), _predict(model, prepared.image, prepared.region)
+        levels.append((255 * float(np.abs(inputs.image - prepared.image.numpy()).max()), path))
         deviations["score"].append(scales.score.deviation(path, shipped.score, seen.score))
         deviations["map"].append(scales.map.deviation(path, shipped.anomaly_map, seen.anomaly_map))
         disagreements += scales.score.disagreement(path, shipped.score, seen.score, detector.card.threshold)
         if len(first_images) < _BATCH_CHECK:
-            first_images.append(image)
+            first_images.append(inputs)
             alone.append(shipped)
-    together = Outputs(*detector(np.concatenate(first_images)))
+    together = Outputs(*detector(Inputs.together(first_images)))
     in_batch = [
         scale.deviation(data.index.images[row].path, several[place : place + 1], one)
         for place, (row, outputs) in enumerate(zip(rows, alone, strict=False))
@@ -180,9 +187,9 @@ class Outputs(NamedTuple):
     score: np.ndarray  # (B,)
 
 
-def _predict(model: AnomalyModel, image: torch.Tensor) -> Outputs:
+def _predict(model: AnomalyModel, image: torch.Tensor, region: torch.Tensor | None) -> Outputs:
     with torch.no_grad():
-        prediction = model(image)
+        prediction = model(image, region)
     return Outputs(prediction.anomaly_map.numpy(), prediction.score.numpy())
 
 
@@ -226,8 +233,9 @@ class _Scales:
 
     @classmethod
     def of(cls, model: AnomalyModel, data: PreparedData, max_difference: float) -> Self:
-        images = [data.batch([row]).image for row in data.rows("holdout")]
-        held_out, unlike = [_predict(model, image) for image in images], _predict(model, 1 - images[0])
+        batches = [data.batch([row]) for row in data.rows("holdout")]
+        held_out = [_predict(model, batch.image, batch.region) for batch in batches]
+        unlike = _predict(model, 1 - batches[0].image, batches[0].region)
         scores = np.concatenate([outputs.score for outputs in held_out])
         maps = np.concatenate([outputs.anomaly_map for outputs in held_out])
         return cls(_Scale.of(scores, unlike.score, max_difference), _Scale.of(maps, unlike.anomaly_map, max_difference))

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from pipelines.data.index import PreparedIndex
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles, Throughput, Tried
 from pipelines.environment import cpu_name
-from pipelines.inference.detector import Detector, ModelCard
+from pipelines.inference.detector import Detector, Inputs
 from pipelines.paths import Project
-from pipelines.pictures.images import resize_rgb, to_input
-from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
+from pipelines.pictures.overlays import Map, Mask, Pixels
 from pipelines.settings.params import LatencyConfig, Params
 
 PARTS = ("decode", "resize", "network", "postprocess")
@@ -82,19 +81,19 @@ def _answer(detector: Detector, path: Path) -> NDArray[np.float64]:
     clock = [time.perf_counter()]
     rgb = detector.read(path)
     clock.append(time.perf_counter())
-    image = to_input(resize_rgb(rgb, detector.card.image_size, detector.card.resize)[None])
+    inputs = detector.fitted(rgb, str(path))
     clock.append(time.perf_counter())
-    maps, scores = detector(image)
+    maps, scores = detector(inputs)
     clock.append(time.perf_counter())
-    _decide(detector.card, rgb, maps[0, 0], scores[0])
+    _decide(detector, rgb, maps[0, 0], scores[0])
     clock.append(time.perf_counter())
     return np.diff(clock)
 
 
-def _decide(card: ModelCard, rgb: Pixels, anomaly_map: Map, score: float) -> tuple[bool, Mask]:
+def _decide(detector: Detector, rgb: Pixels, anomaly_map: Map, score: float) -> tuple[bool, Mask]:
     """Whether the part has a defect, and where, at the picture's own size."""
-    height, width = rgb.shape[:2]
-    return score > card.threshold, resize_map(anomaly_map, width, height) > card.pixel_threshold
+    card = detector.card
+    return score > card.threshold, detector.restored(anomaly_map, rgb) > card.pixel_threshold
 
 
 def _for_seconds(paths: Iterator[Path], seconds: float) -> Iterator[Path]:
@@ -111,7 +110,7 @@ def _percentiles(values: np.ndarray) -> Percentiles:
 
 
 def _throughput(detector: Detector, paths: list[Path], config: LatencyConfig) -> Throughput:
-    batch = np.concatenate([detector.load(path) for path in islice(cycle(paths), config.batch_size)])
+    batch = Inputs.together([detector.load(path) for path in islice(cycle(paths), config.batch_size)])
     detector(batch)
     started, num_batches = time.perf_counter(), 0
     while num_batches == 0 or time.perf_counter() - started < config.seconds:

@@ -37,7 +37,7 @@ def _data(evaluation: Evaluation) -> str:
     name = in_markdown(f"{evaluation.data_set}/{evaluation.category}")
     return (
         f"{name}, SHA-256 of its files {evaluation.data_sha256[:16]}…, "
-        f"resized to {evaluation.protocol.image_size} pixels ({evaluation.protocol.resize})"
+        f"resized to pixels of {evaluation.protocol.frame}"
         f"{f'; pixel metrics on {region}' if (region := evaluation.protocol.region) else ''}"
     )
 

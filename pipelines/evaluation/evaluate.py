@@ -17,9 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
 
-from anomaly_models.base import AnomalyModel, ModelError
+from anomaly_models.base import AnomalyModel, Batch, ModelError
 from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData, SplitBatches
 from pipelines.data.index import PreparedIndex
@@ -61,7 +60,9 @@ from pipelines.evaluation.regions import Pixels, Regions, centre
 from pipelines.evaluation.thresholds import cross_fit, threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
-from pipelines.pictures.overlays import Map, resize_map
+from pipelines.pictures.frames import OUTSIDE, Window
+from pipelines.pictures.images import resize_mask
+from pipelines.pictures.overlays import Map, Mask, resize_map
 from pipelines.pictures.panels import Thresholds
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import cell_run
@@ -128,7 +129,7 @@ def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[He
         return SplitBatches(data, [rows[place] for place in places], batch_size)
 
     def scored_by(model: AnomalyModel, place: int) -> HeldOutImage:
-        anomaly_map, score, milliseconds = _predict(model, data.batch([rows[place]]).image)
+        anomaly_map, score, milliseconds = _predict(model, data.batch([rows[place]]))
         return HeldOutImage(data.index.images[rows[place]].path, score, float(anomaly_map.max()), milliseconds)
 
     deployed = [scored_by(trained.model, place) for place in range(len(rows))]
@@ -169,19 +170,21 @@ def score_test_images(
 
 
 def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None, compared: Size) -> TestImage:
-    entry, batch = data.index.images[row], data.batch([row])
-    anomaly_map, score, milliseconds = _predict(model, batch.image)
+    entry, batch, shape = data.index.images[row], data.batch([row]), data.frame.shape
+    framed, score, milliseconds = _predict(model, batch)
+    anomaly_map = shape.restored(framed, entry.original, 0)
+    rgb = rearrange(batch.image * 255, "1 c h w -> h w c").round().byte().cpu().numpy()
     truth, regions = None, None
     if data.index.has_masks:
-        truth = batch.mask[0, 0].cpu().numpy() > 0
+        truth = shape.restored(batch.mask[0, 0].cpu().numpy() > 0, entry.original, 0)
         mask = truth if originals is None else data.native_mask(row, originals)
-        regions = Regions.of(mask, centre(mask.shape, compared, data.image_size))
+        regions = Regions.of(mask, _counted(data, row, mask.shape, compared))
     return TestImage(
         path=entry.path,
         defect=entry.defect,
         label=entry.label,
         score=score,
-        rgb=rearrange(batch.image * 255, "1 c h w -> h w c").round().byte().cpu().numpy(),
+        rgb=shape.restored(rgb, entry.original, OUTSIDE),
         anomaly_map=anomaly_map,
         truth=truth,
         width=entry.width,
@@ -191,11 +194,23 @@ def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Pa
     )
 
 
-def _predict(model: AnomalyModel, image: Tensor) -> tuple[Map, float, float]:
-    """Map (H, W), score and milliseconds of one image (1, 3, H, W): a batch may round differently."""
+def _counted(data: PreparedData, row: int, shape: tuple[int, ...], compared: Size) -> Window | Mask:
+    """Which pixels of a mask (H, W) of an image count: those that the model sees of what is `compared`."""
+    size, original = data.frame.size, data.index.images[row].original
+    if data.frame.fit == "stretch" and data.of_interest is None:
+        return centre(shape, compared, size)
+    seen = np.zeros(size, dtype=bool)
+    seen[centre(size, compared, size)] = True
+    region = data.frame.shape.region(original, data.of_interest)
+    restored = data.frame.shape.restored(seen if region is None else seen & region, original, 0)
+    return resize_mask(restored, Size(*shape))
+
+
+def _predict(model: AnomalyModel, batch: Batch) -> tuple[Map, float, float]:
+    """Map (H, W), score and milliseconds of a batch of one image: a larger one may round differently."""
     started = time.perf_counter()
     with torch.no_grad():
-        prediction = model(image)
+        prediction = model(batch.image, batch.region)
     # Copying to the CPU waits for the device, so that the time is that of the whole answer.
     anomaly_map, score = prediction.anomaly_map[0, 0].cpu().numpy(), float(prediction.score[0])
     return anomaly_map, score, 1000 * (time.perf_counter() - started)
@@ -266,9 +281,11 @@ def _summarise(
         protocol=Protocol(
             image_size=trained.config.image_size,
             resize=trained.config.resize,
+            fit=trained.config.fit,
             resolution=params.evaluate.resolution,
             mask_resize="none" if params.evaluate.resolution == "native" else "nearest",
             compared=_compared(trained, params),
+            of_interest=data.index.region is not None,
             pixel_metrics=params.evaluate.pixel_metrics,
             threshold_from=threshold_from,
             seed=run.settings.train.seed,

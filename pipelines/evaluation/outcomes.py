@@ -14,6 +14,7 @@ from pipelines.data.index import GOOD, Split
 from pipelines.evaluation.curves import Bools, Floats
 from pipelines.evaluation.regions import Pixels, Regions
 from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
+from pipelines.pictures.frames import Fit, Frame
 from pipelines.pictures.images import Filter
 from pipelines.pictures.panels import Picture
 from pipelines.records import Record, read_arrays, reading, refusal
@@ -30,20 +31,32 @@ class Protocol(Record):
 
     image_size: Sides
     resize: Filter
+    fit: Fit
     resolution: Literal["prepared", "native"]
     mask_resize: Literal["none", "nearest"]
     compared: Sides  # of the centre whose pixels are compared, of `image_size`
+    of_interest: bool  # whether only those of a region are
     pixel_metrics: Literal["exact", "streaming"]
     threshold_from: str
     seed: int
 
     @property
+    def frame(self) -> Frame:
+        """What the model saw of a picture."""
+        return Frame(self.image_size, self.resize, self.fit)
+
+    @property
     def region(self) -> str | None:
         """Which pixels are compared, None if all are."""
-        if self.compared == self.image_size:
-            return None
-        compared, whole = (f"{size.width} x {size.height}" for size in (self.compared, self.image_size))
-        return f"the centre {compared} of {whole} pixels"
+        found = []
+        if self.of_interest:
+            found.append("the region of interest")
+        if self.fit == "crop":
+            found.append("what the crop leaves of a picture")
+        if self.compared != self.image_size:
+            compared, whole = (f"{size.width} x {size.height}" for size in (self.compared, self.image_size))
+            found.append(f"the centre {compared} of {whole} pixels")
+        return ", of it ".join(found) or None
 
 
 class Counts(Record):

@@ -1,20 +1,17 @@
 """The regions of a mask, found once, and an image's pixels inside and outside them."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from anomaly_models.common.settings import Size
+from pipelines.pictures.frames import WHOLE, Window
 from pipelines.pictures.overlays import Map, Mask
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=np.int8)
-
-
-Window: TypeAlias = tuple[slice, slice]  # rows and columns
-WHOLE: Window = (slice(None), slice(None))
 
 
 def centre(shape: tuple[int, ...], size: Size, of: Size) -> Window:
@@ -38,30 +35,32 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Regions:
-    """The anomalous regions of one mask within a window, 8-connected. Small: most of a mask is background."""
+    """The anomalous regions of one mask among the pixels that count, 8-connected. Small: most of it is background."""
 
     shape: tuple[int, int]  # (H, W) of the mask
-    window: Window  # outside it no pixel counts
-    places: NDArray[np.int64]  # (pixels inside,), in the flattened window
+    counted: Window | Mask  # outside it no pixel counts
+    places: NDArray[np.int64]  # (pixels inside,), among those counted, row by row
     sizes: NDArray[np.int32]  # (pixels inside,): how many pixels the region of each has
     count: int
 
     @classmethod
-    def of(cls, mask: Mask, window: Window = WHOLE) -> "Regions":
-        shape, mask = mask.shape, mask[window]
-        labels, count = ndimage.label(mask, structure=_EIGHT_CONNECTED)
-        places = np.flatnonzero(mask)
-        of_place = labels.ravel()[places]
-        return cls(shape, window, places, np.bincount(of_place).astype(np.int32)[of_place], count)
+    def of(cls, mask: Mask, counted: Window | Mask = WHOLE) -> "Regions":
+        inside = np.zeros(mask.shape, dtype=bool)
+        inside[counted] = mask[counted]
+        labels, count = ndimage.label(inside, structure=_EIGHT_CONNECTED)
+        labelled = labels[counted].ravel()
+        places = np.flatnonzero(labelled)
+        of_place = labelled[places]
+        return cls(mask.shape, counted, places, np.bincount(of_place).astype(np.int32)[of_place], count)
 
     def split(self, anomaly_map: Map, name: str) -> Pixels:
-        """The pixels within the window, of a map (H, W) of the image called `name`.
+        """The pixels that count, of a map (H, W) of the image called `name`.
 
         Raises:
             ValueError: a score is NaN or infinite.
         """
         # Adding 0 turns -0.0, equal to 0.0 but of another pattern, into 0.0.
-        scores = anomaly_map[self.window].ravel() + np.float32(0)
+        scores = anomaly_map[self.counted].ravel() + np.float32(0)
         if not np.isfinite(scores).all():
             raise ValueError(f"the anomaly map of {name} holds NaN or infinite scores: they cannot be ranked")
         return Pixels(np.delete(scores, self.places), scores[self.places], self.sizes, self.count)

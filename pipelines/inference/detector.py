@@ -1,9 +1,10 @@
 """An exported file -> what it says of itself, and a detector. Needs onnxruntime and what reads images; never torch."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from anomaly_models.common.settings import Sides
-from pipelines.errors import ExportError
+from pipelines.errors import ExportError, ImageError
 from pipelines.pictures import images
+from pipelines.pictures.frames import Fit, Frame, greyed, read_back, size_of
+from pipelines.pictures.overlays import Map, Pixels, resize_map
 
-FORMAT = "3"  # of the metadata below
+FORMAT = "4"  # of the metadata below
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class ModelCard:
     category: str
     image_size: Sides  # of the input, pixels
     resize: images.Filter  # how pictures come to it
+    fit: Fit  # likewise: distorted to the input, whole between borders, or their centre
+    region: str | None  # of interest, as `frames.written`: outside of it nothing counts; for pictures of its size alone
     white_level: int  # 16-bit value shown as white
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
@@ -34,6 +39,15 @@ class ModelCard:
     data_sha256: str
     weights: list[str]  # of each pretrained network inside: what it is, its source and licence
     params: dict[str, object]
+
+    @property
+    def frame(self) -> Frame:
+        return Frame(self.image_size, self.resize, self.fit)
+
+    @property
+    def takes_region(self) -> bool:
+        """Whether the graph has a second input."""
+        return self.fit == "pad" or self.region is not None
 
     def to_json(self) -> dict[str, Any]:
         return dict(_CARD.dump_python(self, mode="json"))
@@ -46,6 +60,19 @@ class ModelCard:
 _CARD = TypeAdapter(ModelCard)
 
 
+class Inputs(NamedTuple):
+    """What a graph takes."""
+
+    image: NDArray[np.float32]  # (B, 3, H, W) in [0, 1]
+    region: NDArray[np.float32] | None  # (B, 1, H, W), 1 where the image counts; None: everywhere
+
+    @classmethod
+    def together(cls, several: Sequence["Inputs"]) -> "Inputs":
+        """As one batch; of one detector."""
+        regions = [inputs.region for inputs in several if inputs.region is not None]
+        return cls(np.concatenate([inputs.image for inputs in several]), np.concatenate(regions) if regions else None)
+
+
 class Detector:
     """An exported model, ready to run.
 
@@ -56,6 +83,7 @@ class Detector:
     def __init__(self, path: Path, providers: list[str] | None = None, threads: int | None = None) -> None:
         self._session = open_session(path, providers, threads)
         self.card = _read_card(path, self._session)
+        self._of_interest = None if self.card.region is None else read_back(self.card.region)
 
     @property
     def provider(self) -> str:
@@ -66,16 +94,40 @@ class Detector:
         """A file -> (H, W, 3), by the path that `prepare` took; raises ImageError."""
         return images.load_rgb(path, self.card.white_level, self.card.max_megapixels)
 
-    def load(self, path: Path) -> np.ndarray:
-        """A file -> (1, 3, H, W) float32 in [0, 1], by the path that `prepare` took; raises ImageError."""
-        card = self.card
-        pixels, _ = images.load(path, card.image_size, card.resize, card.white_level, card.max_megapixels)
-        return images.to_input(pixels[None])
+    def fitted(self, rgb: Pixels, name: str) -> Inputs:
+        """A picture (H, W, 3) called `name` -> a batch of one, by the path that `prepare` took.
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, 3, H, W) in [0, 1] -> anomaly maps (B, 1, H, W) and scores (B,)."""
-        anomaly_map, score = self._session.run(["anomaly_map", "score"], {"image": image})
+        Raises:
+            ImageError: its size is not that of the region of interest.
+        """
+        frame, original = self.card.frame, size_of(rgb)
+        if self._of_interest is not None and size_of(self._of_interest) != original:
+            height, width = self._of_interest.shape
+            raise ImageError(
+                f"{name}: {original.width} x {original.height} pixels, but the model's region of interest is of "
+                f"pictures of {width} x {height}; give it the pictures that it was trained for"
+            )
+        region = frame.shape.region(original, self._of_interest)
+        return Inputs(
+            images.to_input(frame.fitted(greyed(rgb, self._of_interest))[None]),
+            None if region is None else region[None, None].astype(np.float32),
+        )
+
+    def load(self, path: Path) -> Inputs:
+        """A file -> a batch of one, by the path that `prepare` took; raises ImageError."""
+        return self.fitted(self.read(path), str(path))
+
+    def __call__(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+        """Anomaly maps (B, 1, H, W), 0 where nothing counts, and scores (B,)."""
+        feed = {"image": inputs.image} if inputs.region is None else inputs._asdict()
+        anomaly_map, score = self._session.run(["anomaly_map", "score"], feed)
         return anomaly_map, score
+
+    def restored(self, anomaly_map: Map, rgb: Pixels) -> Map:
+        """A map (H, W) at the size of the picture that it is of."""
+        original = size_of(rgb)
+        shown = self.card.frame.shape.restored(anomaly_map, original, 0)
+        return resize_map(shown, original.width, original.height)
 
 
 def open_session(

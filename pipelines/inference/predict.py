@@ -14,7 +14,7 @@ from pipelines.files import atomic_file, write_json
 from pipelines.inference.detector import Detector
 from pipelines.paths import PREDICTIONS_FILE
 from pipelines.pictures import images
-from pipelines.pictures.overlays import Map, Pixels, heat_overlay, resize_map
+from pipelines.pictures.overlays import Map, Pixels, heat_overlay
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +141,16 @@ def _predict_one(detector: Detector, image: Found, overlay: Path, destination: P
         return _failed(path, image.error)
     try:
         rgb = detector.read(path)
+        inputs = detector.fitted(rgb, str(path))
     except ImageError as error:
         return _failed(path, str(error))
-    pixels = images.resize_rgb(rgb, detector.card.image_size, detector.card.resize)
-    maps, scores = detector(images.to_input(pixels[None]))
+    maps, scores = detector(inputs)
     score = float(scores[0])
     if not math.isfinite(score):
         # No comparison with NaN is true: it would pass as good.
         return _failed(path, f"{path}: the model's score is {score}; inspect this part by hand")
     try:
-        save_overlay(overlay, rgb, maps[0, 0], detector.card.pixel_threshold)
+        save_overlay(overlay, rgb, detector.restored(maps[0, 0], rgb), detector.card.pixel_threshold)
     except OSError as error:  # a name that is too long for a suffix more, say
         return _failed(path, f"{path}: its overlay cannot be written ({error.strerror}); give the file a shorter name")
     return Result(
@@ -172,9 +172,8 @@ def _printable(name: str) -> str:
 
 
 def save_overlay(path: Path, rgb: Pixels, anomaly_map: Map, threshold: float) -> None:
-    """Write the heat map over the picture, at the picture's own size."""
-    height, width = rgb.shape[:2]
-    overlay = heat_overlay(rgb, resize_map(anomaly_map, width, height), threshold)
+    """Write the heat map over the picture; both are (H, W)."""
+    overlay = heat_overlay(rgb, anomaly_map, threshold)
     with atomic_file(path) as temporary:
         Image.fromarray(overlay).save(temporary, format="PNG")
 

@@ -9,7 +9,7 @@ import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,6 @@ _RESAMPLING: dict[Filter, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-class Frame(NamedTuple):
-    """What a picture is made into before a model sees it."""
-
-    size: Size  # pixels
-    resize: Filter
-
-    def __str__(self) -> str:
-        return f"{self.size} ({self.resize})"
 
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})

@@ -1,11 +1,16 @@
 """Section `prepare` of params.yaml."""
 
-from typing import Annotated, Literal
+from pathlib import PurePath
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel, model_validator
 
 from anomaly_models.common.settings import Settings, Sides
-from pipelines.pictures.images import Filter, Frame
+from pipelines.pictures.frames import Fit, Frame
+from pipelines.pictures.images import Filter
+
+Corner: TypeAlias = Annotated[tuple[NonNegativeInt, NonNegativeInt], Field(strict=False)]  # x, y of the upright picture
+Polygon: TypeAlias = Annotated[tuple[Corner, ...], Field(strict=False, min_length=3)]
 
 
 class AnomalousTrainConfig(Settings):
@@ -21,6 +26,25 @@ class AnomalousTrainConfig(Settings):
     protocol: Literal["spread", "one_type"]
 
 
+class RegionConfig(Settings):
+    """Of the pictures of a category, all of one size, where a defect counts: elsewhere nothing is learnt nor looked at.
+
+    Either a mask, white there and black elsewhere, or polygons; what lies in any of them counts.
+    """
+
+    mask: Annotated[str, Field(min_length=1)] | None = None  # a PNG, BMP or TIFF; relative to the category's folder
+    polygons: Annotated[tuple[Polygon, ...], Field(strict=False, min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.mask is None) == (self.polygons is None):
+            raise ValueError("give either `mask` or `polygons`")
+        path = PurePath(self.mask or "")
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"the mask {self.mask} must lie in the category's own folder, to which it is relative")
+        return self
+
+
 class View(BaseModel):
     """What `prepare` must know of a model's section; the rest is the model's own."""
 
@@ -28,6 +52,7 @@ class View(BaseModel):
 
     image_size: Sides  # pixels
     resize: Filter
+    fit: Fit
 
 
 class Views(RootModel[dict[str, View]]):
@@ -36,7 +61,7 @@ class Views(RootModel[dict[str, View]]):
     @property
     def frames(self) -> dict[str, Frame]:
         """What each model sees of a picture."""
-        return {model: Frame(view.image_size, view.resize) for model, view in self.root.items()}
+        return {model: Frame(view.image_size, view.resize, view.fit) for model, view in self.root.items()}
 
 
 class PrepareConfig(Settings):
@@ -47,5 +72,6 @@ class PrepareConfig(Settings):
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
     test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only
     anomalous_train: AnomalousTrainConfig
+    regions: dict[str, RegionConfig]  # by category, of those that have one
     surfaces: list[str]  # categories that fill the image: no part stands out from a background
     seed: NonNegativeInt

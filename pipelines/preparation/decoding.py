@@ -3,7 +3,7 @@
 Which split a picture belongs to depends on the pixels of all, for copies stay together. So rows are written in the
 order of the files first, and put into the order of the index when that is known: memory stays bounded.
 
-Masks are resized by the nearest pixel, images antialiased; neither keeps the aspect ratio.
+Masks are resized by the nearest pixel, images antialiased; both come into a frame in the same way.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from anomaly_models.common.settings import Size
 from pipelines.errors import DatasetError, ImageError
 from pipelines.numbers import counted
 from pipelines.pictures import images
-from pipelines.pictures.images import Frame
+from pipelines.pictures.frames import Frame, Shape, greyed, size_of
+from pipelines.pictures.overlays import Mask
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.layouts import Findings, Listing, some
 from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
@@ -57,16 +58,16 @@ class Decoded:
     """A category's pictures, by their paths."""
 
     images: Mapping[Frame, Spool]  # rows (height, width, 3), uint8
-    masks: Mapping[Size, Spool]  # by size; rows (height, width), bool, of the pictures that have a mask
+    masks: Mapping[Shape, Spool]  # rows (height, width), bool, of the pictures that have a mask
     originals: dict[str, tuple[int, int]] = field(default_factory=dict)  # (width, height), upright; of readable ones
     pixels: dict[str, str] = field(default_factory=dict)  # SHA-256 of the upright RGB pixels and their shape
     findings: Findings = field(default_factory=Findings)
-    shrunk: dict[Size, str] = field(default_factory=dict)  # by size, a warning of masks that lost regions at it
+    shrunk: dict[Shape, str] = field(default_factory=dict)  # a warning of masks that lost regions in it
 
 
-def mask_sizes(frames: Sequence[Frame]) -> list[Size]:
+def mask_shapes(frames: Sequence[Frame]) -> list[Shape]:
     """Masks are resized by the nearest pixel, whatever the images are by."""
-    return list(dict.fromkeys(frame.size for frame in frames))
+    return list(dict.fromkeys(frame.shape for frame in frames))
 
 
 @contextlib.contextmanager
@@ -76,11 +77,15 @@ def decoded(
     masks: Mapping[str, str],
     config: PrepareConfig,
     frames: Sequence[Frame],
+    of_interest: Mask | None,
     folder: Path,
     pool: ThreadPoolExecutor,
     on_progress: Callable[[int, int], None],
 ) -> Iterator[Decoded]:
-    """Decode all pictures of a listing, with their `masks`; the rows are in `folder` until the block ends."""
+    """Decode all pictures of a listing, with their `masks`; the rows are in `folder` until the block ends.
+
+    Of each, what lies outside of the region `of_interest`, (H, W), is left out.
+    """
     paths = [*sorted(listing.training), *sorted([*listing.test_normal, *listing.anomalous])]
     with contextlib.ExitStack() as stack:
 
@@ -88,15 +93,17 @@ def decoded(
             return Spool(stack.enter_context(tempfile.TemporaryFile(dir=folder)))
 
         image_rows = {frame: spool() for frame in frames}
-        mask_rows = {size: spool() for size in mask_sizes(frames)}
+        mask_rows = {shape: spool() for shape in mask_shapes(frames)}
         result = Decoded(image_rows, mask_rows)
         pictures = []
-        jobs = in_order(lambda path: _decode(source, path, masks.get(path), config, frames), paths, pool)
+        jobs = in_order(lambda path: _decode(source, path, masks.get(path), config, frames, of_interest), paths, pool)
         for done, picture in enumerate(jobs, 1):
             _keep(picture, result)
             pictures.append(picture.without_rows())
             on_progress(done, len(paths))
         _tell_of_lookalikes(source, listing, pictures, result.findings)
+        if of_interest is not None:
+            _tell_of_other_sizes(source, pictures, size_of(of_interest), result.findings)
         _tell_of_masks(pictures, result.findings)
         result.shrunk.update(_told_of_shrinking(pictures))
         _tell_of_range(pictures, config.white_level, result.findings)
@@ -118,7 +125,7 @@ class _Picture:
     marked: float = 0.0  # share of the picture that the mask marks
     image_rows: list[NDArray[np.uint8]] = field(default_factory=list)
     mask_rows: list[NDArray[np.bool_]] = field(default_factory=list)
-    altered: list[tuple[Size, str]] = field(default_factory=list)  # sizes at which the mask lost regions, and how
+    altered: list[tuple[Shape, str]] = field(default_factory=list)  # frames in which the mask lost regions, and how
     problems: list[DatasetError] = field(default_factory=list)
 
     def without_rows(self) -> "_Picture":
@@ -126,7 +133,14 @@ class _Picture:
         return self
 
 
-def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig, frames: Sequence[Frame]) -> _Picture:
+def _decode(
+    source: Path,
+    path: str,
+    mask: str | None,
+    config: PrepareConfig,
+    frames: Sequence[Frame],
+    of_interest: Mask | None,
+) -> _Picture:
     result = _Picture(path, mask, pixels=f"unreadable: {path}")
     try:
         picture = images.read(source / path, config.white_level, config.max_megapixels)
@@ -136,7 +150,9 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig, fr
         result.highest = picture.highest
         result.black_and_white = is_black_and_white(picture.rgb)
         result.nearly_so = is_nearly_black_and_white(picture.rgb)
-        result.image_rows = [images.resize_rgb(picture.rgb, *frame) for frame in frames]
+        fits = of_interest is None or picture.rgb.shape[:2] == of_interest.shape
+        rgb = greyed(picture.rgb, of_interest) if fits else picture.rgb
+        result.image_rows = [frame.fitted(rgb) for frame in frames]
     except ImageError as error:
         result.problems.append(error)
     if mask is None:
@@ -149,12 +165,13 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig, fr
     result.marked = float(marked.mean())
     if result.original is not None:
         result.turned_alone = _is_turned_alone(source / path, source / mask, marked.shape)
-    regions, _ = ndimage.label(marked, structure=_EIGHT_CONNECTED)
-    for size in mask_sizes(frames):
-        small, what = _shrink_mask(marked, regions, size)
+    if of_interest is not None and marked.shape == of_interest.shape:
+        marked = marked & of_interest
+    for shape in mask_shapes(frames):
+        small, what = _fit_mask(marked, shape)
         result.mask_rows.append(small)
         if what is not None:
-            result.altered.append((size, what))
+            result.altered.append((shape, what))
     return result
 
 
@@ -182,15 +199,24 @@ def _is_turned_alone(picture: Path, mask: Path, shape: tuple[int, ...]) -> bool:
     return keeps_shape and images.orientation(picture) > 1 and images.orientation(mask) == 1
 
 
-def _shrink_mask(
-    mask: NDArray[np.bool_], regions: NDArray[np.signedinteger[Any]], size: Size
-) -> tuple[NDArray[np.bool_], str | None]:
-    """Resize a mask with its labelled `regions`; also tell what became of them, None if there are as many as before.
+def _fit_mask(mask: Mask, shape: Shape) -> tuple[Mask, str | None]:
+    """Bring a mask into a frame; also tell what became of its regions, None if there are as many as before.
 
     A mask that would come out empty keeps one pixel for each region, the one under its centroid: an anomalous image
-    without an anomalous pixel would count against a model that finds it.
+    without an anomalous pixel would count against a model that finds it. It is empty where nothing of it is seen.
     """
-    before = int(regions.max())
+    place, framed = shape.place(size_of(mask)), np.zeros(shape.size, dtype=bool)
+    seen = mask[place.seen]
+    if not seen.any():
+        return framed, "lies outside of what is seen"
+    regions, before = ndimage.label(seen, structure=_EIGHT_CONNECTED)
+    framed[place.shown], what = _shrink_mask(seen, regions, before, size_of(framed[place.shown]))
+    return framed, what
+
+
+def _shrink_mask(
+    mask: Mask, regions: NDArray[np.signedinteger[Any]], before: int, size: Size
+) -> tuple[Mask, str | None]:
     small = images.resize_mask(mask, size)
     if not small.any():
         centroids = np.array(ndimage.center_of_mass(mask, regions, range(1, before + 1)))  # (R, 2), pixel centres at .0
@@ -237,14 +263,27 @@ def _tell_of_lookalikes(source: Path, listing: Listing, pictures: list[_Picture]
         )
 
 
-def _told_of_shrinking(pictures: list[_Picture]) -> Iterator[tuple[Size, str]]:
-    altered: defaultdict[Size, list[str]] = defaultdict(list)
+def _tell_of_other_sizes(source: Path, pictures: list[_Picture], size: Size, findings: Findings) -> None:
+    others = [
+        f"{picture.path} ({picture.original[0]} x {picture.original[1]})"
+        for picture in pictures
+        if picture.original is not None and picture.original != (size.width, size.height)
+    ]
+    if others:
+        findings.problem(
+            f"{source}: {counted(len(others), 'picture')} of another size than the region of interest, which is of "
+            f"{size.width} x {size.height} pixels: {some(others)}; correct prepare.regions, or remove them"
+        )
+
+
+def _told_of_shrinking(pictures: list[_Picture]) -> Iterator[tuple[Shape, str]]:
+    altered: defaultdict[Shape, list[str]] = defaultdict(list)
     for picture in pictures:
-        for size, what in picture.altered:
-            altered[size].append(f"{picture.mask} ({what})")
-    for size in sorted(altered):
-        masks = counted(len(altered[size]), "mask")
-        yield size, f"{masks} with fewer regions at {size} pixels: {some(altered[size])}"
+        for shape, what in picture.altered:
+            altered[shape].append(f"{picture.mask} ({what})")
+    for shape in sorted(altered):
+        masks = counted(len(altered[shape]), "mask")
+        yield shape, f"{masks} with fewer regions at {shape} pixels: {some(altered[shape])}"
 
 
 def _tell_of_masks(pictures: list[_Picture], findings: Findings) -> None:

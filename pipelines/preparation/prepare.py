@@ -16,9 +16,10 @@ import numpy as np
 from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, SeenBy, images_file, masks_file
 from pipelines.files import atomic_folder, file_sha256, write_json
 from pipelines.paths import INDEX_FILE
-from pipelines.pictures.images import Frame
+from pipelines.pictures.frames import Frame, written
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.decoding import Decoded, decoded
+from pipelines.preparation.interest import region_of_interest
 from pipelines.preparation.layouts import Findings, Listing, detect_layout, find_dead_links, list_category, pair_masks
 from pipelines.preparation.rows import array_file, threads
 from pipelines.preparation.splits import Item, split
@@ -34,8 +35,8 @@ class Prepared:
     @property
     def warnings(self) -> list[str]:
         """One line each, for the user."""
-        by_size = sorted({(record.frame.size, record.warning) for record in self.seen.values() if record.warning})
-        return [*self.index.warnings, *(warning for _, warning in by_size)]
+        by_shape = sorted({(record.frame.shape, record.warning) for record in self.seen.values() if record.warning})
+        return [*self.index.warnings, *(warning for _, warning in by_shape)]
 
 
 def prepare(
@@ -60,14 +61,17 @@ def prepare(
     listing = list_category(source, layout, findings)
     find_dead_links(source, findings)
     masks = pair_masks(source, listing, config.max_megapixels, findings)
+    seen_as = sorted(set(frames.values()))
+    of_interest = region_of_interest(source, listing, config, seen_as, findings)
     with threads() as pool, atomic_folder(destination) as folder:
-        with decoded(source, listing, masks, config, sorted(set(frames.values())), folder, pool, on_progress) as rows:
+        with decoded(source, listing, masks, config, seen_as, of_interest, folder, pool, on_progress) as rows:
             items = split(source, listing, masks, rows.pixels, config, findings)
             findings.add(rows.findings)
             findings.raise_problems(category)
             _write_arrays(items, rows, folder)
         digests = _digests(source, listing, masks, pool)
-        index = _index(category, layout, items, rows.originals, digests, config, findings)
+        region = None if of_interest is None else written(of_interest)
+        index = _index(category, layout, items, rows.originals, digests, config, region, findings)
         write_json(folder / INDEX_FILE, {"format": FORMAT} | asdict(index))
         of_frame = {frame: _seen(folder, frame, rows, index) for frame in rows.images}  # which models may share
         seen = {model: of_frame[frame] for model, frame in frames.items()}
@@ -80,8 +84,8 @@ def _seen(folder: Path, frame: Frame, rows: Decoded, index: PreparedIndex) -> Se
     return SeenBy(
         frame=frame,
         images_sha256=file_sha256(images_file(folder, frame)),
-        masks_sha256=file_sha256(masks_file(folder, frame.size)) if index.has_masks else None,
-        warning=rows.shrunk.get(frame.size),
+        masks_sha256=file_sha256(masks_file(folder, frame.shape)) if index.has_masks else None,
+        warning=rows.shrunk.get(frame.shape),
     )
 
 
@@ -96,8 +100,8 @@ def _write_arrays(items: list[Item], rows: Decoded, folder: Path) -> None:
     for frame, spool in rows.images.items():
         with array_file(images_file(folder, frame), (len(items), *frame.size, 3), np.uint8) as file:
             file.writelines(spool.row(item.path) for item in items)
-    for size, spool in rows.masks.items() if masked else ():
-        with array_file(masks_file(folder, size), (len(masked), *size), np.bool_) as file:
+    for shape, spool in rows.masks.items() if masked else ():
+        with array_file(masks_file(folder, shape), (len(masked), *shape.size), np.bool_) as file:
             file.writelines(spool.row(item.path) for item in masked)
 
 
@@ -108,6 +112,7 @@ def _index(
     originals: Mapping[str, tuple[int, int]],
     digests: Mapping[str, str],
     config: PrepareConfig,
+    region: str | None,
     findings: Findings,
 ) -> PreparedIndex:
     mask_rows = {item.path: row for row, item in enumerate(item for item in items if item.mask is not None)}
@@ -132,6 +137,7 @@ def _index(
         white_level=config.white_level,
         has_masks=bool(mask_rows),
         surface=category in config.surfaces,
+        region=region,
         counts={
             "train": sum(entry.split == "train" for entry in entries),
             "holdout": sum(entry.split == "holdout" for entry in entries),

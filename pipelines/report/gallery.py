@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.data.index import PreparedIndex, frames_in, images_file, masks_file
+from pipelines.data.index import IndexedImage, PreparedIndex, frames_in, images_file, masks_file
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import ScoredImage, read_tested
+from pipelines.pictures.frames import OUTSIDE, Frame
 from pipelines.pictures.panels import KeptMaps, Layout
 from pipelines.records import read_array
 
@@ -66,15 +67,16 @@ class CategoryGallery:
     def __init__(self, prepared: Path, folders: Mapping[str, Path]) -> None:
         """`prepared`: the category's arrays; `folders`: the evaluation of each model."""
         index = PreparedIndex.load(prepared)
-        frame = frames_in(prepared)[-1]
+        frame = _most_telling(frames_in(prepared))
         self._row = {image.path: row for row, image in enumerate(index.images)}
         self._entries = index.images
+        self._shape = frame.shape
         shape, remedy = (len(index.images), *frame.size, 3), f"run `blemish prepare {prepared.name}`"
         self._pixels = read_array(images_file(prepared, frame), shape, np.uint8, remedy, mapped=True)
         self._masks = None
         if index.has_masks:
             shape_of_masks = (index.num_masks, *frame.size)
-            self._masks = read_array(masks_file(prepared, frame.size), shape_of_masks, np.bool_, remedy, mapped=True)
+            self._masks = read_array(masks_file(prepared, frame.shape), shape_of_masks, np.bool_, remedy, mapped=True)
         self.has_masks = index.has_masks
         self.tested = {model: {image.path: image for image in read_tested(folder)} for model, folder in folders.items()}
         self.images: dict[str, ScoredImage] = {}
@@ -102,8 +104,11 @@ class CategoryGallery:
         entries = [self._entries[row] for row in rows]
         sizes = [Layout(quality.side).fitted(entry.width, entry.height) for entry in entries]
         return Pictures(
-            inputs=[_input(self._pixels[row], size, quality) for row, size in zip(rows, sizes, strict=True)],
-            truths=[self._truth(entry.mask_row, size) for entry, size in zip(entries, sizes, strict=True)],
+            inputs=[
+                _input(self._shape.restored(self._pixels[row], entry.original, OUTSIDE), size, quality)
+                for row, entry, size in zip(rows, entries, sizes, strict=True)
+            ],
+            truths=[self._truth(entry, size) for entry, size in zip(entries, sizes, strict=True)],
             sizes=sizes,
             maps={
                 model: [_map(levels[path], quality) if path in levels else None for path in paths]
@@ -111,11 +116,17 @@ class CategoryGallery:
             },
         )
 
-    def _truth(self, mask_row: int | None, size: tuple[int, int]) -> str | None:
+    def _truth(self, entry: IndexedImage, size: tuple[int, int]) -> str | None:
         """Two colours, without loss."""
-        if self._masks is None or mask_row is None:
+        if self._masks is None or entry.mask_row is None:
             return None
-        return _data_uri(_resized(self._masks[mask_row], size, Image.Resampling.NEAREST), "PNG", optimize=True)
+        mask = self._shape.restored(self._masks[entry.mask_row], entry.original, 0)
+        return _data_uri(_resized(mask, size, Image.Resampling.NEAREST), "PNG", optimize=True)
+
+
+def _most_telling(frames: Sequence[Frame]) -> Frame:
+    """The largest, of those that show all of a picture if there are any."""
+    return max(frames, key=lambda frame: (frame.fit != "crop", frame.size.area, frame))
 
 
 def choose_quality(galleries: Sequence[CategoryGallery], num_cells: int) -> Quality:

@@ -13,6 +13,7 @@ from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.lineage import code_of
 from pipelines.paths import INDEX_FILE, Project
+from pipelines.pictures.frames import Frame
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import OpenRun, cell_tags
 from pipelines.training.checkpoint import Checkpoint, state_bytes
@@ -40,7 +41,7 @@ def train(
     """
     params.check_category(category)
     config = params.model_config_of(model_name)
-    data = PreparedData(project.prepared(category), config.image_size, config.resize, device)
+    data = PreparedData(project.prepared(category), Frame(config.image_size, config.resize, config.fit), device)
     _require_holdout(model_name, category, data)
     inputs = find_inputs(model_name, config, project, device)
     settings = RunSettings(
@@ -100,7 +101,7 @@ def _warn(warning: str, before: list[str], run: OpenRun, console: Console) -> No
 @torch.no_grad()
 def _equal_scores_warning(model: AnomalyModel, model_name: str, data: PreparedData) -> str | None:
     """What to do if the held-out images have one score, up to rounding: it then says nothing about a part."""
-    scores = [float(model(batch.image).score) for batch in data.batches("holdout", batch_size=1)]
+    scores = [float(model(batch.image, batch.region).score) for batch in data.batches("holdout", batch_size=1)]
     if len(scores) < 2 or not math.isclose(min(scores), max(scores), rel_tol=_ROUNDING):
         return None
     return (

@@ -15,6 +15,7 @@ from pipelines.data.batches import DataVersion, PreparedData
 from pipelines.errors import StageError
 from pipelines.files import atomic_folder
 from pipelines.paths import Cell, Project
+from pipelines.pictures.frames import Frame
 from pipelines.preparation.config import PrepareConfig
 from pipelines.records import Record, reading, refusal
 from pipelines.settings.params import TrainConfig
@@ -71,7 +72,9 @@ class Trained:
     def data(self, project: Project, device: torch.device) -> PreparedData:
         """The category's images as this model takes them. Raises StageError if they have changed since."""
         config = self.config
-        data = PreparedData(project.prepared(self.run.category), config.image_size, config.resize, device)
+        data = PreparedData(
+            project.prepared(self.run.category), Frame(config.image_size, config.resize, config.fit), device
+        )
         self.check_data(data)
         return data
 

@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_models import diffusion_ad
 from anomaly_models.base import Batch, ModelError, Progress
+from anomaly_models.common.scoring import mean_of_highest
 from anomaly_models.common.settings import Size
 from anomaly_models.common.synthesis import Synthesised
 from anomaly_models.diffusion_ad import DiffusionAD, DiffusionADConfig, ResidualBlock, Scale, focal_loss, signal_shares
@@ -62,7 +63,14 @@ def small_unet(**changes: object) -> dict[str, object]:
 
 
 def paper_settings(**changes: object) -> DiffusionADConfig:
-    paper = {"image_size": 256, "resize": "bilinear", "batch_size": 16, "unet": PAPER_UNET, "segmentation_width": 64}
+    paper = {
+        "image_size": 256,
+        "resize": "bilinear",
+        "fit": "stretch",
+        "batch_size": 16,
+        "unet": PAPER_UNET,
+        "segmentation_width": 64,
+    }
     return settings(**paper | changes)
 
 
@@ -991,22 +999,22 @@ def test_building_draws_the_same_weights_with_and_without_an_average() -> None:
 
 def test_a_score_is_the_mean_of_the_highest_pixels() -> None:
     anomaly_map = torch.tensor([[0.1, 0.9], [0.5, 0.7]]).view(1, 1, 2, 2)
-    assert float(diffusion_ad.top_mean(anomaly_map, 1)) == pytest.approx(0.9)
-    assert float(diffusion_ad.top_mean(anomaly_map, 3)) == pytest.approx(0.7)
-    assert float(diffusion_ad.top_mean(anomaly_map, 4)) == pytest.approx(0.55)
+    assert float(mean_of_highest(anomaly_map, 1, None)) == pytest.approx(0.9)
+    assert float(mean_of_highest(anomaly_map, 3, None)) == pytest.approx(0.7)
+    assert float(mean_of_highest(anomaly_map, 4, None)) == pytest.approx(0.55)
 
 
 def test_properties_of_the_score() -> None:
     anomaly_map = torch.rand(3, 1, 16, 16, generator=seeded(1))
-    score = diffusion_ad.top_mean(anomaly_map, 50)
-    assert torch.equal(diffusion_ad.top_mean(torch.full((2, 1, 16, 16), 0.25), 50), torch.full((2,), 0.25))
+    score = mean_of_highest(anomaly_map, 50, None)
+    assert torch.equal(mean_of_highest(torch.full((2, 1, 16, 16), 0.25), 50, None), torch.full((2,), 0.25))
     order = torch.randperm(256, generator=seeded(2))
     shuffled = anomaly_map.flatten(2)[..., order].view_as(anomaly_map)
-    torch.testing.assert_close(diffusion_ad.top_mean(shuffled, 50), score)
-    assert (diffusion_ad.top_mean(anomaly_map + 0.1 * torch.rand(3, 1, 16, 16, generator=seeded(3)), 50) > score).all()
+    torch.testing.assert_close(mean_of_highest(shuffled, 50, None), score)
+    assert (mean_of_highest(anomaly_map + 0.1 * torch.rand(3, 1, 16, 16, generator=seeded(3)), 50, None) > score).all()
     tied = anomaly_map.clone()
     tied.flatten(1)[:, 10:60] = 2  # a view
-    assert torch.equal(diffusion_ad.top_mean(tied, 50), torch.full((3,), 2.0))
+    assert torch.equal(mean_of_highest(tied, 50, None), torch.full((3,), 2.0))
 
 
 @torch.no_grad()

@@ -15,17 +15,17 @@ from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.files import read_json, write_json
 from pipelines.pictures import images
-from pipelines.pictures.images import Frame
+from pipelines.pictures.frames import Frame
 from pipelines.preparation.prepare import prepare
 
 SIZE = Size.square(8)
 CONFIG = drawn_folders.CONFIG.model_copy(update={"holdout": 0.3})
-FRAME = Frame(SIZE, "bilinear")
+FRAME = Frame(SIZE, "bilinear", "stretch")
 FRAMES = {
     "adfa": FRAME,
     "fapm": FRAME,
-    "bgad": Frame(SIZE, "lanczos"),
-    "diffusion_ad": Frame(Size.square(4), "lanczos"),
+    "bgad": Frame(SIZE, "lanczos", "stretch"),
+    "diffusion_ad": Frame(Size.square(4), "lanczos", "stretch"),
 }
 CPU = torch.device("cpu")
 
@@ -56,13 +56,13 @@ def folder(source):
 
 @pytest.fixture(scope="module")
 def prepared(folder):
-    return PreparedData(folder, SIZE, "bilinear", CPU)
+    return PreparedData(folder, Frame(SIZE, "bilinear", "stretch"), CPU)
 
 
 @pytest.fixture
 def mapped(folder, monkeypatch):
     monkeypatch.setattr(data, "DEVICE_BYTES", 0)
-    return PreparedData(folder, SIZE, "bilinear", CPU)
+    return PreparedData(folder, Frame(SIZE, "bilinear", "stretch"), CPU)
 
 
 def positions(prepared, batch):
@@ -119,7 +119,7 @@ def test_what_models_are_fitted_on_holds_no_anomaly(prepared):
 
 def test_the_training_stream_is_a_function_of_seed_and_step(prepared, folder):
     forward = [prepared.training_batch(3, step, 4) for step in range(12)]
-    resumed = PreparedData(folder, SIZE, "bilinear", CPU)
+    resumed = PreparedData(folder, Frame(SIZE, "bilinear", "stretch"), CPU)
     for step in (11, 5, 0, 7):
         assert_same(resumed.training_batch(3, step, 4), forward[step])
     other = [positions(prepared, prepared.training_batch(4, step, 4)) for step in range(12)]
@@ -167,7 +167,7 @@ def test_masks_are_zero_where_the_category_has_none(source, tmp_path):
     for name in ("train", "test"):
         (without / name).symlink_to(source / name)
     prepare(without, "nut", CONFIG, FRAMES, tmp_path / "prepared/nut", lambda done, total: None)
-    prepared = PreparedData(tmp_path / "prepared/nut", SIZE, "bilinear", CPU)
+    prepared = PreparedData(tmp_path / "prepared/nut", Frame(SIZE, "bilinear", "stretch"), CPU)
     batch = prepared.batch(prepared.rows("test"))
     assert batch.label.sum() == 3
     assert not batch.mask.any()
@@ -175,7 +175,7 @@ def test_masks_are_zero_where_the_category_has_none(source, tmp_path):
 
 def test_not_prepared(tmp_path):
     with pytest.raises(StageError, match="no prepared images; run `blemish prepare screw`"):
-        PreparedData(tmp_path / "screw", SIZE, "bilinear", CPU)
+        PreparedData(tmp_path / "screw", Frame(SIZE, "bilinear", "stretch"), CPU)
 
 
 def test_a_size_that_is_not_prepared(folder):
@@ -183,11 +183,13 @@ def test_a_size_that_is_not_prepared(folder):
     for size in (256, 4):
         missing = rf"not at {size} \(bilinear\) pixels; run `blemish prepare nut`"
         with pytest.raises(StageError, match=f"{found}, {missing}"):
-            PreparedData(folder, Size.square(size), "bilinear", CPU)
+            PreparedData(folder, Frame(Size.square(size), "bilinear", "stretch"), CPU)
 
 
 def test_each_filter_has_its_own_images_and_all_the_same_masks(folder):
-    bilinear, lanczos = (PreparedData(folder, SIZE, resize, CPU) for resize in ("bilinear", "lanczos"))
+    bilinear, lanczos = (
+        PreparedData(folder, Frame(SIZE, resize, "stretch"), CPU) for resize in ("bilinear", "lanczos")
+    )
     rows = bilinear.rows("test")
     assert not torch.equal(bilinear.batch(rows).image, lanczos.batch(rows).image)
     assert torch.equal(bilinear.batch(rows).mask, lanczos.batch(rows).mask)
@@ -208,7 +210,7 @@ def test_a_damaged_index(folder, tmp_path, changes, reason):
     path = tmp_path / "nut/index.json"
     write_json(path, read_json(folder / "index.json") | changes)
     with pytest.raises(StageError) as caught:
-        PreparedData(tmp_path / "nut", SIZE, "bilinear", CPU)
+        PreparedData(tmp_path / "nut", Frame(SIZE, "bilinear", "stretch"), CPU)
     assert str(caught.value).startswith(f"{path}: damaged, or by another version of Blemish ({reason}")
     assert str(caught.value).endswith("); run `blemish prepare nut`")
 
@@ -221,4 +223,4 @@ def test_another_format_and_missing_arrays(folder, tmp_path, changes, message):
     shutil.copytree(folder / "seen_by", tmp_path / "nut/seen_by")
     write_json(tmp_path / "nut/index.json", read_json(folder / "index.json") | changes)
     with pytest.raises(StageError, match=message):
-        PreparedData(tmp_path / "nut", SIZE, "bilinear", CPU)
+        PreparedData(tmp_path / "nut", Frame(SIZE, "bilinear", "stretch"), CPU)

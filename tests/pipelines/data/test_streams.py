@@ -11,6 +11,7 @@ from anomaly_models.common.settings import Size
 from pipelines.data import streams as foregrounds
 from pipelines.data.batches import PreparedData
 from pipelines.data.streams import WithAnomalies, WithForeground, WithPhotos, anomalies_warning
+from pipelines.pictures.frames import Frame
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def prepared(root, blemish, count=0, surfaces=()):
     values["prepare"] |= {"anomalous_train": {"count": count, "protocol": "spread"}, "surfaces": list(surfaces)}
     write_params(root, values)
     assert blemish("prepare", CATEGORY).code == 0
-    return PreparedData(root / "data/prepared" / CATEGORY, Size.square(64), "bilinear", CPU)
+    return PreparedData(root / "data/prepared" / CATEGORY, Frame(Size.square(64), "bilinear", "stretch"), CPU)
 
 
 def test_anomalies_follow_the_normal_images(root, blemish):

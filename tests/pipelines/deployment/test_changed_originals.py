@@ -17,6 +17,7 @@ from pipelines.deployment.export import export, measure_parity
 from pipelines.deployment.latency import latency
 from pipelines.errors import StageError
 from pipelines.evaluation.evaluate import evaluate
+from pipelines.pictures.frames import Frame
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.training.train import train
@@ -75,7 +76,7 @@ def test_held_out_parts_too_where_there_is_nothing_to_test_on(project, params):
     for folder in ("test", "ground_truth"):
         shutil.rmtree(source / folder)
     prepared(project, params)
-    data = PreparedData(project.prepared(CATEGORY), Size.square(64), "bilinear", CPU)
+    data = PreparedData(project.prepared(CATEGORY), Frame(Size.square(64), "bilinear", "stretch"), CPU)
     path = source / data.index.images[data.rows("holdout")[0]].path
     write_anew(path)
     detector = SimpleNamespace(card=SimpleNamespace(threshold=1.0), load=lambda path: pytest.fail(f"reads {path}"))

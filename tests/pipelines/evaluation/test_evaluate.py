@@ -17,6 +17,7 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.outcomes import Evaluation, read_outcome, read_predictions
 from pipelines.evaluation.thresholds import threshold_at
 from pipelines.files import read_json
+from pipelines.pictures.frames import Frame
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.training.train import train
@@ -170,7 +171,7 @@ def test_what_calibrates_a_model_does_not_set_its_threshold(project, sixth_model
     found = read_json(cell.evaluation)
     assert found["protocol"]["threshold_from"] == "held-out good parts, cross-fitted"
     trained = load_trained(cell, CPU)
-    data = PreparedData(project.prepared(CATEGORY), Size.square(64), "bilinear", CPU)
+    data = PreparedData(project.prepared(CATEGORY), Frame(Size.square(64), "bilinear", "stretch"), CPU)
     batches = [data.batch([row]) for row in data.rows("holdout")]
     deployed = [float(trained.model(batch.image).score) for batch in batches]
     assert max(deployed) == pytest.approx(1)

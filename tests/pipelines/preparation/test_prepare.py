@@ -19,7 +19,7 @@ from pipelines.data.index import PreparedIndex, SeenBy, frames_in
 from pipelines.errors import DatasetError, ImageError, StageError
 from pipelines.files import DiskFull, read_json
 from pipelines.pictures import images
-from pipelines.pictures.images import Frame
+from pipelines.pictures.frames import Frame
 from pipelines.preparation.config import PrepareConfig
 
 INSPECTION = shared_folder("inspection")
@@ -94,7 +94,7 @@ def test_another_models_size_changes_nothing_that_a_model_depends_on(mvtec, tmp_
 
     before, after = (
         files(tmp_path / "a", FRAMES),
-        files(tmp_path / "b", FRAMES | {"bgad": Frame(Size.square(12), "lanczos")}),
+        files(tmp_path / "b", FRAMES | {"bgad": Frame(Size.square(12), "lanczos", "stretch")}),
     )
     assert before.keys() - after.keys() == {"images_16_bilinear.npy", "masks_16.npy"}
     assert {name for name in before.keys() & after.keys() if before[name] != after[name]} == {"seen_by/bgad.json"}
@@ -105,7 +105,7 @@ def test_what_a_model_sees_of_the_arrays(mvtec):
     folder = mvtec.parent / "prepared/nut"
     sha256 = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")}
     assert prepared.seen["adfa"] == SeenBy(
-        Frame(Size.square(8), "lanczos"), sha256["images_8_lanczos.npy"], sha256["masks_8.npy"], None
+        Frame(Size.square(8), "lanczos", "stretch"), sha256["images_8_lanczos.npy"], sha256["masks_8.npy"], None
     )
     assert read_json(folder / "seen_by/adfa.json") == asdict(prepared.seen["adfa"]) | {"frame": [[8, 8], "lanczos"]}
     assert list(map(str, frames_in(folder))) == ["8 (bilinear)", "8 (lanczos)", "16 (bilinear)"]
@@ -329,7 +329,7 @@ def test_a_full_disk_is_told(mvtec):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(DiskFull, match="prepared/nut"):
-            made(mvtec, frames={"fapm": Frame(Size.square(256), "bilinear")})
+            made(mvtec, frames={"fapm": Frame(Size.square(256), "bilinear", "stretch")})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((mvtec.parent / "prepared").iterdir()) == []
@@ -378,7 +378,9 @@ def test_index_of_another_version(mvtec):
     ("category", "training", "test_normal", "test_anomalous"), [("hazelnut_toy", 28, 6, 17), ("cookie", 31, 14, 32)]
 )
 def test_real_categories(tmp_path, category, training, test_normal, test_anomalous):
-    index = made(INSPECTION / category, CONFIG, tmp_path / category, {"fapm": Frame(Size.square(64), "bilinear")}).index
+    index = made(
+        INSPECTION / category, CONFIG, tmp_path / category, {"fapm": Frame(Size.square(64), "bilinear", "stretch")}
+    ).index
     assert index.counts["train"] + index.counts["holdout"] == training
     assert index.counts["holdout"] == 6
     assert (index.counts["test_normal"], index.counts["test_anomalous"]) == (test_normal, test_anomalous)

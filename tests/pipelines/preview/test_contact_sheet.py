@@ -14,6 +14,7 @@ from anomaly_models import diffusion_ad
 from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData
 from pipelines.paths import Project
+from pipelines.pictures.frames import Frame
 from pipelines.preparation.photo_sets import PhotoSetConfig
 from pipelines.preparation.textures import make_textures
 from pipelines.preview import contact_sheet as sheets
@@ -57,7 +58,7 @@ def prepared(root, blemish, draw_textures):
 def defects_of(project):
     params = load_checked(project.params)
     config = params.model_config_of("diffusion_ad")
-    data = PreparedData(project.prepared(CATEGORY), Size.square(SIZE), "bilinear", CPU)
+    data = PreparedData(project.prepared(CATEGORY), Frame(Size.square(SIZE), "bilinear", "stretch"), CPU)
     batches = find_inputs("diffusion_ad", config, project, CPU).added_to(data)
     return training_defects(batches, config.wants.synthesis, config.batch_size, params.train.seed)
 

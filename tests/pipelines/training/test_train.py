@@ -19,6 +19,7 @@ from anomaly_models.adfa import ADFA
 from anomaly_models.base import Prediction
 from anomaly_models.common.settings import Size
 from pipelines.errors import ParamsError, StageError, TrainingDiverged
+from pipelines.pictures.frames import Frame
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.tracking import store
@@ -103,7 +104,14 @@ def test_changed_settings_do_not_resume(project, sixth_model, console, monkeypat
         with pytest.raises(KeyboardInterrupt):
             run(project, sixth_model, console)
     values = tiny_params()
-    settings = {"image_size": 64, "resize": "bilinear", "batch_size": 3, "steps": 12, "learning_rate": 0.01}
+    settings = {
+        "image_size": 64,
+        "resize": "bilinear",
+        "fit": "stretch",
+        "batch_size": 3,
+        "steps": 12,
+        "learning_rate": 0.01,
+    }
     values["models"] = {sixth_model: settings}
     write_params(project.root, values)
     resumed = run(project, sixth_model, console)
@@ -132,7 +140,7 @@ def distances(monkeypatch, values):
     """Let the sixth model's map be one of these numbers after the other, over the whole image."""
     drawn = itertools.cycle(values)
 
-    def forward(self, image):
+    def forward(self, image, region=None):
         anomaly_map = torch.full_like(image[:, :1], next(drawn))
         return Prediction(anomaly_map, anomaly_map.amax((1, 2, 3)))
 
@@ -200,7 +208,7 @@ def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, param
 
     monkeypatch.setattr(MeanColour, "losses", spied_losses)
     run(project, sixth_model, console)
-    data = train.PreparedData(project.prepared(CATEGORY), Size.square(64), "bilinear", CPU)
+    data = train.PreparedData(project.prepared(CATEGORY), Frame(Size.square(64), "bilinear", "stretch"), CPU)
     keys = {phase: {image.numpy().tobytes() for image in torch.cat(images)} for phase, images in given.items()}
     test = {image.numpy().tobytes() for image in data.batch(data.rows("test")).image}
     assert keys["prepare"] == keys["losses"]

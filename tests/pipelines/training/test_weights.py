@@ -230,7 +230,14 @@ REMEDY = "run `blemish distill efficient_ad`"
 
 def student_of(width: Width) -> EfficientAD:
     torch.manual_seed(0)
-    values = {"image_size": 256, "resize": "bilinear", "batch_size": 1, "width": width, "teacher": "file"}
+    values = {
+        "image_size": 256,
+        "resize": "bilinear",
+        "fit": "stretch",
+        "batch_size": 1,
+        "width": width,
+        "teacher": "file",
+    }
     values |= {"steps": 1, "learning_rate": 1e-4}
     values |= {"weight_decay": 0.0, "hard_quantile": 0.999, "penalty_weight": 1.0, "precision": "float32"}
     return EfficientAD(

@@ -17,7 +17,8 @@ from anomaly_models.base import AnomalyModel, Batch, Prediction
 from anomaly_models.common.settings import Size
 from anomaly_models.efficient_ad import EfficientAD
 from pipelines.deployment.export import write_graph
-from pipelines.inference.detector import Detector, ModelCard
+from pipelines.inference.detector import Detector, Inputs, ModelCard
+from pipelines.pictures.frames import Fit
 
 SYNTHESIS: dict[str, Any] = {
     "probability": 0.5,
@@ -219,15 +220,18 @@ def predict(model: AnomalyModel, image: Tensor) -> Prediction:
     return prediction
 
 
-def exported(model: AnomalyModel, path: Path) -> Detector:
+def exported(model: AnomalyModel, path: Path, fit: Fit = "stretch") -> Detector:
     """The model as `blemish export` ships it, at `path`, opened as `blemish predict` does."""
-    size = model.config.image_size
-    write_graph(model, path, size, opset=18, card=replace(CARD, image_size=size))
+    write_graph(model, path, opset=18, card=replace(CARD, image_size=model.config.image_size, fit=fit))
     return Detector(path)
 
 
 @torch.no_grad()
-def assert_file_agrees(detector: Detector, model: AnomalyModel, image: Tensor, atol: float = 1e-4) -> None:
+def assert_file_agrees(
+    detector: Detector, model: AnomalyModel, image: Tensor, atol: float = 1e-4, region: Tensor | None = None
+) -> None:
     """On one image and on four."""
     for number in (1, 4):
-        assert_agree(detector(image[:number].numpy()), model(image[:number]), atol)
+        some = None if region is None else region[:number]
+        inputs = Inputs(image[:number].numpy(), None if some is None else some.numpy())
+        assert_agree(detector(inputs), model(image[:number], some), atol)

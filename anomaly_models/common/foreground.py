@@ -35,7 +35,7 @@ def _within_region(image: Tensor, region: Tensor) -> Tensor:
     """Of one image (1, 3, H, W)."""
     inner = -F.max_pool2d(F.pad(-region, [1] * 4), 3, stride=1)  # a border of 0 around: the picture's own edge is one
     outermost = (region > inner)[0, 0]
-    return _part(image, _distance_from(image, outermost) * region, share_of=float(region.mean())) * region
+    return _part(image, _distance_from(image, outermost, region) * region, share_of=float(region.mean())) * region
 
 
 def _part(image: Tensor, distance: Tensor, share_of: float = 1.0) -> Tensor:
@@ -52,14 +52,14 @@ def _part(image: Tensor, distance: Tensor, share_of: float = 1.0) -> Tensor:
     return cleaned.where(rearrange(found, "b -> b 1 1 1"), 1.0)
 
 
-def _distance_from(image: Tensor, outermost: Tensor) -> Tensor:
+def _distance_from(image: Tensor, outermost: Tensor, region: Tensor | None = None) -> Tensor:
     """How unlike the pixels that are `outermost` (H, W) each is, (B, 1, H, W): log(1 + Mahalanobis distance).
 
     The colours of the border vary along some directions, mostly with the light, and count little there. The logarithm
     keeps a part's own contrasts from being cut instead of its outline.
     """
     batch, _, height, _ = image.shape
-    blurred = GaussianBlur(BLUR_SIGMA).to(image.device)(rearrange(image, "b c h w -> (b c) 1 h w"))
+    blurred = GaussianBlur(BLUR_SIGMA).to(image.device)(rearrange(image, "b c h w -> (b c) 1 h w"), region)
     pixels = rearrange(blurred, "(b c) 1 h w -> b c (h w)", b=batch)
     border = pixels[:, :, outermost.flatten()]
     mean = border.mean(dim=2, keepdim=True)

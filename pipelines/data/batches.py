@@ -15,7 +15,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
-from anomaly_models.base import Batch
+from anomaly_models.base import Batch, Config
 from anomaly_models.common.settings import Size
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.data.index import PreparedIndex, Split, frames_in, images_file, masks_file
@@ -32,6 +32,11 @@ class DataVersion(Record):
     category: str
     sha256: str
     index_sha256: str
+
+
+def frame_of(config: Config) -> Frame:
+    """What a model of these settings sees of a picture."""
+    return Frame(config.image_size, config.resize, config.fit)
 
 
 class PreparedData:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic_core import from_json
 
@@ -13,7 +15,6 @@ from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.frames import Frame, Shape, read_back
-from pipelines.pictures.overlays import Mask
 from pipelines.records import reading
 
 FORMAT = 5  # of a prepared folder; raised when what is written changes
@@ -79,7 +80,7 @@ class PreparedIndex:
             return TypeAdapter(cls).validate_json(content, strict=True)
 
     @property
-    def of_interest(self) -> Mask | None:
+    def of_interest(self) -> NDArray[np.bool_] | None:
         """The region (H, W) of the upright originals that counts; None if all of them does."""
         return None if self.region is None else read_back(self.region)
 

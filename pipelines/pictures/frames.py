@@ -14,7 +14,6 @@ from PIL import Image
 
 from anomaly_models.common.settings import Size
 from pipelines.pictures.images import Filter, resize_mask, resize_rgb
-from pipelines.pictures.overlays import Mask, Pixels
 
 Fit = Literal["stretch", "pad", "crop"]
 Window: TypeAlias = tuple[slice, slice]  # rows and columns
@@ -53,13 +52,13 @@ class Shape(NamedTuple):
             return Place(WHOLE, (_middle(high, frame.height), _middle(wide, frame.width)))
         return Place(WHOLE, WHOLE)
 
-    def fitted_mask(self, mask: Mask) -> Mask:
+    def fitted_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """A mask (H, W) in the frame; outside of the picture nothing is marked."""
         place, result = self.place(size_of(mask)), np.zeros(self.size, dtype=bool)
         result[place.shown] = resize_mask(mask[place.seen], size_of(result[place.shown]))
         return result
 
-    def region(self, original: Size, of_interest: Mask | None) -> Mask | None:
+    def region(self, original: Size, of_interest: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
         """Which pixels of the frame count for a picture of that size; None if all do.
 
         `of_interest`, (H, W) at that size, is True in the region of interest, if there is one.
@@ -100,7 +99,7 @@ class Frame(NamedTuple):
     def shape(self) -> Shape:
         return Shape(self.size, self.fit)
 
-    def fitted(self, rgb: Pixels) -> Pixels:
+    def fitted(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A picture (H, W, 3) in the frame, (height, width, 3)."""
         place = self.shape.place(size_of(rgb))
         if self.fit != "pad":
@@ -115,19 +114,19 @@ def size_of(array: NDArray[np.generic]) -> Size:
     return Size(*array.shape[:2])
 
 
-def greyed(rgb: Pixels, of_interest: Mask | None) -> Pixels:
+def greyed(rgb: NDArray[np.uint8], of_interest: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
     """A picture (H, W, 3) without what lies outside of its region of interest (H, W), if it has one."""
     return rgb if of_interest is None else np.where(of_interest[..., None], rgb, np.uint8(OUTSIDE))
 
 
-def written(of_interest: Mask) -> str:
+def written(of_interest: NDArray[np.bool_]) -> str:
     """A mask as the Base64 of a PNG of one bit a pixel, for a record."""
     file = io.BytesIO()
     Image.fromarray(of_interest).save(file, format="PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def read_back(text: str) -> Mask:
+def read_back(text: str) -> NDArray[np.bool_]:
     """The mask that was `written`."""
     with Image.open(io.BytesIO(base64.b64decode(text)), formats=("PNG",)) as image:
         return np.asarray(image) != 0

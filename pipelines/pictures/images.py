@@ -96,19 +96,6 @@ def resize_rgb(rgb: NDArray[np.uint8], size: Size, resize: Filter) -> NDArray[np
     return np.array(Image.fromarray(rgb).resize((size.width, size.height), _RESAMPLING[resize]))
 
 
-def load(
-    path: Path, size: Size, resize: Filter, white_level: int, max_megapixels: int | None = None
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Read and resize an image: (height, width, 3) of that size, and the (width, height) of the upright original.
-
-    Raises:
-        ImageError: as `read`.
-    """
-    rgb = load_rgb(path, white_level, max_megapixels)
-    height, width = rgb.shape[:2]
-    return resize_rgb(rgb, size, resize), (width, height)
-
-
 def to_input(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Turn (B, H, W, 3) bytes into what every model and exported graph takes: (B, 3, H, W), exactly x / 255."""
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)

@@ -25,7 +25,6 @@ from pipelines.errors import DatasetError, ImageError
 from pipelines.numbers import counted
 from pipelines.pictures import images
 from pipelines.pictures.frames import Frame, Shape, greyed, size_of
-from pipelines.pictures.overlays import Mask
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.layouts import Findings, Listing, some
 from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
@@ -77,7 +76,7 @@ def decoded(
     masks: Mapping[str, str],
     config: PrepareConfig,
     frames: Sequence[Frame],
-    of_interest: Mask | None,
+    of_interest: NDArray[np.bool_] | None,
     folder: Path,
     pool: ThreadPoolExecutor,
     on_progress: Callable[[int, int], None],
@@ -139,7 +138,7 @@ def _decode(
     mask: str | None,
     config: PrepareConfig,
     frames: Sequence[Frame],
-    of_interest: Mask | None,
+    of_interest: NDArray[np.bool_] | None,
 ) -> _Picture:
     result = _Picture(path, mask, pixels=f"unreadable: {path}")
     try:
@@ -199,7 +198,7 @@ def _is_turned_alone(picture: Path, mask: Path, shape: tuple[int, ...]) -> bool:
     return keeps_shape and images.orientation(picture) > 1 and images.orientation(mask) == 1
 
 
-def _fit_mask(mask: Mask, shape: Shape) -> tuple[Mask, str | None]:
+def _fit_mask(mask: NDArray[np.bool_], shape: Shape) -> tuple[NDArray[np.bool_], str | None]:
     """Bring a mask into a frame; also tell what became of its regions, None if there are as many as before.
 
     A mask that would come out empty keeps one pixel for each region, the one under its centroid: an anomalous image
@@ -215,8 +214,8 @@ def _fit_mask(mask: Mask, shape: Shape) -> tuple[Mask, str | None]:
 
 
 def _shrink_mask(
-    mask: Mask, regions: NDArray[np.signedinteger[Any]], before: int, size: Size
-) -> tuple[Mask, str | None]:
+    mask: NDArray[np.bool_], regions: NDArray[np.signedinteger[Any]], before: int, size: Size
+) -> tuple[NDArray[np.bool_], str | None]:
     small = images.resize_mask(mask, size)
     if not small.any():
         centroids = np.array(ndimage.center_of_mass(mask, regions, range(1, before + 1)))  # (R, 2), pixel centres at .0

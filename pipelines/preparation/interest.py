@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipelines.errors import DatasetError
 from pipelines.pictures import images
 from pipelines.pictures.frames import Frame
-from pipelines.pictures.overlays import Mask
 from pipelines.preparation.config import Polygon, PrepareConfig
 from pipelines.preparation.layouts import Findings, Listing
 
 
 def region_of_interest(
     source: Path, listing: Listing, config: PrepareConfig, frames: Sequence[Frame], findings: Findings
-) -> Mask | None:
+) -> NDArray[np.bool_] | None:
     """The region (H, W) of the upright originals that counts, True there; None where all does, or where it is unusable.
 
     `source` is the category's folder. What is wrong goes into the findings.
@@ -47,7 +47,7 @@ def _first(listing: Listing) -> str:
     return listing.training[0]
 
 
-def _drawn(polygons: Sequence[Polygon], picture: Path, setting: str, config: PrepareConfig) -> Mask:
+def _drawn(polygons: Sequence[Polygon], picture: Path, setting: str, config: PrepareConfig) -> NDArray[np.bool_]:
     """The inside of the polygons, their outlines included, of pictures as large as that one."""
     height, width = images.load_rgb(picture, config.white_level, config.max_megapixels).shape[:2]
     canvas = Image.new("1", (width, height))

@@ -13,10 +13,9 @@ from torch import Tensor
 from anomaly_models.base import Batch
 from anomaly_models.common.synthesis import SynthesisConfig, synthesise
 from pipelines.data.arrays import BatchSource
-from pipelines.data.batches import PreparedData
+from pipelines.data.batches import PreparedData, frame_of
 from pipelines.errors import ParamsError
 from pipelines.paths import Project
-from pipelines.pictures.frames import Frame
 from pipelines.pictures.overlays import CONTOUR, outline
 from pipelines.pictures.panels import FAINT, PAPER, Layout, write_line
 from pipelines.settings.params import Params
@@ -53,7 +52,7 @@ def contact_sheet(
     synthesis = config.wants.synthesis
     if synthesis is None:
         raise ParamsError(f"model '{model_name}' draws no synthetic defects: only DiffusionAD does; name its entry")
-    data = PreparedData(project.prepared(category), Frame(config.image_size, config.resize, config.fit), device)
+    data = PreparedData(project.prepared(category), frame_of(config), device)
     batches = find_inputs(model_name, config, project, device).added_to(data)
     defects = list(islice(training_defects(batches, synthesis, config.batch_size, params.train.seed), number))
     if len(defects) < number:

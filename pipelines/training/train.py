@@ -9,11 +9,10 @@ from rich.console import Console
 from anomaly_models import MODELS
 from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel
-from pipelines.data.batches import PreparedData
+from pipelines.data.batches import PreparedData, frame_of
 from pipelines.errors import StageError
 from pipelines.lineage import code_of
 from pipelines.paths import INDEX_FILE, Project
-from pipelines.pictures.frames import Frame
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import OpenRun, cell_tags
 from pipelines.training.checkpoint import Checkpoint, state_bytes
@@ -41,7 +40,7 @@ def train(
     """
     params.check_category(category)
     config = params.model_config_of(model_name)
-    data = PreparedData(project.prepared(category), Frame(config.image_size, config.resize, config.fit), device)
+    data = PreparedData(project.prepared(category), frame_of(config), device)
     _require_holdout(model_name, category, data)
     inputs = find_inputs(model_name, config, project, device)
     settings = RunSettings(

@@ -11,11 +11,10 @@ from safetensors.torch import save as serialize
 from anomaly_models import MODELS
 from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel
-from pipelines.data.batches import DataVersion, PreparedData
+from pipelines.data.batches import DataVersion, PreparedData, frame_of
 from pipelines.errors import StageError
 from pipelines.files import atomic_folder
 from pipelines.paths import Cell, Project
-from pipelines.pictures.frames import Frame
 from pipelines.preparation.config import PrepareConfig
 from pipelines.records import Record, reading, refusal
 from pipelines.settings.params import TrainConfig
@@ -72,9 +71,7 @@ class Trained:
     def data(self, project: Project, device: torch.device) -> PreparedData:
         """The category's images as this model takes them. Raises StageError if they have changed since."""
         config = self.config
-        data = PreparedData(
-            project.prepared(self.run.category), Frame(config.image_size, config.resize, config.fit), device
-        )
+        data = PreparedData(project.prepared(self.run.category), frame_of(config), device)
         self.check_data(data)
         return data
 

@@ -16,8 +16,8 @@ from pipelines.deployment.records import Deviation, Parity
 from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.outcomes import Evaluation
-from pipelines.inference.detector import Detector
-from pipelines.pictures import images
+from pipelines.inference.detector import Detector, Inputs
+from pipelines.pictures import frames
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.training.packaged import packaged
@@ -62,9 +62,9 @@ def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
     assert values["blemish.resize"] == "bilinear"
     # The same file scores one image and several.
     path = project.root / "images" / CATEGORY / "test" / "square" / "000.png"
-    image = detector.load(path)
-    expected = load_trained(cell, CPU).model(torch.from_numpy(image))
-    maps, scores = detector(np.concatenate([image] * 4))
+    inputs = detector.load(path)
+    expected = load_trained(cell, CPU).model(torch.from_numpy(inputs.image))
+    maps, scores = detector(Inputs.together([inputs] * 4))
     np.testing.assert_allclose(maps[3:], expected.anomaly_map.numpy(), atol=1e-4)
     np.testing.assert_allclose(scores, expected.score.repeat(4).numpy(), atol=1e-4)
 
@@ -103,7 +103,7 @@ def test_another_way_to_resize_is_found_out(project, params, monkeypatch):
     def aliased(rgb, size, resize):
         return np.asarray(Image.fromarray(rgb).resize((size.width, size.height), Image.Resampling.NEAREST))
 
-    monkeypatch.setattr(images, "resize_rgb", aliased)
+    monkeypatch.setattr(frames, "resize_rgb", aliased)
     said = r"is not read as `prepare` read it \(up to \d+ of 255 levels apart\): .* the file was not kept"
     with pytest.raises(ExportError, match=said):
         export("fapm", CATEGORY, params, project)

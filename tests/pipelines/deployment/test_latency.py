@@ -9,11 +9,12 @@ from anomaly_models.common.settings import Size
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles
-from pipelines.inference.detector import ModelCard
+from pipelines.inference.detector import Inputs, ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-CARD = ModelCard("a", "nut", Size.square(32), "bilinear", 65535, 90, 0.5, 0.5, 0.05, "run", "sha", [], {})
+IMAGES = (Size.square(32), "bilinear", "stretch", None, 65535, 90)
+CARD = ModelCard("a", "nut", *IMAGES, 0.5, 0.5, 0.05, "run", "sha", [], {})
 
 
 class Clock:
@@ -37,14 +38,20 @@ class FakeDetector:
     def read(self, path: Path) -> np.ndarray:
         return images.load_rgb(path, CARD.white_level)
 
-    def load(self, _path: Path) -> np.ndarray:
-        return np.zeros((1, 3, 32, 32), np.float32)
+    def load(self, _path: Path) -> Inputs:
+        return Inputs(np.zeros((1, 3, 32, 32), np.float32), None)
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def fitted(self, _rgb: np.ndarray, _name: str) -> Inputs:
+        return self.load(Path())
+
+    def restored(self, anomaly_map: np.ndarray, _rgb: np.ndarray) -> np.ndarray:
+        return anomaly_map
+
+    def __call__(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
         self.calls += 1
-        single = 0.1 if self.calls % 5 == 0 else 0.01
-        self.clock.now += single if len(image) == 1 else 0.02
-        return np.zeros((len(image), 1, 32, 32), np.float32), np.zeros(len(image), np.float32)
+        single, number = 0.1 if self.calls % 5 == 0 else 0.01, len(inputs.image)
+        self.clock.now += single if number == 1 else 0.02
+        return np.zeros((number, 1, 32, 32), np.float32), np.zeros(number, np.float32)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 
 from anomaly_models.common.settings import Size
 from pipelines.errors import DatasetError, ExportError
-from pipelines.inference.detector import Detector, ModelCard
+from pipelines.inference.detector import Detector, Inputs, ModelCard
 from pipelines.inference.predict import Found, Result, find_images, predict
 from pipelines.pictures.images import SUFFIXES, Filter, resize_rgb, to_input
 
@@ -105,7 +105,7 @@ def test_the_card_survives_the_file(model: Path) -> None:
 
 def test_a_detector_takes_any_batch(model: Path) -> None:
     batch = np.random.default_rng(0).random((3, 3, SIDE, SIDE), dtype=np.float32)
-    anomaly_map, score = Detector(model)(batch)
+    anomaly_map, score = Detector(model)(Inputs(batch, None))
     np.testing.assert_array_equal(anomaly_map, batch.max(axis=1, keepdims=True))
     np.testing.assert_array_equal(score, batch.max(axis=(1, 2, 3)))
 
@@ -113,7 +113,8 @@ def test_a_detector_takes_any_batch(model: Path) -> None:
 def test_files_are_loaded_as_prepare_did(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((10, 20), 4095, dtype=np.uint16)).save(path)
-    image = Detector(model).load(path)
+    image, region = Detector(model).load(path)
+    assert region is None
     assert image.shape == (1, 3, SIDE, SIDE)
     assert image.dtype == np.float32
     assert (image == 1).all()  # white at the card's white level
@@ -127,7 +128,7 @@ def test_the_card_says_by_which_filter(tmp_path: Path) -> None:
     for resize in get_args(Filter):
         card = replace(CARD, resize=resize)
         detector = Detector(write_model(tmp_path / f"{resize}.onnx", card.to_metadata()))
-        loaded[resize] = detector.load(path)
+        loaded[resize] = detector.load(path).image
         np.testing.assert_array_equal(loaded[resize], to_input(resize_rgb(noise, Size.square(SIDE), resize)[None]))
         (found,) = predict(tmp_path / f"{resize}.onnx", (path,), tmp_path / resize, lambda _done, _total: None)
         assert found.score == loaded[resize].max()

@@ -74,10 +74,9 @@ def test_16_bit_big_endian_and_32_bit_grey(tmp_path):
 def test_scaling_comes_before_resizing(tmp_path):
     values = np.tile(np.array([[0, 4095]], dtype=np.uint16), (8, 4))
     Image.fromarray(values).save(tmp_path / "a.png")
-    resized, size = images.load(tmp_path / "a.png", Size.square(4), "bilinear", 4095)
+    resized = images.resize_rgb(images.load_rgb(tmp_path / "a.png", 4095), Size.square(4), "bilinear")
     expected = Image.fromarray(grey_as_rgb(np.tile([[0, 255]], (8, 4)))).resize((4, 4), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(resized, np.asarray(expected))
-    assert size == (8, 8)
 
 
 def test_a_value_above_the_white_level_is_refused(tmp_path):
@@ -163,8 +162,6 @@ def test_exif_orientation(tmp_path, suffix, orientation):
     exif[ORIENTATION] = orientation
     Image.fromarray(gradient()).save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
     np.testing.assert_array_equal(images.load_rgb(path, WHITE), UPRIGHT[orientation](gradient()))
-    size = (20, 30) if orientation >= 5 else (30, 20)
-    assert images.load(path, Size.square(8), "bilinear", WHITE)[1] == size
 
 
 def test_exif_orientation_of_jpeg_and_16_bit(tmp_path):

@@ -38,7 +38,8 @@ def test_arrays_hold_what_images_reads(mvtec, size, resize):
     assert masks.shape == (3, size, size)
     assert masks.dtype == bool
     for row, image in enumerate(index.images):
-        np.testing.assert_array_equal(pixels[row], images.load(mvtec / image.path, Size.square(size), resize, 65535)[0])
+        expected = Frame(Size.square(size), resize, "stretch").fitted(images.load_rgb(mvtec / image.path, 65535))
+        np.testing.assert_array_equal(pixels[row], expected)
         if image.mask is not None:
             expected = images.resize_mask(images.load_mask(mvtec / image.mask), Size.square(size))
             np.testing.assert_array_equal(masks[image.mask_row], expected)
@@ -107,7 +108,9 @@ def test_what_a_model_sees_of_the_arrays(mvtec):
     assert prepared.seen["adfa"] == SeenBy(
         Frame(Size.square(8), "lanczos", "stretch"), sha256["images_8_lanczos.npy"], sha256["masks_8.npy"], None
     )
-    assert read_json(folder / "seen_by/adfa.json") == asdict(prepared.seen["adfa"]) | {"frame": [[8, 8], "lanczos"]}
+    assert read_json(folder / "seen_by/adfa.json") == asdict(prepared.seen["adfa"]) | {
+        "frame": [[8, 8], "lanczos", "stretch"]
+    }
     assert list(map(str, frames_in(folder))) == ["8 (bilinear)", "8 (lanczos)", "16 (bilinear)"]
     assert {path.stem for path in (folder / "seen_by").iterdir()} == FRAMES.keys()
 
@@ -354,7 +357,7 @@ def test_settings_out_of_range(wrong):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 7
+    assert len(caught.value.errors()) == 8
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):
@@ -366,7 +369,7 @@ def test_index_of_another_version(mvtec):
     run(mvtec)
     path = mvtec.parent / "prepared/nut/index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(StageError, match="prepared in format 99, this version reads 4; run `blemish prepare nut`"):
+    with pytest.raises(StageError, match="prepared in format 99, this version reads 5; run `blemish prepare nut`"):
         PreparedIndex.load(path.parent)
 
 

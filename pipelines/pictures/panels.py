@@ -244,9 +244,9 @@ class KeptMaps:
     @classmethod
     def of(cls, pictures: Iterable[tuple[Map, tuple[int, int]]], threshold: float) -> Self:
         """Of (map, (width, height) of the original) each; `threshold` is the map's."""
-        levels, sizes = [], []
+        levels, sizes, pictures = [], [], list(pictures)
+        side = min(_MAP_SIDE, max(max(anomaly_map.shape) for anomaly_map, _ in pictures))
         for anomaly_map, size in pictures:
-            side = min(_MAP_SIDE, max(anomaly_map.shape))
             # BOX averages, so that a small map is no sharper and no brighter than the large one
             small = Image.fromarray(relative_to_threshold(anomaly_map, threshold))
             ratio = np.asarray(small.resize((side, side), Image.Resampling.BOX))

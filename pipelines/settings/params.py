@@ -210,16 +210,18 @@ def validated(raw: dict[str, Any]) -> tuple[Params | None, list[str]]:
     params: Params | None = None
     try:
         params = Params.model_validate(raw)
-        problems += _surface_problems(params)
+        problems += _category_problems(params)
     except ValidationError as error:
         problems += problems_in(error, "", Params, raw)
     problems += section_problems(raw, "download", DownloadParams)
     return params, problems
 
 
-def _surface_problems(params: Params) -> list[str]:
+def _category_problems(params: Params) -> list[str]:
+    named = {"surfaces": params.prepare.surfaces, "regions": list(params.prepare.regions)}
     return [
-        f"prepare.surfaces: '{name}' is not among data.categories{hint(name, params.data.categories)}"
-        for name in params.prepare.surfaces
+        f"prepare.{key}: '{name}' is not among data.categories{hint(name, params.data.categories)}"
+        for key, names in named.items()
+        for name in names
         if name not in params.data.categories
     ]

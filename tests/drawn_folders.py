@@ -11,7 +11,9 @@ from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
 from pipelines.preparation.prepare import prepare
 
 CONFIG = PrepareConfig(
+    black_level=0,
     white_level=65535,
+    above_white="refuse",
     max_megapixels=90,
     holdout=0.2,
     test_normal=0.2,

@@ -13,9 +13,10 @@ from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.images import Frame
+from pipelines.pictures.reading import AboveWhite
 from pipelines.records import reading
 
-FORMAT = 4  # of a prepared folder; raised when what is written changes
+FORMAT = 5  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder"]
 # Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
 # Whether others are, `PreparedIndex.tested` says.
@@ -46,7 +47,9 @@ class PreparedIndex:
 
     category: str
     layout: Layout
+    black_level: int
     white_level: int
+    above_white: AboveWhite
     has_masks: bool
     surface: bool  # the category fills the image
     counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous

@@ -52,12 +52,15 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     cell = project.cell(model_name, category, params.train.seed)
     trained = load_trained(cell, torch.device("cpu"))
     threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} first").threshold
+    prepare = trained.run.settings.prepare
     card = ModelCard(
         model=model_name,
         category=category,
         image_size=trained.config.image_size,
         resize=trained.config.resize,
-        white_level=trained.run.settings.prepare.white_level,
+        black_level=prepare.black_level,
+        white_level=prepare.white_level,
+        above_white=prepare.above_white,
         max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 from anomaly_models.common.settings import Sides
 from pipelines.errors import ExportError
 from pipelines.pictures import images
+from pipelines.pictures.reading import AboveWhite, Reading
 
-FORMAT = "3"  # of the metadata below
+FORMAT = "4"  # of the metadata below
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class ModelCard:
     category: str
     image_size: Sides  # of the input, pixels
     resize: images.Filter  # how pictures come to it
-    white_level: int  # 16-bit value shown as white
+    black_level: int  # 16-bit value shown as black
+    white_level: int  # likewise as white
+    above_white: AboveWhite
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
@@ -34,6 +37,11 @@ class ModelCard:
     data_sha256: str
     weights: list[str]  # of each pretrained network inside: what it is, its source and licence
     params: dict[str, object]
+
+    @property
+    def reading(self) -> Reading:
+        """How files are read."""
+        return Reading(self.black_level, self.white_level, self.above_white, self.max_megapixels)
 
     def to_json(self) -> dict[str, Any]:
         return dict(_CARD.dump_python(self, mode="json"))
@@ -64,12 +72,12 @@ class Detector:
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """A file -> (H, W, 3), by the path that `prepare` took; raises ImageError."""
-        return images.load_rgb(path, self.card.white_level, self.card.max_megapixels)
+        return images.load_rgb(path, self.card.reading)
 
     def load(self, path: Path) -> np.ndarray:
         """A file -> (1, 3, H, W) float32 in [0, 1], by the path that `prepare` took; raises ImageError."""
         card = self.card
-        pixels, _ = images.load(path, card.image_size, card.resize, card.white_level, card.max_megapixels)
+        pixels, _ = images.load(path, card.image_size, card.resize, card.reading)
         return images.to_input(pixels[None])
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

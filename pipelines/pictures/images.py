@@ -5,7 +5,6 @@ saw. Colour profiles are ignored and CMYK is converted by the plain formula; tra
 """
 
 import io
-import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageEr
 from anomaly_models.common.settings import Size
 from pipelines.errors import ImageError
 from pipelines.pictures.damage import find_damage
+from pipelines.pictures.reading import Raster, Reading, check_size
 
 Filter = Literal["bilinear", "lanczos"]  # both antialiased
 _RESAMPLING: dict[Filter, Image.Resampling] = {
@@ -38,7 +38,6 @@ class Frame(NamedTuple):
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
-PHOTO_MEGAPIXELS = 90  # the most of a photo, for which there is no setting
 # Every picture's size is looked at here, before it is decoded; Pillow would warn of what the setting allows.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -49,7 +48,6 @@ _MASK_FORMATS = ("PNG", "BMP", "TIFF")
 
 _DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 _DEEP_COLOUR_ENDINGS = (";16L", ";16B", ";16N")
-_DEEP_WHITE = 65535
 _ORIENTATION = 274  # EXIF's tag
 _SUBFILE_TYPE = 254  # TIFF's tag: its first bit says that a page is another's at a lower resolution
 _PHOTOMETRIC = 262  # TIFF's tag: 0 says that white is 0, as X-ray machines write it
@@ -74,31 +72,24 @@ class Picture:
     highest: int | None  # value in the file, of 16-bit grey only
 
 
-def read(path: Path, white_level: int, max_megapixels: int | None = None) -> Picture:
-    """Read an image, upright.
-
-    One of more than `max_megapixels` million pixels is refused before it is decoded; by default, more than a photo has.
-
-    16-bit grey is scaled so that `white_level` becomes 255, rounded half up; where the file says that white is 0
-    (TIFF's WhiteIsZero), so that 0 becomes 255 and `white_level` 0.
+def read(path: Path, reading: Reading) -> Picture:
+    """Read an image, upright, by the rules of `reading`.
 
     Raises:
-        ImageError: the file cannot be read, is too large, or holds a value above `white_level`.
+        ImageError: the file cannot be read, or the rules refuse it.
     """
-    image, white_is_zero = _decode(path, _IMAGE_FORMATS, max_megapixels)
-    if image.mode in _DEEP_GREY_MODES:
-        values = _deep_grey(image, path, white_level)
-        grey = _scale(white_level - values if white_is_zero else values, white_level)
-        return Picture(np.repeat(grey[..., None], 3, axis=2), int(values.max()))
-    if image.has_transparency_data:
-        colour = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
-    return Picture(np.array(image.convert("RGB")), None)
+    decoded = _decode(path, _IMAGE_FORMATS, reading.max_megapixels)
+    if isinstance(decoded, Raster):
+        return Picture(decoded.shown(path, reading), decoded.highest())
+    if decoded.has_transparency_data:
+        colour = decoded.convert("RGBA")
+        decoded = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
+    return Picture(np.array(decoded.convert("RGB")), None)
 
 
-def load_rgb(path: Path, white_level: int, max_megapixels: int | None = None) -> NDArray[np.uint8]:
+def load_rgb(path: Path, reading: Reading) -> NDArray[np.uint8]:
     """The pixels alone: (H, W, 3). Raises as `read`."""
-    return read(path, white_level, max_megapixels).rgb
+    return read(path, reading).rgb
 
 
 def resize_rgb(rgb: NDArray[np.uint8], size: Size, resize: Filter) -> NDArray[np.uint8]:
@@ -106,15 +97,13 @@ def resize_rgb(rgb: NDArray[np.uint8], size: Size, resize: Filter) -> NDArray[np
     return np.array(Image.fromarray(rgb).resize((size.width, size.height), _RESAMPLING[resize]))
 
 
-def load(
-    path: Path, size: Size, resize: Filter, white_level: int, max_megapixels: int | None = None
-) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def load(path: Path, size: Size, resize: Filter, reading: Reading) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Read and resize an image: (height, width, 3) of that size, and the (width, height) of the upright original.
 
     Raises:
         ImageError: as `read`.
     """
-    rgb = load_rgb(path, white_level, max_megapixels)
+    rgb = load_rgb(path, reading)
     height, width = rgb.shape[:2]
     return resize_rgb(rgb, size, resize), (width, height)
 
@@ -130,10 +119,10 @@ def load_mask(path: Path, max_megapixels: int | None = None) -> NDArray[np.bool_
     Raises:
         ImageError: the file cannot be read, is too large, or is compressed with loss.
     """
-    image, white_is_zero = _decode(path, _MASK_FORMATS, max_megapixels)
-    if image.mode in _DEEP_GREY_MODES:
-        return np.asarray(image) != (_DEEP_WHITE if white_is_zero else 0)
-    rgba = np.asarray(image.convert("RGBA"))
+    decoded = _decode(path, _MASK_FORMATS, max_megapixels)
+    if isinstance(decoded, Raster):
+        return decoded.is_marked()
+    rgba = np.asarray(decoded.convert("RGBA"))
     return (rgba[..., :3] != 0).any(axis=2) & (rgba[..., 3] != 0)
 
 
@@ -150,15 +139,12 @@ def orientation(path: Path) -> int:
     return found if found in range(2, 9) else 1
 
 
-def _decode(path: Path, formats: tuple[str, ...], max_megapixels: int | None) -> tuple[Image.Image, bool]:
-    """Read a whole file into an upright image of a supported mode, or raise ImageError.
-
-    The flag says that its deep grey is to be inverted: where 0 is white, Pillow turns round no more than 8 bits.
-    """
+def _decode(path: Path, formats: tuple[str, ...], max_megapixels: int | None) -> Image.Image | Raster:
+    """Read a whole file into an upright image of 8 bits, or what is beyond, or raise ImageError."""
     content = _read(path)
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
-            _check_size(image, path, max_megapixels)
+            check_size(image.width, image.height, path, max_megapixels)
             _check_header(image, path)
             if damage := find_damage(content, image):
                 raise ImageError(f"{path}: damaged image ({damage}); save it again or remove it")
@@ -172,11 +158,13 @@ def _decode(path: Path, formats: tuple[str, ...], max_megapixels: int | None) ->
         raise ImageError(f"{path}: not a {_either(formats)} image{why}; save it as one or remove it") from error
     except Exception as error:  # Pillow's decoders raise nearly any class on damaged bytes
         raise ImageError(f"{path}: damaged image ({error}); save it again or remove it") from error
-    if upright.mode not in _BYTE_MODES | _DEEP_GREY_MODES:
+    if upright.mode in _DEEP_GREY_MODES:  # of which Pillow does not turn round what has 0 as white
+        return Raster(np.asarray(upright), white_is_zero)
+    if upright.mode not in _BYTE_MODES:
         raise ImageError(
             f"{path}: pixel format {upright.mode!r} is not supported; save it with 8 or 16 bits per channel"
         )
-    return upright, white_is_zero
+    return upright
 
 
 def _either(names: tuple[str, ...]) -> str:
@@ -193,21 +181,6 @@ def _read(path: Path) -> bytes:
     if not content:
         raise ImageError(f"{path}: the file is empty; copy it again or remove it")
     return content
-
-
-def _check_size(image: Image.Image, path: Path, max_megapixels: int | None) -> None:
-    """A file of some kilobytes may unpack to gigabytes: a decompression bomb."""
-    limit = PHOTO_MEGAPIXELS if max_megapixels is None else max_megapixels
-    megapixels = image.width * image.height / 1e6
-    if megapixels <= limit:
-        return
-    found = f"{image.width:,} x {image.height:,} pixels are {megapixels:,.1f} megapixels"
-    if max_megapixels is None:
-        raise ImageError(f"{path}: {found}, above {limit} for photos; make it smaller or remove it")
-    raise ImageError(
-        f"{path}: {found}, above `prepare.max_megapixels` {limit}; set it to {math.ceil(megapixels)}, if the memory "
-        "allows, or make the picture smaller"
-    )
 
 
 def _check_header(image: Image.Image, path: Path) -> None:
@@ -239,20 +212,3 @@ def _stored_format(image: Image.Image) -> str:
         return image.mode
     args = image.tile[0].args
     return str(args[0]) if isinstance(args, tuple) else str(args)
-
-
-def _deep_grey(image: Image.Image, path: Path, white_level: int) -> NDArray[np.int64]:
-    """The values in the file, (H, W), none of them negative or above the white level."""
-    values = np.asarray(image).astype(np.int64)
-    lowest, highest = int(values.min()), int(values.max())
-    if highest > _DEEP_WHITE:
-        raise ImageError(f"{path}: holds the value {highest}, above {_DEEP_WHITE}; save it as unsigned 16-bit grey")
-    if highest > white_level:
-        raise ImageError(f"{path}: holds the value {highest}, above `prepare.white_level` {white_level}; raise it")
-    if lowest < 0:
-        raise ImageError(f"{path}: holds the negative value {lowest}; save it as unsigned 16-bit grey")
-    return values
-
-
-def _scale(values: NDArray[np.int64], white_level: int) -> NDArray[np.uint8]:
-    return ((2 * 255 * values + white_level) // (2 * white_level)).astype(np.uint8)

@@ -99,7 +99,7 @@ def decoded(
         _tell_of_lookalikes(source, listing, pictures, result.findings)
         _tell_of_masks(pictures, result.findings)
         result.shrunk.update(_told_of_shrinking(pictures))
-        _tell_of_range(pictures, config.white_level, result.findings)
+        _tell_of_range(source, pictures, config, result.findings)
         yield result
 
 
@@ -129,7 +129,7 @@ class _Picture:
 def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig, frames: Sequence[Frame]) -> _Picture:
     result = _Picture(path, mask, pixels=f"unreadable: {path}")
     try:
-        picture = images.read(source / path, config.white_level, config.max_megapixels)
+        picture = images.read(source / path, config.reading)
         height, width = picture.rgb.shape[:2]
         result.original = width, height
         result.pixels = hashlib.sha256(picture.rgb.tobytes() + f"{width} x {height}".encode()).hexdigest()
@@ -261,14 +261,19 @@ def _tell_of_masks(pictures: list[_Picture], findings: Findings) -> None:
         )
 
 
-def _tell_of_range(pictures: list[_Picture], white_level: int, findings: Findings) -> None:
+def _tell_of_range(source: Path, pictures: list[_Picture], config: PrepareConfig, findings: Findings) -> None:
     """12 bits in a file of 16 would leave 16 of 256 shades."""
     values = [picture.highest for picture in pictures if picture.highest is not None]
     if not values:
         return
+    told = f"the brightest value in {counted(len(values), 'picture')} of 16-bit grey is {max(values)}"
+    if max(values) <= config.black_level:
+        findings.problem(
+            f"{source}: {told}, not above prepare.black_level {config.black_level}: all are black; lower it"
+        )
+        return
     used = max(2 ** max(values).bit_length() - 1, 255)
-    if 2 * used < white_level:
+    if 2 * (used - config.black_level) < config.white_level - config.black_level:
         findings.warnings.append(
-            f"the brightest value in {counted(len(values), 'picture')} of 16-bit grey is {max(values)} of white_level "
-            f"{white_level}, so that few shades are left: set prepare.white_level: {used}"
+            f"{told} of white_level {config.white_level}, so that few shades are left: set prepare.white_level: {used}"
         )

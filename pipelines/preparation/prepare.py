@@ -129,7 +129,9 @@ def _index(
     return PreparedIndex(
         category=category,
         layout=layout,
+        black_level=config.black_level,
         white_level=config.white_level,
+        above_white=config.above_white,
         has_masks=bool(mask_rows),
         surface=category in config.surfaces,
         counts={

@@ -13,7 +13,7 @@ from pipelines.inference.detector import ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-CARD = ModelCard("a", "nut", Size.square(32), "bilinear", 65535, 90, 0.5, 0.5, 0.05, "run", "sha", [], {})
+CARD = ModelCard("a", "nut", Size.square(32), "bilinear", 0, 65535, "refuse", 90, 0.5, 0.5, 0.05, "run", "sha", [], {})
 
 
 class Clock:
@@ -35,7 +35,7 @@ class FakeDetector:
         self.clock, self.calls = clock, 0
 
     def read(self, path: Path) -> np.ndarray:
-        return images.load_rgb(path, CARD.white_level)
+        return images.load_rgb(path, CARD.reading)
 
     def load(self, _path: Path) -> np.ndarray:
         return np.zeros((1, 3, 32, 32), np.float32)

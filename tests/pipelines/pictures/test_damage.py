@@ -9,8 +9,9 @@ from PIL import Image
 
 from pipelines.errors import ImageError
 from pipelines.pictures import images
+from pipelines.pictures.reading import Reading
 
-WHITE = 65535
+WHITE = Reading(black_level=0, white_level=65535, above_white="refuse", max_megapixels=None)
 
 JPEGS = {
     "grey": {"mode": "L"},

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_folders import write_image
+from drawn_folders import CONFIG, write_image
 from rich.console import Console
 
 from anomaly_models.common.settings import Size
@@ -55,7 +55,7 @@ def test_rows_are_what_images_reads(folder, tmp_path):
     for size in (16, 32):
         rows = np.load(arrays.file(Size.square(size)))
         for row, path in enumerate(find_photos([folder])):
-            assert np.array_equal(rows[row], images.load(path, Size.square(size), "bilinear", 65535)[0])
+            assert np.array_equal(rows[row], images.load(path, Size.square(size), "bilinear", CONFIG.reading)[0])
 
 
 def test_photos_are_decoded_once(folder, tmp_path, monkeypatch):

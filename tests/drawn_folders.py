@@ -14,6 +14,7 @@ CONFIG = PrepareConfig(
     black_level=0,
     white_level=65535,
     above_white="refuse",
+    page=None,
     max_megapixels=90,
     holdout=0.2,
     test_normal=0.2,

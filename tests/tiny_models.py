@@ -149,6 +149,7 @@ CARD = ModelCard(
     black_level=0,
     white_level=65535,
     above_white="refuse",
+    page=None,
     max_megapixels=90,
     threshold=0.5,
     pixel_threshold=0.75,

@@ -50,6 +50,7 @@ class PreparedIndex:
     black_level: int
     white_level: int
     above_white: AboveWhite
+    page: int | None
     has_masks: bool
     surface: bool  # the category fills the image
     counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous

@@ -61,6 +61,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         black_level=prepare.black_level,
         white_level=prepare.white_level,
         above_white=prepare.above_white,
+        page=prepare.page,
         max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,

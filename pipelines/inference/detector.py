@@ -29,6 +29,7 @@ class ModelCard:
     black_level: int  # 16-bit value shown as black
     white_level: int  # likewise as white
     above_white: AboveWhite
+    page: int | None  # of files that hold several; None: such a file is refused
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
@@ -41,7 +42,7 @@ class ModelCard:
     @property
     def reading(self) -> Reading:
         """How files are read."""
-        return Reading(self.black_level, self.white_level, self.above_white, self.max_megapixels)
+        return Reading(self.black_level, self.white_level, self.above_white, self.page, self.max_megapixels)
 
     def to_json(self) -> dict[str, Any]:
         return dict(_CARD.dump_python(self, mode="json"))

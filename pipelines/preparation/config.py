@@ -46,6 +46,7 @@ class PrepareConfig(Settings):
     black_level: Annotated[int, Field(ge=0, le=65534)]  # 16-bit value shown as black, as are those below
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white, above black_level
     above_white: AboveWhite  # what becomes of a value above white_level
+    page: NonNegativeInt | None  # of files that hold several, from 0; None: such a file is refused
     max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
     test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only
@@ -62,4 +63,4 @@ class PrepareConfig(Settings):
     @property
     def reading(self) -> Reading:
         """What its settings say of how pictures are read."""
-        return Reading(self.black_level, self.white_level, self.above_white, self.max_megapixels)
+        return Reading(self.black_level, self.white_level, self.above_white, self.page, self.max_megapixels)

@@ -111,7 +111,7 @@ class _Picture:
     mask: str | None
     original: tuple[int, int] | None = None
     pixels: str = ""
-    highest: int | None = None  # value in the file, of 16-bit grey only
+    highest: int | None = None  # value in the file, of more than 8 bits only
     black_and_white: bool = False  # two values, as a mask
     nearly_so: bool = False
     turned_alone: bool = False  # by EXIF, without its mask, in a way that leaves the shape
@@ -148,7 +148,7 @@ def _decode(source: Path, path: str, mask: str | None, config: PrepareConfig, fr
         return result
     result.marked = float(marked.mean())
     if result.original is not None:
-        result.turned_alone = _is_turned_alone(source / path, source / mask, marked.shape)
+        result.turned_alone = _is_turned_alone(source / path, config.page, source / mask, marked.shape)
     regions, _ = ndimage.label(marked, structure=_EIGHT_CONNECTED)
     for size in mask_sizes(frames):
         small, what = _shrink_mask(marked, regions, size)
@@ -176,10 +176,10 @@ def _load_mask(
     return marked
 
 
-def _is_turned_alone(picture: Path, mask: Path, shape: tuple[int, ...]) -> bool:
+def _is_turned_alone(picture: Path, page: int | None, mask: Path, shape: tuple[int, ...]) -> bool:
     """Whether the mask may lie in the pixels as they are stored: the shape tells where a turn changes it."""
-    keeps_shape = shape[0] == shape[1] or images.orientation(picture) <= 4
-    return keeps_shape and images.orientation(picture) > 1 and images.orientation(mask) == 1
+    stored = images.orientation(picture, page)
+    return (shape[0] == shape[1] or stored <= 4) and stored > 1 and images.orientation(mask, None) == 1
 
 
 def _shrink_mask(
@@ -266,7 +266,7 @@ def _tell_of_range(source: Path, pictures: list[_Picture], config: PrepareConfig
     values = [picture.highest for picture in pictures if picture.highest is not None]
     if not values:
         return
-    told = f"the brightest value in {counted(len(values), 'picture')} of 16-bit grey is {max(values)}"
+    told = f"the brightest value in {counted(len(values), 'picture')} of 16 bits is {max(values)}"
     if max(values) <= config.black_level:
         findings.problem(
             f"{source}: {told}, not above prepare.black_level {config.black_level}: all are black; lower it"

@@ -132,6 +132,7 @@ def _index(
         black_level=config.black_level,
         white_level=config.white_level,
         above_white=config.above_white,
+        page=config.page,
         has_masks=bool(mask_rows),
         surface=category in config.surfaces,
         counts={

@@ -30,6 +30,7 @@ CARD = ModelCard(
     black_level=0,
     white_level=4095,
     above_white="refuse",
+    page=None,
     max_megapixels=90,
     threshold=float(np.float32(128) / np.float32(255)),
     pixel_threshold=0.5,

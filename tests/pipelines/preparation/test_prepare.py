@@ -180,7 +180,7 @@ def deep(root, highest, pattern="train/good/*.png"):
 def test_few_bits_in_files_of_16_are_a_warning_with_the_value_to_set(mvtec, highest, level):
     deep(mvtec, highest)
     assert run(mvtec).warnings == (
-        f"the brightest value in 10 pictures of 16-bit grey is {highest} of white_level 65535, so that few shades are "
+        f"the brightest value in 10 pictures of 16 bits is {highest} of white_level 65535, so that few shades are "
         f"left: set prepare.white_level: {level}",
     )
     assert run(mvtec, CONFIG.model_copy(update={"white_level": level})).warnings == ()
@@ -203,7 +203,7 @@ def test_pictures_that_are_all_at_the_black_level_are_refused(mvtec):
     deep(mvtec, 1000)
     message = problem(mvtec, CONFIG.model_copy(update={"black_level": 1000}))
     assert (
-        f"{mvtec}: the brightest value in 10 pictures of 16-bit grey is 1000, not above prepare.black_level 1000: all "
+        f"{mvtec}: the brightest value in 10 pictures of 16 bits is 1000, not above prepare.black_level 1000: all "
         "are black; lower it"
     ) in message
 
@@ -371,6 +371,7 @@ def test_a_full_disk_is_told(mvtec):
     "wrong",
     [
         {"white_level": 0}, {"black_level": -1}, {"black_level": 65535}, {"above_white": "keep"},
+        {"page": -1}, {"page": "all"},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
         {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
     ],
@@ -390,7 +391,7 @@ def test_black_is_below_white(black):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 9
+    assert len(caught.value.errors()) == 10
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):

@@ -15,6 +15,7 @@ CONFIG = PrepareConfig(
     white_level=65535,
     above_white="refuse",
     page=None,
+    dicom_window="file",
     max_megapixels=90,
     holdout=0.2,
     test_normal=0.2,

@@ -150,6 +150,7 @@ CARD = ModelCard(
     white_level=65535,
     above_white="refuse",
     page=None,
+    dicom_window="file",
     max_megapixels=90,
     threshold=0.5,
     pixel_threshold=0.75,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter
 from pydantic_core import from_json
@@ -13,7 +13,7 @@ from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.images import Frame
-from pipelines.pictures.reading import AboveWhite
+from pipelines.pictures.reading import AboveWhite, DicomWindow
 from pipelines.records import reading
 
 FORMAT = 5  # of a prepared folder; raised when what is written changes
@@ -51,6 +51,7 @@ class PreparedIndex:
     white_level: int
     above_white: AboveWhite
     page: int | None
+    dicom_window: Literal["file"] | DicomWindow
     has_masks: bool
     surface: bool  # the category fills the image
     counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous
@@ -74,6 +75,9 @@ class PreparedIndex:
             if found != FORMAT:
                 raise StageError(f"{folder}: prepared in format {found}, this version reads {FORMAT}; {remedy}")
             return TypeAdapter(cls).validate_json(content, strict=True)
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(TypeAdapter(type(self)).dump_python(self, mode="json"))
 
     @property
     def num_masks(self) -> int:

@@ -62,6 +62,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         white_level=prepare.white_level,
         above_white=prepare.above_white,
         page=prepare.page,
+        dicom_window=prepare.dicom_window,
         max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,

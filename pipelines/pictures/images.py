@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageEr
 
 from anomaly_models.common.settings import Size
 from pipelines.errors import ImageError
-from pipelines.pictures import deep
+from pipelines.pictures import deep, dicom
 from pipelines.pictures.damage import find_damage
 from pipelines.pictures.reading import Raster, Reading, check_size, float_error, select_page
 
@@ -37,7 +37,8 @@ class Frame(NamedTuple):
         return f"{self.size} ({self.resize})"
 
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | _DICOM_SUFFIXES
 
 # Every picture's size is looked at here, before it is decoded; Pillow would warn of what the setting allows.
 Image.MAX_IMAGE_PIXELS = None
@@ -82,6 +83,8 @@ def read(path: Path, reading: Reading) -> Picture:
     Raises:
         ImageError: the file cannot be read, or the rules refuse it.
     """
+    if _is_dicom(path):
+        return Picture(dicom.read(_read(path), path, reading), None)
     decoded = _decode(path, _IMAGE_FORMATS, reading.page, reading.max_megapixels)
     if isinstance(decoded, Raster):
         return Picture(decoded.shown(path, reading), decoded.highest)
@@ -138,6 +141,8 @@ def resize_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
 
 def orientation(path: Path, page: int | None) -> int:
     """How the pixels of a picture, which can be read, are stored, by EXIF: 1 upright, 2 to 4 of the same shape."""
+    if _is_dicom(path):
+        return 1
     content = path.read_bytes()
     if _is_tiff(content) and _is_beyond_pillow(content, page):
         return deep.tiff_orientation(content, page)
@@ -184,6 +189,10 @@ def _decode(path: Path, formats: tuple[str, ...], page: int | None, max_megapixe
             f"{path}: pixel format {upright.mode!r} is not supported; save it with 8 or 16 bits per channel"
         )
     return upright
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.suffix.lower() in _DICOM_SUFFIXES
 
 
 def _is_tiff(content: bytes) -> bool:

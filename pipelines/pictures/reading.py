@@ -6,12 +6,14 @@ Every reader keeps to these rules, whatever decodes the file.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import Field
 
+from anomaly_models.common.settings import Settings
 from pipelines.errors import ImageError
 from pipelines.numbers import counted
 
@@ -22,6 +24,13 @@ _DEEPEST = 65535
 _WHITE = 255
 
 
+class DicomWindow(Settings):
+    """In the units of the modality, after slope and intercept; 0 to 255 as PS3.3 C.11.2.1.2.1 says."""
+
+    centre: float
+    width: Annotated[float, Field(ge=1)]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """All that decides, beside the file itself, on the pixels that come of it."""
@@ -30,6 +39,7 @@ class Reading:
     white_level: int  # likewise as white, above black
     above_white: AboveWhite  # what becomes of a value above white
     page: int | None  # of a file that holds several; None: such a file is refused
+    dicom_window: Literal["file"] | DicomWindow  # what of a DICOM's values is shown
     max_megapixels: int | None  # larger pictures are refused; None: as a photo
 
 

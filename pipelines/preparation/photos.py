@@ -23,7 +23,9 @@ from pipelines.progress import counting
 FORMAT = 1  # of a folder of arrays; raised when what is written changes
 
 # Photos with 16 bits use all of them.
-_PHOTO = Reading(black_level=0, white_level=65535, above_white="refuse", page=None, max_megapixels=None)
+_PHOTO = Reading(
+    black_level=0, white_level=65535, above_white="refuse", page=None, dicom_window="file", max_megapixels=None
+)
 
 Resize = Callable[[NDArray[np.uint8], Size], NDArray[np.uint8]]  # (H, W, 3), resized to that size
 

@@ -13,9 +13,8 @@ from pipelines.inference.detector import ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-CARD = ModelCard(
-    "a", "nut", Size.square(32), "bilinear", 0, 65535, "refuse", None, 90, 0.5, 0.5, 0.05, "run", "sha", [], {}
-)
+READING = (0, 65535, "refuse", None, "file", 90)
+CARD = ModelCard("a", "nut", Size.square(32), "bilinear", *READING, 0.5, 0.5, 0.05, "run", "sha", [], {})
 
 
 class Clock:

@@ -31,6 +31,7 @@ CARD = ModelCard(
     white_level=4095,
     above_white="refuse",
     page=None,
+    dicom_window="file",
     max_megapixels=90,
     threshold=float(np.float32(128) / np.float32(255)),
     pixel_threshold=0.5,
@@ -267,7 +268,9 @@ def test_what_is_left_out_is_told_in_a_row(run: Predict, tmp_path: Path) -> None
     found = {Path(result.path).name: result for result in run(source, source / "dead.png")}
     assert found.pop("a.png").error is None
     missing = "No such file or directory"
-    read = "(read are .bmp .jpeg .jpg .png .tif .tiff .webp); rename it, save it as one of them, or remove it"
+    read = (
+        "(read are .bmp .dcm .dicom .jpeg .jpg .png .tif .tiff .webp); rename it, save it as one of them, or remove it"
+    )
     assert {name: result.error for name, result in found.items()} == {
         "b.jfif": f"{source}/b.jfif: no image by its suffix '.jfif' {read}",
         "c": f"{source}/c: no image by its name, which has no suffix {read}",

@@ -11,7 +11,9 @@ from pipelines.errors import ImageError
 from pipelines.pictures import images
 from pipelines.pictures.reading import Reading
 
-WHITE = Reading(black_level=0, white_level=65535, above_white="refuse", page=None, max_megapixels=None)
+WHITE = Reading(
+    black_level=0, white_level=65535, above_white="refuse", page=None, dicom_window="file", max_megapixels=None
+)
 
 JPEGS = {
     "grey": {"mode": "L"},

@@ -18,7 +18,9 @@ from pipelines.errors import ImageError
 from pipelines.pictures import images
 from pipelines.pictures.reading import Reading
 
-DEEP = Reading(black_level=0, white_level=65535, above_white="refuse", page=None, max_megapixels=90)
+DEEP = Reading(
+    black_level=0, white_level=65535, above_white="refuse", page=None, dicom_window="file", max_megapixels=90
+)
 BITS_12 = replace(DEEP, white_level=4095)
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 65536, (20, 30), dtype=np.uint16)

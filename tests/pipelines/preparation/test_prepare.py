@@ -371,7 +371,8 @@ def test_a_full_disk_is_told(mvtec):
     "wrong",
     [
         {"white_level": 0}, {"black_level": -1}, {"black_level": 65535}, {"above_white": "keep"},
-        {"page": -1}, {"page": "all"},
+        {"page": -1}, {"page": "all"}, {"dicom_window": "soft"}, {"dicom_window": {"centre": 40}},
+        {"dicom_window": {"centre": 40, "width": 0.5}}, {"dicom_window": {"centre": float("nan"), "width": 400}},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
         {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
     ],
@@ -391,7 +392,7 @@ def test_black_is_below_white(black):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 10
+    assert len(caught.value.errors()) == 11
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):

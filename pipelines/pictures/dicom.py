@@ -6,6 +6,7 @@ patient, wherever it says so, reaches nothing.
 
 import io
 import logging
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ _GREYS = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})  # of which pydicom makes RGB
 _MOST_BITS = 16
 _SILENCING = threading.Lock()
+_SILENT = ("ignore", None, Warning, re.compile("pydicom"), 0)  # a filter of warnings, as Python keeps it
 
 
 def read(content: bytes, path: Path, reading: Reading) -> NDArray[np.uint8]:
@@ -67,8 +69,8 @@ def _silence() -> None:
 
     logging.getLogger("pydicom").disabled = True
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    with _SILENCING:  # which would otherwise take the filter away for a moment, to put it first
-        if not any(module is not None and module.pattern == "pydicom" for *_, module, _ in warnings.filters):
+    with _SILENCING:  # putting a filter first takes it away for a moment
+        if warnings.filters[:1] != [_SILENT]:
             warnings.filterwarnings("ignore", module="pydicom")
 
 

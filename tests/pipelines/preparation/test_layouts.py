@@ -73,8 +73,8 @@ def test_unused_files_and_folders_are_told(mvtec):
     assert run(mvtec).warnings == (
         "folders that are not used: validation",
         "folders that are not used: train/bad",
-        "1 file ignored, of no image type: train/good/notes.pdf (read are .bmp .dcm .dicom .jpeg .jpg .png .tif .tiff .webp: "
-        "rename what is one of them, save what is not)",
+        "1 file ignored, of no image type: train/good/notes.pdf (read are .bmp .dcm .dicom .jpeg .jpg .png .tif .tiff "
+        ".webp: rename what is one of them, save what is not)",
     )
 
 

@@ -1,7 +1,8 @@
 """The one way from a file to pixels: `prepare`, `evaluate`, `export` and `predict` all read images here.
 
 Pillow and numpy (and simplejpeg, to find damage), so that a machine on the line needs no torch to see what training
-saw. Colour profiles are ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
+saw; what these cannot read, `deep` and `dicom` do, with packages that are imported when such a picture comes. Colour
+profiles are ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
 """
 
 import io

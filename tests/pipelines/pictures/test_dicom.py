@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pydicom
 import pytest
+from drawn_dicoms import PATIENT, described, named_everywhere, saved
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -32,40 +33,8 @@ from pipelines.pictures.reading import DicomWindow, Reading
 READING = Reading(
     black_level=0, white_level=65535, above_white="refuse", page=None, dicom_window="file", max_megapixels=90
 )
-CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 NOISE = np.random.default_rng(0).integers(0, 4096, (20, 30), dtype=np.uint16)
 PART = np.tile(np.arange(96, dtype=np.uint8) * 2, (64, 1))
-
-
-def described(values, *, bits=None, frames=1, **header):
-    """A data set whose pixels are (H, W), (H, W, 3) or, of several `frames`, (N, H, W)."""
-    dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = CAPTURE, "1.2.3"
-    shape = values.shape[1:] if frames > 1 else values.shape
-    dataset.Rows, dataset.Columns = shape[:2]
-    dataset.SamplesPerPixel = 1 if len(shape) == 2 else 3
-    dataset.PhotometricInterpretation = "MONOCHROME2" if len(shape) == 2 else "RGB"
-    if len(shape) == 3:
-        dataset.PlanarConfiguration = 0
-    if frames > 1:
-        dataset.NumberOfFrames = frames
-    dataset.BitsAllocated = 8 * values.itemsize
-    dataset.BitsStored = bits or 8 * values.itemsize
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(values.dtype.kind == "i")
-    dataset.PixelData = values.tobytes()
-    for keyword, value in header.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
-def saved(dataset, syntax=ExplicitVRLittleEndian):
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    file = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"):
-        dataset.save_as(file, enforce_file_format=True)
-    return file.getvalue()
 
 
 def dicom(values, syntax=ExplicitVRLittleEndian, **options):
@@ -363,19 +332,9 @@ def test_the_limit_holds_before_anything_is_decoded(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------------- patients
 
-PATIENT = "DOE^JANE"
-WORDS = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"}  # kinds of attribute that hold a name as it is
-
 
 def with_patient():
-    """A name in all attributes of words that the standard knows, but for those that describe the pixels."""
-    dataset = described(NOISE, bits=12)
-    pixels = {"PhotometricInterpretation", "VOILUTFunction", "SpecificCharacterSet"}
-    for tag, (kind, *_, keyword) in pydicom.datadict.DicomDictionary.items():
-        if kind in WORDS and keyword and keyword not in pixels and tag >> 16 > 0x0007:
-            dataset.add_new(tag, kind, PATIENT)
-    dataset.add_new(0x00091001, "LO", PATIENT)  # private
-    dataset.PatientComments = PATIENT
+    dataset = named_everywhere(described(NOISE, bits=12))
     assert len(dataset) > 1000
     return dataset
 

@@ -100,5 +100,5 @@ COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url 
 lock: setup ## Renew the two locks from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	  del extras["dev"]; print(*sum(extras.values(), []), sep="\n")' \
+	  [extras.pop(name) for name in ("dev", "images", "medical")]; print(*sum(extras.values(), []), sep="\n")' \
 	  | $(COMPILE) - --no-deps --no-annotate --output-file requirements-extras.lock

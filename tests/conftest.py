@@ -48,14 +48,11 @@ def tiny_params() -> dict[str, Any]:
     return {
         "download": {"demo_textures": {"image_size": 64, "per_class": 1, "seed": 0}},
         "data": {"root": "images", "categories": [CATEGORY]},
-        "prepare": {"white_level": 65535, "max_megapixels": 90, "seed": 0}
-        | {
-            "holdout": 0.25,
-            "test_normal": 0.25,
-            "anomalous_train": {"count": 0, "protocol": "spread"},
-            "regions": {},
-            "surfaces": [],
-        },
+        "prepare": {"black_level": 0, "white_level": 65535, "above_white": "refuse", "page": None}
+        | {"dicom_window": "file"}
+        | {"holdout": 0.25, "test_normal": 0.25, "anomalous_train": {"count": 0, "protocol": "spread"}}
+        | {"regions": {}, "surfaces": []}
+        | {"max_megapixels": 90, "seed": 0},
         "photos": "data/demo_textures",
         "texture_photos": "data/demo_textures",
         "distill": {},

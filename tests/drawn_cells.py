@@ -65,7 +65,9 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
     np.save(images_file(folder, frame), np.stack([p.rgb for p in pictures]))
     if masked:
         np.save(masks_file(folder, frame.shape), np.stack([p.truth for p in masked]))
-    index = PreparedIndex(category, "folder", 255, bool(masked), False, None, {}, "", (), tuple(images))
+    index = PreparedIndex(
+        category, "folder", 0, 255, "refuse", None, "file", bool(masked), False, None, {}, "", (), tuple(images)
+    )
     write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
     return folder
 

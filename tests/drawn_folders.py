@@ -11,7 +11,11 @@ from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
 from pipelines.preparation.prepare import prepare
 
 CONFIG = PrepareConfig(
+    black_level=0,
     white_level=65535,
+    above_white="refuse",
+    page=None,
+    dicom_window="file",
     max_megapixels=90,
     holdout=0.2,
     test_normal=0.2,

@@ -198,8 +198,12 @@ def modules(patterns: tuple[str, ...]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("patterns", "heavy"),
-    [(TORCH_FREE, {"torch", "torchvision", "timm", "kornia"}), (MLFLOW_FREE, {"mlflow", "dvc", "matplotlib"})],
-    ids=["torch", "mlflow"],
+    [
+        (TORCH_FREE, {"torch", "torchvision", "timm", "kornia"}),
+        (MLFLOW_FREE, {"mlflow", "dvc", "matplotlib"}),
+        (TORCH_FREE, {"tifffile", "imagecodecs", "pydicom"}),
+    ],
+    ids=["torch", "mlflow", "extras"],
 )
 def test_light_modules_import_nothing_heavy(patterns: tuple[str, ...], heavy: set[str]) -> None:
     assert all(list(ROOT.glob(pattern)) for pattern in patterns)

@@ -27,6 +27,12 @@ def test_every_line_is_a_pin_a_hash_or_a_comment(name: str) -> None:
 def test_each_extra_is_locked() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     pins = locked("requirements-extras.lock")
-    wanted = {requirement for name, extra in extras.items() if name != "dev" for requirement in extra}
+    (tested,) = [requirement for requirement in extras["dev"] if requirement.startswith("blemish[")]
+    names_tested = tested.removeprefix("blemish[").removesuffix("]").split(",")
+    wanted = {
+        requirement for name, extra in extras.items() if name not in ("dev", *names_tested) for requirement in extra
+    }
     assert wanted <= {f"{package}=={version}" for package, version in pins.items()}
     assert not pins.keys() & locked("requirements.lock").keys()
+    for requirement in (requirement for name in names_tested for requirement in extras[name]):
+        assert requirement.partition(">")[0] in locked("requirements.lock")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.frames import Frame, Shape, read_back
+from pipelines.pictures.reading import AboveWhite, DicomWindow
 from pipelines.records import reading
 
 FORMAT = 5  # of a prepared folder; raised when what is written changes
@@ -53,7 +54,11 @@ class PreparedIndex:
 
     category: str
     layout: Layout
+    black_level: int
     white_level: int
+    above_white: AboveWhite
+    page: int | None
+    dicom_window: Literal["file"] | DicomWindow
     has_masks: bool
     surface: bool  # the category fills the image
     region: str | None  # of interest, as `frames.written`; None: all of a picture
@@ -78,6 +83,9 @@ class PreparedIndex:
             if found != FORMAT:
                 raise StageError(f"{folder}: prepared in format {found}, this version reads {FORMAT}; {remedy}")
             return TypeAdapter(cls).validate_json(content, strict=True)
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(TypeAdapter(type(self)).dump_python(self, mode="json"))
 
     @property
     def of_interest(self) -> NDArray[np.bool_] | None:

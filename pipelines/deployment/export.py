@@ -52,6 +52,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     trained = load_trained(cell, torch.device("cpu"))
     data = trained.data(project, torch.device("cpu"))
     threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} first").threshold
+    prepare = trained.run.settings.prepare
     card = ModelCard(
         model=model_name,
         category=category,
@@ -59,7 +60,11 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         resize=trained.config.resize,
         fit=trained.config.fit,
         region=data.index.region,
-        white_level=trained.run.settings.prepare.white_level,
+        black_level=prepare.black_level,
+        white_level=prepare.white_level,
+        above_white=prepare.above_white,
+        page=prepare.page,
+        dicom_window=prepare.dicom_window,
         max_megapixels=params.prepare.max_megapixels,
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -16,6 +16,7 @@ from pipelines.errors import ExportError, ImageError
 from pipelines.pictures import images
 from pipelines.pictures.frames import Fit, Frame, greyed, read_back, size_of
 from pipelines.pictures.overlays import Map, Pixels, resize_map
+from pipelines.pictures.reading import AboveWhite, DicomWindow, Reading
 
 FORMAT = "4"  # of the metadata below
 
@@ -30,7 +31,11 @@ class ModelCard:
     resize: images.Filter  # how pictures come to it
     fit: Fit  # likewise: distorted to the input, whole between borders, or their centre
     region: str | None  # of interest, as `frames.written`: outside of it nothing counts; for pictures of its size alone
-    white_level: int  # 16-bit value shown as white
+    black_level: int  # 16-bit value shown as black
+    white_level: int  # likewise as white
+    above_white: AboveWhite
+    page: int | None  # of files that hold several; None: such a file is refused
+    dicom_window: Literal["file"] | DicomWindow  # what of a DICOM's values is shown
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
@@ -48,6 +53,18 @@ class ModelCard:
     def takes_region(self) -> bool:
         """Whether the graph has a second input."""
         return self.fit == "pad" or self.region is not None
+
+    @property
+    def reading(self) -> Reading:
+        """How files are read."""
+        return Reading(
+            self.black_level,
+            self.white_level,
+            self.above_white,
+            self.page,
+            self.dicom_window,
+            self.max_megapixels,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return dict(_CARD.dump_python(self, mode="json"))
@@ -92,7 +109,7 @@ class Detector:
 
     def read(self, path: Path) -> NDArray[np.uint8]:
         """A file -> (H, W, 3), by the path that `prepare` took; raises ImageError."""
-        return images.load_rgb(path, self.card.white_level, self.card.max_megapixels)
+        return images.load_rgb(path, self.card.reading)
 
     def fitted(self, rgb: Pixels, name: str) -> Inputs:
         """A picture (H, W, 3) called `name` -> a batch of one, by the path that `prepare` took.

@@ -18,7 +18,7 @@ to decode to as many blocks as were there, one hole of 512 random bytes in about
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import simplejpeg
 from PIL import Image, TiffImagePlugin
@@ -27,6 +27,9 @@ _HOLE = bytes(256)  # half a sector
 
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")  # that ends a scan, or begins a segment with a length
 _DHT, _EOI, _SOS = b"\xc4", b"\xd9", b"\xda"
+_EOI_MARKER = b"\xff" + _EOI
+_PADDING = 16  # bytes that may follow it in a strip, a tile or a DICOM's frame
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame's header, by its process
 _AC = 16  # added to the number of a Huffman table for AC coefficients
 
 _UNCOMPRESSED, _JPEG = 1, 7  # values of TIFF's tag Compression
@@ -63,6 +66,26 @@ def _damage_of_jpeg(content: bytes) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def find_damage_in_jpeg_part(content: bytes) -> str | None:
+    """What is wrong with a JPEG within another file; of 12 bits, or without loss, holes show and a missing end."""
+    if _is_of_8_bits(content):
+        return _damage_of_jpeg(content)
+    if _has_hole(content):
+        return "a hole of zeros in its data"
+    return None if _EOI_MARKER in content[-_PADDING:] else "its end is missing"
+
+
+def _is_of_8_bits(content: bytes) -> bool:
+    """By the header of the frame, which tells the process: baseline, extended and progressive have codes of 8 bits."""
+    position = 2
+    while position + 5 <= len(content) and content[position] == 0xFF:
+        marker = content[position + 1]
+        if marker in _FRAMES:
+            return marker <= 0xC2 and content[position + 4] == 8
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return True
 
 
 def _has_hole(content: bytes) -> bool:
@@ -130,21 +153,34 @@ def _damage_of_tiff(content: bytes, image: TiffImagePlugin.TiffImageFile) -> str
     tags = image.tag_v2
     compression = tags.get(259, _UNCOMPRESSED)
     if compression == _UNCOMPRESSED:
-        return None
-    for offsets, lengths in _PLACES:
-        for offset, length in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False):
-            part = content[offset : offset + length]
-            if len(part) < length:
-                return "its end is missing"
-            if damage := _damage_of_part(part, compression, tags.get(_JPEG_TABLES, b"")):
-                return f"in the strip or tile at byte {offset}, {damage}"
+        return None  # Pillow misses what is missing
+    places = [
+        place
+        for offsets, lengths in _PLACES
+        for place in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False)
+    ]
+    return find_damage_in_parts(content, places, compression, tags.get(_JPEG_TABLES, b""))
+
+
+def find_damage_in_parts(
+    content: bytes, places: Sequence[tuple[int, int]], compression: int, jpeg_tables: bytes
+) -> str | None:
+    """What is wrong with the strips or tiles of a TIFF, at their (offset, length); None where nothing shows."""
+    for offset, length in places:
+        part = content[offset : offset + length]
+        if not part or len(part) < length:
+            return "its end is missing"
+        if damage := _damage_of_part(part, compression, jpeg_tables):
+            return f"in the strip or tile at byte {offset}, {damage}"
     return None
 
 
 def _damage_of_part(part: bytes, compression: int, tables: bytes) -> str | None:
     """What is wrong with a strip or tile; JPEG's `tables` are a file of their own, from start marker to end marker."""
+    if compression == _UNCOMPRESSED:
+        return None
     if compression == _JPEG:
-        return _damage_of_jpeg(tables[:-2] + part[2:] if tables else part)
+        return find_damage_in_jpeg_part(tables[:-2] + part[2:] if tables else part)
     if compression not in _DEFLATE:
         return _hole_in(part)
     try:

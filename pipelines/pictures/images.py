@@ -1,11 +1,11 @@
 """The one way from a file to pixels: `prepare`, `evaluate`, `export` and `predict` all read images here.
 
 Pillow and numpy (and simplejpeg, to find damage), so that a machine on the line needs no torch to see what training
-saw. Colour profiles are ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
+saw; what these cannot read, `deep` and `dicom` do, with packages that are imported when such a picture comes. Colour
+profiles are ignored and CMYK is converted by the plain formula; transparent pixels show a white ground.
 """
 
 import io
-import math
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,9 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageEr
 
 from anomaly_models.common.settings import Size
 from pipelines.errors import ImageError
+from pipelines.pictures import deep, dicom
 from pipelines.pictures.damage import find_damage
+from pipelines.pictures.reading import Raster, Reading, check_size, float_error, select_page
 
 Filter = Literal["bilinear", "lanczos"]  # both antialiased
 _RESAMPLING: dict[Filter, Image.Resampling] = {
@@ -26,9 +28,9 @@ _RESAMPLING: dict[Filter, Image.Resampling] = {
 }
 
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | _DICOM_SUFFIXES
 
-PHOTO_MEGAPIXELS = 90  # the most of a photo, for which there is no setting
 # Every picture's size is looked at here, before it is decoded; Pillow would warn of what the setting allows.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -38,10 +40,12 @@ _IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _MASK_FORMATS = ("PNG", "BMP", "TIFF")
 
 _DEEP_GREY_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
-_DEEP_COLOUR_ENDINGS = (";16L", ";16B", ";16N")
-_DEEP_WHITE = 65535
+_DEEP_COLOUR_ENDING = ";16B"  # of PNG
 _ORIENTATION = 274  # EXIF's tag
 _SUBFILE_TYPE = 254  # TIFF's tag: its first bit says that a page is another's at a lower resolution
+_BITS = 258  # TIFF's tag, of each channel
+_COMPRESSION = 259  # TIFF's tag
+_NOT_IN_PILLOW = {50001}  # values of it: WebP
 _PHOTOMETRIC = 262  # TIFF's tag: 0 says that white is 0, as X-ray machines write it
 # Pillow knows 16 bits with white as 0 in the other byte order only.
 TiffImagePlugin.OPEN_INFO[b"MM", 0, (1,), 1, (16,), ()] = ("I;16B", "I;16B")
@@ -61,34 +65,29 @@ class Picture:
     """A file, read."""
 
     rgb: NDArray[np.uint8]  # (H, W, 3), upright
-    highest: int | None  # value in the file, of 16-bit grey only
+    highest: int | None  # value in the file, of more than 8 bits only
 
 
-def read(path: Path, white_level: int, max_megapixels: int | None = None) -> Picture:
-    """Read an image, upright.
-
-    One of more than `max_megapixels` million pixels is refused before it is decoded; by default, more than a photo has.
-
-    16-bit grey is scaled so that `white_level` becomes 255, rounded half up; where the file says that white is 0
-    (TIFF's WhiteIsZero), so that 0 becomes 255 and `white_level` 0.
+def read(path: Path, reading: Reading) -> Picture:
+    """Read an image, upright, by the rules of `reading`.
 
     Raises:
-        ImageError: the file cannot be read, is too large, or holds a value above `white_level`.
+        ImageError: the file cannot be read, or the rules refuse it.
     """
-    image, white_is_zero = _decode(path, _IMAGE_FORMATS, max_megapixels)
-    if image.mode in _DEEP_GREY_MODES:
-        values = _deep_grey(image, path, white_level)
-        grey = _scale(white_level - values if white_is_zero else values, white_level)
-        return Picture(np.repeat(grey[..., None], 3, axis=2), int(values.max()))
-    if image.has_transparency_data:
-        colour = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
-    return Picture(np.array(image.convert("RGB")), None)
+    if _is_dicom(path):
+        return Picture(dicom.read(_read(path), path, reading), None)
+    decoded = _decode(path, _IMAGE_FORMATS, reading.page, reading.max_megapixels)
+    if isinstance(decoded, Raster):
+        return Picture(decoded.shown(path, reading), decoded.highest)
+    if decoded.has_transparency_data:
+        colour = decoded.convert("RGBA")
+        decoded = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
+    return Picture(np.array(decoded.convert("RGB")), None)
 
 
-def load_rgb(path: Path, white_level: int, max_megapixels: int | None = None) -> NDArray[np.uint8]:
+def load_rgb(path: Path, reading: Reading) -> NDArray[np.uint8]:
     """The pixels alone: (H, W, 3). Raises as `read`."""
-    return read(path, white_level, max_megapixels).rgb
+    return read(path, reading).rgb
 
 
 def resize_rgb(rgb: NDArray[np.uint8], size: Size, resize: Filter) -> NDArray[np.uint8]:
@@ -107,10 +106,10 @@ def load_mask(path: Path, max_megapixels: int | None = None) -> NDArray[np.bool_
     Raises:
         ImageError: the file cannot be read, is too large, or is compressed with loss.
     """
-    image, white_is_zero = _decode(path, _MASK_FORMATS, max_megapixels)
-    if image.mode in _DEEP_GREY_MODES:
-        return np.asarray(image) != (_DEEP_WHITE if white_is_zero else 0)
-    rgba = np.asarray(image.convert("RGBA"))
+    decoded = _decode(path, _MASK_FORMATS, None, max_megapixels)
+    if isinstance(decoded, Raster):
+        return decoded.is_marked()
+    rgba = np.asarray(decoded.convert("RGBA"))
     return (rgba[..., :3] != 0).any(axis=2) & (rgba[..., 3] != 0)
 
 
@@ -120,25 +119,37 @@ def resize_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:
     return np.asarray(grey.resize((size.width, size.height), Image.Resampling.NEAREST)) != 0
 
 
-def orientation(path: Path) -> int:
+def orientation(path: Path, page: int | None) -> int:
     """How the pixels of a picture, which can be read, are stored, by EXIF: 1 upright, 2 to 4 of the same shape."""
-    with Image.open(path, formats=_IMAGE_FORMATS) as image:
-        found = image.getexif().get(_ORIENTATION, 1)
+    if _is_dicom(path):
+        return 1
+    content = path.read_bytes()
+    if _is_tiff(content) and _is_beyond_pillow(content, page):
+        return deep.tiff_orientation(content, page)
+    with Image.open(io.BytesIO(content), formats=_IMAGE_FORMATS) as image:
+        if page and isinstance(image, TiffImagePlugin.TiffImageFile):
+            image.seek(_full_pages(image)[page])
+        return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
+    found = image.getexif().get(_ORIENTATION, 1)
     return found if found in range(2, 9) else 1
 
 
-def _decode(path: Path, formats: tuple[str, ...], max_megapixels: int | None) -> tuple[Image.Image, bool]:
-    """Read a whole file into an upright image of a supported mode, or raise ImageError.
-
-    The flag says that its deep grey is to be inverted: where 0 is white, Pillow turns round no more than 8 bits.
-    """
+def _decode(path: Path, formats: tuple[str, ...], page: int | None, max_megapixels: int | None) -> Image.Image | Raster:
+    """Read a whole file into an upright image of 8 bits, or what is beyond, or raise ImageError."""
     content = _read(path)
+    if _is_tiff(content) and _is_beyond_pillow(content, page):
+        return deep.read_tiff(content, path, page, max_megapixels)
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
-            _check_size(image, path, max_megapixels)
-            _check_header(image, path)
+            _find_page(image, path, page)
+            check_size(image.width, image.height, path, max_megapixels)
             if damage := find_damage(content, image):
                 raise ImageError(f"{path}: damaged image ({damage}); save it again or remove it")
+            if _is_deep_colour(image):
+                return deep.read_png(content, path, _orientation(image))
             white_is_zero = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -149,11 +160,36 @@ def _decode(path: Path, formats: tuple[str, ...], max_megapixels: int | None) ->
         raise ImageError(f"{path}: not a {_either(formats)} image{why}; save it as one or remove it") from error
     except Exception as error:  # Pillow's decoders raise nearly any class on damaged bytes
         raise ImageError(f"{path}: damaged image ({error}); save it again or remove it") from error
-    if upright.mode not in _BYTE_MODES | _DEEP_GREY_MODES:
+    if upright.mode == "F":
+        raise float_error(np.asarray(upright), path)
+    if upright.mode in _DEEP_GREY_MODES:  # of which Pillow does not turn round what has 0 as white
+        return Raster(np.asarray(upright), white_is_zero)
+    if upright.mode not in _BYTE_MODES:
         raise ImageError(
             f"{path}: pixel format {upright.mode!r} is not supported; save it with 8 or 16 bits per channel"
         )
-    return upright, white_is_zero
+    return upright
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.suffix.lower() in _DICOM_SUFFIXES
+
+
+def _is_tiff(content: bytes) -> bool:
+    return content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
+
+
+def _is_beyond_pillow(content: bytes, page: int | None) -> bool:
+    """Whether a TIFF, or that page of it, is damaged in its head, unknown to Pillow or of more bits than it keeps."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
+            assert isinstance(image, TiffImagePlugin.TiffImageFile)
+            image.seek(_full_pages(image)[page or 0])
+            return _is_deep_colour(image) or image.tag_v2.get(_COMPRESSION) in _NOT_IN_PILLOW
+    except IndexError:
+        return False  # what is said of a page that is not there, is said elsewhere
+    except Exception:  # Pillow's parser raises nearly any class
+        return True
 
 
 def _either(names: tuple[str, ...]) -> str:
@@ -172,42 +208,35 @@ def _read(path: Path) -> bytes:
     return content
 
 
-def _check_size(image: Image.Image, path: Path, max_megapixels: int | None) -> None:
-    """A file of some kilobytes may unpack to gigabytes: a decompression bomb."""
-    limit = PHOTO_MEGAPIXELS if max_megapixels is None else max_megapixels
-    megapixels = image.width * image.height / 1e6
-    if megapixels <= limit:
+def _find_page(image: Image.Image, path: Path, page: int | None) -> None:
+    """Go to the page of a TIFF that is to be read; other formats have one. Raises ImageError."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        found = _full_pages(image)
+        image.seek(found[select_page(len(found), path, page)])
         return
-    found = f"{image.width:,} x {image.height:,} pixels are {megapixels:,.1f} megapixels"
-    if max_megapixels is None:
-        raise ImageError(f"{path}: {found}, above {limit} for photos; make it smaller or remove it")
-    raise ImageError(
-        f"{path}: {found}, above `prepare.max_megapixels` {limit}; set it to {math.ceil(megapixels)}, if the memory "
-        "allows, or make the picture smaller"
-    )
-
-
-def _check_header(image: Image.Image, path: Path) -> None:
     # The further frames of an MPO, a camera's JPEG, are previews and depth maps of the first.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1 and not _is_with_thumbnails(image):
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"{path}: holds several frames; save each as an image of its own")
-    # Pillow has no mode for these: it drops the low bytes in silence, whatever the white level.
-    if image.mode not in _DEEP_GREY_MODES and (stored := _stored_format(image)).endswith(_DEEP_COLOUR_ENDINGS):
-        if stored.startswith("LA"):
-            raise ImageError(f"{path}: 16-bit grey with transparency is not supported; save it without transparency")
-        raise ImageError(f"{path}: 16-bit colour is not supported; save it as 8-bit colour or as 16-bit grey")
+    select_page(1, path, page)
 
 
-def _is_with_thumbnails(image: Image.Image) -> bool:
-    """Whether all further pages of a TIFF are smaller versions of the first, as scanners and microscopes add them."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return False
-    reduced = []
+def _full_pages(image: TiffImagePlugin.TiffImageFile) -> list[int]:
+    """The pages of a TIFF but for smaller versions of another, as scanners and microscopes add them."""
+    full = []
     for page in range(image.n_frames):
         image.seek(page)
-        reduced.append(bool(image.tag_v2.get(_SUBFILE_TYPE, 0) & 1))
-    image.seek(0)
-    return not reduced[0] and all(reduced[1:])
+        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & 1:
+            full.append(page)
+    return full or list(range(image.n_frames))
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Pillow has no mode for it: it would drop the low bytes in silence, or take them for pixels."""
+    if image.mode in {*_DEEP_GREY_MODES, "F"}:
+        return False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return max(image.tag_v2.get(_BITS, (8,))) > 8
+    return _stored_format(image).endswith(_DEEP_COLOUR_ENDING)
 
 
 def _stored_format(image: Image.Image) -> str:
@@ -216,20 +245,3 @@ def _stored_format(image: Image.Image) -> str:
         return image.mode
     args = image.tile[0].args
     return str(args[0]) if isinstance(args, tuple) else str(args)
-
-
-def _deep_grey(image: Image.Image, path: Path, white_level: int) -> NDArray[np.int64]:
-    """The values in the file, (H, W), none of them negative or above the white level."""
-    values = np.asarray(image).astype(np.int64)
-    lowest, highest = int(values.min()), int(values.max())
-    if highest > _DEEP_WHITE:
-        raise ImageError(f"{path}: holds the value {highest}, above {_DEEP_WHITE}; save it as unsigned 16-bit grey")
-    if highest > white_level:
-        raise ImageError(f"{path}: holds the value {highest}, above `prepare.white_level` {white_level}; raise it")
-    if lowest < 0:
-        raise ImageError(f"{path}: holds the negative value {lowest}; save it as unsigned 16-bit grey")
-    return values
-
-
-def _scale(values: NDArray[np.int64], white_level: int) -> NDArray[np.uint8]:
-    return ((2 * 255 * values + white_level) // (2 * white_level)).astype(np.uint8)

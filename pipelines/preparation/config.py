@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from anomaly_models.common.settings import Settings, Sides
 from pipelines.pictures.frames import Fit, Frame
 from pipelines.pictures.images import Filter
+from pipelines.pictures.reading import AboveWhite, DicomWindow, Reading
 
 Corner: TypeAlias = Annotated[tuple[NonNegativeInt, NonNegativeInt], Field(strict=False)]  # x, y of the upright picture
 Polygon: TypeAlias = Annotated[tuple[Corner, ...], Field(strict=False, min_length=3)]
@@ -67,7 +68,11 @@ class Views(RootModel[dict[str, View]]):
 class PrepareConfig(Settings):
     """Section `prepare` of `params.yaml`. What pictures are resized to, the models' own sections say."""
 
-    white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white
+    black_level: Annotated[int, Field(ge=0, le=65534)]  # 16-bit value shown as black, as are those below
+    white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white, above black_level
+    above_white: AboveWhite  # what becomes of a value above white_level
+    page: NonNegativeInt | None  # of files that hold several, from 0; None: such a file is refused
+    dicom_window: Literal["file"] | DicomWindow  # the first that a file names, or one for all
     max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
     test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only
@@ -75,3 +80,21 @@ class PrepareConfig(Settings):
     regions: dict[str, RegionConfig]  # by category, of those that have one
     surfaces: list[str]  # categories that fill the image: no part stands out from a background
     seed: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _has_a_window(self) -> Self:
+        if self.black_level >= self.white_level:
+            raise ValueError(f"black_level {self.black_level} is not below white_level {self.white_level}")
+        return self
+
+    @property
+    def reading(self) -> Reading:
+        """What its settings say of how pictures are read."""
+        return Reading(
+            self.black_level,
+            self.white_level,
+            self.above_white,
+            self.page,
+            self.dicom_window,
+            self.max_megapixels,
+        )

@@ -105,7 +105,7 @@ def decoded(
             _tell_of_other_sizes(source, pictures, size_of(of_interest), result.findings)
         _tell_of_masks(pictures, result.findings)
         result.shrunk.update(_told_of_shrinking(pictures))
-        _tell_of_range(pictures, config.white_level, result.findings)
+        _tell_of_range(source, pictures, config, result.findings)
         yield result
 
 
@@ -117,7 +117,7 @@ class _Picture:
     mask: str | None
     original: tuple[int, int] | None = None
     pixels: str = ""
-    highest: int | None = None  # value in the file, of 16-bit grey only
+    highest: int | None = None  # value in the file, of more than 8 bits only
     black_and_white: bool = False  # two values, as a mask
     nearly_so: bool = False
     turned_alone: bool = False  # by EXIF, without its mask, in a way that leaves the shape
@@ -142,7 +142,7 @@ def _decode(
 ) -> _Picture:
     result = _Picture(path, mask, pixels=f"unreadable: {path}")
     try:
-        picture = images.read(source / path, config.white_level, config.max_megapixels)
+        picture = images.read(source / path, config.reading)
         height, width = picture.rgb.shape[:2]
         result.original = width, height
         result.pixels = hashlib.sha256(picture.rgb.tobytes() + f"{width} x {height}".encode()).hexdigest()
@@ -163,7 +163,7 @@ def _decode(
         return result
     result.marked = float(marked.mean())
     if result.original is not None:
-        result.turned_alone = _is_turned_alone(source / path, source / mask, marked.shape)
+        result.turned_alone = _is_turned_alone(source / path, config.page, source / mask, marked.shape)
     if of_interest is not None and marked.shape == of_interest.shape:
         marked = marked & of_interest
     for shape in mask_shapes(frames):
@@ -192,10 +192,10 @@ def _load_mask(
     return marked
 
 
-def _is_turned_alone(picture: Path, mask: Path, shape: tuple[int, ...]) -> bool:
+def _is_turned_alone(picture: Path, page: int | None, mask: Path, shape: tuple[int, ...]) -> bool:
     """Whether the mask may lie in the pixels as they are stored: the shape tells where a turn changes it."""
-    keeps_shape = shape[0] == shape[1] or images.orientation(picture) <= 4
-    return keeps_shape and images.orientation(picture) > 1 and images.orientation(mask) == 1
+    stored = images.orientation(picture, page)
+    return (shape[0] == shape[1] or stored <= 4) and stored > 1 and images.orientation(mask, None) == 1
 
 
 def _fit_mask(mask: NDArray[np.bool_], shape: Shape) -> tuple[NDArray[np.bool_], str | None]:
@@ -299,14 +299,19 @@ def _tell_of_masks(pictures: list[_Picture], findings: Findings) -> None:
         )
 
 
-def _tell_of_range(pictures: list[_Picture], white_level: int, findings: Findings) -> None:
+def _tell_of_range(source: Path, pictures: list[_Picture], config: PrepareConfig, findings: Findings) -> None:
     """12 bits in a file of 16 would leave 16 of 256 shades."""
     values = [picture.highest for picture in pictures if picture.highest is not None]
     if not values:
         return
+    told = f"the brightest value in {counted(len(values), 'picture')} of 16 bits is {max(values)}"
+    if max(values) <= config.black_level:
+        findings.problem(
+            f"{source}: {told}, not above prepare.black_level {config.black_level}: all are black; lower it"
+        )
+        return
     used = max(2 ** max(values).bit_length() - 1, 255)
-    if 2 * used < white_level:
+    if 2 * (used - config.black_level) < config.white_level - config.black_level:
         findings.warnings.append(
-            f"the brightest value in {counted(len(values), 'picture')} of 16-bit grey is {max(values)} of white_level "
-            f"{white_level}, so that few shades are left: set prepare.white_level: {used}"
+            f"{told} of white_level {config.white_level}, so that few shades are left: set prepare.white_level: {used}"
         )

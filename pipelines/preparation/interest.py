@@ -49,7 +49,7 @@ def _first(listing: Listing) -> str:
 
 def _drawn(polygons: Sequence[Polygon], picture: Path, setting: str, config: PrepareConfig) -> NDArray[np.bool_]:
     """The inside of the polygons, their outlines included, of pictures as large as that one."""
-    height, width = images.load_rgb(picture, config.white_level, config.max_megapixels).shape[:2]
+    height, width = images.load_rgb(picture, config.reading).shape[:2]
     canvas = Image.new("1", (width, height))
     for polygon in polygons:
         if beyond := [corner for corner in polygon if corner[0] > width or corner[1] > height]:

@@ -16,12 +16,16 @@ from pipelines.errors import DatasetError, ImageError, told
 from pipelines.files import atomic_folder, read_json, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
+from pipelines.pictures.reading import Reading
 from pipelines.preparation.rows import array_file, in_order, threads
 from pipelines.progress import counting
 
 FORMAT = 1  # of a folder of arrays; raised when what is written changes
 
-_WHITE_LEVEL = 65535  # photos with 16 bits use all of them
+# Photos with 16 bits use all of them.
+_PHOTO = Reading(
+    black_level=0, white_level=65535, above_white="refuse", page=None, dicom_window="file", max_megapixels=None
+)
 
 Resize = Callable[[NDArray[np.uint8], Size], NDArray[np.uint8]]  # (H, W, 3), resized to that size
 
@@ -139,7 +143,7 @@ def write_arrays(
 
 def _decode(path: Path, resize: Resize, sizes: Sequence[Size]) -> tuple[bytes, list[NDArray[np.uint8]]] | ImageError:
     try:
-        photo = images.load_rgb(path, _WHITE_LEVEL)
+        photo = images.load_rgb(path, _PHOTO)
     except ImageError as error:
         return error
     return hashlib.sha256(path.read_bytes()).digest(), [resize(photo, size) for size in sizes]

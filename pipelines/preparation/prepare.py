@@ -8,7 +8,7 @@ Every problem of a category is found before one error lists them all, and nothin
 import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +72,7 @@ def prepare(
         digests = _digests(source, listing, masks, pool)
         region = None if of_interest is None else written(of_interest)
         index = _index(category, layout, items, rows.originals, digests, config, region, findings)
-        write_json(folder / INDEX_FILE, {"format": FORMAT} | asdict(index))
+        write_json(folder / INDEX_FILE, {"format": FORMAT} | index.to_json())
         of_frame = {frame: _seen(folder, frame, rows, index) for frame in rows.images}  # which models may share
         seen = {model: of_frame[frame] for model, frame in frames.items()}
         for model, record in seen.items():
@@ -134,7 +134,11 @@ def _index(
     return PreparedIndex(
         category=category,
         layout=layout,
+        black_level=config.black_level,
         white_level=config.white_level,
+        above_white=config.above_white,
+        page=config.page,
+        dicom_window=config.dicom_window,
         has_masks=bool(mask_rows),
         surface=category in config.surfaces,
         region=region,

@@ -89,7 +89,7 @@ def test_a_batch_holds_what_images_reads(prepared, source):
     assert batch.penalty is None
     for place, row in enumerate(rows):
         entry = prepared.index.images[row]
-        pixels = FRAME.fitted(images.load_rgb(source / entry.path, 65535))
+        pixels = FRAME.fitted(images.load_rgb(source / entry.path, CONFIG.reading))
         np.testing.assert_array_equal(batch.image[place].numpy(), images.to_input(pixels[None])[0])
         assert bool(batch.label[place]) == entry.label == ("crack" in entry.path)
         expected = np.zeros(SIZE, dtype=bool)

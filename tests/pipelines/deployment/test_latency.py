@@ -13,8 +13,9 @@ from pipelines.inference.detector import Inputs, ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-IMAGES = (Size.square(32), "bilinear", "stretch", None, 65535, 90)
-CARD = ModelCard("a", "nut", *IMAGES, 0.5, 0.5, 0.05, "run", "sha", [], {})
+FRAME = (Size.square(32), "bilinear", "stretch", None)
+READING = (0, 65535, "refuse", None, "file", 90)
+CARD = ModelCard("a", "nut", *FRAME, *READING, 0.5, 0.5, 0.05, "run", "sha", [], {})
 
 
 class Clock:
@@ -36,7 +37,7 @@ class FakeDetector:
         self.clock, self.calls = clock, 0
 
     def read(self, path: Path) -> np.ndarray:
-        return images.load_rgb(path, CARD.white_level)
+        return images.load_rgb(path, CARD.reading)
 
     def load(self, _path: Path) -> Inputs:
         return Inputs(np.zeros((1, 3, 32, 32), np.float32), None)

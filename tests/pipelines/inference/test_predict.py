@@ -29,7 +29,11 @@ CARD = ModelCard(
     resize="bilinear",
     fit="stretch",
     region=None,
+    black_level=0,
     white_level=4095,
+    above_white="refuse",
+    page=None,
+    dicom_window="file",
     max_megapixels=90,
     threshold=float(np.float32(128) / np.float32(255)),
     pixel_threshold=0.5,
@@ -267,7 +271,9 @@ def test_what_is_left_out_is_told_in_a_row(run: Predict, tmp_path: Path) -> None
     found = {Path(result.path).name: result for result in run(source, source / "dead.png")}
     assert found.pop("a.png").error is None
     missing = "No such file or directory"
-    read = "(read are .bmp .jpeg .jpg .png .tif .tiff .webp); rename it, save it as one of them, or remove it"
+    read = (
+        "(read are .bmp .dcm .dicom .jpeg .jpg .png .tif .tiff .webp); rename it, save it as one of them, or remove it"
+    )
     assert {name: result.error for name, result in found.items()} == {
         "b.jfif": f"{source}/b.jfif: no image by its suffix '.jfif' {read}",
         "c": f"{source}/c: no image by its name, which has no suffix {read}",
@@ -397,10 +403,10 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "4"})
+    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "5"})
     with pytest.raises(ExportError) as caught:
         Detector(path)
-    assert str(caught.value) == f"{path}: written in format 4, this version reads 3; export it again"
+    assert str(caught.value) == f"{path}: written in format 5, this version reads 4; export it again"
 
 
 def test_every_field_is_plain_text_in_the_metadata() -> None:

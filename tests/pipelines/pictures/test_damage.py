@@ -9,8 +9,11 @@ from PIL import Image
 
 from pipelines.errors import ImageError
 from pipelines.pictures import images
+from pipelines.pictures.reading import Reading
 
-WHITE = 65535
+WHITE = Reading(
+    black_level=0, white_level=65535, above_white="refuse", page=None, dicom_window="file", max_megapixels=None
+)
 
 JPEGS = {
     "grey": {"mode": "L"},

@@ -73,8 +73,8 @@ def test_unused_files_and_folders_are_told(mvtec):
     assert run(mvtec).warnings == (
         "folders that are not used: validation",
         "folders that are not used: train/bad",
-        "1 file ignored, of no image type: train/good/notes.pdf (read are .bmp .jpeg .jpg .png .tif .tiff .webp: "
-        "rename what is one of them, save what is not)",
+        "1 file ignored, of no image type: train/good/notes.pdf (read are .bmp .dcm .dicom .jpeg .jpg .png .tif .tiff "
+        ".webp: rename what is one of them, save what is not)",
     )
 
 
@@ -258,7 +258,7 @@ def test_why_there_is_no_image_is_told_with_the_refusal(plain):
     assert len(lines) == 2
     assert "normal holds no image" in lines[0]
     assert lines[1].startswith("warning: 10 files ignored, of no image type: normal/000.jfif, ")
-    assert "(read are .bmp .jpeg" in lines[1]
+    assert "(read are .bmp .dcm .dicom .jpeg" in lines[1]
 
 
 @pytest.mark.parametrize(("images", "masks"), [("NFC", "NFD"), ("NFD", "NFC")])

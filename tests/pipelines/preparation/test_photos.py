@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn_folders import write_image
+from drawn_folders import CONFIG, write_image
 from rich.console import Console
 
 from anomaly_models.common.settings import Size
@@ -55,7 +55,7 @@ def test_rows_are_what_images_reads(folder, tmp_path):
     for size in (16, 32):
         rows = np.load(arrays.file(Size.square(size)))
         for row, path in enumerate(find_photos([folder])):
-            photo = images.load_rgb(path, 65535)
+            photo = images.load_rgb(path, CONFIG.reading)
             assert np.array_equal(rows[row], images.resize_rgb(photo, Size.square(size), "bilinear"))
 
 

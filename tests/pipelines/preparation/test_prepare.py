@@ -38,7 +38,9 @@ def test_arrays_hold_what_images_reads(mvtec, size, resize):
     assert masks.shape == (3, size, size)
     assert masks.dtype == bool
     for row, image in enumerate(index.images):
-        expected = Frame(Size.square(size), resize, "stretch").fitted(images.load_rgb(mvtec / image.path, 65535))
+        expected = Frame(Size.square(size), resize, "stretch").fitted(
+            images.load_rgb(mvtec / image.path, CONFIG.reading)
+        )
         np.testing.assert_array_equal(pixels[row], expected)
         if image.mask is not None:
             expected = images.resize_mask(images.load_mask(mvtec / image.mask), Size.square(size))
@@ -65,6 +67,18 @@ def test_white_level_reaches_the_images(mvtec):
     Image.fromarray(deep).save(mvtec / "test/good/000.png")
     run(mvtec, CONFIG.model_copy(update={"white_level": 4095}))
     assert (np.load(mvtec.parent / "prepared/nut/images_8_bilinear.npy")[13] == 255).all()
+
+
+def test_a_window_reaches_the_images_and_the_index(mvtec):
+    deep = np.full((HEIGHT, WIDTH), 3000, dtype=np.uint16)
+    deep[:, : WIDTH // 2] = 1000
+    deep[:, WIDTH // 2] = 1700
+    Image.fromarray(deep).save(mvtec / "test/good/000.png")
+    window = {"black_level": 1000, "white_level": 2500, "above_white": "clip"}
+    index = run(mvtec, CONFIG.model_copy(update=window))
+    shown = np.load(mvtec.parent / "prepared/nut/images_8_bilinear.npy")[13]
+    assert (shown[:, 0].max(), shown[:, -1].min()) == (0, 255)
+    assert (index.black_level, index.white_level, index.above_white) == (1000, 2500, "clip")
 
 
 def test_data_sha256_covers_paths_and_bytes_of_images_and_masks(mvtec):
@@ -170,7 +184,7 @@ def deep(root, highest, pattern="train/good/*.png"):
 def test_few_bits_in_files_of_16_are_a_warning_with_the_value_to_set(mvtec, highest, level):
     deep(mvtec, highest)
     assert run(mvtec).warnings == (
-        f"the brightest value in 10 pictures of 16-bit grey is {highest} of white_level 65535, so that few shades are "
+        f"the brightest value in 10 pictures of 16 bits is {highest} of white_level 65535, so that few shades are "
         f"left: set prepare.white_level: {level}",
     )
     assert run(mvtec, CONFIG.model_copy(update={"white_level": level})).warnings == ()
@@ -180,6 +194,22 @@ def test_pictures_that_are_all_black_for_their_range_are_refused_with_the_value_
     deep(mvtec, 90)
     assert "holds 1 image of different content" in (message := problem(mvtec))
     assert message.endswith("few shades are left: set prepare.white_level: 255")
+
+
+def test_few_bits_above_the_black_level_are_a_warning(mvtec):
+    deep(mvtec, 4095)
+    (warning,) = run(mvtec, CONFIG.model_copy(update={"black_level": 1000})).warnings
+    assert warning.endswith("set prepare.white_level: 4095")
+    assert run(mvtec, CONFIG.model_copy(update={"black_level": 1000, "white_level": 7190})).warnings == ()
+
+
+def test_pictures_that_are_all_at_the_black_level_are_refused(mvtec):
+    deep(mvtec, 1000)
+    message = problem(mvtec, CONFIG.model_copy(update={"black_level": 1000}))
+    assert (
+        f"{mvtec}: the brightest value in 10 pictures of 16 bits is 1000, not above prepare.black_level 1000: all "
+        "are black; lower it"
+    ) in message
 
 
 def test_a_range_that_is_used_is_no_warning(mvtec):
@@ -344,7 +374,9 @@ def test_a_full_disk_is_told(mvtec):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"white_level": 0},
+        {"white_level": 0}, {"black_level": -1}, {"black_level": 65535}, {"above_white": "keep"},
+        {"page": -1}, {"page": "all"}, {"dicom_window": "soft"}, {"dicom_window": {"centre": 40}},
+        {"dicom_window": {"centre": 40, "width": 0.5}}, {"dicom_window": {"centre": float("nan"), "width": 400}},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
         {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
     ],
@@ -354,10 +386,17 @@ def test_settings_out_of_range(wrong):
         PrepareConfig(**CONFIG.model_dump() | wrong)
 
 
+@pytest.mark.parametrize("black", [4095, 5000])
+def test_black_is_below_white(black):
+    levels = {"black_level": black, "white_level": 4095}
+    with pytest.raises(ValidationError, match=f"black_level {black} is not below white_level 4095"):
+        PrepareConfig(**CONFIG.model_dump() | levels)
+
+
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 8
+    assert len(caught.value.errors()) == 12
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):

@@ -13,7 +13,7 @@ from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.images import Frame
-from pipelines.pictures.reading import AboveWhite, DicomWindow
+from pipelines.pictures.reading import AboveWhite, Window
 from pipelines.records import reading
 
 FORMAT = 5  # of a prepared folder; raised when what is written changes
@@ -51,7 +51,7 @@ class PreparedIndex:
     white_level: int
     above_white: AboveWhite
     page: int | None
-    dicom_window: Literal["file"] | DicomWindow
+    dicom_window: Window
     has_masks: bool
     surface: bool  # the category fills the image
     counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous

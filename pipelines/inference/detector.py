@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from anomaly_models.common.settings import Sides
 from pipelines.errors import ExportError
 from pipelines.pictures import images
-from pipelines.pictures.reading import AboveWhite, DicomWindow, Reading
+from pipelines.pictures.reading import AboveWhite, Reading, Window
 
 FORMAT = "4"  # of the metadata below
 
@@ -30,7 +30,7 @@ class ModelCard:
     white_level: int  # likewise as white
     above_white: AboveWhite
     page: int | None  # of files that hold several; None: such a file is refused
-    dicom_window: Literal["file"] | DicomWindow  # what of a DICOM's values is shown
+    dicom_window: Window  # what of a DICOM's values is shown
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map

@@ -15,7 +15,7 @@ from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.frames import Frame, Shape, read_back
-from pipelines.pictures.reading import AboveWhite, DicomWindow
+from pipelines.pictures.reading import AboveWhite, Window
 from pipelines.records import reading
 
 FORMAT = 5  # of a prepared folder; raised when what is written changes
@@ -58,7 +58,7 @@ class PreparedIndex:
     white_level: int
     above_white: AboveWhite
     page: int | None
-    dicom_window: Literal["file"] | DicomWindow
+    dicom_window: Window
     has_masks: bool
     surface: bool  # the category fills the image
     region: str | None  # of interest, as `frames.written`; None: all of a picture

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -16,7 +16,7 @@ from pipelines.errors import ExportError, ImageError
 from pipelines.pictures import images
 from pipelines.pictures.frames import Fit, Frame, greyed, read_back, size_of
 from pipelines.pictures.overlays import Map, Pixels, resize_map
-from pipelines.pictures.reading import AboveWhite, DicomWindow, Reading
+from pipelines.pictures.reading import AboveWhite, Reading, Window
 
 FORMAT = "4"  # of the metadata below
 
@@ -35,7 +35,7 @@ class ModelCard:
     white_level: int  # likewise as white
     above_white: AboveWhite
     page: int | None  # of files that hold several; None: such a file is refused
-    dicom_window: Literal["file"] | DicomWindow  # what of a DICOM's values is shown
+    dicom_window: Window  # what of a DICOM's values is shown
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map

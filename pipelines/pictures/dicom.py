@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ImageError
 from pipelines.pictures.damage import find_damage_in_jpeg_part
-from pipelines.pictures.reading import DicomWindow, Reading, check_size, select_page
+from pipelines.pictures.reading import DicomWindow, Reading, Window, check_size, select_page
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -134,7 +134,7 @@ def _find_damage(dataset: "Dataset", syntax: "UID", frame: int, num_frames: int)
 # -------------------------------------------------------------------------------------------------------------- window
 
 
-def _table(dataset: "Dataset", frame: int, path: Path, wanted: DicomWindow | str) -> tuple[int, NDArray[np.uint8]]:
+def _table(dataset: "Dataset", frame: int, path: Path, wanted: Window) -> tuple[int, NDArray[np.uint8]]:
     """The lowest value that can be stored, and what it and each above it is shown as."""
     bits = int(dataset.BitsStored)
     lowest = -(1 << (bits - 1)) if dataset.PixelRepresentation == 1 else 0

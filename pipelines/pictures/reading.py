@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from anomaly_models.common.settings import Settings
 from pipelines.errors import ImageError
@@ -31,6 +31,16 @@ class DicomWindow(Settings):
     width: Annotated[float, Field(ge=1)]
 
 
+def _is_named(value: Any) -> str:
+    return "named" if isinstance(value, str) else "given"
+
+
+# The first that a file names, or one for all files.
+Window = Annotated[
+    Annotated[Literal["file"], Tag("named")] | Annotated[DicomWindow, Tag("given")], Discriminator(_is_named)
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """All that decides, beside the file itself, on the pixels that come of it."""
@@ -39,7 +49,7 @@ class Reading:
     white_level: int  # likewise as white, above black
     above_white: AboveWhite  # what becomes of a value above white
     page: int | None  # of a file that holds several; None: such a file is refused
-    dicom_window: Literal["file"] | DicomWindow  # what of a DICOM's values is shown
+    dicom_window: Window  # what of a DICOM's values is shown
     max_megapixels: int | None  # larger pictures are refused; None: as a photo
 
 

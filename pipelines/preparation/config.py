@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from anomaly_models.common.settings import Settings, Sides
 from pipelines.pictures.frames import Fit, Frame
 from pipelines.pictures.images import Filter
-from pipelines.pictures.reading import AboveWhite, DicomWindow, Reading
+from pipelines.pictures.reading import AboveWhite, Reading, Window
 
 Corner: TypeAlias = Annotated[tuple[NonNegativeInt, NonNegativeInt], Field(strict=False)]  # x, y of the upright picture
 Polygon: TypeAlias = Annotated[tuple[Corner, ...], Field(strict=False, min_length=3)]
@@ -72,7 +72,7 @@ class PrepareConfig(Settings):
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white, above black_level
     above_white: AboveWhite  # what becomes of a value above white_level
     page: NonNegativeInt | None  # of files that hold several, from 0; None: such a file is refused
-    dicom_window: Literal["file"] | DicomWindow  # the first that a file names, or one for all
+    dicom_window: Window  # the first that a file names, or one for all
     max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
     test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only

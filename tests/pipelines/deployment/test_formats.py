@@ -53,6 +53,7 @@ FORMATS = {
 def loose(monkeypatch):
     """Lets a test write what no standard allows."""
     monkeypatch.setattr(pydicom.config.settings, "_writing_validation_mode", pydicom.config.IGNORE)
+    monkeypatch.setattr(pydicom.config.settings, "reading_validation_mode", pydicom.config.IGNORE)
 
 
 def converted(folder, write):

@@ -56,8 +56,7 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
     masked = [p for p in pictures if p.label and p.truth is not None]
     rows = {p.path: row for row, p in enumerate(masked)}
     images = [
-        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, None, rows.get(p.path), "", None)
-        for p in pictures
+        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, (), rows.get(p.path), "") for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}
     frame = Frame(Size.square(side), "bilinear")
@@ -65,7 +64,7 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
     np.save(images_file(folder, frame), np.stack([p.rgb for p in pictures]))
     if masked:
         np.save(masks_file(folder, frame.size), np.stack([p.truth for p in masked]))
-    index = PreparedIndex(category, "folder", 255, bool(masked), False, {}, "", (), tuple(images))
+    index = PreparedIndex(category, "folder", 255, bool(masked), False, {}, "", None, (), tuple(images))
     write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
     return folder
 

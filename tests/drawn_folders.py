@@ -11,6 +11,7 @@ from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
 from pipelines.preparation.prepare import prepare
 
 CONFIG = PrepareConfig(
+    layout="auto",
     white_level=65535,
     max_megapixels=90,
     holdout=0.2,
@@ -88,3 +89,7 @@ def problem(root, config=CONFIG, kind=DatasetError):
 
 def paths_of(index, split):
     return [image.path for image in index.images if image.split == split]
+
+
+def masks_of(image):
+    return [mask.path for mask in image.masks]

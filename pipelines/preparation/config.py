@@ -5,7 +5,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel
 
 from anomaly_models.common.settings import Settings, Sides
+from pipelines.data.index import Layout
 from pipelines.pictures.images import Filter, Frame
+
+LayoutName = Literal["auto", Layout]
 
 
 class AnomalousTrainConfig(Settings):
@@ -42,6 +45,7 @@ class Views(RootModel[dict[str, View]]):
 class PrepareConfig(Settings):
     """Section `prepare` of `params.yaml`. What pictures are resized to, the models' own sections say."""
 
+    layout: LayoutName  # of the categories' folders (docs/layouts.md); auto: what each of them looks like
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white
     max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images

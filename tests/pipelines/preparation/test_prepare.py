@@ -39,8 +39,8 @@ def test_arrays_hold_what_images_reads(mvtec, size, resize):
     assert masks.dtype == bool
     for row, image in enumerate(index.images):
         np.testing.assert_array_equal(pixels[row], images.load(mvtec / image.path, Size.square(size), resize, 65535)[0])
-        if image.mask is not None:
-            expected = images.resize_mask(images.load_mask(mvtec / image.mask), Size.square(size))
+        if image.masks:
+            expected = images.resize_mask(images.load_mask(mvtec / image.masks[0].path), Size.square(size))
             np.testing.assert_array_equal(masks[image.mask_row], expected)
 
 
@@ -343,7 +343,7 @@ def test_a_full_disk_is_told(mvtec):
     [
         {"white_level": 0},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
-        {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
+        {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1}, {"layout": "mvtech"},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(wrong):
@@ -354,7 +354,7 @@ def test_settings_out_of_range(wrong):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 7
+    assert len(caught.value.errors()) == 8
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):
@@ -366,7 +366,7 @@ def test_index_of_another_version(mvtec):
     run(mvtec)
     path = mvtec.parent / "prepared/nut/index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(StageError, match="prepared in format 99, this version reads 4; run `blemish prepare nut`"):
+    with pytest.raises(StageError, match="prepared in format 99, this version reads 5; run `blemish prepare nut`"):
         PreparedIndex.load(path.parent)
 
 

@@ -3,6 +3,9 @@
 import csv
 import hashlib
 import json
+import re
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ from drawn_folders import CONFIG, HEIGHT, WIDTH, draw_mvtec, made, masks_of, pat
 from PIL import Image
 
 from anomaly_models.common.settings import Size
+from pipelines.data.index import Layout
 from pipelines.pictures import images
+from pipelines.preparation.published import NEEDED
 
 BOX = (4, 4, 12, 12)  # of `write_mask`: left, top, right, bottom
 
@@ -450,3 +455,9 @@ def test_a_guess_is_told(tmp_path):
         "layout mvtec, as its folders show; prepare.layout names another",
     )
     assert made(draw_mvtec(tmp_path / "nut"), named("mvtec")).notes == ()
+
+
+def test_the_documentation_has_every_layout():
+    text = (Path(__file__).parents[3] / "docs/layouts.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == ["folder", "mvtec", *NEEDED]
+    assert set(get_args(Layout)) == {"folder", "mvtec", *NEEDED}

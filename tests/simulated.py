@@ -108,7 +108,7 @@ def pixel_figures(pixels: PixelCounts) -> dict[str, float]:
     kinds = pixels.normal, pixels.anomalous, pixels.regions
     curve = Curve.of(*(counts.sum(0, dtype=np.float64) for counts in kinds))
     ranked = {"pixel_auroc": curve.auroc(), "pixel_ap": curve.ap(), "pixel_f1_max": curve.f1().max()}
-    figures = ranked | {"pixel_f1": pixels.f1} | curve.overlaps(saturated=False)
+    figures = ranked | curve.overlaps(saturated=False)
     return {name: float(value) for name, value in figures.items()}
 
 

@@ -116,6 +116,8 @@ def prepare(category: Category) -> None:
         made = run(source, category, params.prepare, params.views().frames, project.prepared(category), on_progress)
     for warning in made.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    for note in made.notes:
+        typer.echo(f"{category}: {note}")
     counts = ", ".join(f"{name} {count}" for name, count in made.index.counts.items())
     typer.echo(f"{category}: {counts}")
 

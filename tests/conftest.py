@@ -48,7 +48,7 @@ def tiny_params() -> dict[str, Any]:
     return {
         "download": {"demo_textures": {"image_size": 64, "per_class": 1, "seed": 0}},
         "data": {"root": "images", "categories": [CATEGORY]},
-        "prepare": {"black_level": 0, "white_level": 65535, "above_white": "refuse", "page": None}
+        "prepare": {"layout": "auto", "black_level": 0, "white_level": 65535, "above_white": "refuse", "page": None}
         | {"dicom_window": "file"}
         | {"holdout": 0.25, "test_normal": 0.25, "anomalous_train": {"count": 0, "protocol": "spread"}}
         | {"regions": {}, "surfaces": []}

@@ -56,8 +56,7 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
     masked = [p for p in pictures if p.label and p.truth is not None]
     rows = {p.path: row for row, p in enumerate(masked)}
     images = [
-        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, None, rows.get(p.path), "", None)
-        for p in pictures
+        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, (), rows.get(p.path), "") for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}
     frame = Frame(Size.square(side), "bilinear", "stretch")
@@ -66,7 +65,7 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
     if masked:
         np.save(masks_file(folder, frame.shape), np.stack([p.truth for p in masked]))
     index = PreparedIndex(
-        category, "folder", 0, 255, "refuse", None, "file", bool(masked), False, None, {}, "", (), tuple(images)
+        category, "folder", 0, 255, "refuse", None, "file", bool(masked), False, None, {}, "", None, (), tuple(images)
     )
     write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
     return folder

@@ -11,6 +11,7 @@ from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig
 from pipelines.preparation.prepare import prepare
 
 CONFIG = PrepareConfig(
+    layout="auto",
     black_level=0,
     white_level=65535,
     above_white="refuse",
@@ -93,3 +94,7 @@ def problem(root, config=CONFIG, kind=DatasetError):
 
 def paths_of(index, split):
     return [image.path for image in index.images if image.split == split]
+
+
+def masks_of(image):
+    return [mask.path for mask in image.masks]

@@ -28,6 +28,7 @@ from pipelines.settings.params import Params, load_params
 PRESETS = Path(__file__).parents[1] / "presets"
 SIDE = 12  # of the maps, pixels
 TYPES = ("cut", "hole")
+PIXEL_THRESHOLD = 1.0
 
 
 def draw_scores(
@@ -103,8 +104,9 @@ def put_evaluation(
         exact = ExactPixelMetrics()
         exact.update(torch.from_numpy(maps), torch.from_numpy(inside))
         edges = bin_edges(exact.operating_points().curves().threshold)
-        count_pixels(pixels_of(maps, inside), edges).save(folder / PIXELS_FILE)
-        metrics |= exact.compute().figures
+        counted = count_pixels(pixels_of(maps, inside), edges, PIXEL_THRESHOLD)
+        counted.save(folder / PIXELS_FILE)
+        metrics |= exact.compute().figures | {"pixel_f1": counted.f1}
     tested = zip(paths, types, labels.tolist(), scores.tolist(), strict=True)
     rows = [scored_image(*row, threshold=threshold.value) for row in tested]
     for number, score in enumerate(held_out.tolist()):
@@ -139,7 +141,7 @@ def put_evaluation(
             "train_seconds": 12.4,
             "train_steps": 300,
         },
-        "threshold": {**dict(threshold), "pixel_value": 1.0, "oracle": known(image.oracle_threshold)},
+        "threshold": {**dict(threshold), "pixel_value": PIXEL_THRESHOLD, "oracle": known(image.oracle_threshold)},
         "confusion": counts,
         "defects": {
             name: {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from pipelines.evaluation.certainty import Measured, average, compare, compare_all, intervals_of, measure
-from pipelines.evaluation.curves import PRO_LIMITS, Curve, image_curve
+from pipelines.evaluation.curves import Curve, image_curve
 from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet
 
 Floats = NDArray[np.float64]
@@ -87,7 +87,7 @@ def draw_pixels(rng: np.random.Generator, shape: str, size: tuple[int, int]) -> 
     total = sum(size)
     background = rng.normal(size=(total, _SIDE**2)) + 0.5 * rng.normal(size=(total, 1))
     contrast = {"easy": 5.0, "middling": 2.5, "hard": 1.2, "some invisible": 5.0, "of all sizes": 3.0}[shape]
-    counts = np.zeros((3, total, _BINS))
+    counts, called = np.zeros((3, total, _BINS)), np.zeros((total, 2), np.int64)
     for row, scores in enumerate(background):
         area = 0
         if row >= size[0]:
@@ -99,15 +99,17 @@ def draw_pixels(rng: np.random.Generator, shape: str, size: tuple[int, int]) -> 
         counts[0, row] = np.bincount(bins[area:], minlength=_BINS)
         counts[1, row] = np.bincount(bins[:area], minlength=_BINS)
         counts[2, row] = counts[1, row] / max(area, 1)
-    return PixelCounts(counts[0].astype(np.int32), counts[1].astype(np.int32), counts[2].astype(np.float32))
+        called[row] = (scores[area:] > _DECISION).sum(), (scores[:area] > _DECISION).sum()
+    binned = counts[0].astype(np.int32), counts[1].astype(np.int32), counts[2].astype(np.float32)
+    return PixelCounts(*binned, called, np.zeros(total, bool))
 
 
 def pixel_figures(pixels: PixelCounts) -> dict[str, float]:
     kinds = pixels.normal, pixels.anomalous, pixels.regions
     curve = Curve.of(*(counts.sum(0, dtype=np.float64) for counts in kinds))
     ranked = {"pixel_auroc": curve.auroc(), "pixel_ap": curve.ap(), "pixel_f1_max": curve.f1().max()}
-    limited = {name: curve.aupro(limit) for name, limit in PRO_LIMITS.items()}
-    return {name: float(value) for name, value in (ranked | limited).items()}
+    figures = ranked | curve.overlaps(saturated=False)
+    return {name: float(value) for name, value in figures.items()}
 
 
 # ---- how often intervals hold the truth ------------------------------------------------------------------------------

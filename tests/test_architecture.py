@@ -43,8 +43,19 @@ TORCH_FREE = (
     *(f"pipelines/{room}/*.py" for room in ("pictures", "inference", "sources", "settings", "tracking", "report")),
     *(
         f"pipelines/preparation/{name}.py"
-        for name in ("config", "layouts", "lookalikes", "decoding", "splits", "prepare")
+        for name in (
+            "config",
+            "listing",
+            "layouts",
+            "published",
+            "mask_files",
+            "lookalikes",
+            "decoding",
+            "splits",
+            "prepare",
+        )
     ),
+    "pipelines/preparation/prepare.py",
     "pipelines/data/index.py",
     *(
         f"pipelines/evaluation/{name}.py"

@@ -118,11 +118,16 @@ class PreparedData:
             StageError: the file is not there any more, or has changed since it was prepared.
         """
         entry = self.index.images[row]
-        mask = self.index.original_mask(row, source)
-        if mask is None:
-            return np.zeros((entry.height, entry.width), dtype=bool)
+        marked = np.zeros((entry.height, entry.width), dtype=bool)
+        for mask in self.native_masks(row, source):
+            marked |= mask
+        return marked
+
+    def native_masks(self, row: int, source: Path) -> list[NDArray[np.bool_]]:
+        """Each of an image's masks likewise."""
+        entry = self.index.images[row]
         megapixels = math.ceil(entry.width * entry.height / 1e6)  # which `prepare` found not to be too many
-        return images.load_mask(mask, megapixels)
+        return [images.load_mask(file, megapixels) for file in self.index.original_masks(row, source)]
 
 
 class SplitBatches:

@@ -19,12 +19,21 @@ from pipelines.pictures.reading import AboveWhite, Window
 from pipelines.records import reading
 
 FORMAT = 5  # of a prepared folder; raised when what is written changes
-Layout = Literal["mvtec", "folder"]
+Layout = Literal["mvtec", "folder", "visa", "loco", "ad2", "btad", "mtd", "dtd_synthetic"]
 # Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
 # Whether others are, `PreparedIndex.tested` says.
 Split = Literal["train", "holdout", "anomalous_train", "withheld", "test"]
 _SEEN_BY = "seen_by"  # a prepared folder's folder of a record for each model
 GOOD = "good"  # the defect type of a normal image
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedMask:
+    """A file that marks a defect, or all defects, of an image."""
+
+    path: str  # relative to the category's folder, posix
+    sha256: str  # of the file
+    saturation: int | None  # pixels of the original that count as all of its defect; None but in MVTec LOCO
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +46,9 @@ class IndexedImage:
     defect: str  # "good", or the type of defect
     width: int  # of the upright original, pixels
     height: int
-    mask: str | None  # relative to the category's folder, posix
-    mask_row: int | None  # row in the arrays of masks
+    masks: tuple[IndexedMask, ...]  # what they mark together is its row in the arrays of masks
+    mask_row: int | None
     sha256: str  # of the file
-    mask_sha256: str | None
 
     @property
     def original(self) -> Size:
@@ -64,6 +72,7 @@ class PreparedIndex:
     region: str | None  # of interest, as `frames.written`; None: all of a picture
     counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous
     data_sha256: str  # of every image and mask used, with its path
+    split_sha256: str | None  # of the file beside the category that says which image is for what: VisA's
     warnings: tuple[str, ...]  # one line each, for the user
     images: tuple[IndexedImage, ...]
 
@@ -108,12 +117,14 @@ class PreparedIndex:
         image = self.images[row]
         return self._unchanged(source / image.path, image.sha256)
 
-    def original_mask(self, row: int, source: Path) -> Path | None:
-        """The file of an image's mask likewise; None where the image has none."""
-        image = self.images[row]
-        if image.mask is None or image.mask_sha256 is None:
-            return None
-        return self._unchanged(source / image.mask, image.mask_sha256)
+    def original_masks(self, row: int, source: Path) -> list[Path]:
+        """The files of an image's masks likewise."""
+        return [self._unchanged(source / mask.path, mask.sha256) for mask in self.images[row].masks]
+
+    @property
+    def has_saturations(self) -> bool:
+        """Whether each mask is a defect of which a part counts as all, as in MVTec LOCO."""
+        return any(mask.saturation is not None for image in self.images for mask in image.masks)
 
     def _unchanged(self, path: Path, sha256: str) -> Path:
         remedy = f"put it back, or run `blemish prepare {self.category}` again and all that follows (`dvc repro`)"

@@ -11,7 +11,7 @@ adjusted for the number of pairs (Holm, Scandinavian Journal of Statistics 6, 19
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from pipelines.evaluation.intervals import (
     mean_interval,
     share_interval,
 )
-from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS, PIXEL_METRICS
+from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS, PIXEL_METRICS, REGION_METRICS
 from pipelines.evaluation.outcomes import Outcome
 from pipelines.numbers import counted, percent
 
@@ -99,17 +99,26 @@ def _around(value: float, ends: Ends) -> Ends:
 
 
 def average(cells: Sequence[Measured], spreads: Mapping[str, Spread] | None = None) -> Measured:
-    """The macro average of one model over categories: each weighs the same; a metric that one lacks has none."""
+    """The macro average of one model over categories: each weighs the same; a metric that one lacks has none.
+
+    But for AUPRO and sPRO, of which a category has the one or the other: these are averaged over those that have it.
+    """
     values, intervals = {}, {}
     for name in (metric.key for metric in METRICS):
-        if all(name in cell.values for cell in cells):
-            of_cells = [cell.values[name] for cell in cells]
-            values[name] = math.fsum(of_cells) / len(cells)
-            if all(name in cell.intervals for cell in cells):
-                ends = mean_interval(of_cells, [cell.intervals[name] for cell in cells])
+        own = [cell for cell in cells if not _measured_otherwise(name, cell.values)]
+        if own and all(name in cell.values for cell in own):
+            of_cells = [cell.values[name] for cell in own]
+            values[name] = math.fsum(of_cells) / len(own)
+            if all(name in cell.intervals for cell in own):
+                ends = mean_interval(of_cells, [cell.intervals[name] for cell in own])
                 intervals[name] = _around(values[name], ends)
     outcomes = tuple(outcome for cell in cells for outcome in cell.outcomes)
     return Measured(cells[0].name, AVERAGE, values, intervals, outcomes, cells[0].resamples, spreads or {})
+
+
+def _measured_otherwise(metric: str, values: Mapping[str, float]) -> bool:
+    """Whether a category has another measure of regions in place of this one."""
+    return any(metric in own and not other.isdisjoint(values) for own, other in permutations(REGION_METRICS))
 
 
 # ---- two models ----------------------------------------------------------------------------------------------------
@@ -158,7 +167,7 @@ def compare(metric: str, a: Measured, b: Measured) -> Comparison:
     reason = _refusal(metric, a, b)
     if reason is not None:
         return Comparison(metric, a.category, a.name, b.name, None, None, a.num_images, False, "refused", reason)
-    pairs = list(zip(a.outcomes, b.outcomes, strict=True))
+    pairs = _pairs(metric, a, b)
     found = Difference.mean([differences(one, other, a.resamples)[metric] for one, other in pairs])
     shared = any(one.test_set.images != other.test_set.images for one, other in pairs)
     num_images = sum(len(one.test_set.shared(other.test_set)) for one, other in pairs)
@@ -178,10 +187,20 @@ def _judged(comparison: Comparison) -> Comparison:
     return replace(comparison, verdict=verdict)
 
 
+def _pairs(metric: str, a: Measured, b: Measured) -> list[tuple[Outcome, Outcome]]:
+    """Of each category that has the metric, the two models' outcomes."""
+    pairs = zip(a.outcomes, b.outcomes, strict=True)
+    return [
+        (one, other)
+        for one, other in pairs
+        if not (_measured_otherwise(metric, one.values) and _measured_otherwise(metric, other.values))
+    ]
+
+
 def _refusal(metric: str, a: Measured, b: Measured) -> str | None:
     if len(a.outcomes) != len(b.outcomes):
         return f"{len(a.outcomes)} and {len(b.outcomes)} categories"
-    pairs = list(zip(a.outcomes, b.outcomes, strict=True))
+    pairs = _pairs(metric, a, b)
     for one, other in pairs:
         by_pixel = metric in PIXEL_METRICS
         if (difference := one.test_set.difference(other.test_set, by_pixel=by_pixel)) is not None:

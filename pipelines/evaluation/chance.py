@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 from scipy.stats import rankdata
 
-from pipelines.evaluation.curves import PRO_LIMITS, Bools, Curve, Floats, image_curve
+from pipelines.evaluation.curves import Bools, Curve, Floats, f1, image_curve
 from pipelines.evaluation.intervals import freedom
 from pipelines.evaluation.outcomes import Outcome, PixelCounts
 
@@ -167,25 +167,31 @@ class _Scores:
 
 @dataclass(frozen=True, slots=True)
 class _Pixels:
-    """The pixels of each image in bins (N, B) that the models share."""
+    """The pixels of each image in bins (N, B) that the models share, and those called anomalous (N, 2)."""
 
     a: tuple[Floats, Floats, Floats]  # normal, anomalous, regions
     b: tuple[Floats, Floats, Floats]
+    a_called: Floats
+    b_called: Floats
+    saturated: bool
 
     @classmethod
     def of(cls, a: PixelCounts, b: PixelCounts) -> "_Pixels":
         heights = [_height(counts) for counts in (a, b)]
         shared, place = np.unique(np.concatenate(heights).round(12), return_inverse=True)
         places = place[: len(heights[0])], place[len(heights[0]) :]
-        return cls(*(_moved(counts, where, len(shared)) for counts, where in zip((a, b), places, strict=True)))
+        moved = [_moved(counts, where, len(shared)) for counts, where in zip((a, b), places, strict=True)]
+        return cls(moved[0], moved[1], a.called / _total(a), b.called / _total(b), bool(a.saturated.any()))
 
     def figures(self, from_a: Floats, from_b: Floats) -> dict[str, Floats]:
         curve = Curve.of(*(from_a @ a + from_b @ b for a, b in zip(self.a, self.b, strict=True)))
+        called = from_a @ self.a_called + from_b @ self.b_called
         return {
             "pixel_auroc": curve.auroc(),
             "pixel_ap": curve.ap(),
+            "pixel_f1": f1(called[:, 1], called[:, 0], curve.num_anomalous),
             "pixel_f1_max": curve.f1().max(-1),
-            **{name: curve.aupro(limit) for name, limit in PRO_LIMITS.items()},
+            **curve.overlaps(saturated=self.saturated),
         }
 
 
@@ -196,9 +202,13 @@ def _height(counts: PixelCounts) -> Floats:
     return middle / own.sum()
 
 
+def _total(counts: PixelCounts) -> float:
+    return float(counts.normal.sum() + counts.anomalous.sum())
+
+
 def _moved(counts: PixelCounts, place: Places, num_bins: int) -> tuple[Floats, Floats, Floats]:
     """Into the shared bins; pixels as shares of all, since the maps of two models may differ in size."""
-    total = float(counts.normal.sum() + counts.anomalous.sum())
+    total = _total(counts)
     moved = [np.zeros((len(counts.normal), num_bins)) for _ in range(3)]
     for target, kind, unit in zip(
         moved, (counts.normal, counts.anomalous, counts.regions), (total, total, 1), strict=True

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRO_LIMITS = {"aupro_30": 0.3, "aupro_05": 0.05}  # of the false-positive rate, by the metric's name
+SPRO_LIMITS = {"spro_05": 0.05}  # likewise, where the overlap of a region saturates (MVTec LOCO)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -55,6 +56,11 @@ class Curve:
         num_regions = self.region_overlap[..., -1:]  # up to rounding
         return self.region_overlap / np.where(num_regions > 0, num_regions, np.nan)
 
+    @property
+    def num_anomalous(self) -> Floats:
+        """(...), NaN where nothing is normal or nothing is anomalous."""
+        return self._totals()[1][..., 0]
+
     def auroc(self) -> Floats:
         """(...), ties counted half."""
         fp, tp = self.false_positives, self.true_positives
@@ -69,7 +75,12 @@ class Curve:
 
     def f1(self) -> Floats:
         """(..., P), at each threshold."""
-        return 2 * self.true_positives / (self._totals()[1] + self.true_positives + self.false_positives)
+        return f1(self.true_positives, self.false_positives, self._totals()[1])
+
+    def overlaps(self, *, saturated: bool) -> dict[str, Floats]:
+        """(...), AUPRO by the metric's name; what it is called where overlaps are saturated."""
+        limits = SPRO_LIMITS if saturated else PRO_LIMITS
+        return {name: self.aupro(limit) for name, limit in limits.items()}
 
     def aupro(self, limit: float) -> Floats:
         """(...), the area under PRO over the false-positive rate up to `limit`, interpolated there, over `limit`."""
@@ -85,6 +96,11 @@ class Curve:
         totals = self.false_positives[..., -1:], self.true_positives[..., -1:]
         both = (totals[0] > 0) & (totals[1] > 0)
         return np.where(both, totals[0], np.nan), np.where(both, totals[1], np.nan)
+
+
+def f1(true_positives: Floats, false_positives: Floats, num_anomalous: Floats) -> Floats:
+    """(...), the harmonic mean of precision and recall."""
+    return 2 * true_positives / (num_anomalous + true_positives + false_positives)
 
 
 def image_curve(scores: Floats, labels: Bools, weights: Floats | float = 1.0) -> tuple[Floats, Curve]:

@@ -56,7 +56,7 @@ from pipelines.evaluation.outcomes import (
     scored,
     write_predictions,
 )
-from pipelines.evaluation.regions import Pixels, Regions, centre
+from pipelines.evaluation.regions import Pixels, Regions, centre, shrunk
 from pipelines.evaluation.thresholds import cross_fit, threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
@@ -84,13 +84,12 @@ def evaluate(
     data = trained.data(project, device)
     held_out, threshold_from = score_held_out_images(trained, data)
     threshold, pixel_threshold = thresholds(held_out, threshold_from, params.evaluate.false_alarm_rate)
-    native = params.evaluate.resolution == "native"
-    originals = project.root / params.data.root / category if native else None
+    originals = Originals(project.root / params.data.root / category, params.evaluate.resolution == "native")
     apart = params.defects_apart(learns=trained.learns_from_defects)
     tested = data.index.tested(defects_apart=apart)
     results = score_test_images(trained.model, data, tested, originals, _compared(trained, params))
     masked = data.index.has_masks and bool(results)
-    pixels = _compare_pixels(results, params.evaluate.pixel_metrics) if masked else None
+    pixels = _compare_pixels(results, params.evaluate.pixel_metrics, pixel_threshold) if masked else None
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, threshold_from, pixels)
     with atomic_folder(cell.evaluated) as temporary:
         write_predictions(temporary, scored(results, held_out, threshold.value))
@@ -158,18 +157,24 @@ def thresholds(
     return threshold, threshold_at(peaks, rate).value
 
 
+class Originals(NamedTuple):
+    """The files of a category as they came."""
+
+    folder: Path
+    compared: bool  # whether pixels are compared at their size, not at the prepared one
+
+
 def score_test_images(
-    model: AnomalyModel, data: PreparedData, rows: Sequence[int], originals: Path | None, compared: Size
+    model: AnomalyModel, data: PreparedData, rows: Sequence[int], originals: Originals, compared: Size
 ) -> list[TestImage]:
     """The test images of these rows, each by itself, as `predict` will see it.
 
-    Pixels are compared at the prepared size, or at each image's own if the folder of the `originals` is given; all of
-    them, or those of the centre that is `compared` of the prepared pixels.
+    All pixels are compared, or those of the centre that is `compared` of the prepared pixels.
     """
     return [_test_image(model, data, row, originals, compared) for row in rows]
 
 
-def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Path | None, compared: Size) -> TestImage:
+def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Originals, compared: Size) -> TestImage:
     entry, batch, shape = data.index.images[row], data.batch([row]), data.frame.shape
     framed, score, milliseconds = _predict(model, batch)
     anomaly_map = shape.restored(framed, entry.original, 0)
@@ -177,8 +182,7 @@ def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Pa
     truth, regions = None, None
     if data.index.has_masks:
         truth = shape.restored(batch.mask[0, 0].cpu().numpy() > 0, entry.original, 0)
-        mask = truth if originals is None else data.native_mask(row, originals)
-        regions = Regions.of(mask, _counted(data, row, mask.shape, compared))
+        regions = _regions(data, row, truth, originals, compared)
     return TestImage(
         path=entry.path,
         defect=entry.defect,
@@ -206,6 +210,25 @@ def _counted(data: PreparedData, row: int, shape: tuple[int, ...], compared: Siz
     return resize_mask(restored, Size(*shape))
 
 
+def _regions(data: PreparedData, row: int, truth: Mask, originals: Originals, compared: Size) -> Regions:
+    """The true regions; `truth` is all that they mark, at the prepared size. Defects have masks in the originals alone.
+
+    Raises:
+        StageError: a mask that is needed is not there any more, or has changed since it was prepared.
+    """
+    entry = data.index.images[row]
+    saturations: list[float] = [mask.saturation for mask in entry.masks if mask.saturation is not None]
+    if not saturations:
+        mask = data.native_mask(row, originals.folder) if originals.compared else truth
+        return Regions.of(mask, _counted(data, row, mask.shape, compared))
+    masks = data.native_masks(row, originals.folder)
+    if not originals.compared:
+        masks = [shrunk(mask, data.frame.shape) for mask in masks]
+        scale = masks[0].size / entry.original.area
+        saturations = [saturation * scale for saturation in saturations]
+    return Regions.of_defects(masks, saturations, _counted(data, row, masks[0].shape, compared))
+
+
 def _predict(model: AnomalyModel, batch: Batch) -> tuple[Map, float, float]:
     """Map (H, W), score and milliseconds of a batch of one image: a larger one may round differently."""
     started = time.perf_counter()
@@ -220,9 +243,18 @@ class _ComparedPixels(NamedTuple):
     result: PixelResult
     curves: PixelCurves
     counts: PixelCounts | None  # of each image in bins along the curves; None where one class of pixel is absent
+    overlaps: dict[str, float]  # AUPRO, or sPRO, by the metric's name
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """As an evaluation names them."""
+        segmented = {"pixel_f1": self.counts.f1 if self.counts else math.nan}
+        return self.result.ranked | segmented | self.overlaps
 
 
-def _compare_pixels(results: Sequence[TestImage], pixel_metrics: Literal["exact", "streaming"]) -> _ComparedPixels:
+def _compare_pixels(
+    results: Sequence[TestImage], pixel_metrics: Literal["exact", "streaming"], threshold: float
+) -> _ComparedPixels:
     exact = pixel_metrics == "exact"
     metrics: PixelMetrics = ExactPixelMetrics() if exact else StreamingPixelMetrics()
     # The exact metrics keep every score anyway. The streaming ones see one image after another, and for the counts once
@@ -231,8 +263,12 @@ def _compare_pixels(results: Sequence[TestImage], pixel_metrics: Literal["exact"
     metrics.add(images or _pixels(results))
     points = metrics.operating_points()
     curves = points.curves()
-    counts = count_pixels(images or _pixels(results), bin_edges(curves.threshold)) if len(curves.threshold) else None
-    return _ComparedPixels(points.result(), curves, counts)
+    counts = None
+    if len(curves.threshold):
+        counts = count_pixels(images or _pixels(results), bin_edges(curves.threshold), threshold)
+    saturated = any(result.regions is not None and result.regions.defects is not None for result in results)
+    overlaps = {name: float(value) for name, value in points.curve.overlaps(saturated=saturated).items()}
+    return _ComparedPixels(points.result(), curves, counts, overlaps)
 
 
 def _pixels(results: Sequence[TestImage]) -> Iterator[Pixels]:
@@ -264,7 +300,7 @@ def _summarise(
         "recall": counts.true_positives / image.num_anomalous if image.num_anomalous else None,
         "false_alarms": counts.false_positives / image.num_normal if image.num_normal else None,
         PROMISED: threshold.expected_rate,
-        **(pixels.result.figures if pixels else {}),
+        **(pixels.figures if pixels else {}),
         "threshold": threshold.value,
         "train_seconds": run.train_seconds,
         "train_steps": run.train_steps,

@@ -98,7 +98,7 @@ class Counts(NamedTuple):
     keys: Integers  # the lowest of each bin, or of single scores
     normal: Integers
     anomalous: Integers
-    overlap: Integers  # each anomalous pixel counts REGION / pixels of its region
+    overlap: Integers  # each anomalous pixel counts REGION times its weight
 
 
 class Histogram:
@@ -112,14 +112,14 @@ class Histogram:
     def add(self, images: Sequence[Pixels]) -> None:
         normal = keys_of(np.concatenate([image.normal for image in images]))
         anomalous = keys_of(np.concatenate([image.anomalous for image in images]))
-        sizes = np.concatenate([image.region_sizes for image in images])
+        weights = np.concatenate([image.weights for image in images])
         ranges = self.ranges.with_keys(normal).with_keys(anomalous)
         if not all(map(np.array_equal, ranges, self.ranges)):
             self._lay_out(ranges, self.counts())
         self._normal += np.bincount(self._layout.bins(normal), minlength=self._layout.num_bins)
         bins = self._layout.bins(anomalous)
         self._anomalous += np.bincount(bins, minlength=self._layout.num_bins)
-        np.add.at(self._overlap, bins, np.rint(REGION / sizes).astype(np.int64))
+        np.add.at(self._overlap, bins, np.rint(REGION * weights).astype(np.int64))
 
     def counts(self) -> Counts:
         """Of the bins that are not empty, from the lowest scores to the highest."""

@@ -25,12 +25,16 @@ METRICS = (
     Metric("false_alarms", "False alarms", higher_is_better=False),
     Metric("pixel_auroc", "Pixel AUROC"),
     Metric("pixel_ap", "Pixel AP"),
+    Metric("pixel_f1", "Pixel F1"),
     Metric("pixel_f1_max", "Pixel F1-max", oracle=True),
     Metric("aupro_30", "AUPRO 0.3"),
     Metric("aupro_05", "AUPRO 0.05"),
+    Metric("spro_05", "sPRO 0.05"),
 )
 
 
 PROMISED = "false_alarms_promised"  # of further good parts, by the held-out ones; no figure to compare models by
-PIXEL_METRICS = tuple(metric.key for metric in METRICS if metric.key.startswith(("pixel", "aupro")))
+PIXEL_METRICS = tuple(metric.key for metric in METRICS if metric.key.startswith(("pixel", "aupro", "spro")))
+# A category has the one or the other, as it was published: what an average of one leaves out.
+REGION_METRICS = (frozenset({"aupro_30", "aupro_05"}), frozenset({"spro_05"}))
 METRIC_BY_KEY = {metric.key: metric for metric in METRICS}

@@ -161,8 +161,12 @@ class PixelResult(NamedTuple):
     @property
     def figures(self) -> dict[str, float]:
         """As an evaluation names them."""
-        ranked = {"pixel_auroc": self.auroc, "pixel_ap": self.ap, "pixel_f1_max": self.f1_max}
-        return ranked | {"aupro_30": self.aupro_30, "aupro_05": self.aupro_05}
+        return self.ranked | {"aupro_30": self.aupro_30, "aupro_05": self.aupro_05}
+
+    @property
+    def ranked(self) -> dict[str, float]:
+        """Those that know nothing of regions."""
+        return {"pixel_auroc": self.auroc, "pixel_ap": self.ap, "pixel_f1_max": self.f1_max}
 
 
 class PixelCurves(NamedTuple):
@@ -250,24 +254,24 @@ class ExactPixelMetrics(PixelMetrics):
 
     normal: list[Tensor]  # (pixels outside all regions,) float32
     anomalous: list[Tensor]  # (pixels inside,) float32
-    region_sizes: list[Tensor]  # (pixels inside,) int32: how many pixels the region of each has
+    weights: list[Tensor]  # (pixels inside,) float64: what each adds to the overlap of its region
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("normal", "anomalous", "region_sizes"):
+        for name in ("normal", "anomalous", "weights"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def add(self, images: Iterable[Pixels]) -> None:
         for image in images:
             self.normal.append(torch.from_numpy(image.normal).to(self.device))
             self.anomalous.append(torch.from_numpy(image.anomalous).to(self.device))
-            self.region_sizes.append(torch.from_numpy(image.region_sizes).to(self.device))
+            self.weights.append(torch.from_numpy(image.weights).to(self.device))
             self.num_regions = self.num_regions + image.num_regions
             self.num_images = self.num_images + 1
 
     def operating_points(self) -> OperatingPoints:
         parts = _joined(self.normal, np.float32), _joined(self.anomalous, np.float32)
-        threshold, curve = _sorted_points(*parts, _joined(self.region_sizes, np.int32))
+        threshold, curve = _sorted_points(*parts, _joined(self.weights, np.float64))
         return OperatingPoints(threshold, curve, int(self.num_images), int(self.num_regions))
 
 
@@ -378,7 +382,7 @@ def _from_zero(values: NDArray[Any], first: float) -> NDArray[Any]:
 
 
 def _sorted_points(
-    normal: NDArray[np.float32], anomalous: NDArray[np.float32], region_sizes: NDArray[np.int32]
+    normal: NDArray[np.float32], anomalous: NDArray[np.float32], weights: Floats
 ) -> tuple[Floats, Curve]:
     """Thresholds and corners of the exact curve: just above and at each distinct anomalous score, and the end.
 
@@ -388,7 +392,7 @@ def _sorted_points(
     normal.sort()
     order = np.argsort(anomalous)[::-1]
     ranked = anomalous[order]  # descending
-    overlap = np.cumsum(1.0 / region_sizes[order])
+    overlap = np.cumsum(weights[order])
     last = last_of_equals(ranked)
     distinct = ranked[last]
     above = len(normal) - np.searchsorted(normal, distinct, side="right")

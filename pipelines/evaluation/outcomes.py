@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from anomaly_models.common.settings import Settings, Sides, Size
 from pipelines.data.index import GOOD, Split
-from pipelines.evaluation.curves import Bools, Floats
+from pipelines.evaluation.curves import Bools, Floats, f1
 from pipelines.evaluation.regions import Pixels, Regions
 from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.pictures.frames import Fit, Frame
@@ -275,24 +275,41 @@ _PIXEL_BINS = 500  # along the curves; the metrics of 500 bins are within a thou
 class PixelCounts:
     """The pixels of N test images by their score, in B bins from the highest scores to the lowest.
 
-    `regions` counts each pixel inside an anomalous region as one over the region's size: a whole region adds 1.
+    `regions` counts each pixel inside an anomalous region by what it adds to the overlap: a whole region adds 1.
     """
 
     normal: NDArray[np.int32]  # (N, B), outside all regions
     anomalous: NDArray[np.int32]  # (N, B)
     regions: NDArray[np.float32]  # (N, B)
+    called: NDArray[np.int64]  # (N, 2), normal and anomalous ones above the deployed threshold of the map
+    saturated: NDArray[np.bool_]  # (N,), whether a part of a region may count as all, which makes AUPRO sPRO
 
     def save(self, path: Path) -> None:
-        np.savez_compressed(path, normal=self.normal, anomalous=self.anomalous, regions=self.regions)
+        np.savez_compressed(
+            path,
+            normal=self.normal,
+            anomalous=self.anomalous,
+            regions=self.regions,
+            called=self.called,
+            saturated=self.saturated,
+        )
 
     @classmethod
     def load(cls, path: Path, remedy: str) -> "PixelCounts":
         """What `save` wrote; raises StageError where it is damaged."""
-        return cls(*read_arrays(path, ("normal", "anomalous", "regions"), remedy))
+        names = "normal", "anomalous", "regions", "called", "saturated"
+        return cls(*read_arrays(path, names, remedy))
 
     def of(self, rows: Sequence[int]) -> "PixelCounts":
         """The counts of these images, in this order."""
-        return PixelCounts(self.normal[rows], self.anomalous[rows], self.regions[rows])
+        binned = self.normal[rows], self.anomalous[rows], self.regions[rows]
+        return PixelCounts(*binned, self.called[rows], self.saturated[rows])
+
+    @property
+    def f1(self) -> float:
+        """At the deployed threshold, all pixels pooled: the SegF1 of MVTec AD 2 (Heckler-Kram et al., 2025)."""
+        false_positives, true_positives = self.called.sum(0, dtype=np.float64)
+        return float(f1(true_positives, false_positives, self.anomalous.sum(dtype=np.float64)))
 
 
 def bin_edges(curve_thresholds: Floats) -> NDArray[np.float32]:
@@ -306,10 +323,10 @@ def bin_edges(curve_thresholds: Floats) -> NDArray[np.float32]:
     return edges
 
 
-def count_pixels(images: Iterable[Pixels], edges: NDArray[np.float32]) -> PixelCounts:
-    """Sort the pixels of each image into the bins that end at `edges`, highest first."""
+def count_pixels(images: Iterable[Pixels], edges: NDArray[np.float32], threshold: float) -> PixelCounts:
+    """Sort the pixels of each image into the bins that end at `edges`, highest first; count those above `threshold`."""
     ascending, num_bins = edges[::-1], len(edges)
-    counts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+    counts: tuple[list[Any], ...] = ([], [], [], [], [])
     for image in images:
         normal, anomalous = (
             # above how many edges the score is; rounding may put one on the last edge
@@ -318,9 +335,17 @@ def count_pixels(images: Iterable[Pixels], edges: NDArray[np.float32]) -> PixelC
         )
         counts[0].append(np.bincount(normal, minlength=num_bins))
         counts[1].append(np.bincount(anomalous, minlength=num_bins))
-        counts[2].append(np.bincount(anomalous, 1.0 / image.region_sizes, minlength=num_bins))
-    normal, anomalous, regions = (np.stack(kept) for kept in counts)
-    return PixelCounts(normal.astype(np.int32), anomalous.astype(np.int32), regions.astype(np.float32))
+        counts[2].append(np.bincount(anomalous, image.weights, minlength=num_bins))
+        counts[3].append([int((scores > threshold).sum()) for scores in (image.normal, image.anomalous)])
+        counts[4].append(image.saturated)
+    normal, anomalous, regions, called, saturated = (np.stack(kept) for kept in counts)
+    return PixelCounts(
+        normal.astype(np.int32),
+        anomalous.astype(np.int32),
+        regions.astype(np.float32),
+        called.astype(np.int64),
+        saturated.astype(np.bool_),
+    )
 
 
 @dataclass(frozen=True, slots=True)

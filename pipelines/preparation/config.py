@@ -6,12 +6,15 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel, model_validator
 
 from anomaly_models.common.settings import Settings, Sides
+from pipelines.data.index import Layout
 from pipelines.pictures.frames import Fit, Frame
 from pipelines.pictures.images import Filter
 from pipelines.pictures.reading import AboveWhite, Reading, Window
 
 Corner: TypeAlias = Annotated[tuple[NonNegativeInt, NonNegativeInt], Field(strict=False)]  # x, y of the upright picture
 Polygon: TypeAlias = Annotated[tuple[Corner, ...], Field(strict=False, min_length=3)]
+
+LayoutName = Literal["auto", Layout]
 
 
 class AnomalousTrainConfig(Settings):
@@ -68,6 +71,7 @@ class Views(RootModel[dict[str, View]]):
 class PrepareConfig(Settings):
     """Section `prepare` of `params.yaml`. What pictures are resized to, the models' own sections say."""
 
+    layout: LayoutName  # of the categories' folders (docs/layouts.md); auto: what each of them looks like
     black_level: Annotated[int, Field(ge=0, le=65534)]  # 16-bit value shown as black, as are those below
     white_level: Annotated[int, Field(ge=1, le=65535)]  # 16-bit value shown as white, above black_level
     above_white: AboveWhite  # what becomes of a value above white_level

@@ -12,8 +12,8 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -25,12 +25,14 @@ from pipelines.errors import DatasetError, ImageError
 from pipelines.numbers import counted
 from pipelines.pictures import images
 from pipelines.pictures.frames import Frame, Shape, greyed, size_of
+from pipelines.pictures.reading import Reading
 from pipelines.preparation.config import PrepareConfig
-from pipelines.preparation.layouts import Findings, Listing, some
+from pipelines.preparation.listing import Findings, Listing, Masks, Saturation, some
 from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
 from pipelines.preparation.rows import in_order
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
+_MASK = Reading(0, 255, "refuse", page=None, dicom_window="file", max_megapixels=None)  # a byte's value is what it says
 _MOST_OF_A_PICTURE = 0.5  # marked by a mask: it may be inverted
 
 
@@ -62,6 +64,7 @@ class Decoded:
     pixels: dict[str, str] = field(default_factory=dict)  # SHA-256 of the upright RGB pixels and their shape
     findings: Findings = field(default_factory=Findings)
     shrunk: dict[Shape, str] = field(default_factory=dict)  # a warning of masks that lost regions in it
+    saturations: dict[str, int] = field(default_factory=dict)  # by mask, pixels of the original; of MVTec LOCO alone
 
 
 def mask_shapes(frames: Sequence[Frame]) -> list[Shape]:
@@ -73,7 +76,7 @@ def mask_shapes(frames: Sequence[Frame]) -> list[Shape]:
 def decoded(
     source: Path,
     listing: Listing,
-    masks: Mapping[str, str],
+    masks: Mapping[str, Masks],
     config: PrepareConfig,
     frames: Sequence[Frame],
     of_interest: NDArray[np.bool_] | None,
@@ -85,7 +88,8 @@ def decoded(
 
     Of each, what lies outside of the region `of_interest`, (H, W), is left out.
     """
-    paths = [*sorted(listing.training), *sorted([*listing.test_normal, *listing.anomalous])]
+    good = [*listing.training, *(listing.holdout or [])]
+    paths = [*sorted(good), *sorted([*listing.test_normal, *listing.anomalous])]
     with contextlib.ExitStack() as stack:
 
         def spool() -> Spool:
@@ -95,7 +99,11 @@ def decoded(
         mask_rows = {shape: spool() for shape in mask_shapes(frames)}
         result = Decoded(image_rows, mask_rows)
         pictures = []
-        jobs = in_order(lambda path: _decode(source, path, masks.get(path), config, frames, of_interest), paths, pool)
+
+        def decode(path: str) -> _Picture:
+            return _decode(source, path, masks.get(path, ()), listing.saturations, config, frames, of_interest)
+
+        jobs = in_order(decode, paths, pool)
         for done, picture in enumerate(jobs, 1):
             _keep(picture, result)
             pictures.append(picture.without_rows())
@@ -114,7 +122,7 @@ class _Picture:
     """A picture with its mask: filled as far as the files allow."""
 
     path: str
-    mask: str | None
+    masks: Masks
     original: tuple[int, int] | None = None
     pixels: str = ""
     highest: int | None = None  # value in the file, of more than 8 bits only
@@ -125,7 +133,13 @@ class _Picture:
     image_rows: list[NDArray[np.uint8]] = field(default_factory=list)
     mask_rows: list[NDArray[np.bool_]] = field(default_factory=list)
     altered: list[tuple[Shape, str]] = field(default_factory=list)  # frames in which the mask lost regions, and how
+    saturations: dict[str, int] = field(default_factory=dict)  # by mask
     problems: list[DatasetError] = field(default_factory=list)
+
+    @property
+    def mask_name(self) -> str:
+        """For messages: of several masks, what they have in common."""
+        return self.masks[0] if len(self.masks) == 1 else str(PurePosixPath(self.masks[0]).parent)
 
     def without_rows(self) -> "_Picture":
         self.image_rows, self.mask_rows = [], []
@@ -135,12 +149,13 @@ class _Picture:
 def _decode(
     source: Path,
     path: str,
-    mask: str | None,
+    masks: Masks,
+    saturations: Mapping[int, Saturation] | None,
     config: PrepareConfig,
     frames: Sequence[Frame],
     of_interest: NDArray[np.bool_] | None,
 ) -> _Picture:
-    result = _Picture(path, mask, pixels=f"unreadable: {path}")
+    result = _Picture(path, masks, pixels=f"unreadable: {path}")
     try:
         picture = images.read(source / path, config.reading)
         height, width = picture.rgb.shape[:2]
@@ -154,16 +169,19 @@ def _decode(
         result.image_rows = [frame.fitted(rgb) for frame in frames]
     except ImageError as error:
         result.problems.append(error)
-    if mask is None:
+    if not masks:
         return result
     try:
-        marked = _load_mask(source, path, mask, result.original, config.max_megapixels)
+        if saturations is not None:
+            found = {mask: _saturation(source / mask, saturations, config.max_megapixels) for mask in masks}
+            result.saturations.update(found)
+        marked = _load_masks(source, path, masks, result.original, config.max_megapixels)
     except DatasetError as error:
         result.problems.append(error)
         return result
     result.marked = float(marked.mean())
     if result.original is not None:
-        result.turned_alone = _is_turned_alone(source / path, config.page, source / mask, marked.shape)
+        result.turned_alone = _is_turned_alone(source / path, config.page, source / masks[0], marked.shape)
     if of_interest is not None and marked.shape == of_interest.shape:
         marked = marked & of_interest
     for shape in mask_shapes(frames):
@@ -174,10 +192,19 @@ def _decode(
     return result
 
 
+def _load_masks(
+    source: Path, path: str, masks: Masks, original: tuple[int, int] | None, max_megapixels: int
+) -> NDArray[np.bool_]:
+    """All that the masks of a picture mark; its (width, height) is `original`, None where it cannot be read."""
+    marked = _load_mask(source, path, masks[0], original, max_megapixels)
+    for mask in masks[1:]:
+        marked = marked | _load_mask(source, path, mask, original, max_megapixels)
+    return marked
+
+
 def _load_mask(
     source: Path, path: str, mask: str, original: tuple[int, int] | None, max_megapixels: int
 ) -> NDArray[np.bool_]:
-    """The mask of a picture whose (width, height) is `original`, None where the picture cannot be read."""
     marked = images.load_mask(source / mask, max_megapixels)
     height, width = marked.shape
     if original is not None and (width, height) != original:
@@ -190,6 +217,17 @@ def _load_mask(
             f"{source / mask}: the mask is all black, its image {path} is among the defects; mark the defect"
         )
     return marked
+
+
+def _saturation(mask: Path, saturations: Mapping[int, Saturation], max_megapixels: int) -> int:
+    """How many pixels of a mask count as all of its defect, which its grey value tells the kind of."""
+    grey = images.load_rgb(mask, replace(_MASK, max_megapixels=max_megapixels))[..., 0]
+    values = np.unique(grey[grey > 0]).tolist()
+    if len(values) > 1:
+        raise DatasetError(f"{mask}: holds the values {some(map(str, values))}; each mask is one defect of one value")
+    if values and values[0] not in saturations:
+        raise DatasetError(f"{mask}: holds the value {values[0]}, which defects_config.json does not know; correct it")
+    return saturations[values[0]].pixels(int((grey > 0).sum())) if values else 0
 
 
 def _is_turned_alone(picture: Path, page: int | None, mask: Path, shape: tuple[int, ...]) -> bool:
@@ -230,6 +268,7 @@ def _shrink_mask(
 def _keep(picture: _Picture, result: Decoded) -> None:
     result.findings.problems.extend(picture.problems)
     result.pixels[picture.path] = picture.pixels
+    result.saturations.update(picture.saturations)
     if picture.original is None:
         return
     result.originals[picture.path] = picture.original
@@ -279,7 +318,7 @@ def _told_of_shrinking(pictures: list[_Picture]) -> Iterator[tuple[Shape, str]]:
     altered: defaultdict[Shape, list[str]] = defaultdict(list)
     for picture in pictures:
         for shape, what in picture.altered:
-            altered[shape].append(f"{picture.mask} ({what})")
+            altered[shape].append(f"{picture.mask_name} ({what})")
     for shape in sorted(altered):
         masks = counted(len(altered[shape]), "mask")
         yield shape, f"{masks} with fewer regions at {shape} pixels: {some(altered[shape])}"
@@ -294,8 +333,8 @@ def _tell_of_masks(pictures: list[_Picture], findings: Findings) -> None:
     if wide := [picture for picture in pictures if picture.marked > _MOST_OF_A_PICTURE]:
         findings.warnings.append(
             f"{counted(len(wide), 'mask')} marking most of the picture: "
-            f"{some(f'{picture.mask} ({picture.marked:.0%})' for picture in wide)}; all that is not black counts as "
-            "defect: if it is the good part that they mark, invert them (black for good)"
+            f"{some(f'{picture.mask_name} ({picture.marked:.0%})' for picture in wide)}; all that is not black counts "
+            "as defect: if it is the good part that they mark, invert them (black for good)"
         )
 
 

@@ -11,7 +11,7 @@ from pipelines.errors import DatasetError
 from pipelines.pictures import images
 from pipelines.pictures.frames import Frame
 from pipelines.preparation.config import Polygon, PrepareConfig
-from pipelines.preparation.layouts import Findings, Listing
+from pipelines.preparation.listing import Findings, Listing
 
 
 def region_of_interest(

@@ -13,14 +13,26 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.index import FORMAT, GOOD, IndexedImage, Layout, PreparedIndex, SeenBy, images_file, masks_file
+from pipelines.data.index import (
+    FORMAT,
+    GOOD,
+    IndexedImage,
+    IndexedMask,
+    Layout,
+    PreparedIndex,
+    SeenBy,
+    images_file,
+    masks_file,
+)
 from pipelines.files import atomic_folder, file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.frames import Frame, written
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.decoding import Decoded, decoded
 from pipelines.preparation.interest import region_of_interest
-from pipelines.preparation.layouts import Findings, Listing, detect_layout, find_dead_links, list_category, pair_masks
+from pipelines.preparation.layouts import choose_layout, list_category
+from pipelines.preparation.listing import Findings, Listing, Masks, find_dead_links
+from pipelines.preparation.mask_files import pair_masks
 from pipelines.preparation.rows import array_file, threads
 from pipelines.preparation.splits import Item, split
 
@@ -31,6 +43,7 @@ class Prepared:
 
     index: PreparedIndex
     seen: Mapping[str, SeenBy]  # by model
+    notes: tuple[str, ...]  # one line each, for the user: what was decided, where nothing is wrong
 
     @property
     def warnings(self) -> list[str]:
@@ -56,8 +69,8 @@ def prepare(
         DatasetError: `source` cannot be used; the message lists every problem.
         ImageError: the same, when files that cannot be read are the only problem.
     """
-    layout = detect_layout(source)
     findings = Findings()
+    layout = choose_layout(source, config.layout, findings)
     listing = list_category(source, layout, findings)
     find_dead_links(source, findings)
     masks = pair_masks(source, listing, config.max_megapixels, findings)
@@ -71,13 +84,14 @@ def prepare(
             _write_arrays(items, rows, folder)
         digests = _digests(source, listing, masks, pool)
         region = None if of_interest is None else written(of_interest)
-        index = _index(category, layout, items, rows.originals, digests, config, region, findings)
+        split_sha256 = None if listing.split_file is None else file_sha256(listing.split_file)
+        index = _index(category, layout, items, rows, digests, split_sha256, config, region, findings)
         write_json(folder / INDEX_FILE, {"format": FORMAT} | index.to_json())
         of_frame = {frame: _seen(folder, frame, rows, index) for frame in rows.images}  # which models may share
         seen = {model: of_frame[frame] for model, frame in frames.items()}
         for model, record in seen.items():
             record.save(folder, model)
-    return Prepared(index, seen)
+    return Prepared(index, seen, tuple(findings.notes))
 
 
 def _seen(folder: Path, frame: Frame, rows: Decoded, index: PreparedIndex) -> SeenBy:
@@ -89,9 +103,10 @@ def _seen(folder: Path, frame: Frame, rows: Decoded, index: PreparedIndex) -> Se
     )
 
 
-def _digests(source: Path, listing: Listing, masks: Mapping[str, str], pool: ThreadPoolExecutor) -> dict[str, str]:
+def _digests(source: Path, listing: Listing, masks: Mapping[str, Masks], pool: ThreadPoolExecutor) -> dict[str, str]:
     """SHA-256 of every image and mask used, by path."""
-    paths = [*listing.training, *listing.test_normal, *listing.anomalous, *masks.values()]
+    pictures = [*listing.training, *(listing.holdout or []), *listing.test_normal, *listing.anomalous]
+    paths = [*pictures, *(path for found in masks.values() for path in found)]
     return dict(zip(paths, pool.map(lambda path: file_sha256(source / path), paths), strict=True))
 
 
@@ -109,8 +124,9 @@ def _index(
     category: str,
     layout: Layout,
     items: list[Item],
-    originals: Mapping[str, tuple[int, int]],
+    rows: Decoded,
     digests: Mapping[str, str],
+    split_sha256: str | None,
     config: PrepareConfig,
     region: str | None,
     findings: Findings,
@@ -122,12 +138,11 @@ def _index(
             split=item.split,
             label=item.defect != GOOD,
             defect=item.defect,
-            width=originals[item.path][0],
-            height=originals[item.path][1],
-            mask=item.mask,
+            width=rows.originals[item.path][0],
+            height=rows.originals[item.path][1],
+            masks=tuple(IndexedMask(path, digests[path], rows.saturations.get(path)) for path in item.mask or ()),
             mask_row=mask_rows.get(item.path),
             sha256=digests[item.path],
-            mask_sha256=None if item.mask is None else digests[item.mask],
         )
         for item in items
     )
@@ -150,6 +165,7 @@ def _index(
             "test_anomalous": sum(entry.split == "test" and entry.label for entry in entries),
         },
         data_sha256=_data_digest(digests),
+        split_sha256=split_sha256,
         warnings=tuple(findings.warnings),
         images=entries,
     )

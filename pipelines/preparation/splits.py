@@ -11,7 +11,7 @@ import numpy as np
 from pipelines.data.index import GOOD, Split
 from pipelines.numbers import counted
 from pipelines.preparation.config import PrepareConfig
-from pipelines.preparation.layouts import Findings, Listing, some
+from pipelines.preparation.listing import Findings, Listing, Masks, some
 
 _ANOMALY_STREAM = 1  # apart from the draws of normal images, which the same seed orders
 
@@ -23,13 +23,13 @@ class Item:
     path: str
     split: Split
     defect: str
-    mask: str | None
+    mask: Masks | None
 
 
 def split(
     source: Path,
     listing: Listing,
-    masks: Mapping[str, str],
+    masks: Mapping[str, Masks],
     digests: Mapping[str, str],
     config: PrepareConfig,
     findings: Findings,
@@ -41,7 +41,7 @@ def split(
     """
     rng = np.random.default_rng(config.seed)
     groups = _same_content(sorted(listing.training), digests)
-    needed = 3 if listing.takes_test_normal else 2
+    needed = 1 if listing.holdout is not None else 3 if listing.takes_test_normal else 2
     test_normal, holdout = listing.test_normal, []
     if len(groups) < needed:
         findings.problem(_too_few(source, listing, len(groups), needed))
@@ -49,8 +49,11 @@ def split(
         if listing.takes_test_normal:
             drawn, groups = _draw(groups, config.test_normal, reserve=2, rng=rng)
             test_normal = _flatten(drawn)
-        drawn, groups = _draw(groups, config.holdout, reserve=1, rng=rng)
-        holdout = _flatten(drawn)
+        if listing.holdout is not None:
+            holdout = _published_holdout(source, listing.holdout, groups, digests, findings)
+        else:
+            drawn, groups = _draw(groups, config.holdout, reserve=1, rng=rng)
+            holdout = _flatten(drawn)
     train = _flatten(groups)
     taught, withheld, tested = _draw_anomalies(listing.anomalous, masks, digests, config, findings)
     if holdout:
@@ -67,9 +70,24 @@ def split(
     ]
 
 
+def _published_holdout(
+    source: Path, holdout: list[str], training: list[list[str]], digests: Mapping[str, str], findings: Findings
+) -> list[str]:
+    """As it was published; one that was met in training would promise too much, and is left out."""
+    met = {digests[group[0]] for group in training}
+    if repeated := [path for path in holdout if digests[path] in met]:
+        findings.warnings.append(
+            f"{counted(len(repeated), 'image')} to hold out met in training too, left out: {some(repeated)}"
+        )
+    kept = [path for path in holdout if digests[path] not in met]
+    if not kept:
+        findings.problem(f"{source}: no image to hold out; put good ones, other than those of training, there")
+    return kept
+
+
 def _draw_anomalies(
     anomalous: Mapping[str, str],
-    masks: Mapping[str, str],
+    masks: Mapping[str, Masks],
     digests: Mapping[str, str],
     config: PrepareConfig,
     findings: Findings,
@@ -181,7 +199,7 @@ def _flatten(groups: list[list[str]]) -> list[str]:
 
 
 def _too_few(source: Path, listing: Listing, found: int, needed: int) -> str:
-    purpose = "to fit, to hold out and to test" if needed == 3 else "to fit and to hold out"
+    purpose = {1: "to fit", 2: "to fit and to hold out", 3: "to fit, to hold out and to test"}[needed]
     if not listing.training:
         return (
             f"{source}: {listing.training_folder} holds no image; put at least {needed} normal images there, {purpose}"

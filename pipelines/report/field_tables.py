@@ -22,12 +22,16 @@ FIELD_METRICS = {
     "image_auroc": "Image-Level AUC",
     "pixel_auroc": "Pixel-Level AUC",
     "pixel_f1_max": "Pixel F1 Score",
+    "pixel_f1": "SegF1",
     "aupro_30": "AUPRO",
+    "spro_05": "sPRO",
 }
 _OURS = "this run"
 _METRIC_NOTES = {
     "pixel_f1_max": "Pixel F1 Score is an oracle number: its threshold is the best one for the test masks.",
+    "pixel_f1": "SegF1 is the F1 of all test pixels at the deployed threshold, which held-out good parts set.",
     "aupro_30": "AUPRO is integrated to a false-positive rate of 0.3, exactly, over all test images.",
+    "spro_05": "sPRO is integrated to a false-positive rate of 0.05, over the defects of all types together.",
 }
 
 

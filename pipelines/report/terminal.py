@@ -1,9 +1,9 @@
 """The summary in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.evaluation.measures import PROMISED
+from pipelines.evaluation.measures import METRIC_BY_KEY, PROMISED
 from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
 from pipelines.numbers import narrow_interval, percent, score
 from pipelines.paths import Project
@@ -16,12 +16,19 @@ if TYPE_CHECKING:
 
 def one_line(metrics: dict[str, float | None]) -> str:
     """The main figures of one evaluation, for the terminal."""
-    shown = [c for c in COLUMNS if c.key in ("image_auroc", "recall", "false_alarms", "pixel_auroc", "aupro_30")]
+    keys = ("image_auroc", "recall", "false_alarms", "pixel_auroc", _region_metric([metrics]))
+    shown = [c for c in COLUMNS if c.key in keys]
     if all(metrics.get(c.key) is None for c in shown):
         return f"{NOTHING_TO_TEST_ON}, {score(metrics['threshold'])}"
     figures = {c.key: f"{c.title} {c.show(metrics.get(c.key))}" for c in shown}
     figures["false_alarms"] += f" (promised: {percent(metrics.get(PROMISED))})"
     return ", ".join(figures.values())
+
+
+def _region_metric(cells: Iterable[Mapping[str, float | None]]) -> str:
+    """AUPRO, or sPRO where that is all there is."""
+    known = {key for metrics in cells for key, value in metrics.items() if value is not None}
+    return "spro_05" if "spro_05" in known and "aupro_30" not in known else "aupro_30"
 
 
 def print_results(project: Project, console: "Console") -> None:
@@ -34,14 +41,16 @@ def print_results(project: Project, console: "Console") -> None:
     from rich.table import Table
 
     summary = Summary.of(project)
-    keys = ("image_auroc", "recall", "false_alarms", PROMISED, "aupro_30", "latency_ms")
+    by_region = _region_metric([cell.metrics for cell in summary.cells])
+    keys = ("image_auroc", "recall", "false_alarms", PROMISED, by_region, "latency_ms")
     shown = [c for c in COLUMNS if c.key in keys]
     console.print("Percent; averages weigh categories alike; 95 % is the interval of the AUROC", highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)  # the box alone keeps columns apart
     for title in ("Model", "Category"):
         table.add_column(title, no_wrap=True)
     decisions = "Defects\nfound", "False\nalarms", "Pro-\nmise"
-    for title in ("Test\nimages", "Image\nAUROC", "95 %", *decisions, "AUPRO\n0.3", "Time,\nms"):
+    overlap = METRIC_BY_KEY[by_region].title.replace(" ", "\n")
+    for title in ("Test\nimages", "Image\nAUROC", "95 %", *decisions, overlap, "Time,\nms"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in summary.averages:
         for cell in [c for c in summary.cells if c.model == row.model]:

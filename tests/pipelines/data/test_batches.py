@@ -93,8 +93,8 @@ def test_a_batch_holds_what_images_reads(prepared, source):
         np.testing.assert_array_equal(batch.image[place].numpy(), images.to_input(pixels[None])[0])
         assert bool(batch.label[place]) == entry.label == ("crack" in entry.path)
         expected = np.zeros(SIZE, dtype=bool)
-        if entry.mask is not None:
-            expected = images.resize_mask(images.load_mask(source / entry.mask), SIZE)
+        if entry.masks:
+            expected = images.resize_mask(images.load_mask(source / entry.masks[0].path), SIZE)
         np.testing.assert_array_equal(batch.mask[place, 0].numpy(), expected)
 
 

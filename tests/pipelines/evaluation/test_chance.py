@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from made_up import draw_maps, draw_scores, pixels_of, rng
+from made_up import PIXEL_THRESHOLD, draw_maps, draw_scores, pixels_of, rng
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -22,11 +22,14 @@ def outcome(
     return Outcome(name, TestSet("nut", images, "data", 256, "pixels", None), scores, 5.0, {}, pixels)
 
 
-def pixel_figures(maps: NDArray[np.float32], masks: NDArray[np.bool_]) -> tuple[dict[str, float], PixelCounts]:
+def pixel_figures(
+    maps: NDArray[np.float32], masks: NDArray[np.bool_], threshold: float = PIXEL_THRESHOLD
+) -> tuple[dict[str, float], PixelCounts]:
     exact = ExactPixelMetrics()
     exact.update(torch.from_numpy(maps), torch.from_numpy(masks))
     points = exact.operating_points()
-    return points.result().figures, count_pixels(pixels_of(maps, masks), bin_edges(points.curves().threshold))
+    counts = count_pixels(pixels_of(maps, masks), bin_edges(points.curves().threshold), threshold)
+    return points.result().figures | {"pixel_f1": counts.f1}, counts
 
 
 def f1_max(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> float:
@@ -89,12 +92,12 @@ def test_pixels_are_exchanged_whatever_the_models_scales_and_sizes_are() -> None
     maps = (maps * 20).round() / 20
     larger = np.exp(maps).repeat(2, axis=1).repeat(2, axis=2)
     (_, counts), (_, same) = (
-        pixel_figures(maps, masks),
-        pixel_figures(larger, masks.repeat(2, axis=1).repeat(2, axis=2)),
+        pixel_figures(maps, masks, 1.02),
+        pixel_figures(larger, masks.repeat(2, axis=1).repeat(2, axis=2), math.exp(1.02)),
     )
     scores = np.arange(20.0)
     found = differences(outcome("a", scores, labels, counts), outcome("b", scores, labels, same), 50)
-    for name in ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05"):
+    for name in ("pixel_auroc", "pixel_ap", "pixel_f1", "pixel_f1_max", "aupro_30", "aupro_05"):
         assert np.abs(found[name].exchanged).max() < 1e-6  # region shares are kept as float32
         assert abs(found[name].observed) < 1e-6
 

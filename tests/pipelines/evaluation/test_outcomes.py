@@ -70,11 +70,15 @@ def test_damaged_predictions_get_a_line(tmp_path: Path, content: str, reason: st
 
 
 def test_pixels_survive_the_file(tmp_path: Path) -> None:
-    kept = PixelCounts(np.eye(3, dtype=np.int32), np.ones((3, 3), np.int32), np.full((3, 3), 0.25, np.float32))
+    bins = np.eye(3, dtype=np.int32), np.ones((3, 3), np.int32), np.full((3, 3), 0.25, np.float32)
+    kept = PixelCounts(*bins, np.array([[4, 1], [0, 0], [2, 3]]), np.array([False, True, True]))
     kept.save(tmp_path / "pixels.npz")
     read = PixelCounts.load(tmp_path / "pixels.npz", "").of([2, 0])
     assert (read.normal == [[0, 0, 1], [1, 0, 0]]).all()
     assert read.regions.dtype == np.float32
+    assert read.called.tolist() == [[2, 3], [4, 1]]
+    assert read.saturated.tolist() == [True, False]
+    assert read.f1 == pytest.approx(2 * 4 / (6 + 4 + 6))  # 4 of 6 anomalous pixels called, and 6 normal ones
 
 
 def test_the_centre_of_a_picture_keeps_its_proportions() -> None:

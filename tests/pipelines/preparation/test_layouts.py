@@ -5,7 +5,7 @@ import shutil
 import unicodedata
 
 import pytest
-from drawn_folders import CONFIG, FRAMES, HEIGHT, WIDTH, paths_of, problem, run, write_image, write_mask
+from drawn_folders import CONFIG, FRAMES, HEIGHT, WIDTH, masks_of, paths_of, problem, run, write_image, write_mask
 
 from pipelines.preparation.prepare import prepare
 
@@ -27,19 +27,21 @@ def test_mvtec_layout(mvtec):
     assert sorted(paths_of(index, "train") + paths_of(index, "holdout")) == [
         f"train/good/{n:03}.png" for n in range(10)
     ]
-    found = [(i.path, i.split, i.label, i.defect, i.width, i.height, i.mask, i.mask_row) for i in index.images[10:]]
+    found = [
+        (i.path, i.split, i.label, i.defect, i.width, i.height, masks_of(i), i.mask_row) for i in index.images[10:]
+    ]
     assert found == [
-        ("test/bent/000.png", "test", True, "bent", WIDTH, HEIGHT, "ground_truth/bent/000.png", 0),
-        ("test/crack/000.jpg", "test", True, "crack", WIDTH, HEIGHT, "ground_truth/crack/000_mask.png", 1),
-        ("test/crack/001.jpg", "test", True, "crack", WIDTH, HEIGHT, "ground_truth/crack/001_mask.png", 2),
-        ("test/good/000.png", "test", False, "good", WIDTH, HEIGHT, None, None),
-        ("test/good/001.png", "test", False, "good", WIDTH, HEIGHT, None, None),
+        ("test/bent/000.png", "test", True, "bent", WIDTH, HEIGHT, ["ground_truth/bent/000.png"], 0),
+        ("test/crack/000.jpg", "test", True, "crack", WIDTH, HEIGHT, ["ground_truth/crack/000_mask.png"], 1),
+        ("test/crack/001.jpg", "test", True, "crack", WIDTH, HEIGHT, ["ground_truth/crack/001_mask.png"], 2),
+        ("test/good/000.png", "test", False, "good", WIDTH, HEIGHT, [], None),
+        ("test/good/001.png", "test", False, "good", WIDTH, HEIGHT, [], None),
     ]
     digests = [hashlib.sha256((mvtec / image.path).read_bytes()).hexdigest() for image in index.images]
     assert [image.sha256 for image in index.images] == digests
-    masked = {image.mask: image.mask_sha256 for image in index.images if image.mask is not None}
+    masked = {mask.path: mask.sha256 for image in index.images for mask in image.masks}
     assert masked == {path: hashlib.sha256((mvtec / path).read_bytes()).hexdigest() for path in masked}
-    assert all((image.mask is None) == (image.mask_sha256 is None) for image in index.images)
+    assert all(mask.saturation is None for image in index.images for mask in image.masks)
 
 
 def test_plain_layout(plain):
@@ -47,11 +49,11 @@ def test_plain_layout(plain):
     assert index.layout == "folder"
     assert index.has_masks
     assert index.counts == {"train": 6, "holdout": 2, "anomalous_train": 0, "test_normal": 2, "test_anomalous": 3}
-    defects = {image.path: (image.defect, image.mask) for image in index.images if image.label}
+    defects = {image.path: (image.defect, masks_of(image)) for image in index.images if image.label}
     assert defects == {
-        "abnormal/000.png": ("abnormal", "masks/000.png"),
-        "abnormal/001.png": ("abnormal", "masks/001.png"),
-        "abnormal/dent/000.bmp": ("dent", "masks/dent/000_mask.png"),
+        "abnormal/000.png": ("abnormal", ["masks/000.png"]),
+        "abnormal/001.png": ("abnormal", ["masks/001.png"]),
+        "abnormal/dent/000.bmp": ("dent", ["masks/dent/000_mask.png"]),
     }
     normals = [image.path for image in index.images if not image.label]
     assert sorted(normals) == [f"normal/{n:03}.png" for n in range(10)]
@@ -61,7 +63,7 @@ def test_no_folder_of_masks_means_image_labels_only(mvtec):
     shutil.rmtree(mvtec / "ground_truth")
     index = run(mvtec)
     assert not index.has_masks
-    assert all(image.mask is None and image.mask_row is None for image in index.images)
+    assert all(image.masks == () and image.mask_row is None for image in index.images)
     assert not list((mvtec.parent / "prepared/nut").glob("masks*"))
 
 
@@ -87,7 +89,7 @@ def test_missing_folder(tmp_path):
 def test_neither_layout(tmp_path):
     root = tmp_path / "nut"
     root.mkdir()
-    expected = "expected train/good and test/ (as in MVTec AD), or normal/"
+    expected = "expected train/good and test/ (as in MVTec AD), or normal/, or another layout of docs/layouts.md"
     assert problem(root) == f"{root}: is empty; {expected}"
     write_image(root / "images/a.png", 0)
     write_image(root / "b.png", 0)
@@ -159,8 +161,10 @@ def test_a_folder_per_camera(mvtec, plain):
     index = run(mvtec)
     assert index.counts == {"train": 10, "holdout": 2, "anomalous_train": 0, "test_normal": 4, "test_anomalous": 5}
     assert index.warnings == ()
-    masks = {image.path: (image.defect, image.mask) for image in index.images if "/left/" in image.path and image.label}
-    assert masks == {"test/crack/left/new/000.png": ("crack", "ground_truth/crack/left/new/000_mask.png")}
+    masks = {
+        image.path: (image.defect, masks_of(image)) for image in index.images if "/left/" in image.path and image.label
+    }
+    assert masks == {"test/crack/left/new/000.png": ("crack", ["ground_truth/crack/left/new/000_mask.png"])}
     assert {f"normal/{camera}/000.png" for camera in ("left", "right")} < {image.path for image in run(plain).images}
 
 

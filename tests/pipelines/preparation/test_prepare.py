@@ -42,8 +42,8 @@ def test_arrays_hold_what_images_reads(mvtec, size, resize):
             images.load_rgb(mvtec / image.path, CONFIG.reading)
         )
         np.testing.assert_array_equal(pixels[row], expected)
-        if image.mask is not None:
-            expected = images.resize_mask(images.load_mask(mvtec / image.mask), Size.square(size))
+        if image.masks:
+            expected = images.resize_mask(images.load_mask(mvtec / image.masks[0].path), Size.square(size))
             np.testing.assert_array_equal(masks[image.mask_row], expected)
 
 
@@ -378,7 +378,7 @@ def test_a_full_disk_is_told(mvtec):
         {"page": -1}, {"page": "all"}, {"dicom_window": "soft"}, {"dicom_window": {"centre": 40}},
         {"dicom_window": {"centre": 40, "width": 0.5}}, {"dicom_window": {"centre": float("nan"), "width": 400}},
         {"white_level": 70000}, {"holdout": 0.0}, {"holdout": 1.0}, {"test_normal": 1.5}, {"seed": -1}, {"seed": "0"},
-        {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1},
+        {"max_megapixels": 0}, {"max_megapixels": 90.5}, {"extra": 1}, {"layout": "mvtech"},
     ],
 )  # fmt: skip
 def test_settings_out_of_range(wrong):
@@ -396,7 +396,7 @@ def test_black_is_below_white(black):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 12
+    assert len(caught.value.errors()) == 13
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):

@@ -47,7 +47,7 @@ def tiny_params() -> dict[str, Any]:
     return {
         "download": {"demo_textures": {"image_size": 64, "per_class": 1, "seed": 0}},
         "data": {"root": "images", "categories": [CATEGORY]},
-        "prepare": {"white_level": 65535, "max_megapixels": 90, "seed": 0}
+        "prepare": {"white_level": 65535, "max_megapixels": 90, "groups": None, "seed": 0}
         | {"holdout": 0.25, "test_normal": 0.25, "anomalous_train": {"count": 0, "protocol": "spread"}, "surfaces": []},
         "photos": "data/demo_textures",
         "texture_photos": "data/demo_textures",

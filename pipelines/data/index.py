@@ -15,7 +15,7 @@ from pipelines.paths import INDEX_FILE
 from pipelines.pictures.images import Frame
 from pipelines.records import reading
 
-FORMAT = 4  # of a prepared folder; raised when what is written changes
+FORMAT = 5  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder"]
 # Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
 # Whether others are, `PreparedIndex.tested` says.
@@ -38,6 +38,7 @@ class IndexedImage:
     mask_row: int | None  # row in the arrays of masks
     sha256: str  # of the file
     mask_sha256: str | None
+    group: str | None  # by `prepare.groups`: what was made or photographed together
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pipelines.paths import INDEX_FILE
 from pipelines.pictures.images import Frame
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.decoding import Decoded, decoded
+from pipelines.preparation.groups import find_groups
 from pipelines.preparation.layouts import Findings, Listing, detect_layout, find_dead_links, list_category, pair_masks
 from pipelines.preparation.rows import array_file, threads
 from pipelines.preparation.splits import Item, split
@@ -60,14 +61,15 @@ def prepare(
     listing = list_category(source, layout, findings)
     find_dead_links(source, findings)
     masks = pair_masks(source, listing, config.max_megapixels, findings)
+    groups = find_groups(source, listing, config.groups, findings)
     with threads() as pool, atomic_folder(destination) as folder:
         with decoded(source, listing, masks, config, sorted(set(frames.values())), folder, pool, on_progress) as rows:
-            items = split(source, listing, masks, rows.pixels, config, findings)
+            items = split(source, listing, masks, rows.pixels, groups, config, findings)
             findings.add(rows.findings)
             findings.raise_problems(category)
             _write_arrays(items, rows, folder)
         digests = _digests(source, listing, masks, pool)
-        index = _index(category, layout, items, rows.originals, digests, config, findings)
+        index = _index(category, layout, items, rows.originals, digests, groups, config, findings)
         write_json(folder / INDEX_FILE, {"format": FORMAT} | asdict(index))
         of_frame = {frame: _seen(folder, frame, rows, index) for frame in rows.images}  # which models may share
         seen = {model: of_frame[frame] for model, frame in frames.items()}
@@ -107,6 +109,7 @@ def _index(
     items: list[Item],
     originals: Mapping[str, tuple[int, int]],
     digests: Mapping[str, str],
+    groups: Mapping[str, str],
     config: PrepareConfig,
     findings: Findings,
 ) -> PreparedIndex:
@@ -123,6 +126,7 @@ def _index(
             mask_row=mask_rows.get(item.path),
             sha256=digests[item.path],
             mask_sha256=None if item.mask is None else digests[item.mask],
+            group=groups.get(item.path),
         )
         for item in items
     )

@@ -354,7 +354,7 @@ def test_settings_out_of_range(wrong):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 7
+    assert len(caught.value.errors()) == 8
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):
@@ -366,7 +366,7 @@ def test_index_of_another_version(mvtec):
     run(mvtec)
     path = mvtec.parent / "prepared/nut/index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(StageError, match="prepared in format 99, this version reads 4; run `blemish prepare nut`"):
+    with pytest.raises(StageError, match="prepared in format 99, this version reads 5; run `blemish prepare nut`"):
         PreparedIndex.load(path.parent)
 
 

@@ -101,6 +101,7 @@ def evaluation(model: str, category: str) -> Evaluation:
             "confusion": dict.fromkeys(Confusion.model_fields, 0),
             "defects": {},
             "intervals": {},
+            "groups": None,
         }
     )
 
@@ -119,6 +120,20 @@ def threshold() -> dict[str, Any]:
         "num_images_needed": 19,
         "oracle": 2.1,
     }
+
+
+def groups() -> dict[str, Any]:
+    """Of Monday, which was learnt from, Tuesday and Wednesday, which were held out and differ, and of the test."""
+
+    def scores(count: int, false_alarms: int, mean_score: float) -> dict[str, Any]:
+        return {"count": count, "false_alarms": false_alarms, "mean_score": mean_score}
+
+    rows = [
+        {"name": "mon", "fitted": 60, "held_out": None, "left_out": None, "tested": scores(3, 0, 1.1)},
+        {"name": "tue", "fitted": 0, "held_out": scores(12, 0, 1.0), "left_out": 0.0, "tested": None},
+        {"name": "<i>wed", "fitted": 0, "held_out": scores(8, 1, 1.5), "left_out": 0.25, "tested": scores(1, 1, 2.2)},
+    ]
+    return {"p_value": 0.012, "groups": tuple(rows)}
 
 
 def summary_of(

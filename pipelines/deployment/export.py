@@ -51,7 +51,8 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     params.check_category(category)
     cell = project.cell(model_name, category, params.train.seed)
     trained = load_trained(cell, torch.device("cpu"))
-    threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} first").threshold
+    evaluation = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} first")
+    threshold = evaluation.threshold
     card = ModelCard(
         model=model_name,
         category=category,
@@ -62,6 +63,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,
         false_alarm_rate=threshold.expected_rate,
+        groups=evaluation.groups.text if evaluation.groups else None,
         run_id=trained.run.run_id,
         data_sha256=trained.run.settings.data.sha256,
         weights=trained.weights,

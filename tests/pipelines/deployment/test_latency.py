@@ -13,7 +13,7 @@ from pipelines.inference.detector import ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-CARD = ModelCard("a", "nut", Size.square(32), "bilinear", 65535, 90, 0.5, 0.5, 0.05, "run", "sha", [], {})
+CARD = ModelCard("a", "nut", Size.square(32), "bilinear", 65535, 90, 0.5, 0.5, 0.05, None, "run", "sha", [], {})
 
 
 class Clock:

@@ -32,6 +32,7 @@ CARD = ModelCard(
     threshold=float(np.float32(128) / np.float32(255)),
     pixel_threshold=0.5,
     false_alarm_rate=0.05,
+    groups=None,
     run_id="0123",
     data_sha256="abcd",
     weights=[],
@@ -394,10 +395,10 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "4"})
+    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "5"})
     with pytest.raises(ExportError) as caught:
         Detector(path)
-    assert str(caught.value) == f"{path}: written in format 4, this version reads 3; export it again"
+    assert str(caught.value) == f"{path}: written in format 5, this version reads 4; export it again"
 
 
 def test_every_field_is_plain_text_in_the_metadata() -> None:

@@ -99,7 +99,7 @@ def evaluate(
         if pixels and pixels.counts:
             pixels.counts.save(temporary / cell.pixels.name)
         intervals = intervals_of(read_outcome(temporary, evaluation, model_name))
-        groups = compare_groups(images, _fitted(data.index), params.evaluate.false_alarm_rate)
+        groups = compare_groups(images, _fitted(data.index), threshold.expected_rate)
         evaluation = evaluation.model_copy(update={"intervals": intervals, "groups": groups})
         evaluation.save(temporary / cell.evaluation.name)
         of_cell = Thresholds(threshold.value, pixel_threshold)

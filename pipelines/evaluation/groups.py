@@ -7,41 +7,40 @@ a new group is not, and only the groups can be taken as exchangeable with the ne
 held-out scores, with its p-value from permutations of the scores over the groups, so that it holds for few and small
 groups and for ties. It finds that some groups score higher, and hardly that some are spread wider.
 
-*The spread*: each held-out group in turn is left out, the threshold set anew from the others, and the false alarms of
-the one left out are counted. If groups are exchangeable, the mean over them is, on average over all draws of G groups,
-exactly the false-alarm rate on a new group at the threshold of G - 1 groups, whatever the scores and sizes. With G
-groups, no threshold can promise less than 1 / (G + 1) of a new group's parts to exceed it: the new group may be the one
-that exceeds all others (Dunn, Wasserman and Ramdas, "Distribution-free prediction sets for two-layer hierarchical
-models", JASA 118, 2023).
+*The spread*: each held-out group in turn is left out, a threshold of the same promise set from the others, and the
+false alarms of the one left out are counted. If groups are exchangeable, the mean over them is, on average over all
+draws of G groups, exactly the false-alarm rate on a new group at the threshold of G - 1 groups, whatever the scores and
+sizes. With G groups, no threshold can promise that less than 1 / (G + 1) of a new group's parts exceed it, for the new
+group may be the one that exceeds all others (Dunn, Wasserman and Ramdas, "Distribution-free prediction sets for
+two-layer hierarchical models", JASA 118, 2023).
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from scipy.stats import rankdata
 
 from pipelines.evaluation.curves import Floats
 from pipelines.evaluation.outcomes import GroupOutcome, GroupScores, GroupsOutcome, ScoredImage
-from pipelines.evaluation.thresholds import threshold_at
 
 PERMUTATIONS = 9_999  # of the scores over the groups; p-values are multiples of 1 / 10,000
 _AT_ONCE = 1_000_000  # scores permuted in memory
 _SEED = 0
 
 
-def compare_groups(images: Sequence[ScoredImage], fitted: Mapping[str, int], rate: float) -> GroupsOutcome | None:
+def compare_groups(images: Sequence[ScoredImage], fitted: Mapping[str, int], promised: float) -> GroupsOutcome | None:
     """Good parts by their group, those of the test and the held-out ones; None where no group is known.
 
-    `fitted`: how many images of each group the model learnt from; `rate`: the false alarms that were asked for.
+    `fitted`: how many images of each group the model learnt from; `promised`: the false-alarm rate that is expected at
+    the deployed threshold.
     """
     held_out, tested = _by_group(images, "holdout"), _by_group(images, "test")
     known = sorted({*fitted, *held_out, *tested} - {None}, key=str)
     if not known:
         return None
     scores = {name: np.array([image.score for image in group]) for name, group in held_out.items()}
-    left_out = leave_one_out(list(scores.values()), rate)
+    left_out = leave_one_out(list(scores.values()), promised)
     rates = dict(zip(scores, left_out, strict=True)) if left_out else {}
     names: list[str | None] = [*known, *([None] if None in tested else [])]
     return GroupsOutcome(
@@ -102,12 +101,21 @@ def exchangeable(groups: Sequence[Floats], permutations: int = PERMUTATIONS) -> 
     return (1 + as_large) / (1 + permutations)
 
 
-def leave_one_out(groups: Sequence[Floats], rate: float) -> list[float] | None:
-    """The share of each group above the threshold that the others' scores set for `rate`; None for a single group."""
+def leave_one_out(groups: Sequence[Floats], promised: float) -> list[float] | None:
+    """The share of each group above a threshold of the others' scores that promises this rate; None for one group.
+
+    Fewer scores may promise a rate just below or just above this one: the share is then one between those at the two,
+    so that its expectation is what is promised where all scores are exchangeable. If they are too few for that, their
+    highest is the threshold.
+    """
     if len(groups) < 2:
         return None
     shares = []
     for place, group in enumerate(groups):
-        others = np.concatenate([other for number, other in enumerate(groups) if number != place])
-        shares.append(float((group > threshold_at(torch.from_numpy(others), rate).value).mean()))
+        others = np.sort(np.concatenate([other for number, other in enumerate(groups) if number != place]))
+        rank = (len(others) + 1) * (1 - promised)  # of the threshold, from 1
+        below, above = (
+            float((group > others[min(max(k, 1), len(others)) - 1]).mean()) for k in (int(rank), int(rank) + 1)
+        )
+        shares.append(below + (rank - int(rank)) * (above - below))
     return shares

@@ -159,7 +159,7 @@ class GroupOutcome(Record):
     name: str | None  # None: test images of no group
     fitted: int  # images that the model learnt from
     held_out: GroupScores | None
-    left_out: Share | None  # of the held-out ones, above the threshold that the other held-out groups would set
+    left_out: Share | None  # of the held-out ones, above a threshold of the same promise from the other groups
     tested: GroupScores | None
 
 

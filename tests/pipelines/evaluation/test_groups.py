@@ -79,12 +79,24 @@ def test_a_group_that_scores_higher_is_found() -> None:
 
 
 def test_each_group_at_the_threshold_of_the_others() -> None:
-    """At 25 % of 4 others the threshold is their 4th, ceil(5 x 0.75), the highest; of 5 the 5th; of 3 the 3rd."""
+    """The threshold that promises 25 % is number 0.75 (n + 1) of n others, and between two numbers half of each."""
     groups = arrays([1, 2], [3, 9, 4], [8])
-    # others of the first: 3 4 8 9, of the second: 1 2 8, of the third: 1 2 3 4 9
-    assert leave_one_out(groups, 0.25) == [0.0, pytest.approx(1 / 3), 0.0]
-    # at 50 %: of 4 the 3rd (8), of 3 the 2nd (2), of 5 the 3rd (3)
+    # the first beside 3 4 8 9, number 3.75; the second beside 1 2 8, number 3; the third beside 1 2 3 4 9, number 4.5
+    assert leave_one_out(groups, 0.25) == [0.0, pytest.approx(1 / 3), 0.5]
+    # for 50 %: numbers 2.5, 2 and 3
     assert leave_one_out(groups, 0.5) == [0.0, 1.0, 1.0]
+    assert leave_one_out(groups, 0.05) == [0.0, pytest.approx(1 / 3), 0.0]  # of too few, their highest
+
+
+def test_where_all_are_exchangeable_it_is_what_is_promised() -> None:
+    """Also where the others are too few for just that rate: 36 promise 2.7 or 5.4 %, and not 4.1."""
+    rng = np.random.default_rng(3)
+    found = []
+    for _ in range(1500):
+        left_out = leave_one_out([rng.exponential(1, 12) for _ in range(4)], 2 / 49)
+        assert left_out is not None
+        found.append(np.mean(left_out))
+    assert abs(np.mean(found) - 2 / 49) < 4 * np.std(found) / math.sqrt(len(found))
 
 
 def test_a_single_group_has_no_others() -> None:

@@ -80,6 +80,13 @@ def promises(summary: Summary) -> str:
     return f"False alarms that the held-out good parts promise: {'; '.join(told)} (asked for: {asked})."
 
 
+def differing(summary: Summary) -> list[str]:
+    """A sentence on the cells whose groups of held-out parts differ, if there are any."""
+    cells = [f"{cell.model} on {cell.category}" for cell in summary.cells if cell.groups and cell.groups.differ]
+    told = "Groups of held-out parts score differently, so that the promise does not hold for a new one"
+    return [f"{told}: {', '.join(cells)}."] if cells else []
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
     """The first `num_names` columns to the left, numbers to the right."""
     rule = ["---" if i < num_names else "---:" for i in range(len(header))]

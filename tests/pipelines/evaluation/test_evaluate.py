@@ -83,9 +83,11 @@ def test_an_evaluation_is_written_whole(project, params):
     assert threshold["value"] == held_out[threshold["rank"] - 1]
 
 
-def test_groups_of_good_parts_are_told_apart(project, console):
+def test_groups_of_good_parts_are_told_apart(project, console, monkeypatch):
     """Twelve parts from 000 on, by their last digit."""
     params = changed(project, "prepare", groups={"pattern": r"([0-9])\.png"}, holdout=0.3)
+    cross_fitted = []
+    monkeypatch.setattr(module, "cross_fit", lambda _, groups, batches: cross_fitted.append(groups) or iter(()))
     evaluated_anew(project, params, console)
     index = {image["path"]: image["group"] for image in read_json(project.prepared(CATEGORY) / "index.json")["images"]}
     rows = read_predictions(project.cell("fapm", CATEGORY).evaluated)
@@ -93,6 +95,7 @@ def test_groups_of_good_parts_are_told_apart(project, console):
     found = evaluation(project)["groups"]
     held_out = {group["name"] for group in found["groups"] if group["held_out"]}
     assert held_out == {row.group for row in rows if row.split == "holdout"}
+    assert cross_fitted == [[row.group for row in rows if row.split == "holdout"]]
     assert not held_out & {group["name"] for group in found["groups"] if group["fitted"]}
     assert sum(group["fitted"] + (group["held_out"] or {"count": 0})["count"] for group in found["groups"]) == 12
     assert sum(group["tested"]["count"] for group in found["groups"] if group["tested"]) == 4

@@ -129,7 +129,8 @@ def test_the_promise_between_groups(project: Project) -> None:
     assert "| a | nut | &lt;i>wed | 0 | 8 | 1 | 1.5 | 25.0 | 1 | 1 | 2.2 |" in text
     assert f"my bolt: {markdown.ASSUMED}" in text
     assert markdown.differing(summary) == [
-        "Groups of held-out parts score differently, so that the promise does not hold for a new one: a on nut, b on nut."
+        "Groups of held-out parts score differently, so that the promise does not hold for a new one: a on nut, b on "
+        "nut."
     ]
     assert markdown.differing(summarise(ONE, put_both(project))) == []
 

@@ -207,15 +207,18 @@ def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
     """Measure a trained model on the test split: metrics, threshold, scores, figures."""
     from pipelines.device import choose_device
     from pipelines.evaluation.evaluate import evaluate as run
-    from pipelines.evaluation.outcomes import equal_scores
+    from pipelines.evaluation.outcomes import Evaluation, doubtful_promise, equal_scores
     from pipelines.preview.check import load_checked
     from pipelines.report.terminal import one_line
 
     project = _project()
     params = load_checked(project.params)
     typer.echo(one_line(run(model, category, params, project, choose_device(device))))
-    if warning := equal_scores(project.cell(model, category).evaluated):
-        typer.echo(f"warning: {model} on {category}: {warning}", err=True)
+    cell = project.cell(model, category)
+    evaluation = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again")
+    for warning in (equal_scores(cell.evaluated), doubtful_promise(evaluation)):
+        if warning:
+            typer.echo(f"warning: {model} on {category}: {warning}", err=True)
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)

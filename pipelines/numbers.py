@@ -34,6 +34,10 @@ def score(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.4g}"
 
 
+def p_value(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
 def count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 

@@ -51,7 +51,7 @@ def tiny_params() -> dict[str, Any]:
         "prepare": {"layout": "auto", "black_level": 0, "white_level": 65535, "above_white": "refuse", "page": None}
         | {"dicom_window": "file"}
         | {"holdout": 0.25, "test_normal": 0.25, "anomalous_train": {"count": 0, "protocol": "spread"}}
-        | {"regions": {}, "surfaces": []}
+        | {"regions": {}, "surfaces": [], "groups": None}
         | {"max_megapixels": 90, "seed": 0},
         "photos": "data/demo_textures",
         "texture_photos": "data/demo_textures",

@@ -56,7 +56,8 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
     masked = [p for p in pictures if p.label and p.truth is not None]
     rows = {p.path: row for row, p in enumerate(masked)}
     images = [
-        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, (), rows.get(p.path), "") for p in pictures
+        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, (), rows.get(p.path), "", None)
+        for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}
     frame = Frame(Size.square(side), "bilinear", "stretch")
@@ -114,6 +115,7 @@ def evaluation(model: str, category: str) -> Evaluation:
             "confusion": dict.fromkeys(Confusion.model_fields, 0),
             "defects": {},
             "intervals": {},
+            "groups": None,
         }
     )
 
@@ -132,6 +134,20 @@ def threshold() -> dict[str, Any]:
         "num_images_needed": 19,
         "oracle": 2.1,
     }
+
+
+def groups() -> dict[str, Any]:
+    """Of Monday, which was learnt from, Tuesday and Wednesday, which were held out and differ, and of the test."""
+
+    def scores(count: int, false_alarms: int, mean_score: float) -> dict[str, Any]:
+        return {"count": count, "false_alarms": false_alarms, "mean_score": mean_score}
+
+    rows = [
+        {"name": "mon", "fitted": 60, "held_out": None, "left_out": None, "tested": scores(3, 0, 1.1)},
+        {"name": "tue", "fitted": 0, "held_out": scores(12, 0, 1.0), "left_out": 0.0, "tested": None},
+        {"name": "<i>wed", "fitted": 0, "held_out": scores(8, 1, 1.5), "left_out": 0.25, "tested": scores(1, 1, 2.2)},
+    ]
+    return {"p_value": 0.012, "groups": tuple(rows)}
 
 
 def summary_of(

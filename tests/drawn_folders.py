@@ -20,6 +20,7 @@ CONFIG = PrepareConfig(
     max_megapixels=90,
     holdout=0.2,
     test_normal=0.2,
+    groups=None,
     anomalous_train=AnomalousTrainConfig(count=0, protocol="spread"),
     regions={},
     surfaces=[],

@@ -62,12 +62,26 @@ def rng(*key: object) -> np.random.Generator:
 
 
 def scored_image(
-    path: str, defect: str, label: bool, score: float, split: Split = "test", *, threshold: float
+    path: str,
+    defect: str,
+    label: bool,
+    score: float,
+    split: Split = "test",
+    *,
+    threshold: float,
+    group: str | None = None,
 ) -> ScoredImage:
     """A row of predictions.csv."""
     decision = "defect" if score > threshold else "good"
     return ScoredImage(
-        path=path, split=split, defect=defect, label=label, score=score, decision=decision, milliseconds=1.5
+        path=path,
+        split=split,
+        defect=defect,
+        label=label,
+        score=score,
+        decision=decision,
+        milliseconds=1.5,
+        group=group,
     )
 
 
@@ -154,6 +168,7 @@ def put_evaluation(
             for name, hits in found_of.items()
             if hits
         },
+        "groups": None,
         **changes,
     }
     evaluation = Evaluation.model_validate({**content, "intervals": {}})

@@ -11,12 +11,15 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1])]
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import norm
 
 from pipelines.evaluation.certainty import Measured, average, compare, compare_all, intervals_of, measure
 from pipelines.evaluation.curves import Curve, image_curve
+from pipelines.evaluation.groups import exchangeable, leave_one_out
 from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet
+from pipelines.evaluation.thresholds import threshold_at
 
 Floats = NDArray[np.float64]
 Table = dict[str, dict[str, float]]  # row -> column -> percent
@@ -241,6 +244,59 @@ def found_differences(trials: int = 100, resamples: int = 199) -> Table:
     return table
 
 
+# ---- groups of good parts --------------------------------------------------------------------------------------------
+
+GROUP_SIZES = ((10, 10), (8, 8, 8), (1, 3, 12), (2, 5, 13), (4,) * 6, (2,) * 12, (6,) * 25)
+NEW_GROUP_SIZES = ((12,) * 4, (3, 3, 6, 12, 24), (8,) * 10, (6,) * 25)
+RATE = 0.05  # of false alarms, asked for
+
+
+def sizes_named(sizes: tuple[int, ...]) -> str:
+    alike = len(set(sizes)) == 1
+    return f"{len(sizes)} groups of {sizes[0]}" if alike else f"groups of {', '.join(map(str, sizes))}"
+
+
+def groups_called_different(trials: int = 1000, permutations: int = 199) -> Table:
+    """How often the test of exchangeability between groups warns; the last group's scores are higher by so much."""
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for sizes in GROUP_SIZES:
+        row = table[sizes_named(sizes)] = {}
+        for name, shift, step in (("0", 0.0, 0.0), ("0, with ties", 0.0, 1.0), ("1", 1.0, 0.0), ("2", 2.0, 0.0)):
+            found = 0
+            for _ in range(trials):
+                groups = [rng.normal(size=size) + shift * (place == len(sizes) - 1) for place, size in enumerate(sizes)]
+                if step:
+                    groups = [np.round(group / step) for group in groups]
+                found += exchangeable(groups, permutations) < 0.05
+            row[name] = 100 * found / trials
+    return table
+
+
+def false_alarms_of_new_groups(trials: int = 1000) -> Table:
+    """What happens to a group that set no threshold, and what the groups that did say of it.
+
+    Parts of a group score about its mean, with a standard deviation of 1; the means spread by as much as the row says.
+    """
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for sizes in NEW_GROUP_SIZES:
+        for spread in (0.0, 0.5, 1.0, 2.0):
+            rates = np.zeros((trials, 5))
+            for rate in rates:
+                *groups, new = [rng.normal(spread * rng.normal(), 1, size) for size in (*sizes, max(sizes))]
+                threshold = threshold_at(torch.from_numpy(np.concatenate(groups)), RATE)
+                left_out = leave_one_out(groups, threshold.expected_rate)
+                assert left_out is not None
+                happens = norm.sf(threshold.value / np.hypot(1, spread))
+                beyond = float((new > threshold.value).mean()) > max(left_out)
+                rate[:] = threshold.expected_rate, happens, np.mean(left_out), max(left_out), beyond
+            means = 100 * rates.mean(axis=0)
+            names = ("promised", "new group", "left out, mean", "left out, highest", "new group above it")
+            table[f"{sizes_named(sizes)}, spread {spread:g}"] = dict(zip(names, means.tolist(), strict=True))
+    return table
+
+
 def markdown(title: str, table: Table) -> str:
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     lines = [f"| {title} | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
@@ -257,6 +313,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "two alike, by AP": lambda: false_winners(metric="image_ap"),
     "five alike": false_tables,
     "one better": found_differences,
+    "last group higher by": groups_called_different,
+    "false alarms of new groups": false_alarms_of_new_groups,
 }
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipelines.errors import WeightsError
 from pipelines.files import DiskFull
+from pipelines.inference.detector import Detector
 from pipelines.paths import Project
 
 PREPARE = ("prepare", CATEGORY)
@@ -111,6 +112,20 @@ def test_good_parts_alone_make_a_detector(root, blemish, images):
     assert "squares" in blemish("results").out
     outcome = blemish("predict", "exported/fapm/squares/model.onnx", f"images/{CATEGORY}/test/square")
     assert outcome.out.startswith("4 images scored, 4 with a defect")
+
+
+def test_a_promise_to_one_group_alone_is_told_everywhere(root, blemish):
+    """000 to 009 are of group 0, 010 and 011 of group 1: all that is held out is of one."""
+    values = tiny_params()
+    values["prepare"]["groups"] = {"pattern": "good/0([01])"}
+    write_params(root, values)
+    told = "all held-out good parts are of one group (1): whether another scores alike is not known"
+    assert "warning: all held-out images are of one group (1)" in blemish(*PREPARE).err
+    works(blemish, TRAIN)
+    assert blemish(*EVALUATE).err == f"warning: fapm on squares: {told}\n"
+    works(blemish, EXPORT, ["report"])
+    assert Detector(root / "exported/fapm/squares/model.onnx").card.groups == told
+    assert f"- fapm on squares: {told}." in (root / "reports/report.md").read_text(encoding="utf-8")
 
 
 def test_a_bad_image_among_good_ones(root, blemish, images):

@@ -119,7 +119,7 @@ def by_others(model: AnomalyModel, images: Tensor) -> Tensor:
         return [batch_of(images[list(places)])]
 
     scores = torch.full((len(images),), -torch.inf)
-    for other, places in cross_fit(model, len(images), batches):
+    for other, places in cross_fit(model, [None] * len(images), batches):
         scores[list(places)] = predict(other, images[list(places)]).score
     return scores
 
@@ -191,7 +191,7 @@ def test_cross_fitting_leaves_the_model_alone_and_sees_each_image_once(name: str
     images = lit_parts(7, tiny_models.SETTINGS[name]["image_size"])
     model.calibrate([batch_of(images)])
     before = copy.deepcopy(model)
-    folds = list(cross_fit(model, 7, lambda places: [batch_of(images[list(places)])]))
+    folds = list(cross_fit(model, [None] * 7, lambda places: [batch_of(images[list(places)])]))
     assert same_state(model, before)
     if type(model).calibrate is AnomalyModel.calibrate:
         assert folds == []
@@ -207,7 +207,7 @@ def test_cross_fitting_leaves_the_model_alone_and_sees_each_image_once(name: str
 def test_too_few_images_to_leave_any_out() -> None:
     model = model_of("efficient_ad")
     images = lit_parts(3, 128)
-    assert len(list(cross_fit(model, 3, lambda places: [batch_of(images[list(places)])]))) == 3
+    assert len(list(cross_fit(model, [None] * 3, lambda places: [batch_of(images[list(places)])]))) == 3
     with pytest.raises(ModelError, match="2 held-out images: 1 are too few to calibrate on"):
-        list(cross_fit(model, 2, lambda places: [batch_of(images[list(places)])]))
-    assert list(cross_fit(model, 0, lambda _: [])) == []
+        list(cross_fit(model, [None] * 2, lambda places: [batch_of(images[list(places)])]))
+    assert list(cross_fit(model, [], lambda _: [])) == []

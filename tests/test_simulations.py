@@ -38,6 +38,12 @@ def test_the_document_keeps_what_it_promises(title: str) -> None:
     table = documented(title)
     if title == "one better":
         assert table["100 + 200"]["95 and 99"] >= 95
+    elif title == "last group higher by":
+        assert max(row[name] for row in table.values() for name in ("0", "0, with ties")) <= FALSE + 2.2
+        assert min(table[name]["2"] for name in ("2 groups of 10", "3 groups of 8", "groups of 2, 5, 13")) >= 90
+    elif title == "false alarms of new groups":
+        assert all(row["new group"] - 0.3 <= row["left out, mean"] <= 1.25 * row["new group"] for row in table.values())
+        assert max(row["new group above it"] for row in table.values()) <= 12
     elif title in ("image figures", "pixel figures", "averages"):
         assert min(figures(table)) >= COVERED
     else:

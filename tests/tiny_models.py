@@ -163,6 +163,7 @@ CARD = ModelCard(
     threshold=0.5,
     pixel_threshold=0.75,
     false_alarm_rate=0.1,
+    groups=None,
     run_id="none",
     data_sha256="none",
     weights=[],

@@ -49,6 +49,7 @@ class IndexedImage:
     masks: tuple[IndexedMask, ...]  # what they mark together is its row in the arrays of masks
     mask_row: int | None
     sha256: str  # of the file
+    group: str | None  # by `prepare.groups`: what was made or photographed together
 
     @property
     def original(self) -> Size:

@@ -51,8 +51,9 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     cell = project.cell(model_name, category, params.train.seed)
     trained = load_trained(cell, torch.device("cpu"))
     data = trained.data(project, torch.device("cpu"))
-    threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} first").threshold
     prepare = trained.run.settings.prepare
+    evaluation = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} first")
+    threshold = evaluation.threshold
     card = ModelCard(
         model=model_name,
         category=category,
@@ -69,6 +70,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,
         false_alarm_rate=threshold.expected_rate,
+        groups=evaluation.groups.text if evaluation.groups else None,
         run_id=trained.run.run_id,
         data_sha256=trained.run.settings.data.sha256,
         weights=trained.weights,

@@ -27,7 +27,7 @@ from pipelines.evaluation.intervals import (
 )
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS, PIXEL_METRICS, REGION_METRICS
 from pipelines.evaluation.outcomes import Outcome
-from pipelines.numbers import counted, percent
+from pipelines.numbers import counted, p_value, percent
 
 AVERAGE = "average"  # the category of a macro average
 _ALPHA = 1 - CONFIDENCE
@@ -152,14 +152,10 @@ class Comparison:
             return f"{self.a} equals {self.b}{where}: not distinguishable"
         leads = METRIC_BY_KEY[self.metric].higher_is_better == (self.difference > 0)
         winner, loser = (self.a, self.b) if leads else (self.b, self.a)
-        points = f"{percent(abs(self.difference))} points"
+        points, p = f"{percent(abs(self.difference))} points", p_value(self.p)
         if self.verdict == "tie":
-            return f"{winner} is {points} ahead of {loser}{where}, as may be chance ({_p(self.p)}): not distinguishable"
-        return f"{winner} beats {loser} by {points}{where} ({_p(self.p)})"
-
-
-def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+            return f"{winner} is {points} ahead of {loser}{where}, as may be chance ({p}): not distinguishable"
+        return f"{winner} beats {loser} by {points}{where} ({p})"
 
 
 def compare(metric: str, a: Measured, b: Measured) -> Comparison:

@@ -3,9 +3,16 @@
 from collections.abc import Mapping, Sequence
 
 from pipelines.evaluation.measures import METRICS
-from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON, DefectOutcome, Evaluation, ScoredImage, Threshold
+from pipelines.evaluation.outcomes import (
+    NOTHING_TO_TEST_ON,
+    DefectOutcome,
+    Evaluation,
+    GroupsOutcome,
+    ScoredImage,
+    Threshold,
+)
 from pipelines.names import as_code, in_markdown
-from pipelines.numbers import interval, percent, score
+from pipelines.numbers import UNKNOWN, interval, percent, score
 
 _SHOWN = 5  # images of each kind of error
 
@@ -19,12 +26,13 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
         "Code": _code(tags),
         "Seed": str(evaluation.protocol.seed),
         "Threshold": _threshold(evaluation.threshold, evaluation.protocol.threshold_from),
+        "Groups": _groups(evaluation.groups),
         "Missed defects": _images([image for image in wrong if image.label], lowest_first=True),
         "False alarms": _images([image for image in wrong if not image.label], lowest_first=False),
     }
     parts = [
         f"**{evaluation.model}** on **{in_markdown(evaluation.category)}**",
-        "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items())]),
+        "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in rows.items() if text)]),
         _figures(evaluation) if evaluation.counts.num_tested else f"There is {NOTHING_TO_TEST_ON}.",
         _defects(evaluation.defects),
         "Pictures and curves are under `figures/`, the score of each image in `evaluation/predictions.csv`, the split "
@@ -71,6 +79,20 @@ def _threshold(threshold: Threshold, threshold_from: str) -> str:
         f"{percent(threshold.expected_rate)} %, 95 % interval "
         f"{interval((threshold.interval_low, threshold.interval_high))} %. A score above it is a defect."
     )
+
+
+def _groups(groups: GroupsOutcome | None) -> str:
+    """What they say of the promise, and the tested ones with the most false alarms."""
+    if groups is None:
+        return ""
+    tested = [
+        f"{UNKNOWN if group.name is None else as_code(group.name)} {group.tested.false_alarms} of {group.tested.count}"
+        for group in groups.worst_first()
+        if group.tested
+    ]
+    more = [f"{len(tested) - _SHOWN} more"] if len(tested) > _SHOWN else []
+    shown = f" False alarms of good test images: {', '.join([*tested[:_SHOWN], *more])}." if tested else ""
+    return f"{in_markdown(groups.text[0].upper() + groups.text[1:])}.{shown}"
 
 
 def _figures(evaluation: Evaluation) -> str:

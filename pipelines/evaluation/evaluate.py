@@ -9,6 +9,7 @@ there is a threshold and no figure.
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -25,6 +26,7 @@ from pipelines.data.index import PreparedIndex
 from pipelines.evaluation import figures
 from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.description import description
+from pipelines.evaluation.groups import compare_groups
 from pipelines.evaluation.intervals import share_interval
 from pipelines.evaluation.measures import PROMISED
 from pipelines.evaluation.metrics import (
@@ -92,11 +94,13 @@ def evaluate(
     pixels = _compare_pixels(results, params.evaluate.pixel_metrics, pixel_threshold) if masked else None
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, threshold_from, pixels)
     with atomic_folder(cell.evaluated) as temporary:
-        write_predictions(temporary, scored(results, held_out, threshold.value))
+        images = scored(results, held_out, threshold.value, {image.path: image.group for image in data.index.images})
+        write_predictions(temporary, images)
         if pixels and pixels.counts:
             pixels.counts.save(temporary / cell.pixels.name)
         intervals = intervals_of(read_outcome(temporary, evaluation, model_name))
-        evaluation = evaluation.model_copy(update={"intervals": intervals})
+        groups = compare_groups(images, _fitted(data.index), threshold.expected_rate)
+        evaluation = evaluation.model_copy(update={"intervals": intervals, "groups": groups})
         evaluation.save(temporary / cell.evaluation.name)
         of_cell = Thresholds(threshold.value, pixel_threshold)
         drawn = figures.draw(temporary, results, of_cell, pixels.curves if pixels else None) if results else []
@@ -132,7 +136,7 @@ def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[He
         return HeldOutImage(data.index.images[rows[place]].path, score, float(anomaly_map.max()), milliseconds)
 
     deployed = [scored_by(trained.model, place) for place in range(len(rows))]
-    models = cross_fit(trained.model, len(rows), batches)
+    models = cross_fit(trained.model, [data.index.images[row].group for row in rows], batches)
     try:
         by_others = {place: scored_by(model, place) for model, places in models for place in places}
     except ModelError:
@@ -289,7 +293,7 @@ def _summarise(
     threshold_from: ThresholdFrom,
     pixels: _ComparedPixels | None,
 ) -> Evaluation:
-    """All but the intervals, which follow from what is written."""
+    """All but the intervals and the groups, which follow from what is written."""
     scores = torch.tensor([result.score for result in results], dtype=torch.float32)
     labels = torch.tensor([result.label for result in results], dtype=torch.bool)
     image = image_metrics(scores, labels)
@@ -332,7 +336,14 @@ def _summarise(
         confusion=counts,
         defects=_defects(results, threshold),
         intervals={},
+        groups=None,
     )
+
+
+def _fitted(index: PreparedIndex) -> dict[str, int]:
+    """Of each group, how many good parts were learnt from."""
+    groups = [index.images[row].group for row in index.rows("train")]
+    return dict(Counter(group for group in groups if group is not None))
 
 
 def _counts(index: PreparedIndex, results: Sequence[TestImage]) -> Counts:

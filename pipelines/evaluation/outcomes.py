@@ -1,18 +1,21 @@
 """What an evaluation leaves on disk, written and read: its record, predictions, pixel counts, test set."""
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 
 from anomaly_models.common.settings import Settings, Sides, Size
 from pipelines.data.index import GOOD, Split
 from pipelines.evaluation.curves import Bools, Floats, f1
 from pipelines.evaluation.regions import Pixels, Regions
+from pipelines.numbers import UNKNOWN, p_value, percent, score
 from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.pictures.frames import Fit, Frame
 from pipelines.pictures.images import Filter
@@ -22,6 +25,7 @@ from pipelines.records import Record, read_arrays, reading, refusal
 NOTHING_TO_TEST_ON = "no image to test on, hence no figure: there is a detector, and its threshold from held-out parts"
 EVALUATION_FOLDER = "evaluation"  # where a run keeps what `evaluate` wrote
 
+_CHANCE = 0.05  # a smaller p-value is not put down to it
 Share = float  # of images, in [0, 1]
 Interval = tuple[float, float]  # 95 %, over the draw of the test images
 
@@ -140,6 +144,101 @@ class DefectOutcome(Record):
     auroc: Share | None
 
 
+_SHOWN_GROUPS = 12  # of one cell, in a table
+GROUP_COLUMNS = (
+    "Group",
+    "Fitted",
+    "Held out",
+    "false alarms",
+    "mean score",
+    "at the others' threshold, %",
+    "Good test images",
+    "false alarms",
+    "mean score",
+)
+
+
+class GroupScores(Record):
+    """Good parts of one group, and how many of them exceed the deployed threshold."""
+
+    count: int
+    false_alarms: int
+    mean_score: float
+
+
+class GroupOutcome(Record):
+    """A group of `prepare.groups`: good parts that were made or photographed together."""
+
+    name: str | None  # None: test images of no group
+    fitted: int  # images that the model learnt from
+    held_out: GroupScores | None
+    left_out: Share | None  # of the held-out ones, above a threshold of the same promise from the other groups
+    tested: GroupScores | None
+
+
+class GroupsOutcome(Record):
+    """How good parts of different groups score, by `pipelines.evaluation.groups`."""
+
+    p_value: float | None  # of held-out groups that differ as much by chance, or more; None with fewer than two
+    groups: tuple[GroupOutcome, ...]
+
+    @property
+    def differ(self) -> bool:
+        """Whether the held-out groups score differently by more than chance explains."""
+        return self.p_value is not None and self.p_value < _CHANCE
+
+    @property
+    def left_out(self) -> tuple[Share, Share, Share] | None:
+        """Lowest, mean and highest false-alarm rate of a held-out group whose scores set no threshold."""
+        rates = [group.left_out for group in self.groups if group.left_out is not None]
+        return (min(rates), math.fsum(rates) / len(rates), max(rates)) if rates else None
+
+    def worst_first(self) -> list[GroupOutcome]:
+        """By the share of false alarms in the test, then among the held-out ones."""
+
+        def share(scores: GroupScores | None) -> float:
+            return scores.false_alarms / scores.count if scores else -1.0
+
+        return sorted(self.groups, key=lambda group: (-share(group.tested), -share(group.held_out), str(group.name)))
+
+    def table(self) -> list[list[str]]:
+        """Below `GROUP_COLUMNS`, the worst groups, and how many more there are."""
+
+        def of(scores: GroupScores | None) -> list[str]:
+            return [str(scores.count), str(scores.false_alarms), score(scores.mean_score)] if scores else [UNKNOWN] * 3
+
+        rows = [
+            [
+                group.name or "of no group",
+                str(group.fitted),
+                *of(group.held_out),
+                percent(group.left_out),
+                *of(group.tested),
+            ]
+            for group in self.worst_first()[:_SHOWN_GROUPS]
+        ]
+        num_left = len(self.groups) - len(rows)
+        return [*rows, [f"and {num_left} more", *[""] * (len(GROUP_COLUMNS) - 1)]] if num_left else rows
+
+    @property
+    def text(self) -> str:
+        """One sentence, for whoever relies on the promised rate."""
+        held_out = [str(group.name) for group in self.groups if group.held_out]
+        if self.p_value is None or self.left_out is None:
+            return (
+                f"all held-out good parts are of one group ({held_out[0]}): whether another scores alike is not known"
+            )
+        found = "cannot be told apart by their scores"
+        if self.differ:
+            found = "score differently, so that the promised false-alarm rate does not hold for a new group"
+        low, mean, high = map(percent, self.left_out)
+        return (
+            f"the {len(held_out)} groups of held-out good parts {found} ({p_value(self.p_value)}); at the threshold of "
+            f"the others, {low} to {high} % of a group are false alarms, {mean} % on average; {len(held_out)} groups "
+            f"promise a new one {percent(1 / (len(held_out) + 1))} % at best"
+        )
+
+
 class Evaluation(Record):
     """One cell measured: `evaluation.json`."""
 
@@ -158,6 +257,7 @@ class Evaluation(Record):
     confusion: Confusion
     defects: dict[str, DefectOutcome]
     intervals: dict[str, Interval]  # of the metrics that have one
+    groups: GroupsOutcome | None  # None where `prepare.groups` is null
 
     @property
     def known(self) -> dict[str, float]:
@@ -204,10 +304,16 @@ class ScoredImage(Settings):
     score: float
     decision: Literal["good", "defect"]
     milliseconds: float
+    group: Annotated[str | None, BeforeValidator(lambda text: text or None)]
 
 
-def scored(results: Sequence[TestImage], held_out: Sequence[HeldOutImage], threshold: float) -> list[ScoredImage]:
-    """The test images, then the held-out ones that the threshold comes from."""
+def scored(
+    results: Sequence[TestImage],
+    held_out: Sequence[HeldOutImage],
+    threshold: float,
+    groups: Mapping[str, str | None],
+) -> list[ScoredImage]:
+    """The test images, then the held-out ones that the threshold comes from; `groups` by their paths."""
 
     def row(image: TestImage | HeldOutImage, split: Split, defect: str, label: bool) -> ScoredImage:
         return ScoredImage(
@@ -218,6 +324,7 @@ def scored(results: Sequence[TestImage], held_out: Sequence[HeldOutImage], thres
             score=image.score,
             decision="defect" if image.score > threshold else "good",
             milliseconds=image.milliseconds,
+            group=groups[image.path],
         )
 
     tested = [row(image, "test", image.defect, image.label) for image in results]
@@ -229,8 +336,8 @@ def write_predictions(folder: Path, images: Iterable[ScoredImage]) -> None:
         writer = csv.writer(file)
         writer.writerow(ScoredImage.model_fields)
         for i in images:
-            cells = [i.path, i.split, i.defect, int(i.label), repr(i.score), i.decision, f"{i.milliseconds:.2f}"]
-            writer.writerow(cells)
+            figures = [repr(i.score), i.decision, f"{i.milliseconds:.2f}"]
+            writer.writerow([i.path, i.split, i.defect, int(i.label), *figures, i.group])
 
 
 def read_predictions(folder: Path, remedy: str = "evaluate again") -> list[ScoredImage]:
@@ -266,6 +373,12 @@ def equal_scores(folder: Path) -> str | None:
         "chance); the score is saturated, or the images are copies of one another: look at them, or train with other "
         "settings"
     )
+
+
+def doubtful_promise(evaluation: Evaluation) -> str | None:
+    """In one line, why the promised false-alarm rate may not be that of a new group; None if nothing says so."""
+    groups = evaluation.groups
+    return groups.text if groups and (groups.differ or groups.p_value is None) else None
 
 
 _PIXEL_BINS = 500  # along the curves; the metrics of 500 bins are within a thousandth of the exact ones

@@ -34,27 +34,37 @@ _INTERVAL_TAIL = 0.025  # on each side of a central 95 % interval
 
 
 def cross_fit(
-    model: AnomalyModel, num_images: int, batches: Callable[[Sequence[int]], Iterable[Batch]]
+    model: AnomalyModel, groups: Sequence[str | None], batches: Callable[[Sequence[int]], Iterable[Batch]]
 ) -> Iterator[tuple[AnomalyModel, Sequence[int]]]:
     """Yield models to score the held-out images with, and the places (from 0) of those that one was not calibrated on.
 
-    `batches` gives the held-out images at such places. The model itself is not touched; if it does not calibrate,
-    there is nothing to yield.
+    `groups` has the group of each image, which stays whole, or None; `batches` gives the held-out images at such
+    places. The model itself is not touched; if it does not calibrate, there is nothing to yield.
 
     Raises:
         ModelError: without some of them, the images are too few or too plain to calibrate on.
     """
     if type(model).calibrate is AnomalyModel.calibrate:
         return
-    num_folds = min(num_images, NUM_FOLDS)
-    for first in range(num_folds):
-        fold = range(first, num_images, num_folds)
-        others = [place for place in range(num_images) if place not in fold]
+    for fold in folds(groups):
+        others = [place for place in range(len(groups)) if place not in fold]
         if len(others) < max(1, model.min_holdout):
-            raise ModelError(f"{num_images} held-out images: {len(others)} are too few to calibrate on")
+            raise ModelError(f"{len(groups)} held-out images: {len(others)} are too few to calibrate on")
         by_others = copy.deepcopy(model)
         by_others.calibrate(batches(others))
         yield by_others, fold
+
+
+def folds(groups: Sequence[str | None]) -> list[list[int]]:
+    """Places of images by folds of whole groups, in turn; a single group is no reason to have a single fold."""
+    units: dict[str | int, list[int]] = {}
+    several = len(set(groups)) > 1
+    for place, group in enumerate(groups):
+        units.setdefault(place if group is None or not several else group, []).append(place)
+    num_folds = min(len(units), NUM_FOLDS)
+    return [
+        sorted(place for unit in list(units.values())[first::num_folds] for place in unit) for first in range(num_folds)
+    ]
 
 
 def threshold_at(scores: Tensor, false_alarm_rate: float) -> HoldoutThreshold:

@@ -40,6 +40,9 @@ class ModelCard:
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
     false_alarm_rate: float  # of good parts, that the held-out ones promise at the threshold; not what was asked for
+    groups: (
+        str | None
+    )  # whether groups of good parts (days, lots, cameras) score alike; None where none were told apart
     run_id: str
     data_sha256: str
     weights: list[str]  # of each pretrained network inside: what it is, its source and licence

@@ -1,9 +1,21 @@
 """Section `prepare` of params.yaml."""
 
+import re
 from pathlib import PurePath
-from typing import Annotated, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, RootModel, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    RootModel,
+    Tag,
+    model_validator,
+)
 
 from anomaly_models.common.settings import Settings, Sides
 from pipelines.data.index import Layout
@@ -49,6 +61,54 @@ class RegionConfig(Settings):
         return self
 
 
+class FolderGroups(Settings):
+    """The group is the name of the folder that many levels below the good parts' own; 1 is the first below it."""
+
+    folder: PositiveInt
+
+
+def _capturing(pattern: str) -> str:
+    try:
+        expression = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if not expression.groups:
+        raise ValueError("captures nothing: put what tells the group in parentheses, as in '_(lot[0-9]+)_'")
+    if len(expression.groupindex) > 1:
+        raise ValueError(f"names {len(expression.groupindex)} groups ({', '.join(expression.groupindex)}): name one")
+    return pattern
+
+
+class PatternGroups(Settings):
+    """The group is what is captured, by the named parentheses or else the first, in a path in the category's folder."""
+
+    pattern: Annotated[str, AfterValidator(_capturing)]
+
+    def search(self, path: str) -> str | None:
+        """What is captured, None where that is nothing."""
+        expression = re.compile(self.pattern)
+        found = expression.search(path)
+        return found[next(iter(expression.groupindex), 1)] or None if found else None
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, FolderGroups | PatternGroups):
+        value = dict(value)
+    keys = {"folder", "pattern"} & set(value) if isinstance(value, dict) else set()
+    return f"by {keys.pop()}" if len(keys) == 1 else None
+
+
+# Where the group of a picture is found, of what was made or photographed together: a day, a lot, a camera, an item.
+Groups = Annotated[
+    Annotated[FolderGroups, Tag("by folder")] | Annotated[PatternGroups, Tag("by pattern")],
+    Discriminator(
+        _kind,
+        custom_error_type="groups",
+        custom_error_message="Input should be null, or {folder: LEVEL}, or {pattern: 'REGULAR EXPRESSION'}",
+    ),
+]
+
+
 class View(BaseModel):
     """What `prepare` must know of a model's section; the rest is the model's own."""
 
@@ -80,6 +140,7 @@ class PrepareConfig(Settings):
     max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
     holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
     test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only
+    groups: Groups | None  # which stay whole when images are held out, or to test on
     anomalous_train: AnomalousTrainConfig
     regions: dict[str, RegionConfig]  # by category, of those that have one
     surfaces: list[str]  # categories that fill the image: no part stands out from a background

@@ -29,6 +29,7 @@ from pipelines.paths import INDEX_FILE
 from pipelines.pictures.frames import Frame, written
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.decoding import Decoded, decoded
+from pipelines.preparation.groups import find_groups
 from pipelines.preparation.interest import region_of_interest
 from pipelines.preparation.layouts import choose_layout, list_category
 from pipelines.preparation.listing import Findings, Listing, Masks, find_dead_links
@@ -76,16 +77,17 @@ def prepare(
     masks = pair_masks(source, listing, config.max_megapixels, findings)
     seen_as = sorted(set(frames.values()))
     of_interest = region_of_interest(source, listing, config, seen_as, findings)
+    groups = find_groups(source, listing, config.groups, findings)
     with threads() as pool, atomic_folder(destination) as folder:
         with decoded(source, listing, masks, config, seen_as, of_interest, folder, pool, on_progress) as rows:
-            items = split(source, listing, masks, rows.pixels, config, findings)
+            items = split(source, listing, masks, rows.pixels, groups, config, findings)
             findings.add(rows.findings)
             findings.raise_problems(category)
             _write_arrays(items, rows, folder)
         digests = _digests(source, listing, masks, pool)
         region = None if of_interest is None else written(of_interest)
         split_sha256 = None if listing.split_file is None else file_sha256(listing.split_file)
-        index = _index(category, layout, items, rows, digests, split_sha256, config, region, findings)
+        index = _index(category, layout, items, rows, digests, split_sha256, groups, config, region, findings)
         write_json(folder / INDEX_FILE, {"format": FORMAT} | index.to_json())
         of_frame = {frame: _seen(folder, frame, rows, index) for frame in rows.images}  # which models may share
         seen = {model: of_frame[frame] for model, frame in frames.items()}
@@ -127,6 +129,7 @@ def _index(
     rows: Decoded,
     digests: Mapping[str, str],
     split_sha256: str | None,
+    groups: Mapping[str, str],
     config: PrepareConfig,
     region: str | None,
     findings: Findings,
@@ -143,6 +146,7 @@ def _index(
             masks=tuple(IndexedMask(path, digests[path], rows.saturations.get(path)) for path in item.mask or ()),
             mask_row=mask_rows.get(item.path),
             sha256=digests[item.path],
+            group=groups.get(item.path),
         )
         for item in items
     )

@@ -1,4 +1,7 @@
-"""Which image is fitted, held out, learnt from as a defect, or tested on; pictures of the same pixels stay together."""
+"""Which image is fitted, held out, learnt from as a defect, or tested on; pictures of the same pixels stay together.
+
+So do good parts of one group (`prepare.groups`). Defects have groups, too, which steer nothing.
+"""
 
 import math
 from collections import defaultdict
@@ -31,30 +34,33 @@ def split(
     listing: Listing,
     masks: Mapping[str, Masks],
     digests: Mapping[str, str],
+    groups: Mapping[str, str],
     config: PrepareConfig,
     findings: Findings,
 ) -> list[Item]:
     """Give every image its split, in the order of the index.
 
     Pictures of the same pixels stay together (`digests`), whatever else is in their files, another date or another
-    format: an image that was fitted tells nothing when it is met again as held out.
+    format: an image that was fitted tells nothing when it is met again as held out. So do good parts of one of the
+    `groups`, and all that either of the two joins.
     """
     rng = np.random.default_rng(config.seed)
-    groups = _same_content(sorted(listing.training), digests)
+    units = _together(sorted(listing.training), digests, groups)
     needed = 1 if listing.holdout is not None else 3 if listing.takes_test_normal else 2
     test_normal, holdout = listing.test_normal, []
-    if len(groups) < needed:
-        findings.problem(_too_few(source, listing, len(groups), needed))
+    if len(units) < needed:
+        findings.problem(_too_few(source, listing, digests, groups, needed))
     else:
         if listing.takes_test_normal:
-            drawn, groups = _draw(groups, config.test_normal, reserve=2, rng=rng)
+            drawn, units = _draw(units, config.test_normal, reserve=2, rng=rng)
             test_normal = _flatten(drawn)
         if listing.holdout is not None:
-            holdout = _published_holdout(source, listing.holdout, groups, digests, findings)
+            holdout = _published_holdout(source, listing.holdout, _flatten(units), digests, findings)
         else:
-            drawn, groups = _draw(groups, config.holdout, reserve=1, rng=rng)
+            drawn, units = _draw(units, config.holdout, reserve=1, rng=rng)
             holdout = _flatten(drawn)
-    train = _flatten(groups)
+    train = _flatten(units)
+    _warn_groups(holdout, test_normal, groups, findings)
     taught, withheld, tested = _draw_anomalies(listing.anomalous, masks, digests, config, findings)
     if holdout:
         _warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
@@ -71,10 +77,10 @@ def split(
 
 
 def _published_holdout(
-    source: Path, holdout: list[str], training: list[list[str]], digests: Mapping[str, str], findings: Findings
+    source: Path, holdout: list[str], training: list[str], digests: Mapping[str, str], findings: Findings
 ) -> list[str]:
     """As it was published; one that was met in training would promise too much, and is left out."""
-    met = {digests[group[0]] for group in training}
+    met = {digests[path] for path in training}
     if repeated := [path for path in holdout if digests[path] in met]:
         findings.warnings.append(
             f"{counted(len(repeated), 'image')} to hold out met in training too, left out: {some(repeated)}"
@@ -104,7 +110,7 @@ def _draw_anomalies(
         return [], [], list(anomalous)
     # A stream of its own: the normal images' splits are the same whatever is asked for here.
     rng = np.random.default_rng([config.seed, _ANOMALY_STREAM])
-    types = {name: _shuffled(_same_content(paths, digests), rng) for name, paths in sorted(by_type.items())}
+    types = {name: _shuffled(_together(paths, digests, {}), rng) for name, paths in sorted(by_type.items())}
     if config.anomalous_train.protocol == "one_type":
         return _draw_one_type(types, count, rng, findings)
     taken = _spread(types, count, rng)
@@ -165,11 +171,27 @@ def _shuffled(groups: list[list[str]], rng: np.random.Generator) -> list[list[st
     return [groups[index] for index in rng.permutation(len(groups))]
 
 
-def _same_content(paths: list[str], digests: Mapping[str, str]) -> list[list[str]]:
-    groups: defaultdict[str, list[str]] = defaultdict(list)
+def _together(paths: list[str], digests: Mapping[str, str], groups: Mapping[str, str]) -> list[list[str]]:
+    """Sorted paths by what has to stay together: pictures of the same pixels, or group, and all that these join."""
+    leaders = {path: path for path in paths}
+
+    def leader(path: str) -> str:
+        while leaders[path] != path:
+            path = leaders[path]
+        return path
+
+    for key in (digests, groups):
+        alike: defaultdict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            if path in key:
+                alike[key[path]].append(path)
+        for several in alike.values():
+            joined = {leader(path) for path in several}
+            leaders.update(dict.fromkeys(joined, min(joined)))
+    units: defaultdict[str, list[str]] = defaultdict(list)
     for path in paths:
-        groups[digests[path]].append(path)
-    return list(groups.values())
+        units[leader(path)].append(path)
+    return list(units.values())
 
 
 def _draw(
@@ -198,14 +220,36 @@ def _flatten(groups: list[list[str]]) -> list[str]:
     return [path for group in groups for path in group]
 
 
-def _too_few(source: Path, listing: Listing, found: int, needed: int) -> str:
+def _too_few(source: Path, listing: Listing, digests: Mapping[str, str], groups: Mapping[str, str], needed: int) -> str:
     purpose = {1: "to fit", 2: "to fit and to hold out", 3: "to fit, to hold out and to test"}[needed]
     if not listing.training:
         return (
             f"{source}: {listing.training_folder} holds no image; put at least {needed} normal images there, {purpose}"
         )
-    number = counted(found, "image")
+    contents = len(_together(sorted(listing.training), digests, {}))
+    if contents >= needed:
+        names = sorted({groups[path] for path in listing.training if path in groups})
+        joined = ", which pictures of the same pixels join" if len(names) >= needed else ""
+        return (
+            f"{source}: the images of {listing.training_folder} are of {counted(len(names), 'group')} by "
+            f"prepare.groups ({some(names)}){joined}; {purpose} takes at least {needed} that stay whole: group them "
+            "otherwise, or set prepare.groups: null"
+        )
+    number = counted(contents, "image")
     return f"{source}: {listing.training_folder} holds {number} of different content; {purpose} takes at least {needed}"
+
+
+def _warn_groups(holdout: list[str], test_normal: list[str], groups: Mapping[str, str], findings: Findings) -> None:
+    if not groups:
+        return
+    held_out = sorted({groups[path] for path in holdout if path in groups})
+    if len(held_out) == 1:
+        findings.warnings.append(
+            f"all held-out images are of one group ({held_out[0]}): how a threshold does on another cannot be told; "
+            "raise prepare.holdout, or make more groups"
+        )
+    if alone := [path for path in test_normal if path not in groups]:
+        findings.warnings.append(f"{counted(len(alone), 'normal test image')} of no group: {some(alone)}")
 
 
 def _warn_test(

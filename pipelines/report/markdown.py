@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from pipelines.evaluation.certainty import AVERAGE, Comparison
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS, PROMISED
-from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
+from pipelines.evaluation.outcomes import GROUP_COLUMNS, NOTHING_TO_TEST_ON
 from pipelines.names import in_markdown
 from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, rate, score, seconds, spread
 from pipelines.paths import CURVES_PICTURE, EXAMPLES_FILE, Project
@@ -60,6 +60,12 @@ interval of the figure before it over the test images, good and defective ones d
 time from a file to a decision, one image at a time."""
 
 
+ASSUMED = (
+    "What is promised assumes that further good parts are exchangeable with the held-out ones: of the same days, lots "
+    "and cameras. No groups were told apart (prepare.groups) that could show whether it holds on others."
+)
+
+
 def untested(summary: Summary) -> list[str]:
     """A sentence for each category that there is no image of to test on."""
     names = {cell.category: cell.counts.num_tested for cell in summary.cells}
@@ -74,6 +80,13 @@ def promises(summary: Summary) -> str:
     asked = rate(summary.cells[0].threshold.rate_requested)
     told = [f"{share} on {', '.join(names)}" for share, names in places.items()] if len(places) > 1 else list(places)
     return f"False alarms that the held-out good parts promise: {'; '.join(told)} (asked for: {asked})."
+
+
+def differing(summary: Summary) -> list[str]:
+    """A sentence on the cells whose groups of held-out parts differ, if there are any."""
+    cells = [f"{cell.model} on {cell.category}" for cell in summary.cells if cell.groups and cell.groups.differ]
+    told = "Groups of held-out parts score differently, so that the promise does not hold for a new one"
+    return [f"{told}: {', '.join(cells)}."] if cells else []
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
@@ -95,7 +108,7 @@ def leaderboard_table(summary: Summary) -> str:
         ("Test images", lambda row: row.counts.test_images),
         (first.title, first.of),
         ("95 %", lambda row: interval(row.intervals.get(first.key))),
-        *((column.title, column.of) for column in others),
+        *(shown for column in others for shown in _with_groups(column)),
     ]
     columns = [(title, of) for title, of in columns if any(of(cell) != UNKNOWN for cell in summary.cells)]
     rows = []
@@ -106,6 +119,21 @@ def leaderboard_table(summary: Summary) -> str:
             shown = [of(average) for _, of in columns]
             rows.append([f"**{text}**" if text != UNKNOWN else "" for text in shown])
     return markdown_table([title for title, _ in columns], rows)
+
+
+def _with_groups(column: Column) -> Iterator[tuple[str, Callable[[CellSummary | Average], str]]]:
+    """A column of the leaderboard; beside what is promised, the false alarms of groups that set no threshold."""
+    yield column.title, column.of
+    if column.key == PROMISED:
+        yield "Left-out groups", _left_out
+
+
+def _left_out(row: CellSummary | Average) -> str:
+    groups = row.groups if isinstance(row, CellSummary) else None
+    if groups is None or groups.left_out is None:
+        return UNKNOWN
+    low, mean, high = groups.left_out
+    return f"{percent(mean)} ({interval((low, high))})"
 
 
 def results_tables(summary: Summary) -> str:
@@ -272,6 +300,7 @@ def report_markdown(summary: Summary, project: Project) -> str:
         "the distribution of scores (order statistics); where good parts score exactly alike, or calibrate the model "
         "too, it is at most that. *Oracle* is what F1-max would choose by looking at the test images; it is never "
         "used.",
+        *_group_parts(summary),
         *_defect_parts(summary),
         *_latency_parts(summary),
     ]
@@ -282,6 +311,30 @@ def report_markdown(summary: Summary, project: Project) -> str:
             *pictures,
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _group_parts(summary: Summary) -> list[str]:
+    """What the promise assumes, and where groups are known whether it holds between them."""
+    known = [(cell, cell.groups) for cell in summary.cells if cell.groups]
+    if not known:
+        return [ASSUMED]
+    rows = [
+        [cell.model, in_markdown(cell.category), in_markdown(name), *figures]
+        for cell, groups in known
+        for name, *figures in groups.table()
+    ]
+    told = [f"- {cell.model} on {in_markdown(cell.category)}: {in_markdown(groups.text)}." for cell, groups in known]
+    others = sorted({cell.category for cell in summary.cells if not cell.groups})
+    return [
+        "## Groups",
+        "\n".join(told),
+        markdown_table(["Model", "Category", *GROUP_COLUMNS], rows, num_names=3),
+        "Good parts by `prepare.groups`, those with the most false alarms first. *At the others' threshold*: each "
+        "held-out group is left out once, and the threshold set from the others; *left-out groups* gives the mean over "
+        "groups, the lowest and the highest. *p* is that of the Kruskal-Wallis statistic of held-out scores, by "
+        "permutation.",
+        *([f"{in_markdown(', '.join(others))}: {ASSUMED}"] if others else []),
+    ]
 
 
 def _defect_parts(summary: Summary) -> list[str]:

@@ -23,14 +23,14 @@ import numpy as np
 from pipelines.evaluation.certainty import AVERAGE, Champion, Comparison
 from pipelines.evaluation.intervals import share_interval
 from pipelines.evaluation.measures import METRICS, Metric
-from pipelines.evaluation.outcomes import Threshold
+from pipelines.evaluation.outcomes import GROUP_COLUMNS, Threshold
 from pipelines.files import atomic_file, read_json
 from pipelines.numbers import count, counted, decimal, interval, percent, rate, score, spread
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
 from pipelines.records import reading
 from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
-from pipelines.report.markdown import promises, untested
+from pipelines.report.markdown import ASSUMED, promises, untested
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -112,6 +112,7 @@ def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]]) -> str:
         boards=_boards(summary),
         untested=untested(summary),
         main_metric=MAIN_METRIC,
+        group_columns=GROUP_COLUMNS,
         has_apart=any(cell.counts.apart for cell in summary.cells),
         has_seeds=any(cell.seeds for cell in summary.cells),
         latencies=latencies,
@@ -272,7 +273,8 @@ def _cell(cell: CellSummary, place: Cell, gallery: CategoryGallery) -> dict[str,
     return {
         "scores": [tested[path].score if path in tested else None for path in gallery.images],
         "threshold": cell.threshold.value,
-        "note": _threshold_note(cell.threshold),
+        "note": _threshold_note(cell.threshold) + ("" if cell.groups else f" {ASSUMED}"),
+        "groups": {"text": cell.groups.text, "rows": cell.groups.table()} if cell.groups else None,
         "runUrl": url if url.startswith(("http://", "https://")) else None,
         "curves": _curves(place),
     }

@@ -21,6 +21,7 @@ from pipelines.evaluation.outcomes import (
     Counts,
     DefectOutcome,
     Evaluation,
+    GroupsOutcome,
     Interval,
     Protocol,
     Threshold,
@@ -59,6 +60,7 @@ class CellSummary(Row):
     threshold: Threshold
     confusion: Confusion
     defects: dict[str, DefectOutcome]
+    groups: GroupsOutcome | None
     onnx_megabytes: float | None
     latency: Latency | None
 
@@ -221,6 +223,7 @@ def _cell(place: Cell, evaluation: Evaluation, seeds: Seeds, url: str | None) ->
         threshold=evaluation.threshold,
         confusion=evaluation.confusion,
         defects=evaluation.defects,
+        groups=evaluation.groups,
         onnx_megabytes=round(place.onnx.stat().st_size / 1e6, 2) if place.onnx.exists() else None,
         latency=Latency.load(place.latency, remedy) if place.latency.exists() else None,
     )

@@ -7,7 +7,7 @@ from pipelines.evaluation.measures import METRIC_BY_KEY, PROMISED
 from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
 from pipelines.numbers import narrow_interval, percent, score
 from pipelines.paths import Project
-from pipelines.report.markdown import COLUMNS, Column, against_the_best, promises, untested
+from pipelines.report.markdown import COLUMNS, Column, against_the_best, differing, promises, untested
 from pipelines.report.summary import Average, CellSummary, Summary
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def print_results(project: Project, console: "Console") -> None:
             "Test images: good + defective - those apart, from which a model learns; they are not in this test",
             highlight=False,
         )
-    for sentence in [promises(summary), *untested(summary), *against_the_best(summary)]:
+    for sentence in [promises(summary), *differing(summary), *untested(summary), *against_the_best(summary)]:
         console.print(sentence, highlight=False)
     first = project.cell(summary.cells[0].model, summary.cells[0].category)
     console.print(f"The whole report:    {project.reports / 'report.html'}")

@@ -135,6 +135,7 @@
     $("run").hidden = !state.cell.runUrl;
     if (state.cell.runUrl) $("run").href = state.cell.runUrl;
     fillModels();
+    fillGroups();
     const isTested = scores.some((score) => score !== null);
     $("tested").hidden = !isTested;
     $("untested").hidden = isTested;
@@ -158,6 +159,16 @@
       });
       return element("label", {}, input, model);
     }));
+  }
+
+  function fillGroups() {
+    const { groups } = state.cell;
+    $("groups").hidden = !groups;
+    if (!groups) return;
+    $("groups-note").textContent = `${groups.text[0].toUpperCase()}${groups.text.slice(1)}.`;
+    $("group-rows").replaceChildren(...groups.rows.map(([name, ...figures]) => element("tr", {},
+      element("th", { scope: "row", class: "name" }, name),
+      ...figures.map((figure) => element("td", { class: "number" }, figure)))));
   }
 
   function fillTypes() {

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from drawn_cells import threshold
+from drawn_cells import groups, threshold
 from made_up import put_evaluation
 
 from pipelines.evaluation.description import description
@@ -40,6 +40,13 @@ def test_a_threshold_that_promises_nothing_says_what_would(tmp_path: Path) -> No
     few = {"num_images": 10, "rank": 10, "expected_rate": 0.0909, "attainable": False}
     text = described(tmp_path, threshold=threshold() | few)
     assert "their highest, since 5 % false alarms take 19 to promise; expected 9.1 %" in text
+
+
+def test_groups_of_good_parts(tmp_path: Path) -> None:
+    text = described(tmp_path, groups=groups())
+    assert "| Groups | The 2 groups of held-out good parts score differently, so that the promised" in text
+    assert "at best. False alarms of good test images: `<i>wed` 1 of 1, `mon` 0 of 3. |" in text
+    assert "| Groups |" not in described(tmp_path)
 
 
 def test_names_of_defects_mean_nothing(tmp_path: Path) -> None:

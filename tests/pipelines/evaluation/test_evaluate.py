@@ -73,7 +73,7 @@ def test_an_evaluation_is_written_whole(project, params):
     assert flat["recall.square"] == evaluation(project)["defects"]["square"]["recall"]
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "split", "defect", "label", "score", "decision", "milliseconds"]
+    assert list(rows[0]) == ["path", "split", "defect", "label", "score", "decision", "milliseconds", "group"]
     assert [row["split"] for row in rows] == ["test"] * 8 + ["holdout"] * 3
     assert [row["defect"] for row in rows] == ["good"] * 4 + ["square"] * 4 + ["good"] * 3
     threshold = evaluation(project)["threshold"]
@@ -82,6 +82,30 @@ def test_an_evaluation_is_written_whole(project, params):
     # the file explains the threshold: it is one of the held-out scores, by its rank
     held_out = sorted(float(row["score"]) for row in rows if row["split"] == "holdout")
     assert threshold["value"] == held_out[threshold["rank"] - 1]
+
+
+def test_groups_of_good_parts_are_told_apart(project, console, monkeypatch):
+    """Twelve parts from 000 on, by their last digit."""
+    params = changed(project, "prepare", groups={"pattern": r"([0-9])\.png"}, holdout=0.3)
+    cross_fitted = []
+    monkeypatch.setattr(module, "cross_fit", lambda _, groups, batches: cross_fitted.append(groups) or iter(()))
+    evaluated_anew(project, params, console)
+    index = {image["path"]: image["group"] for image in read_json(project.prepared(CATEGORY) / "index.json")["images"]}
+    rows = read_predictions(project.cell("fapm", CATEGORY).evaluated)
+    assert {row.path: row.group for row in rows} == {row.path: index[row.path] for row in rows}
+    found = evaluation(project)["groups"]
+    held_out = {group["name"] for group in found["groups"] if group["held_out"]}
+    assert held_out == {row.group for row in rows if row.split == "holdout"}
+    assert cross_fitted == [[row.group for row in rows if row.split == "holdout"]]
+    assert not held_out & {group["name"] for group in found["groups"] if group["fitted"]}
+    assert sum(group["fitted"] + (group["held_out"] or {"count": 0})["count"] for group in found["groups"]) == 12
+    assert sum(group["tested"]["count"] for group in found["groups"] if group["tested"]) == 4
+    assert 0 < found["p_value"] <= 1
+
+
+def test_without_groups_there_is_no_word_of_them(project, params, console):
+    evaluated_anew(project, params, console)
+    assert evaluation(project)["groups"] is None
 
 
 @pytest.mark.usefixtures("trained")

@@ -38,6 +38,7 @@ CARD = ModelCard(
     threshold=float(np.float32(128) / np.float32(255)),
     pixel_threshold=0.5,
     false_alarm_rate=0.05,
+    groups=None,
     run_id="0123",
     data_sha256="abcd",
     weights=[],

@@ -396,7 +396,7 @@ def test_black_is_below_white(black):
 def test_settings_have_no_defaults():
     with pytest.raises(ValidationError) as caught:
         PrepareConfig()
-    assert len(caught.value.errors()) == 13
+    assert len(caught.value.errors()) == 14
 
 
 def test_index_of_a_category_that_is_not_prepared(tmp_path):

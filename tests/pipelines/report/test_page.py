@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn_cells import picture, read_summary, summary_of, write_evaluation, write_prepared
+from drawn_cells import groups, picture, read_summary, summary_of, write_evaluation, write_prepared
 
 from pipelines.paths import Project
 from pipelines.report import gallery
@@ -202,8 +202,28 @@ def test_the_pages_hold_what_evaluate_wrote(project: Project) -> None:
     assert cell["curves"]["pro"] == [[0.0, 0.3], [0.5, 0.9]]
     assert cell["note"] == (
         "The deployed threshold 2 was set on 20 held-out good parts for 5\xa0% false alarms; expected on further parts "
-        "like them are 4.76\xa0% (95\xa0% interval 0.13\xa0% to 16.8\xa0%)."
+        "like them are 4.76\xa0% (95\xa0% interval 0.13\xa0% to 16.8\xa0%). What is promised assumes that further good "
+        "parts are exchangeable with the held-out ones: of the same days, lots and cameras. No groups were told apart "
+        "(prepare.groups) that could show whether it holds on others."
     )
+    assert cell["groups"] is None
+
+
+def test_groups_are_told_apart(project: Project) -> None:
+    summary = summary_of(MODELS, CATEGORIES)
+    summary["cells"][0]["groups"] = groups()
+    cell = blocks(read(project, summary))["category-0"]["cells"]["fapm"]
+    assert "What is promised assumes" not in cell["note"]
+    assert cell["groups"]["text"] == (
+        "the 2 groups of held-out good parts score differently, so that the promised false-alarm rate does not hold "
+        "for a new group (p = 0.012); at the threshold of the others, 0.0 to 25.0 % of a group are false alarms, "
+        "12.5 % on average; 2 groups promise a new one 33.3 % at best"
+    )
+    assert cell["groups"]["rows"] == [
+        ["<i>wed", "0", "8", "1", "1.5", "25.0", "1", "1", "2.2"],
+        ["mon", "60", "-", "-", "-", "-", "3", "0", "1.1"],
+        ["tue", "0", "12", "0", "1", "0.0", "-", "-", "-"],
+    ]
 
 
 def test_a_threshold_that_promises_too_much_says_so(project: Project) -> None:

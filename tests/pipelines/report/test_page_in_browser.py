@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from browser import Browser, browse, chromium
-from drawn_cells import picture, read_summary, summary_of, write_evaluation, write_prepared
+from drawn_cells import groups, picture, read_summary, summary_of, write_evaluation, write_prepared
 from scipy.stats import binomtest
 
 from pipelines.evaluation.certainty import share_interval
@@ -41,8 +41,9 @@ def write_cells(project: Project) -> None:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     write_cells(Project(root))
-    summary = read_summary(summary_of(MODELS, CATEGORIES, num_good=5, num_defects=5))
-    return html_report.write(summary, Project(root), root)
+    summary = summary_of(MODELS, CATEGORIES, num_good=5, num_defects=5)
+    summary["cells"][0]["groups"] = groups()
+    return html_report.write(read_summary(summary), Project(root), root)
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +267,16 @@ def test_a_share_has_the_interval_that_the_tables_have(browser: Browser, report:
     }
     slide(browser, 2.3)
     assert texts(browser, "#types .share .sub")[0] == interval(share_interval(0, 5)) == "0.0 to 52.2"
+
+
+def test_groups_have_a_table_where_they_are_known(browser: Browser, report: Path) -> None:
+    open_page(browser, report, FIRST)
+    assert texts(browser, "#groups-note")[0].startswith("The 2 groups of held-out good parts score differently, so ")
+    rows = [row.split("\t") for row in texts(browser, "#group-rows tr")]
+    assert rows[0] == ["<i>wed", "0", "8", "1", "1.5", "25.0", "1", "1", "2.2"]
+    assert len(rows) == 3
+    open_page(browser, report, SECOND)
+    assert browser.run("document.getElementById('groups').hidden")
 
 
 def test_another_model_has_its_own_scores(browser: Browser, report: Path) -> None:

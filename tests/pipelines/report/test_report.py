@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn_cells import LATENCY, threshold
+from drawn_cells import LATENCY, groups, threshold
 from made_up import BOTH, params_of, put, put_both
 from rich.console import Console
 
@@ -112,6 +112,27 @@ def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None
     put(project, "a", "nut", threshold={**FEW, "attainable": True, "oracle": None}, good=30, defect=40)
     lines = markdown.threshold_table(summarise(ONE, project)).splitlines()
     assert lines[2:] == [f"| a | nut | 10 | 1.235 | 5.0 | 9.1 | 0.2 to 30.8 | {alarms} of 30 | - |"]
+
+
+def test_the_promise_between_groups(project: Project) -> None:
+    summary = summarise(BOTH, project)
+    assert markdown.ASSUMED in markdown.report_markdown(summary, project)
+    assert "Left-out groups" not in markdown.leaderboard_table(summary)
+    for model in ("a", "b"):
+        put(project, model, "nut", groups=groups(), good=30, defect=40)
+    summary = summarise(BOTH, project)
+    header, _, first, *_ = (line.split(" | ") for line in markdown.leaderboard_table(summary).splitlines())
+    assert header[header.index("Promised") + 1] == "Left-out groups"
+    assert first[header.index("Left-out groups")] == "12.5 (0.0 to 25.0)"
+    text = markdown.report_markdown(summary, project)
+    assert "- a on nut: the 2 groups of held-out good parts score differently, so that" in text
+    assert "| a | nut | &lt;i>wed | 0 | 8 | 1 | 1.5 | 25.0 | 1 | 1 | 2.2 |" in text
+    assert f"my bolt: {markdown.ASSUMED}" in text
+    assert markdown.differing(summary) == [
+        "Groups of held-out parts score differently, so that the promise does not hold for a new one: a on nut, b on "
+        "nut."
+    ]
+    assert markdown.differing(summarise(ONE, put_both(project))) == []
 
 
 def test_one_promise_names_no_category(project: Project) -> None:

@@ -45,6 +45,7 @@ def test_sections_that_do_not_say_what_a_model_sees(tmp_path: Path) -> None:
         load_params(path).views()
     assert sorted(str(caught.value).splitlines()) == [
         "  models.adfa = 3: Input should be a mapping",
+        "  models.bgad.fit: missing",
         "  models.bgad.image_size: missing",
         "  models.bgad.resize = 'cubic': Input should be 'bilinear' or 'lanczos'",
         "  models.fapm.image_size = 0: Input should be above 0: a number for a square, or `height` and `width`",

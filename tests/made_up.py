@@ -144,6 +144,7 @@ def put_evaluation(
             "resolution": "prepared",
             "mask_resize": "nearest",
             "compared": 256,
+            "of_interest": False,
             "pixel_metrics": "exact",
             "threshold_from": "held-out good parts",
             "seed": seed,

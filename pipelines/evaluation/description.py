@@ -8,6 +8,7 @@ from pipelines.evaluation.outcomes import (
     DefectOutcome,
     Evaluation,
     GroupsOutcome,
+    Protocol,
     ScoredImage,
     Threshold,
 )
@@ -45,9 +46,13 @@ def _data(evaluation: Evaluation) -> str:
     name = in_markdown(f"{evaluation.data_set}/{evaluation.category}")
     return (
         f"{name}, SHA-256 of its files {evaluation.data_sha256[:16]}…, "
-        f"resized to pixels of {evaluation.protocol.frame}"
+        f"resized to {evaluation.protocol.image_size} pixels ({_way(evaluation.protocol)})"
         f"{f'; pixel metrics on {region}' if (region := evaluation.protocol.region) else ''}"
     )
+
+
+def _way(protocol: Protocol) -> str:
+    return protocol.resize if protocol.fit == "stretch" else f"{protocol.resize}, {protocol.fit}"
 
 
 def _split(evaluation: Evaluation) -> str:

@@ -17,7 +17,7 @@ from pipelines.evaluation.curves import Bools, Floats, f1
 from pipelines.evaluation.regions import Pixels, Regions
 from pipelines.numbers import UNKNOWN, p_value, percent, score
 from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
-from pipelines.pictures.frames import Fit, Frame
+from pipelines.pictures.frames import Fit
 from pipelines.pictures.images import Filter
 from pipelines.pictures.panels import Picture
 from pipelines.records import Record, read_arrays, reading, refusal
@@ -43,11 +43,6 @@ class Protocol(Record):
     pixel_metrics: Literal["exact", "streaming"]
     threshold_from: str
     seed: int
-
-    @property
-    def frame(self) -> Frame:
-        """What the model saw of a picture."""
-        return Frame(self.image_size, self.resize, self.fit)
 
     @property
     def region(self) -> str | None:

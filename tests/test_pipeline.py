@@ -154,7 +154,8 @@ def test_a_new_models_size_makes_no_other_model_train(root):
     values["evaluate"]["learnt_defects"] = "tested_by_others"
     write_params(root, values)
     prepare = [f"prepare@{category}" for category in CATEGORIES]
-    assert ran(dvc(root, "repro", *prepare)) == ["check", *prepare]
+    first, *others = ran(dvc(root, "repro", *prepare))
+    assert (first, set(others)) == ("check", set(prepare))  # DVC takes stages that do not need each other in any order
     assert {path.name for path in (root / "data/prepared" / CATEGORY).glob("images_*")} == {
         "images_64_bilinear.npy",
         "images_96_bilinear.npy",

@@ -798,7 +798,9 @@ def flatten(features: Tensor, kinds: Tensor) -> Vectors:
     return Vectors(features[kept], cell[kept], kinds[kept] == ABNORMAL)
 
 
-def to_prediction(log_likelihoods: list[Tensor], ceiling: Tensor, size: Size, region: Tensor | None) -> Prediction:
+def to_prediction(
+    log_likelihoods: list[Tensor], ceiling: Tensor, size: Size, region: Tensor | None = None
+) -> Prediction:
     """How far the levels' relative likelihoods (B, h, w), at most 1 each, fall short of their number in sum."""
     total: Tensor | float = 0.0
     for level, log_likelihood in enumerate(log_likelihoods):

@@ -272,7 +272,7 @@ def described_cells(region: Tensor | None) -> Tensor | None:
     return cells_within(region, size_of(region).divided(4))[:, :, BORDER:-BORDER, BORDER:-BORDER]
 
 
-def to_prediction(cells: Tensor, image_size: Size, region: Tensor | None) -> Prediction:
+def to_prediction(cells: Tensor, image_size: Size, region: Tensor | None = None) -> Prediction:
     """The combined map's cells (B, 1, H / 4 - 8, W / 4 - 8), padded with 0 (the level of the lower quantile)."""
     padded = F.pad(within(cells, described_cells(region)), [BORDER] * 4)
     anomaly_map = resize_map(padded, image_size)

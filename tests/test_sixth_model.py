@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly_models.base import AnomalyModel, Batch, Config, Prediction, Progress
+from anomaly_models.common.scoring import highest, within
 
 
 '''

@@ -67,7 +67,7 @@ def test_latency_is_not_measured_on_other_pictures(project, params, monkeypatch,
         latency("fapm", CATEGORY, params, project)
 
 
-def _mean_colour(image):
+def _mean_colour(image, _region):
     return Prediction(image[:, :1], image.mean((1, 2, 3)))
 
 

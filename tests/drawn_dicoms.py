@@ -46,8 +46,9 @@ def saved(dataset, syntax=ExplicitVRLittleEndian):
 
 def named_everywhere(dataset):
     """The same with the name in all attributes of words, private ones too, but for those that describe the pixels."""
-    for tag, (kind, *_, keyword) in pydicom.datadict.DicomDictionary.items():
-        if kind in WORDS and keyword and keyword not in PIXELS and tag >> 16 > 0x0007:
-            dataset.add_new(tag, kind, PATIENT)
-    dataset.add_new(0x00091001, "LO", PATIENT)
+    with warnings.catch_warnings(action="ignore"):  # a name is no code
+        for tag, (kind, *_, keyword) in pydicom.datadict.DicomDictionary.items():
+            if kind in WORDS and keyword and keyword not in PIXELS and tag >> 16 > 0x0007:
+                dataset.add_new(tag, kind, PATIENT)
+        dataset.add_new(0x00091001, "LO", PATIENT)
     return dataset

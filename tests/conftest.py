@@ -206,19 +206,21 @@ class MeanColour(AnomalyModel):
         return (image - centre[None, :, None, None]).square().mean(1, keepdim=True)
 
 
+MEAN_COLOUR = {
+    "image_size": 64,
+    "resize": "bilinear",
+    "fit": "stretch",
+    "batch_size": 3,
+    "steps": 12,
+    "learning_rate": 0.05,
+}
+
+
 @pytest.fixture
 def sixth_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """`mean_colour`, registered and in params.yaml."""
     monkeypatch.setitem(MODELS.data, "mean_colour", "conftest:MeanColour")
     values = tiny_params()
-    settings = {
-        "image_size": 64,
-        "resize": "bilinear",
-        "fit": "stretch",
-        "batch_size": 3,
-        "steps": 12,
-        "learning_rate": 0.05,
-    }
-    values["models"] = {"mean_colour": settings}
+    values["models"] = {"mean_colour": MEAN_COLOUR}
     write_params(root, values)
     return "mean_colour"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CATEGORY, MeanColour, tiny_params, write_params
+from conftest import CATEGORY, MEAN_COLOUR, MeanColour, tiny_params, write_params
 from filelock import FileLock
 from mlflow import MlflowClient
 from rich.console import Console
@@ -104,15 +104,7 @@ def test_changed_settings_do_not_resume(project, sixth_model, console, monkeypat
         with pytest.raises(KeyboardInterrupt):
             run(project, sixth_model, console)
     values = tiny_params()
-    settings = {
-        "image_size": 64,
-        "resize": "bilinear",
-        "fit": "stretch",
-        "batch_size": 3,
-        "steps": 12,
-        "learning_rate": 0.01,
-    }
-    values["models"] = {sixth_model: settings}
+    values["models"] = {sixth_model: MEAN_COLOUR | {"learning_rate": 0.01}}
     write_params(project.root, values)
     resumed = run(project, sixth_model, console)
     assert same(run(project, sixth_model, console), resumed)

@@ -39,6 +39,7 @@ class IndexedImage:
     sha256: str  # of the file
     mask_sha256: str | None
     group: str | None  # by `prepare.groups`: what was made or photographed together
+    fold: int | None  # with `prepare.holdout: folds`, whose models have not seen it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,15 @@ class PreparedIndex:
 
     def rows(self, *splits: Split) -> list[int]:
         return [row for row, image in enumerate(self.images) if image.split in splits]
+
+    @property
+    def by_folds(self) -> bool:
+        """Whether nothing is held out, and each good part is scored by a model that learnt from the other folds."""
+        return not self.rows("holdout")
+
+    def for_thresholds(self) -> list[int]:
+        """Rows of the good parts that thresholds come from."""
+        return self.rows("train") if self.by_folds else self.rows("holdout")
 
     def original(self, row: int, source: Path) -> Path:
         """The file of an image in the category's folder `source`, which is still what `prepare` saw.

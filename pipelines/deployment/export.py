@@ -131,7 +131,7 @@ def measure_parity(
     A difference counts in standard deviations of what the model says of held-out good parts, so that it means the same
     on any model's scale. Where these are all alike it counts in what float32 rounds.
     """
-    rows = tested or data.rows("holdout")
+    rows = tested or data.index.for_thresholds()
     scales = _Scales.of(model, data, max_difference)
     alone: list[Outputs] = []
     first_images: list[np.ndarray] = []
@@ -161,8 +161,8 @@ def measure_parity(
     input_levels, input_image = max(levels)
     return Parity(
         num_images=len(rows),
-        images="test images" if tested else "held-out good parts",
-        num_held_out=len(data.rows("holdout")),
+        images="test images" if tested else "good parts" if data.index.by_folds else "held-out good parts",
+        num_held_out=len(data.index.for_thresholds()),
         max_difference=max_difference,
         score=_worst(deviations["score"]),
         map=_worst(deviations["map"]),
@@ -228,7 +228,7 @@ class _Scales:
 
     @classmethod
     def of(cls, model: AnomalyModel, data: PreparedData, max_difference: float) -> Self:
-        images = [data.batch([row]).image for row in data.rows("holdout")]
+        images = [data.batch([row]).image for row in data.index.for_thresholds()]
         held_out, unlike = [_predict(model, image) for image in images], _predict(model, 1 - images[0])
         scores = np.concatenate([outputs.score for outputs in held_out])
         maps = np.concatenate([outputs.anomaly_map for outputs in held_out])

@@ -127,6 +127,7 @@ def _index(
             sha256=digests[item.path],
             mask_sha256=None if item.mask is None else digests[item.mask],
             group=groups.get(item.path),
+            fold=item.fold,
         )
         for item in items
     )

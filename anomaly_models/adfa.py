@@ -147,6 +147,10 @@ class ADFAConfig(Config):
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat
 
+    @property
+    def learns_at_once(self) -> bool:
+        return self.epochs == 0
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.blur_sigma and blur_radius(self.blur_sigma) > min(self.image_size):

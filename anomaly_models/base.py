@@ -55,6 +55,11 @@ class Config(Settings):
         """What a model of these settings wants; most want nothing."""
         return Wants()
 
+    @property
+    def learns_at_once(self) -> bool:
+        """Whether `prepare` is all that a model of these settings learns by: no step, and no calibration."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -90,6 +90,10 @@ class FAPMConfig(Config):
     def seen(self) -> Size:
         return self.crop
 
+    @property
+    def learns_at_once(self) -> bool:
+        return True
+
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.crop.height > self.image_size.height or self.crop.width > self.image_size.width:

@@ -56,7 +56,7 @@ def write_prepared(project: Project, category: str, pictures: Sequence[Picture])
     masked = [p for p in pictures if p.label and p.truth is not None]
     rows = {p.path: row for row, p in enumerate(masked)}
     images = [
-        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, (), rows.get(p.path), "", None)
+        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, (), rows.get(p.path), "", None, None)
         for p in pictures
     ]
     (side,) = {len(p.rgb) for p in pictures}

@@ -13,13 +13,14 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 from scipy.stats import norm
 
 from pipelines.evaluation.certainty import Measured, average, compare, compare_all, intervals_of, measure
 from pipelines.evaluation.curves import Curve, image_curve
 from pipelines.evaluation.groups import exchangeable, leave_one_out
 from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet
-from pipelines.evaluation.thresholds import threshold_at
+from pipelines.evaluation.thresholds import NUM_FOLDS, threshold_at
 
 Floats = NDArray[np.float64]
 Table = dict[str, dict[str, float]]  # row -> column -> percent
@@ -297,6 +298,45 @@ def false_alarms_of_new_groups(trials: int = 1000) -> Table:
     return table
 
 
+def false_alarms_by_folds(trials: int = 400) -> Table:
+    """Of a memory whose score is the distance to the nearest of what it learnt, from all parts and their folds.
+
+    Parts are points of a normal distribution, or of Student's t with 3 degrees of freedom; beside it, a quarter held
+    out instead.
+    """
+    rng = np.random.default_rng(0)
+    table: Table = {}
+    for kind in ("normal", "heavy tails"):
+        for dimensions in (2, 8, 32):
+            for number in (20, 40, 80):
+
+                def draw_points(count: int, kind: str = kind, dimensions: int = dimensions) -> Floats:
+                    points = rng.normal(size=(count, dimensions))
+                    return points if kind == "normal" else points * np.sqrt(3 / rng.chisquare(3, size=(count, 1)))
+
+                rates = np.zeros((trials, 4))
+                for rate in rates:
+                    parts, new = draw_points(number), draw_points(400)
+                    fold, scores = np.arange(number) % NUM_FOLDS, np.empty(number)
+                    for own in range(NUM_FOLDS):
+                        scores[fold == own] = _nearest(parts[fold != own], parts[fold == own])
+                    by_folds = threshold_at(torch.from_numpy(scores), RATE)
+                    held_out, fitted = parts[: number // 4], parts[number // 4 :]
+                    by_share = threshold_at(torch.from_numpy(_nearest(fitted, held_out)), RATE)
+                    rate[:2] = by_folds.expected_rate, (_nearest(parts, new) > by_folds.value).mean()
+                    rate[2:] = by_share.expected_rate, (_nearest(fitted, new) > by_share.value).mean()
+                means = 100 * rates.mean(axis=0)
+                names = ("folds promise", "happens", "a quarter promises", "happens then")
+                row = f"{number} parts, {kind}, {dimensions} dimensions"
+                table[row] = dict(zip(names, means.tolist(), strict=True))
+    return table
+
+
+def _nearest(known: Floats, points: Floats) -> Floats:
+    nearest: Floats = cdist(points, known).min(axis=1)
+    return nearest
+
+
 def markdown(title: str, table: Table) -> str:
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     lines = [f"| {title} | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
@@ -315,6 +355,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "one better": found_differences,
     "last group higher by": groups_called_different,
     "false alarms of new groups": false_alarms_of_new_groups,
+    "false alarms by folds": false_alarms_by_folds,
 }
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from torch import Tensor
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, ModelError
 from anomaly_models.efficient_ad import RawMaps
-from pipelines.evaluation.thresholds import NUM_FOLDS, cross_fit, threshold_at
+from pipelines.evaluation.thresholds import NUM_FOLDS, cross_fit, refit, threshold_at
 
 BEFORE_THE_SCALE = {"bgad": "log_likelihoods", "efficient_ad": "raw_maps"}  # the method that gives it
 CERTAIN = 3.3  # standard errors
@@ -180,6 +180,91 @@ def test_the_promise_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     for place, rates in rows.items():
         assert abs(rates.fair[0] - rates.promised) <= CERTAIN * rates.fair[1], place
         assert rates.cross_fitted[0] <= rates.promised + CERTAIN * rates.cross_fitted[1] + SLACK, place
+
+
+# ---- all good parts learnt from, each scored by a model of the other folds -----------------------------------------
+
+AT_ONCE: dict[str, dict[str, Any]] = {"adfa": {"epochs": 0}, "fapm": {}}  # settings with which `prepare` is all
+each_that_learns_at_once = pytest.mark.parametrize("name", AT_ONCE)
+
+
+def started(name: str) -> AnomalyModel:
+    model = build(name, **AT_ONCE[name])
+    pretrain(model)
+    return model
+
+
+def batches_of(images: Tensor) -> Callable[[Sequence[int]], list[Batch]]:
+    return lambda places: [batch_of(images[list(places)])]
+
+
+def learnt(model: AnomalyModel, images: Tensor) -> AnomalyModel:
+    model = copy.deepcopy(model)
+    model.prepare([batch_of(images)])
+    return model.eval()
+
+
+@torch.no_grad()
+def simulated_by_folds(pool: Pool, number: int, draws: int, rate: float) -> tuple[float, Estimate]:
+    """The promised rate, and what happens to further parts by the model that learnt from all."""
+    model, images = pool
+    generator, promised = seeded(3), 0.0
+    rates = torch.zeros(draws, dtype=torch.float64)
+    for draw in range(draws):
+        own, further = images[torch.randperm(len(images), generator=generator)].tensor_split([number])
+        shipped = learnt(model, own)
+        scores = torch.zeros(number)
+        for other, places in refit(shipped, [place % NUM_FOLDS for place in range(number)], batches_of(own)):
+            scores[list(places)] = predict(other, own[list(places)]).score
+        threshold = threshold_at(scores, rate)
+        promised = threshold.expected_rate
+        rates[draw] = (predict(shipped, further).score > threshold.value).double().mean()
+    error, mean = torch.std_mean(rates)
+    return promised, (float(mean), float(error) / draws**0.5)
+
+
+@each_that_learns_at_once
+def test_folds_keep_what_they_promise(name: str) -> None:
+    """From one side: the model that learnt from all scores good parts lower than those that set its threshold."""
+    images = lit_parts(60, tiny_models.SETTINGS[name]["image_size"])
+    promised, (happens, error) = simulated_by_folds((started(name), images), 12, draws=12, rate=0.2)
+    assert promised == pytest.approx(2 / 13)
+    assert happens <= promised + CERTAIN * error
+
+
+@pytest.mark.slow
+@each_that_learns_at_once
+def test_the_promise_of_folds_in_full(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second table of docs/statistics.md; `pytest -s` shows it."""
+    pool = started(name), lit_parts(150, tiny_models.SETTINGS[name]["image_size"])
+    for number in (20, 40):
+        promised, (happens, error) = simulated_by_folds(pool, number, draws=100, rate=0.05)
+        with capsys.disabled():
+            print(f"\n| `{name}` | {number} | {100 * promised:.2f} | {100 * happens:.2f} ± {100 * error:.2f} |")
+        assert happens <= promised + CERTAIN * error
+
+
+@each_model
+def test_who_learns_at_once(name: str) -> None:
+    """Says so in its settings: folds need not ask for a training each, and no held-out part sets a scale."""
+    for changes in ({}, AT_ONCE.get(name, {})):
+        model = build(name, **changes)
+        at_once = model.total_steps(20) == 0 and type(model).calibrate is AnomalyModel.calibrate
+        assert model.config.learns_at_once == at_once
+    assert at_once == (name in AT_ONCE)
+
+
+@each_that_learns_at_once
+def test_to_learn_anew_is_to_learn_afresh(name: str) -> None:
+    """What a model knew before leaves no trace."""
+    images = lit_parts(8, tiny_models.SETTINGS[name]["image_size"])
+    model = learnt(started(name), images)
+    before = copy.deepcopy(model)
+    found = list(refit(model, [0, 1, 0, 1, 0, 1, 2, 2], batches_of(images)))
+    assert same_state(model, before)
+    assert [list(places) for _, places in found] == [[0, 2, 4], [1, 3, 5], [6, 7]]
+    assert same_state(found[0][0], learnt(started(name), images[[1, 3, 5, 6, 7]]))
+    assert not same_state(found[0][0], found[1][0])
 
 
 # ---- what it leaves alone ------------------------------------------------------------------------------------------

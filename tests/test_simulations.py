@@ -44,6 +44,8 @@ def test_the_document_keeps_what_it_promises(title: str) -> None:
     elif title == "false alarms of new groups":
         assert all(row["new group"] - 0.3 <= row["left out, mean"] <= 1.25 * row["new group"] for row in table.values())
         assert max(row["new group above it"] for row in table.values()) <= 12
+    elif title == "false alarms by folds":
+        assert all(row["folds promise"] / 2 <= row["happens"] <= row["folds promise"] + 0.5 for row in table.values())
     elif title in ("image figures", "pixel figures", "averages"):
         assert min(figures(table)) >= COVERED
     else:

@@ -46,6 +46,23 @@ def untested(root: Path) -> Path:
     return root
 
 
+def test_the_whole_way_with_nothing_held_out(untested, blemish):
+    """Twelve good parts and no other picture: all are learnt from, and all set the threshold."""
+    root, values = untested, tiny_params()
+    values["prepare"]["holdout"] = "folds"
+    write_params(root, values)
+    verbs = ("check", "prepare", "train", "evaluate", "export", "latency", "report")
+    said = through(blemish, *verbs, models=("fapm",))
+    assert "12 good parts, maps within" in said["export", "fapm"]
+    of_cell = {name: root / f"{name}/fapm/{CATEGORY}" for name in ("evaluations", "exported", "latency")}
+    record = json.loads((of_cell["evaluations"] / "evaluation.json").read_text())
+    assert record["threshold"]["num_images"] == 12
+    assert json.loads((of_cell["exported"] / "parity.json").read_text())["images"] == "good parts"
+    assert json.loads(of_cell["latency"].with_suffix(".json").read_text())["images"] == "good parts"
+    page = (root / "reports/report.html").read_text(encoding="utf-8")
+    assert "was set on 12 good parts, each scored by a model of the other folds, for" in page
+
+
 def test_the_whole_way_without_a_test_image(untested, blemish):
     root = untested
     said = through(blemish, "check", "prepare", "train", "evaluate", "export", "latency", "report")

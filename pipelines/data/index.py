@@ -18,7 +18,7 @@ from pipelines.pictures.frames import Frame, Shape, read_back
 from pipelines.pictures.reading import AboveWhite, Window
 from pipelines.records import reading
 
-FORMAT = 5  # of a prepared folder; raised when what is written changes
+FORMAT = 6  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder", "visa", "loco", "ad2", "btad", "mtd", "dtd_synthetic"]
 # Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
 # Whether others are, `PreparedIndex.tested` says.
@@ -50,6 +50,7 @@ class IndexedImage:
     mask_row: int | None
     sha256: str  # of the file
     group: str | None  # by `prepare.groups`: what was made or photographed together
+    fold: int | None  # with `prepare.holdout: folds`, whose models have not seen it
 
     @property
     def original(self) -> Size:
@@ -108,6 +109,15 @@ class PreparedIndex:
 
     def rows(self, *splits: Split) -> list[int]:
         return [row for row, image in enumerate(self.images) if image.split in splits]
+
+    @property
+    def by_folds(self) -> bool:
+        """Whether nothing is held out, and each good part is scored by a model that learnt from the other folds."""
+        return not self.rows("holdout")
+
+    def for_thresholds(self) -> list[int]:
+        """Rows of the good parts that thresholds come from."""
+        return self.rows("train") if self.by_folds else self.rows("holdout")
 
     def original(self, row: int, source: Path) -> Path:
         """The file of an image in the category's folder `source`, which is still what `prepare` saw.

@@ -143,7 +143,7 @@ def measure_parity(
     A difference counts in standard deviations of what the model says of held-out good parts, so that it means the same
     on any model's scale. Where these are all alike it counts in what float32 rounds.
     """
-    rows = tested or data.rows("holdout")
+    rows = tested or data.index.for_thresholds()
     scales = _Scales.of(model, data, max_difference)
     alone: list[Outputs] = []
     first_images: list[Inputs] = []
@@ -173,8 +173,8 @@ def measure_parity(
     input_levels, input_image = max(levels)
     return Parity(
         num_images=len(rows),
-        images="test images" if tested else "held-out good parts",
-        num_held_out=len(data.rows("holdout")),
+        images="test images" if tested else "good parts" if data.index.by_folds else "held-out good parts",
+        num_held_out=len(data.index.for_thresholds()),
         max_difference=max_difference,
         score=_worst(deviations["score"]),
         map=_worst(deviations["map"]),
@@ -240,7 +240,7 @@ class _Scales:
 
     @classmethod
     def of(cls, model: AnomalyModel, data: PreparedData, max_difference: float) -> Self:
-        batches = [data.batch([row]) for row in data.rows("holdout")]
+        batches = [data.batch([row]) for row in data.index.for_thresholds()]
         held_out = [_predict(model, batch.image, batch.region) for batch in batches]
         unlike = _predict(model, 1 - batches[0].image, batches[0].region)
         scores = np.concatenate([outputs.score for outputs in held_out])

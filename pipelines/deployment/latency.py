@@ -43,8 +43,9 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
     source = project.root / params.data.root / category
     index = PreparedIndex.load(project.prepared(category))
     tested = index.rows("test")  # those that every model is tested on: times are compared
-    paths = [index.original(row, source) for row in tested or index.rows("holdout")]
-    found = measure(detector, paths, params.latency, "test images" if tested else "held-out good parts")
+    paths = [index.original(row, source) for row in tested or index.for_thresholds()]
+    images: Tried = "test images" if tested else "good parts" if index.by_folds else "held-out good parts"
+    found = measure(detector, paths, params.latency, images)
     found.save(cell.latency)
     with cell_run(cell, params.tracking.experiment, detector.card.run_id) as run:
         run.metrics(found.metrics() | {"onnx_megabytes": round(cell.onnx.stat().st_size / 1e6, 2)})

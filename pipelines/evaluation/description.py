@@ -59,8 +59,9 @@ def _split(evaluation: Evaluation) -> str:
     counts = evaluation.counts
     taken = f", {counts.apart} real defects apart, for models that learn from some" if counts.apart else ""
     tested = f"tested on {counts.test_normal} good and {counts.test_anomalous} defective ones"
+    held_out = f"{counts.holdout} held out" if counts.holdout else "none held out (folds)"
     return (
-        f"{counts.train} good images to fit, {counts.holdout} held out{taken}; "
+        f"{counts.train} good images to fit, {held_out}{taken}; "
         f"{tested if counts.num_tested else 'no image to test on'}; "
         f"`data/index.json`, SHA-256 {evaluation.index_sha256[:16]}…"
     )

@@ -23,6 +23,7 @@ from anomaly_models.base import AnomalyModel, Batch, ModelError
 from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData, SplitBatches
 from pipelines.data.index import PreparedIndex
+from pipelines.errors import StageError
 from pipelines.evaluation import figures
 from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.description import description
@@ -59,7 +60,7 @@ from pipelines.evaluation.outcomes import (
     write_predictions,
 )
 from pipelines.evaluation.regions import Pixels, Regions, centre, shrunk
-from pipelines.evaluation.thresholds import cross_fit, threshold_at
+from pipelines.evaluation.thresholds import cross_fit, refit, threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
 from pipelines.pictures.frames import OUTSIDE, Window
@@ -120,12 +121,19 @@ class ThresholdFrom(StrEnum):
 
     HELD_OUT = "held-out good parts"
     CROSS_FITTED = "held-out good parts, cross-fitted"
+    FOLDS = "good parts, each scored by a model of the other folds"
     CALIBRATING = "held-out good parts, too few to cross-fit what they calibrate"
 
 
 def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[HeldOutImage], ThresholdFrom]:
-    """The good parts that training has not seen, each by itself, at the higher of its scores."""
-    rows = data.rows("holdout")
+    """The good parts that training has not seen, each by itself, at the higher of its scores.
+
+    Where it has seen all, each by a model that learns from the other folds.
+
+    Raises:
+        StageError: the other folds are too few to learn from, or a score of what they have not seen means nothing.
+    """
+    rows = data.index.for_thresholds()
     batch_size = trained.run.model_settings["batch_size"]
 
     def batches(places: Sequence[int]) -> SplitBatches:
@@ -135,6 +143,16 @@ def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[He
         anomaly_map, score, milliseconds = _predict(model, data.batch([rows[place]]))
         return HeldOutImage(data.index.images[rows[place]].path, score, float(anomaly_map.max()), milliseconds)
 
+    if data.index.by_folds:
+        fold_of = [fold for row in rows if (fold := data.index.images[row].fold) is not None]
+        found: dict[int, HeldOutImage] = {}
+        try:
+            for by_others, places in refit(trained.model, fold_of, batches):
+                by_others.check_scores(batches(places))  # training could not, which had seen all
+                found |= {place: scored_by(by_others, place) for place in places}
+        except ModelError as error:
+            raise StageError(f"{trained.run.model} on {data.index.category}, without a fold: {error}") from error
+        return [found[place] for place in range(len(rows))], ThresholdFrom.FOLDS
     deployed = [scored_by(trained.model, place) for place in range(len(rows))]
     models = cross_fit(trained.model, [data.index.images[row].group for row in rows], batches)
     try:

@@ -55,6 +55,22 @@ def cross_fit(
         yield by_others, fold
 
 
+def refit(
+    model: AnomalyModel, fold_of: Sequence[int], batches: Callable[[Sequence[int]], Iterable[Batch]]
+) -> Iterator[tuple[AnomalyModel, Sequence[int]]]:
+    """Yield models that learn anew from all folds but one, and the places (from 0) of the images of that one.
+
+    `fold_of` has the fold of each image that the `model` learnt from by `prepare` alone; it is not touched.
+
+    Raises:
+        ModelError: the other folds are too few, or too plain, to learn from.
+    """
+    for fold in sorted(set(fold_of)):
+        by_others = copy.deepcopy(model)
+        by_others.prepare(batches([place for place, own in enumerate(fold_of) if own != fold]))
+        yield by_others, [place for place, own in enumerate(fold_of) if own == fold]
+
+
 def folds(groups: Sequence[str | None]) -> list[list[int]]:
     """Places of images by folds of whole groups, in turn; a single group is no reason to have a single fold."""
     units: dict[str | int, list[int]] = {}

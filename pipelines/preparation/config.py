@@ -109,6 +109,14 @@ Groups = Annotated[
 ]
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+# A share of the good parts, or none at all: each is scored by a model that learns from the other folds.
+HoldOut = Annotated[
+    Annotated[Share, Tag("a share")] | Annotated[Literal["folds"], Tag("all")],
+    Discriminator(lambda value: "all" if isinstance(value, str) else "a share"),
+]
+
+
 class View(BaseModel):
     """What `prepare` must know of a model's section; the rest is the model's own."""
 
@@ -138,8 +146,8 @@ class PrepareConfig(Settings):
     page: NonNegativeInt | None  # of files that hold several, from 0; None: such a file is refused
     dicom_window: Window  # the first that a file names, or one for all
     max_megapixels: PositiveInt  # larger pictures are refused: a file of kilobytes may unpack to gigabytes
-    holdout: Annotated[float, Field(gt=0, lt=1)]  # share of the normal training images
-    test_normal: Annotated[float, Field(gt=0, lt=1)]  # share of `normal`, in the plain-folder layout only
+    holdout: HoldOut  # of the normal training images
+    test_normal: Share  # share of `normal`, in the plain-folder layout only
     groups: Groups | None  # which stay whole when images are held out, or to test on
     anomalous_train: AnomalousTrainConfig
     regions: dict[str, RegionConfig]  # by category, of those that have one

@@ -147,6 +147,7 @@ def _index(
             mask_row=mask_rows.get(item.path),
             sha256=digests[item.path],
             group=groups.get(item.path),
+            fold=item.fold,
         )
         for item in items
     )

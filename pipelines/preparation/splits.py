@@ -16,6 +16,7 @@ from pipelines.numbers import counted
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.listing import Findings, Listing, Masks, some
 
+NUM_FOLDS = 5  # of `prepare.holdout: folds`; each costs a training on the others
 _ANOMALY_STREAM = 1  # apart from the draws of normal images, which the same seed orders
 
 
@@ -27,6 +28,7 @@ class Item:
     split: Split
     defect: str
     mask: Masks | None
+    fold: int | None = None
 
 
 def split(
@@ -47,7 +49,7 @@ def split(
     rng = np.random.default_rng(config.seed)
     units = _together(sorted(listing.training), digests, groups)
     needed = 1 if listing.holdout is not None else 3 if listing.takes_test_normal else 2
-    test_normal, holdout = listing.test_normal, []
+    test_normal, holdout, folds = listing.test_normal, list[str](), dict[str, int]()
     if len(units) < needed:
         findings.problem(_too_few(source, listing, digests, groups, needed))
     else:
@@ -56,16 +58,18 @@ def split(
             test_normal = _flatten(drawn)
         if listing.holdout is not None:
             holdout = _published_holdout(source, listing.holdout, _flatten(units), digests, findings)
+        elif config.holdout == "folds":
+            folds = _deal(units, rng)
         else:
             drawn, units = _draw(units, config.holdout, reserve=1, rng=rng)
             holdout = _flatten(drawn)
     train = _flatten(units)
-    _warn_groups(holdout, test_normal, groups, findings)
+    _warn_groups(holdout or list(folds), test_normal, groups, findings)
     taught, withheld, tested = _draw_anomalies(listing.anomalous, masks, digests, config, findings)
-    if holdout:
+    if holdout or folds:
         _warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
     return [
-        *(Item(path, "train", GOOD, None) for path in sorted(train)),
+        *(Item(path, "train", GOOD, None, folds.get(path)) for path in sorted(train)),
         *(Item(path, "holdout", GOOD, None) for path in sorted(holdout)),
         *(Item(path, "anomalous_train", listing.anomalous[path], masks.get(path)) for path in sorted(taught)),
         *(Item(path, "withheld", listing.anomalous[path], masks.get(path)) for path in sorted(withheld)),
@@ -214,6 +218,18 @@ def _draw(
         chosen = {min(order, key=lambda position: len(groups[position]))}
     rest = [group for position, group in enumerate(groups) if position not in chosen]
     return [groups[position] for position in sorted(chosen)], rest
+
+
+def _deal(units: list[list[str]], rng: np.random.Generator) -> dict[str, int]:
+    """The fold of each image: units go round in an order that is drawn, the largest first, to the smallest fold."""
+    num_folds = min(NUM_FOLDS, len(units))
+    sizes = [0] * num_folds
+    folds: dict[str, int] = {}
+    for unit in sorted((units[place] for place in rng.permutation(len(units))), key=len, reverse=True):
+        fold = sizes.index(min(sizes))
+        sizes[fold] += len(unit)
+        folds |= dict.fromkeys(unit, fold)
+    return folds
 
 
 def _flatten(groups: list[list[str]]) -> list[str]:

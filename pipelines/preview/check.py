@@ -29,6 +29,8 @@ def load_checked(path: Path) -> Params:
     params, problems = validated(raw)
     configs, model_problems = _model_configs(raw.get("models"))
     problems += model_problems + _input_problems(raw, configs)
+    if params is not None and params.prepare.holdout == "folds":
+        problems += _fold_problems(configs)
     if problems or params is None:
         raise refusal(path, problems)
     return params.model_copy(update={"models": configs})
@@ -104,6 +106,15 @@ def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> lis
         for name in raw[section] if isinstance(raw.get(section), dict) else ():
             problems += _input_problem(raw, section, name, key, configs)
     return problems
+
+
+def _fold_problems(configs: Mapping[str, "Config"]) -> list[str]:
+    if slow := [name for name, config in configs.items() if not config.learns_at_once]:
+        return [
+            f"prepare.holdout = 'folds': {', '.join(slow)} would train once for each fold, or calibrate on what is "
+            "held out; set a share, such as 0.25, or leave in models what learns at once (fapm, adfa with epochs: 0)"
+        ]
+    return []
 
 
 def _used(raw: dict[str, Any]) -> dict[str, Any]:

@@ -201,7 +201,7 @@ def _protocol(summary: Summary, categories: Sequence[str]) -> str:
         *summary.regions,
         "good test images included",
         "the last checkpoint, chosen without the test set",
-        f"{held_out} good training images held out for thresholds",
+        f"{held_out} good training images held out for thresholds" if held_out else "thresholds from folds",
     ]
     if taught:
         parts.append(

@@ -298,8 +298,8 @@ def report_markdown(summary: Summary, project: Project) -> str:
         threshold_table(summary),
         "*Expected* and its interval are the false-alarm rate on further good parts like the held-out ones, whatever "
         "the distribution of scores (order statistics); where good parts score exactly alike, or calibrate the model "
-        "too, it is at most that. *Oracle* is what F1-max would choose by looking at the test images; it is never "
-        "used.",
+        "too, or all are learnt from (folds), it is at most that. *Oracle* is what F1-max would choose by looking at "
+        "the test images; it is never used.",
         *_group_parts(summary),
         *_defect_parts(summary),
         *_latency_parts(summary),

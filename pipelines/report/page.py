@@ -273,7 +273,8 @@ def _cell(cell: CellSummary, place: Cell, gallery: CategoryGallery) -> dict[str,
     return {
         "scores": [tested[path].score if path in tested else None for path in gallery.images],
         "threshold": cell.threshold.value,
-        "note": _threshold_note(cell.threshold) + ("" if cell.groups else f" {ASSUMED}"),
+        "note": _threshold_note(cell.threshold, held_out=cell.counts.holdout > 0)
+        + ("" if cell.groups else f" {ASSUMED}"),
         "groups": {"text": cell.groups.text, "rows": cell.groups.table()} if cell.groups else None,
         "runUrl": url if url.startswith(("http://", "https://")) else None,
         "curves": _curves(place),
@@ -288,8 +289,10 @@ def _curves(place: Cell) -> Any:
         return dict(read_json(place.curves))
 
 
-def _threshold_note(threshold: Threshold) -> str:
+def _threshold_note(threshold: Threshold, *, held_out: bool) -> str:
     parts = counted(threshold.num_images, "held-out good part")
+    if not held_out:
+        parts = f"{counted(threshold.num_images, 'good part')}, each scored by a model of the other folds,"
     low, high = rate(threshold.interval_low), rate(threshold.interval_high)
     asked, needed = rate(threshold.rate_requested), threshold.num_images_needed
     set_for = f"for {asked} false alarms"

@@ -8,6 +8,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from anomaly_models import MODELS
+from anomaly_models.base import ModelError
 from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
@@ -222,6 +223,42 @@ def test_too_few_held_out_parts_to_cross_fit_promise_nothing(project, sixth_mode
     assert found["threshold"]["attainable"] is False
     assert found["threshold"]["num_images_needed"] == 4
     assert max(held_out_scores(project, sixth_model).values()) == pytest.approx(1)
+
+
+@pytest.mark.usefixtures("trained")
+def test_where_all_good_parts_are_learnt_from_each_is_scored_by_a_model_of_the_others(project, console):
+    params = changed(project, "prepare", holdout="folds")
+    evaluated_anew(project, params, console)
+    found = evaluation(project)
+    assert (found["counts"]["train"], found["counts"]["holdout"]) == (12, 0)
+    assert (found["threshold"]["num_images"], found["threshold"]["expected_rate"]) == (12, pytest.approx(2 / 13))
+    assert found["protocol"]["threshold_from"] == "good parts, each scored by a model of the other folds"
+    trained = load_trained(project.cell("fapm", CATEGORY), CPU)
+    data = trained.data(project, CPU)
+    rows = data.rows("train")
+    others = [row for row in rows if data.index.images[row].fold != 0]
+    first = next(row for row in rows if data.index.images[row].fold == 0)
+    own = float(trained.model(data.batch([first]).image).score)
+    trained.model.prepare([data.batch(others)])
+    score = float(trained.model(data.batch([first]).image).score)
+    scores = {row.path: row.score for row in read_predictions(project.cell("fapm", CATEGORY).evaluated)}
+    assert scores[data.index.images[first].path] == pytest.approx(score, rel=1e-4)
+    assert own < 0.9 * score  # it is in the memory of the model that ships
+
+
+@pytest.mark.parametrize("step", ["prepare", "check_scores"])
+def test_folds_that_leave_too_little_to_learn_from(project, console, monkeypatch, step):
+    params = changed(project, "prepare", holdout="folds")
+    prepare_category(project, params)
+    train("fapm", CATEGORY, params, project, CPU, console)
+
+    def refuses(model, batches):
+        raise ModelError(f"{len([row for batch in batches for row in batch.row])} parts are too few")
+
+    monkeypatch.setattr(MODELS["fapm"], step, refuses)
+    number = {"prepare": 9, "check_scores": 3}[step]  # of twelve, in folds of three, three, two, two and two
+    with pytest.raises(StageError, match=f"^fapm on {CATEGORY}, without a fold: {number} parts are too few"):
+        evaluate("fapm", CATEGORY, params, project, CPU)
 
 
 @pytest.mark.usefixtures("trained")

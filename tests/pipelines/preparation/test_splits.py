@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 from drawn_folders import CONFIG, paths_of, problem, run, write_image, write_mask
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.preparation.config import AnomalousTrainConfig
+from pipelines.preparation.config import AnomalousTrainConfig, PatternGroups
 
 
 def test_normal_images_are_enough(plain):
@@ -44,6 +44,63 @@ def test_splits_are_disjoint_and_complete(plain):
     assert index.rows("test") == list(range(8, 13))
     for split in ("train", "holdout", "test"):
         assert paths_of(index, split) == sorted(paths_of(index, split))
+
+
+def by_folds(seed=0, **changes):
+    return CONFIG.model_copy(update={"holdout": "folds", "seed": seed, **changes})
+
+
+def folds_of(index):
+    """Paths by fold."""
+    folds = defaultdict(list)
+    for image in index.images:
+        if image.split == "train":
+            folds[image.fold].append(image.path)
+    return dict(folds)
+
+
+def test_folds_hold_nothing_out(mvtec):
+    """Ten parts in five folds; no other picture is in one."""
+    index = run(mvtec, by_folds())
+    assert (index.counts["train"], index.counts["holdout"]) == (10, 0)
+    assert sorted(folds_of(index)) == [0, 1, 2, 3, 4]
+    assert {len(paths) for paths in folds_of(index).values()} == {2}
+    assert {image.fold for image in index.images if image.split != "train"} == {None}
+    assert index.by_folds
+    assert index.for_thresholds() == index.rows("train")
+    held_out = run(mvtec)
+    assert not held_out.by_folds
+    assert held_out.for_thresholds() == held_out.rows("holdout")
+    assert {image.fold for image in held_out.images} == {None}
+
+
+def test_the_seed_deals_the_folds(mvtec):
+    dealt = {tuple(map(tuple, sorted(folds_of(run(mvtec, by_folds(seed))).values()))) for seed in (0, 0, 1, 2)}
+    assert len(dealt) == 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_copies_and_groups_are_in_one_fold(mvtec, seed):
+    """Of days with 5, 3 and 2 parts, and a copy that joins the last two."""
+    days = PatternGroups(pattern="([a-c])_")
+    for number in range(10):
+        day = "aaaaabbbcc"[number]
+        (mvtec / f"train/good/{number:03}.png").rename(mvtec / f"train/good/{day}_{number}.png")
+    assert sorted(map(len, folds_of(run(mvtec, by_folds(seed, groups=days))).values())) == [2, 3, 5]
+    shutil.copy(mvtec / "train/good/b_5.png", mvtec / "train/good/c_9.png")
+    assert sorted(map(len, folds_of(run(mvtec, by_folds(seed, groups=days))).values())) == [5, 5]
+
+
+def test_in_a_plain_folder_folds_are_of_what_is_not_tested_on(plain):
+    index = run(plain, by_folds())
+    assert (index.counts["train"], index.counts["test_normal"]) == (8, 2)
+    assert sorted(map(len, folds_of(index).values())) == [1, 1, 2, 2, 2]
+
+
+def test_folds_take_two_parts(mvtec):
+    for number in range(2, 10):
+        (mvtec / f"train/good/{number:03}.png").unlink()
+    assert sorted(folds_of(run(mvtec, by_folds())).values()) == [["train/good/000.png"], ["train/good/001.png"]]
 
 
 @pytest.mark.parametrize(("share", "held_out"), [(0.01, 1), (0.24, 2), (0.25, 3), (0.99, 9)])  # 0.25 x 10 rounds up

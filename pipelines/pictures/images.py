@@ -51,6 +51,8 @@ _PHOTOMETRIC = 262  # TIFF's tag: 0 says that white is 0, as X-ray machines writ
 TiffImagePlugin.OPEN_INFO[b"MM", 0, (1,), 1, (16,), ()] = ("I;16B", "I;16B")
 _BYTE_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
 
+_BAND = 512  # rows
+
 # What systems leave beside pictures: thumbnails, bins, and a Mac's notes on each file, as ._<name> or below __MACOSX.
 _LITTER = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "#recycle"})
 
@@ -79,10 +81,19 @@ def read(path: Path, reading: Reading) -> Picture:
     decoded = _decode(path, _IMAGE_FORMATS, reading.page, reading.max_megapixels)
     if isinstance(decoded, Raster):
         return Picture(decoded.shown(path, reading), decoded.highest)
-    if decoded.has_transparency_data:
-        colour = decoded.convert("RGBA")
-        decoded = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
-    return Picture(np.array(decoded.convert("RGB")), None)
+    return Picture(_rgb(decoded), None)
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3), before white where they are transparent; in bands, each of which Pillow copies twice."""
+    result = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, _BAND):
+        band = image.crop((0, top, image.width, min(image.height, top + _BAND)))
+        if band.has_transparency_data:
+            colour = band.convert("RGBA")
+            band = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
+        result[top : top + _BAND] = np.asarray(band.convert("RGB"))
+    return result
 
 
 def load_rgb(path: Path, reading: Reading) -> NDArray[np.uint8]:
@@ -92,6 +103,8 @@ def load_rgb(path: Path, reading: Reading) -> NDArray[np.uint8]:
 
 def resize_rgb(rgb: NDArray[np.uint8], size: Size, resize: Filter) -> NDArray[np.uint8]:
     """Resize (H, W, 3) to (height, width, 3) of that size; the aspect ratio is not kept."""
+    if rgb.shape[:2] == size:
+        return rgb
     return np.array(Image.fromarray(rgb).resize((size.width, size.height), _RESAMPLING[resize]))
 
 
@@ -152,7 +165,7 @@ def _decode(path: Path, formats: tuple[str, ...], page: int | None, max_megapixe
                 return deep.read_png(content, path, _orientation(image))
             white_is_zero = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -160,15 +173,13 @@ def _decode(path: Path, formats: tuple[str, ...], page: int | None, max_megapixe
         raise ImageError(f"{path}: not a {_either(formats)} image{why}; save it as one or remove it") from error
     except Exception as error:  # Pillow's decoders raise nearly any class on damaged bytes
         raise ImageError(f"{path}: damaged image ({error}); save it again or remove it") from error
-    if upright.mode == "F":
-        raise float_error(np.asarray(upright), path)
-    if upright.mode in _DEEP_GREY_MODES:  # of which Pillow does not turn round what has 0 as white
-        return Raster(np.asarray(upright), white_is_zero)
-    if upright.mode not in _BYTE_MODES:
-        raise ImageError(
-            f"{path}: pixel format {upright.mode!r} is not supported; save it with 8 or 16 bits per channel"
-        )
-    return upright
+    if image.mode == "F":
+        raise float_error(np.asarray(image), path)
+    if image.mode in _DEEP_GREY_MODES:  # of which Pillow does not turn round what has 0 as white
+        return Raster(np.asarray(image), white_is_zero)
+    if image.mode not in _BYTE_MODES:
+        raise ImageError(f"{path}: pixel format {image.mode!r} is not supported; save it with 8 or 16 bits per channel")
+    return image
 
 
 def _is_dicom(path: Path) -> bool:

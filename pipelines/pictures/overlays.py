@@ -28,6 +28,7 @@ _INFERNO = np.array(
         (252, 255, 164),
     ]
 )
+_BAND = 512  # rows
 FULL = 2.0  # map over threshold from which on the scale is full
 # Map over threshold -> place among the colours, and how much of the picture they cover: nothing below nine tenths of
 # the threshold, so that good parts do not glow.
@@ -66,9 +67,14 @@ def opacity(anomaly_map: Map, threshold: float) -> Map:
 
 def heat_overlay(rgb: Pixels, anomaly_map: Map, threshold: float) -> Pixels:
     """Blend the coloured map over the picture, and outline what lies above the threshold; both are (H, W)."""
-    share = opacity(anomaly_map, threshold)[..., None]
-    blended = (rgb * (1 - share) + coloured_map(anomaly_map, threshold) * share).round().astype(np.uint8)
-    blended[outline(anomaly_map > threshold)] = CONTOUR
+    blended, above = np.empty_like(rgb), anomaly_map > threshold
+    for top in range(0, len(rgb), _BAND):  # what is computed of a band takes ten times the memory of its pixels
+        rows, first = slice(top, top + _BAND), max(0, top - 1)
+        share = opacity(anomaly_map[rows], threshold)[..., None]
+        coloured = rgb[rows] * (1 - share) + coloured_map(anomaly_map[rows], threshold) * share
+        blended[rows] = coloured.round().astype(np.uint8)
+        edge = outline(above[first : top + _BAND + 1])  # with a row more on either side
+        blended[rows][edge[top - first :][:_BAND]] = CONTOUR
     return blended
 
 
@@ -86,5 +92,7 @@ def outline(mask: Mask) -> Mask:
 
 def resize_map(anomaly_map: Map, width: int, height: int) -> Map:
     """Bilinear, back to an image's own size."""
+    if anomaly_map.shape == (height, width):
+        return anomaly_map
     resized = Image.fromarray(anomaly_map).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized, dtype=np.float32)

@@ -480,3 +480,25 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
 def test_suffixes_are_lower_case():
     assert {suffix.lower() for suffix in images.SUFFIXES} == images.SUFFIXES
     assert Path("A.JPG").suffix.lower() in images.SUFFIXES
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_bands_of_rows_leave_no_trace(mode, tmp_path, monkeypatch):
+    """A large picture becomes pixels in bands, to need less memory; transparency and palettes go along."""
+    noise = np.random.default_rng(0).integers(0, 256, (11, 5, 4), dtype=np.uint8)
+    picture = Image.fromarray(noise, "RGBA")
+    path = tmp_path / ("picture.tif" if mode == "CMYK" else "picture.png")
+    converted = picture.quantize(8) if mode == "P" else picture.convert("RGB").convert(mode)
+    if mode in ("LA", "RGBA"):
+        converted.putalpha(picture.getchannel("A"))
+    converted.save(path, **({"transparency": 3} if mode == "P" else {}))
+    whole = load_rgb_of(path)
+    for rows in (1, 4):
+        monkeypatch.setattr(images, "_BAND", rows)
+        np.testing.assert_array_equal(load_rgb_of(path), whole)
+    if mode not in ("LA", "P", "RGBA"):
+        np.testing.assert_array_equal(whole, np.asarray(converted.convert("RGB")))
+
+
+def load_rgb_of(path):
+    return images.load_rgb(path, Reading(0, 65535, "refuse", None, "file", None))

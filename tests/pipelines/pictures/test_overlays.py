@@ -102,3 +102,14 @@ def test_maps_go_back_to_the_size_of_the_image() -> None:
     assert resized.dtype == np.float32
     np.testing.assert_allclose(resized[:, 1:-1], np.tile(np.arange(0.25, 7, 0.5), (4, 1)), atol=1e-6)
     np.testing.assert_array_equal(overlays.resize_map(anomaly_map, width=8, height=8), anomaly_map)
+
+
+def test_bands_of_rows_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large picture is drawn in bands, to need less memory; outlines go on from one to the next."""
+    random = np.random.default_rng(0)
+    rgb = random.integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    smooth = np.kron(random.random((8, 6), dtype=np.float32), np.ones((8, 8), dtype=np.float32)) * 2
+    whole = overlays.heat_overlay(rgb, smooth, 1.0)
+    for rows in (1, 7, 8, 63):
+        monkeypatch.setattr(overlays, "_BAND", rows)
+        np.testing.assert_array_equal(overlays.heat_overlay(rgb, smooth, 1.0), whole)

@@ -148,6 +148,10 @@ class ADFAConfig(Config):
     weight_decay: NonNegativeFloat
 
     @property
+    def scored_pixels(self) -> int:
+        return 1 if self.image_score == "max" else TOP_PIXELS
+
+    @property
     def learns_at_once(self) -> bool:
         return self.epochs == 0
 

@@ -4,17 +4,18 @@ A model sees tensors only. Files, YAML, MLflow and the terminal belong to `pipel
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import torch
-from pydantic import PositiveInt
+from pydantic import BaseModel, GetCoreSchemaHandler, PositiveInt
+from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from anomaly_models.common.settings import Settings, Sides, Size
+from anomaly_models.common.settings import Settings, Sides, Size, Tiles
 from anomaly_models.common.synthesis import SynthesisConfig
 
 
@@ -34,21 +35,60 @@ class Wants:
     synthesis: SynthesisConfig | None = None  # how the model draws defects into its batches, for whoever shows them
 
 
+class _Whole(BaseModel):
+    """How a model's section says what a tile is of."""
+
+    image_size: Sides
+    tiles: Tiles
+
+
 class Config(Settings):
     """Hyper-parameters of a model, straight from `params.yaml`.
 
     No field has a default: a default is a parameter that DVC cannot see.
     """
 
-    image_size: Sides  # of the input, pixels
+    image_size: Sides  # what pictures are made to, pixels: the input, but for `tiles`
     resize: Literal["bilinear", "lanczos"]  # the filter that pictures come to it by
     fit: Literal["stretch", "pad", "crop"]  # how: distorted, whole between borders, or the centre of it
+    tiles: Tiles | None  # None: the model sees the picture at once
     batch_size: PositiveInt  # images per training step, and per gradient-free pass
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Around all that a model's own validators ask: a validator of this class would come before them."""
+        return core_schema.no_info_wrap_validator_function(cls._of_a_tile, handler(source))
+
+    @classmethod
+    def _of_a_tile(cls, values: Any, handler: Callable[[Any], Self]) -> Self:
+        """With `tiles`, all that the settings must fit is the tile."""
+        if not isinstance(values, dict) or not isinstance(values.get("tiles"), dict | Tiles):
+            return handler(values)
+        whole = _Whole.model_validate({name: values[name] for name in _Whole.model_fields if name in values})
+        tile = whole.tiles.of(whole.image_size)
+        network = handler(values | {"image_size": tile, "tiles": None})
+        if network.seen != tile:
+            raise ValueError(f"with tiles the model must see all of one: crop must be {tile}, found {network.seen}")
+        if not network.scored_pixels:
+            raise ValueError("with tiles the score is that of all maps together; set image_score: max")
+        return network.model_copy(update={"image_size": whole.image_size, "tiles": whole.tiles})
+
+    @property
+    def network(self) -> Self:
+        """Settings of the network: its input is a tile, if there are `tiles`."""
+        if self.tiles is None:
+            return self
+        return self.model_copy(update={"image_size": self.tiles.of(self.image_size), "tiles": None})
 
     @property
     def seen(self) -> Size:
         """Of the centre of the input that the model sees, pixels; most see all of it."""
         return self.image_size
+
+    @property
+    def scored_pixels(self) -> int:
+        """With `tiles`: how many of the largest pixels of all maps together the score is the mean of; 0: of none."""
+        return 1
 
     @property
     def wants(self) -> Wants:

@@ -204,6 +204,10 @@ class DiffusionADConfig(Config):
         return self
 
     @property
+    def scored_pixels(self) -> int:
+        return self.top_pixels
+
+    @property
     def wants(self) -> Wants:
         return Wants(textures=True, foreground=True, synthesis=self.synthesis)
 

@@ -91,6 +91,10 @@ class FAPMConfig(Config):
         return self.crop
 
     @property
+    def scored_pixels(self) -> int:
+        return 1 if self.image_score == "max" else 0
+
+    @property
     def learns_at_once(self) -> bool:
         return True
 

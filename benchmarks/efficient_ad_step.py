@@ -53,6 +53,7 @@ def published_settings(width: Width, precision: Precision) -> EfficientADConfig:
         image_size=SIZE,
         resize="bilinear",
         fit="stretch",
+        tiles=None,
         batch_size=1,
         width=width,
         teacher="random",

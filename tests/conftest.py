@@ -210,6 +210,7 @@ MEAN_COLOUR = {
     "image_size": 64,
     "resize": "bilinear",
     "fit": "stretch",
+    "tiles": None,
     "batch_size": 3,
     "steps": 12,
     "learning_rate": 0.05,

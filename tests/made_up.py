@@ -141,6 +141,7 @@ def put_evaluation(
             "image_size": 256,
             "resize": "bilinear",
             "fit": "stretch",
+            "tiles": None,
             "resolution": "prepared",
             "mask_resize": "nearest",
             "compared": 256,

@@ -110,7 +110,7 @@ def test_borders_never_raise_an_alarm(root: Path, blemish: Any) -> None:
     inputs = detector.load(folder / "test/square/000.png")
     assert inputs.region is not None
     anomaly_map, _ = detector(inputs)
-    assert (anomaly_map[inputs.region == 0] == 0).all()
+    assert (anomaly_map[:, 0][~inputs.region] == 0).all()
     row, column = np.unravel_index(anomaly_map[0, 0].argmax(), anomaly_map.shape[2:])
     assert abs(row - (16 + 27 * 64 / 120)) < 8
     assert abs(column - 57 * 64 / 120) < 8

@@ -46,8 +46,8 @@ def copy(tmp_path: Path) -> Path:
     place = '\n        "mean_colour": "anomaly_models.mean_colour:MeanColour",'
     change(table, r"(?<=MODELS = _Models\(\n    \{)", place)
     # 3: its section in params.yaml
-    section = "\n  mean_colour:\n    image_size: 256\n    resize: bilinear\n    fit: stretch\n    batch_size: 4"
-    section += "\n    steps: 2\n    learning_rate: 0.01"
+    section = "\n  mean_colour:\n    image_size: 256\n    resize: bilinear\n    fit: stretch"
+    section += "\n    tiles: null\n    batch_size: 4\n    steps: 2\n    learning_rate: 0.01"
     change(root / "params.yaml", r"(?<=\nmodels:)", section)
     return root
 
@@ -65,8 +65,8 @@ def test_three_steps_make_a_sixth_model(copy: Path) -> None:
     asked = run(copy, *contract)
     assert "mean_colour is in MODELS, but tiny_models.SETTINGS has no smallest settings for it" in asked.stdout
     entry = (
-        '"mean_colour": {"image_size": 64, "resize": "bilinear", "fit": "stretch", "batch_size": 4, "steps": 3, '
-        '"learning_rate": 0.1},'
+        '"mean_colour": {"image_size": 64, "resize": "bilinear", "fit": "stretch", "tiles": None, '
+        '"batch_size": 4, "steps": 3, "learning_rate": 0.1},'
     )
     change(copy / "tests" / "tiny_models.py", r"(?<=\nSETTINGS: dict\[str, dict\[str, Any\]\] = \{)", f"\n    {entry}")
     accepted = run(copy, *contract)

@@ -17,7 +17,7 @@ from anomaly_models.base import AnomalyModel, Batch, Prediction
 from anomaly_models.common.settings import Size
 from anomaly_models.efficient_ad import EfficientAD
 from pipelines.deployment.export import write_graph
-from pipelines.inference.detector import Detector, Inputs, ModelCard
+from pipelines.inference.detector import Detector, ModelCard
 from pipelines.pictures.frames import Fit
 
 SYNTHESIS: dict[str, Any] = {
@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "image_size": 64,
         "resize": "bilinear",
         "fit": "stretch",
+        "tiles": None,
         "batch_size": 4,
         "backbone": BACKBONE,
         "input_statistics": "backbone",
@@ -55,6 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "image_size": 64,
         "resize": "bilinear",
         "fit": "stretch",
+        "tiles": None,
         "batch_size": 4,
         "backbone": BACKBONE,
         "features": "whitened",
@@ -81,6 +83,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "image_size": 64,
         "resize": "bilinear",
         "fit": "stretch",
+        "tiles": None,
         "batch_size": 4,
         "unet": {
             "image_size": 64,
@@ -114,6 +117,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "image_size": 64,
         "resize": "bilinear",
         "fit": "stretch",
+        "tiles": None,
         "batch_size": 4,
         "backbone": BACKBONE,
         "crop": 64,
@@ -130,6 +134,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "image_size": 128,
         "resize": "bilinear",
         "fit": "stretch",
+        "tiles": None,
         "batch_size": 4,
         "width": "tiny",
         "teacher": "never-read.safetensors",
@@ -153,6 +158,8 @@ CARD = ModelCard(
     image_size=Size(64, 64),
     resize="bilinear",
     fit="stretch",
+    tiles=None,
+    scored_pixels=1,
     region=None,
     black_level=0,
     white_level=65535,
@@ -238,5 +245,5 @@ def assert_file_agrees(
     """On one image and on four."""
     for number in (1, 4):
         some = None if region is None else region[:number]
-        inputs = Inputs(image[:number].numpy(), None if some is None else some.numpy())
-        assert_agree(detector(inputs), model(image[:number], some), atol)
+        found = detector.graph(image[:number].numpy(), None if some is None else some.numpy())
+        assert_agree(found, model(image[:number], some), atol)

@@ -1,8 +1,8 @@
 """What every section of a file of settings is. It stands here since the pipeline knows the models, and not they it."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -51,3 +51,20 @@ def _written(size: Size) -> int | dict[str, int]:
 
 # A size in a file: one number for a square, or a mapping of `height` and `width`.
 Sides = Annotated[Size, BeforeValidator(_read), PlainSerializer(_written)]
+
+
+class Tiles(Settings):
+    """How a picture is cut up, for a network that sees a part of it at a time."""
+
+    side: Sides  # of a tile, pixels of the picture as `image_size` makes it; one that is smaller is a single tile
+    overlap: NonNegativeInt  # pixels that neighbours share, or more; where they do, their maps are blended
+
+    @model_validator(mode="after")
+    def _advances(self) -> Self:
+        if self.overlap >= min(self.side):
+            raise ValueError(f"overlap {self.overlap} is not below side {self.side}: tiles would not advance; lower it")
+        return self
+
+    def of(self, picture: Size) -> Size:
+        """The size of the tiles of a picture."""
+        return Size(min(self.side.height, picture.height), min(self.side.width, picture.width))

@@ -49,6 +49,13 @@ class Rows:
             return self._array[torch.tensor(rows, dtype=torch.long, device=self._device)]
         return torch.from_numpy(np.asarray(self._array[list(rows)])).to(self._device)
 
+    def cut(self, rows: Sequence[int], windows: Sequence[tuple[slice, slice]]) -> Tensor:
+        """Of each row, an image or a mask (H, W, ...), a window, all of one size; of a file no more is read."""
+        found = list(zip(rows, windows, strict=True))
+        if isinstance(self._array, Tensor):
+            return torch.stack([self._array[row][window] for row, window in found])
+        return torch.from_numpy(np.stack([self._array[row][window] for row, window in found])).to(self._device)
+
 
 def to_image(pixels: Tensor) -> Tensor:
     """Turn (B, H, W, 3) bytes into (B, 3, H, W) in [0, 1], with the bits of `images.to_input` on any device."""

@@ -6,7 +6,9 @@ The n-th training batch is a pure function of (seed, n): an interrupted run resu
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from pipelines.data.index import PreparedIndex, Split, frames_in, images_file, m
 from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
-from pipelines.pictures.frames import Frame
+from pipelines.pictures.frames import WHOLE, Frame, Window
 from pipelines.records import Record
 
 
@@ -39,7 +41,42 @@ def frame_of(config: Config) -> Frame:
     return Frame(config.image_size, config.resize, config.fit)
 
 
-class PreparedData:
+class Images(ABC):
+    """What a model is shown, by rows of numbers."""
+
+    index: PreparedIndex
+    device: torch.device
+
+    @abstractmethod
+    def rows(self, split: Split) -> list[int]:
+        """In the order of the index."""
+
+    @abstractmethod
+    def rows_of(self, images: Sequence[int]) -> list[int]:
+        """Of images, by their rows in the index."""
+
+    @abstractmethod
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """In the order of `rows`. Masks are zero for normal images, and for all where the category has none."""
+
+    def batches(self, split: Split, batch_size: int) -> "SplitBatches":
+        """The whole split in the order of the index; the last batch may be smaller."""
+        return SplitBatches(self, self.rows(split), batch_size)
+
+    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        """Batch number `step` (from 0) of an endless stream over `train`, shuffled anew each epoch.
+
+        A batch may span the end of an epoch, or several epochs where it is larger than the split.
+        """
+        train = self._train
+        return self.batch([train[position] for position in stream_rows(len(train), (seed,), step, batch_size)])
+
+    @cached_property
+    def _train(self) -> list[int]:
+        return self.rows("train")
+
+
+class PreparedData(Images):
     """The images of one category in one frame, with everything that is known about them.
 
     Raises:
@@ -64,7 +101,6 @@ class PreparedData:
         shapes = [(len(self.index.images), *frame.size, 3), (self.index.num_masks, *frame.size)]
         self._images = Rows(files[0], shapes[0], np.uint8, remedy, device, resident)
         self._masks = Rows(files[1], shapes[1], np.bool_, remedy, device, resident) if self.index.has_masks else None
-        self._train = self.rows("train")
         self._index_sha256 = hashlib.sha256((folder / INDEX_FILE).read_bytes()).hexdigest()
 
     @property
@@ -74,42 +110,51 @@ class PreparedData:
     def rows(self, split: Split) -> list[int]:
         return self.index.rows(split)
 
+    def rows_of(self, images: Sequence[int]) -> list[int]:
+        return list(images)
+
     def batch(self, rows: Sequence[int]) -> Batch:
-        """Images in the order of `rows`. Masks are zero for normal images, and for all where the category has none."""
-        entries = [self.index.images[row] for row in rows]
-        image = to_image(self._images.gather(rows))
-        mask = torch.zeros((len(rows), 1, *self.frame.size), device=self.device)
+        return self._batch(rows, to_image(self._images.gather(rows)), [WHOLE] * len(rows))
+
+    def cut(self, images: Sequence[int], windows: Sequence[Window]) -> Batch:
+        """Of each image a window, all of one size."""
+        return self._batch(images, to_image(self._images.cut(images, windows)), windows)
+
+    def _batch(self, images: Sequence[int], pixels: Tensor, windows: Sequence[Window]) -> Batch:
+        entries = [self.index.images[image] for image in images]
+        mask = torch.zeros_like(pixels[:, :1])
         masked = [place for place, entry in enumerate(entries) if entry.mask_row is not None]
         if self._masks is not None and masked:
             mask_rows = [entry.mask_row for entry in entries if entry.mask_row is not None]
-            mask[masked] = rearrange(self._masks.gather(mask_rows), "b h w -> b 1 h w").float()
-        label = torch.tensor([entry.label for entry in entries], device=self.device)
+            found = self._masks.cut(mask_rows, [windows[place] for place in masked])
+            mask[masked] = rearrange(found, "b h w -> b 1 h w").float()
+        regions = [
+            region[:, *window]
+            for image, window in zip(images, windows, strict=True)
+            if (region := self.region(image)) is not None
+        ]
         return Batch(
-            image=image, mask=mask, label=label, region=self._region(rows), row=torch.tensor(rows, dtype=torch.long)
+            image=pixels,
+            mask=mask,
+            label=torch.tensor([entry.label for entry in entries], device=self.device),
+            region=torch.stack(regions) if regions else None,
+            row=torch.tensor(images, dtype=torch.long),
         )
 
-    def _region(self, rows: Sequence[int]) -> Tensor | None:
-        """What counts of each image, (B, 1, H, W); None if all does."""
-        originals = [self.index.images[row].original for row in rows]
-        for original in originals:
-            if original not in self._regions:
-                region = self.frame.shape.region(original, self.of_interest)
-                if region is None:
-                    return None
-                self._regions[original] = torch.from_numpy(region).float().unsqueeze(0).to(self.device)
-        return torch.stack([self._regions[original] for original in originals])
+    def region(self, image: int) -> Tensor | None:
+        """What counts of an image, (1, H, W); None if all does."""
+        original = self.index.images[image].original
+        if original not in self._regions:
+            region = self.frame.shape.region(original, self.of_interest)
+            if region is None:
+                return None
+            self._regions[original] = torch.from_numpy(region).float().unsqueeze(0).to(self.device)
+        return self._regions[original]
 
-    def batches(self, split: Split, batch_size: int) -> "SplitBatches":
-        """The whole split in the order of the index; the last batch may be smaller."""
-        return SplitBatches(self, self.rows(split), batch_size)
-
-    def training_batch(self, seed: int, step: int, batch_size: int) -> Batch:
-        """Batch number `step` (from 0) of an endless stream over `train`, shuffled anew each epoch.
-
-        A batch may span the end of an epoch, or several epochs where it is larger than the split.
-        """
-        positions = stream_rows(len(self._train), (seed,), step, batch_size)
-        return self.batch([self._train[position] for position in positions])
+    def marks(self, image: int, window: Window) -> bool:
+        """Whether a mask marks anything of a window of an image."""
+        row = self.index.images[image].mask_row
+        return row is not None and self._masks is not None and bool(self._masks.cut([row], [window]).any())
 
     def native_mask(self, row: int, source: Path) -> NDArray[np.bool_]:
         """The mask (H, W) at the size of the upright original, read from the category's folder `source`.
@@ -133,7 +178,7 @@ class PreparedData:
 class SplitBatches:
     """Batches of fixed rows; each `iter` starts anew."""
 
-    def __init__(self, data: PreparedData, rows: list[int], batch_size: int) -> None:
+    def __init__(self, data: Images, rows: list[int], batch_size: int) -> None:
         self._data = data
         self._chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 

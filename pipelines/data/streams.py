@@ -9,7 +9,7 @@ from anomaly_models.base import Batch
 from anomaly_models.common.foreground import foreground_mask
 from anomaly_models.common.row_cache import RowCache
 from pipelines.data.arrays import BatchSource, stream_rows
-from pipelines.data.batches import PreparedData
+from pipelines.data.batches import Images
 from pipelines.data.photo_sets import PhotoSet
 
 _STREAM = 3  # apart from the normal images, which are drawn by the same seed
@@ -22,7 +22,7 @@ class WithAnomalies:
     By none where that is empty, as it is of a category without masks.
     """
 
-    data: PreparedData
+    data: Images
     number: int
 
     @property
@@ -51,7 +51,7 @@ def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return None if first is None or second is None else torch.cat([first, second])
 
 
-def anomalies_warning(data: PreparedData) -> str | None:
+def anomalies_warning(data: Images) -> str | None:
     """What a user should know of a category that a supervised model is to learn from; None if all is well."""
     category = data.index.category
     if data.rows("anomalous_train"):

@@ -23,12 +23,14 @@ import torch
 
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import PreparedData
+from pipelines.data.tiled import Detects, whole
 from pipelines.deployment.records import Decision, Deviation, Parity
 from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import atomic_folder
 from pipelines.inference.detector import Detector, Inputs, ModelCard
 from pipelines.paths import Project
+from pipelines.pictures.images import to_input
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import cell_run
 from pipelines.training.trained import load_trained
@@ -60,6 +62,8 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         image_size=trained.config.image_size,
         resize=trained.config.resize,
         fit=trained.config.fit,
+        tiles=trained.config.tiles,
+        scored_pixels=trained.config.scored_pixels,
         region=data.index.region,
         black_level=prepare.black_level,
         white_level=prepare.white_level,
@@ -83,14 +87,19 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         apart = params.defects_apart(learns=trained.learns_from_defects)
         tested = data.index.tested(defects_apart=apart)
         parity = measure_parity(
-            trained.model, Detector(path), data, tested, project.root / source, params.export.max_difference
+            whole(trained.model, trained.config),
+            Detector(path),
+            data,
+            tested,
+            project.root / source,
+            params.export.max_difference,
         )
         parity.check(model_name, category)
         parity.save(folder / cell.parity.name)
     with cell_run(cell, params.tracking.experiment, card.run_id) as run:
         run.tags({"parity": parity.tags()})
         run.file(cell.parity, "export")
-        run.onnx_model(cell.onnx, card.image_size, takes_region=card.takes_region)
+        run.onnx_model(cell.onnx, card.input_size, takes_region=card.takes_region)
     return parity
 
 
@@ -99,7 +108,7 @@ def write_graph(model: AnomalyModel, path: Path, opset: int, card: ModelCard) ->
 
     Where a picture does not fill the input, or a part of it does not count, `region` is another input.
     """
-    size = card.image_size
+    size = card.input_size
     examples = [torch.rand(_EXAMPLE_BATCH, 3, *size, generator=torch.Generator().manual_seed(0))]
     if card.takes_region:
         examples.append(torch.ones(_EXAMPLE_BATCH, 1, *size))
@@ -136,7 +145,7 @@ def _check_size(program: torch.onnx.ONNXProgram, model: AnomalyModel, card: Mode
 
 
 def measure_parity(
-    model: AnomalyModel, detector: Detector, data: PreparedData, tested: list[int], source: Path, max_difference: float
+    model: Detects, detector: Detector, data: PreparedData, tested: list[int], source: Path, max_difference: float
 ) -> Parity:
     """Compare on every test image: original files through the exported graph, prepared arrays through the model.
 
@@ -154,7 +163,7 @@ def measure_parity(
         path = data.index.images[row].path
         inputs, prepared = detector.load(data.index.original(row, source)), data.batch([row])
         shipped, seen = Outputs(*detector(inputs)), _predict(model, prepared.image, prepared.region)
-        levels.append((255 * float(np.abs(inputs.image - prepared.image.numpy()).max()), path))
+        levels.append((255 * float(np.abs(to_input(inputs.pixels) - prepared.image.numpy()).max()), path))
         deviations["score"].append(scales.score.deviation(path, shipped.score, seen.score))
         deviations["map"].append(scales.map.deviation(path, shipped.anomaly_map, seen.anomaly_map))
         disagreements += scales.score.disagreement(path, shipped.score, seen.score, detector.card.threshold)
@@ -194,7 +203,7 @@ class Outputs(NamedTuple):
     score: np.ndarray  # (B,)
 
 
-def _predict(model: AnomalyModel, image: torch.Tensor, region: torch.Tensor | None) -> Outputs:
+def _predict(model: Detects, image: torch.Tensor, region: torch.Tensor | None) -> Outputs:
     with torch.no_grad():
         prediction = model(image, region)
     return Outputs(prediction.anomaly_map.numpy(), prediction.score.numpy())
@@ -239,7 +248,7 @@ class _Scales:
     map: _Scale
 
     @classmethod
-    def of(cls, model: AnomalyModel, data: PreparedData, max_difference: float) -> Self:
+    def of(cls, model: Detects, data: PreparedData, max_difference: float) -> Self:
         batches = [data.batch([row]) for row in data.index.for_thresholds()]
         held_out = [_predict(model, batch.image, batch.region) for batch in batches]
         unlike = _predict(model, 1 - batches[0].image, batches[0].region)

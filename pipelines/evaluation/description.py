@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from anomaly_models.common.settings import Tiles
 from pipelines.evaluation.measures import METRICS
 from pipelines.evaluation.outcomes import (
     NOTHING_TO_TEST_ON,
@@ -46,13 +47,20 @@ def _data(evaluation: Evaluation) -> str:
     name = in_markdown(f"{evaluation.data_set}/{evaluation.category}")
     return (
         f"{name}, SHA-256 of its files {evaluation.data_sha256[:16]}…, "
-        f"resized to {evaluation.protocol.image_size} pixels ({_way(evaluation.protocol)})"
+        f"resized to {evaluation.protocol.image_size} pixels ({_way(evaluation.protocol)}){_tiles(evaluation)}"
         f"{f'; pixel metrics on {region}' if (region := evaluation.protocol.region) else ''}"
     )
 
 
 def _way(protocol: Protocol) -> str:
     return protocol.resize if protocol.fit == "stretch" else f"{protocol.resize}, {protocol.fit}"
+
+
+def _tiles(evaluation: Evaluation) -> str:
+    if evaluation.settings.get("tiles") is None:
+        return ""
+    tiles = Tiles.model_validate(evaluation.settings["tiles"])
+    return f", seen in tiles of {tiles.side} that overlap by {tiles.overlap} or more"
 
 
 def _split(evaluation: Evaluation) -> str:

@@ -23,6 +23,7 @@ from anomaly_models.base import AnomalyModel, Batch, ModelError
 from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData, SplitBatches
 from pipelines.data.index import PreparedIndex
+from pipelines.data.tiled import Detects, learnt_from, whole
 from pipelines.errors import StageError
 from pipelines.evaluation import figures
 from pipelines.evaluation.certainty import intervals_of
@@ -90,7 +91,8 @@ def evaluate(
     originals = Originals(project.root / params.data.root / category, params.evaluate.resolution == "native")
     apart = params.defects_apart(learns=trained.learns_from_defects)
     tested = data.index.tested(defects_apart=apart)
-    results = score_test_images(trained.model, data, tested, originals, _compared(trained, params))
+    detects = whole(trained.model, trained.config)
+    results = score_test_images(detects, data, tested, originals, _compared(trained, params))
     masked = data.index.has_masks and bool(results)
     pixels = _compare_pixels(results, params.evaluate.pixel_metrics, pixel_threshold) if masked else None
     evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, threshold_from, pixels)
@@ -113,7 +115,8 @@ def evaluate(
 
 def _compared(trained: Trained, params: Params) -> Size:
     """Of the centre whose pixels are compared."""
-    return trained.config.seen if params.evaluate.region == "seen" else trained.config.image_size
+    seen_at_once = params.evaluate.region == "seen" and trained.config.tiles is None
+    return trained.config.seen if seen_at_once else trained.config.image_size
 
 
 class ThresholdFrom(StrEnum):
@@ -134,13 +137,13 @@ def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[He
         StageError: the other folds are too few to learn from, or a score of what they have not seen means nothing.
     """
     rows = data.index.for_thresholds()
-    batch_size = trained.run.model_settings["batch_size"]
+    batch_size, learnt = trained.config.batch_size, learnt_from(data, trained.config)
 
     def batches(places: Sequence[int]) -> SplitBatches:
-        return SplitBatches(data, [rows[place] for place in places], batch_size)
+        return SplitBatches(learnt, learnt.rows_of([rows[place] for place in places]), batch_size)
 
     def scored_by(model: AnomalyModel, place: int) -> HeldOutImage:
-        anomaly_map, score, milliseconds = _predict(model, data.batch([rows[place]]))
+        anomaly_map, score, milliseconds = _predict(whole(model, trained.config), data.batch([rows[place]]))
         return HeldOutImage(data.index.images[rows[place]].path, score, float(anomaly_map.max()), milliseconds)
 
     if data.index.by_folds:
@@ -187,7 +190,7 @@ class Originals(NamedTuple):
 
 
 def score_test_images(
-    model: AnomalyModel, data: PreparedData, rows: Sequence[int], originals: Originals, compared: Size
+    model: Detects, data: PreparedData, rows: Sequence[int], originals: Originals, compared: Size
 ) -> list[TestImage]:
     """The test images of these rows, each by itself, as `predict` will see it.
 
@@ -196,7 +199,7 @@ def score_test_images(
     return [_test_image(model, data, row, originals, compared) for row in rows]
 
 
-def _test_image(model: AnomalyModel, data: PreparedData, row: int, originals: Originals, compared: Size) -> TestImage:
+def _test_image(model: Detects, data: PreparedData, row: int, originals: Originals, compared: Size) -> TestImage:
     entry, batch, shape = data.index.images[row], data.batch([row]), data.frame.shape
     framed, score, milliseconds = _predict(model, batch)
     anomaly_map = shape.restored(framed, entry.original, 0)
@@ -251,7 +254,7 @@ def _regions(data: PreparedData, row: int, truth: Mask, originals: Originals, co
     return Regions.of_defects(masks, saturations, _counted(data, row, masks[0].shape, compared))
 
 
-def _predict(model: AnomalyModel, batch: Batch) -> tuple[Map, float, float]:
+def _predict(model: Detects, batch: Batch) -> tuple[Map, float, float]:
     """Map (H, W), score and milliseconds of a batch of one image: a larger one may round differently."""
     started = time.perf_counter()
     with torch.no_grad():

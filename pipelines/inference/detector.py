@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,14 +12,16 @@ import onnxruntime
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from anomaly_models.common.settings import Sides
+from anomaly_models.common.settings import Sides, Size, Tiles
 from pipelines.errors import ExportError, ImageError
 from pipelines.pictures import images
-from pipelines.pictures.frames import Fit, Frame, greyed, read_back, size_of
-from pipelines.pictures.overlays import Map, Pixels, resize_map
-from pipelines.pictures.reading import AboveWhite, Reading, Window
+from pipelines.pictures.frames import Fit, Frame, Window, greyed, read_back, size_of
+from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
+from pipelines.pictures.reading import AboveWhite, Reading
+from pipelines.pictures.reading import Window as DicomWindow
+from pipelines.pictures.tiles import score_of, tiling
 
-FORMAT = "4"  # of the metadata below
+FORMAT = "5"  # of the metadata below
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +30,17 @@ class ModelCard:
 
     model: str
     category: str
-    image_size: Sides  # of the input, pixels
+    image_size: Sides  # what pictures are made to, pixels: the input, but for tiles
     resize: images.Filter  # how pictures come to it
-    fit: Fit  # likewise: distorted to the input, whole between borders, or their centre
+    fit: Fit  # likewise: distorted to it, whole between borders, or their centre
+    tiles: Tiles | None  # that it is cut into, each an input; None: it is one
+    scored_pixels: int  # with tiles, the score is the mean of so many of the largest pixels of the whole map
     region: str | None  # of interest, as `frames.written`: outside of it nothing counts; for pictures of its size alone
     black_level: int  # 16-bit value shown as black
     white_level: int  # likewise as white
     above_white: AboveWhite
     page: int | None  # of files that hold several; None: such a file is refused
-    dicom_window: Window  # what of a DICOM's values is shown
+    dicom_window: DicomWindow  # what of a DICOM's values is shown
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
@@ -51,6 +56,11 @@ class ModelCard:
     @property
     def frame(self) -> Frame:
         return Frame(self.image_size, self.resize, self.fit)
+
+    @property
+    def input_size(self) -> Size:
+        """Of the graph, pixels."""
+        return self.image_size if self.tiles is None else self.tiles.of(self.image_size)
 
     @property
     def takes_region(self) -> bool:
@@ -81,16 +91,16 @@ _CARD = TypeAdapter(ModelCard)
 
 
 class Inputs(NamedTuple):
-    """What a graph takes."""
+    """What a detector takes."""
 
-    image: NDArray[np.float32]  # (B, 3, H, W) in [0, 1]
-    region: NDArray[np.float32] | None  # (B, 1, H, W), 1 where the image counts; None: everywhere
+    pixels: NDArray[np.uint8]  # (B, H, W, 3)
+    region: NDArray[np.bool_] | None  # (B, H, W), where the image counts; None: everywhere
 
     @classmethod
     def together(cls, several: Sequence["Inputs"]) -> "Inputs":
         """As one batch; of one detector."""
         regions = [inputs.region for inputs in several if inputs.region is not None]
-        return cls(np.concatenate([inputs.image for inputs in several]), np.concatenate(regions) if regions else None)
+        return cls(np.concatenate([inputs.pixels for inputs in several]), np.concatenate(regions) if regions else None)
 
 
 class Detector:
@@ -104,6 +114,7 @@ class Detector:
         self._session = open_session(path, providers, threads)
         self.card = _read_card(path, self._session)
         self._of_interest = None if self.card.region is None else read_back(self.card.region)
+        self._tiling = tiling(self.card.image_size, self.card.tiles)
 
     @property
     def provider(self) -> str:
@@ -128,10 +139,8 @@ class Detector:
                 f"pictures of {width} x {height}; give it the pictures that it was trained for"
             )
         region = frame.shape.region(original, self._of_interest)
-        return Inputs(
-            images.to_input(frame.fitted(greyed(rgb, self._of_interest))[None]),
-            None if region is None else region[None, None].astype(np.float32),
-        )
+        pixels = frame.fitted(greyed(rgb, self._of_interest))
+        return Inputs(pixels[None], None if region is None else region[None])
 
     def load(self, path: Path) -> Inputs:
         """A file -> a batch of one, by the path that `prepare` took; raises ImageError."""
@@ -139,7 +148,28 @@ class Detector:
 
     def __call__(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
         """Anomaly maps (B, 1, H, W), 0 where nothing counts, and scores (B,)."""
-        feed = {"image": inputs.image} if inputs.region is None else inputs._asdict()
+        if self._tiling is None:
+            return self._run(inputs)
+        regions = [None] * len(inputs.pixels) if inputs.region is None else list(inputs.region)
+        pictures = list(zip(inputs.pixels, regions, strict=True))
+        # A tile after the other: it takes no more memory than one and the map.
+        maps = [self._tiling.stitched(partial(self._look, pixels, region), region) for pixels, region in pictures]
+        scores = [score_of(found, self.card.scored_pixels, region) for found, region in zip(maps, regions, strict=True)]
+        together = maps[0][None] if len(maps) == 1 else np.stack(maps)  # which would copy what may fill half the memory
+        return together[:, None], np.array(scores, dtype=np.float32)
+
+    def _look(self, pixels: Pixels, region: Mask | None, window: Window) -> Map:
+        """The map of a part of a picture (H, W, 3) in its frame."""
+        found: Map = self._run(Inputs(pixels[window][None], None if region is None else region[window][None]))[0][0, 0]
+        return found
+
+    def _run(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+        region = None if inputs.region is None else inputs.region[:, None].astype(np.float32)
+        return self.graph(images.to_input(inputs.pixels), region)
+
+    def graph(self, image: NDArray[np.float32], region: NDArray[np.float32] | None) -> tuple[np.ndarray, np.ndarray]:
+        """What the file itself makes of its inputs, (B, 3, H, W) in [0, 1] and, where it has one, (B, 1, H, W)."""
+        feed = {"image": image} if region is None else {"image": image, "region": region}
         anomaly_map, score = self._session.run(["anomaly_map", "score"], feed)
         return anomaly_map, score
 

@@ -135,8 +135,11 @@ def _input_problem(
 
     if name not in MODELS:
         yield _unknown_model(section, name)
-    elif name in configs and (found := _at(raw, section, name, key)) != configs[name].model_dump().get(key, found):
-        yield f"{section}.{name}.{key} = {found!r}: models.{name}.{key} is {configs[name].model_dump()[key]!r}"
+    elif name in configs:
+        of_network = configs[name].network.model_dump()
+        if (found := _at(raw, section, name, key)) != of_network.get(key, found):
+            own = "tiles" if configs[name].tiles is not None and key == "image_size" else key
+            yield f"{section}.{name}.{key} = {found!r}: models.{name}.{own} is {of_network[key]!r}"
 
 
 def _unknown_model(section: str, name: Any) -> str:

@@ -14,6 +14,7 @@ from anomaly_models.base import Batch
 from anomaly_models.common.synthesis import SynthesisConfig, synthesise
 from pipelines.data.arrays import BatchSource
 from pipelines.data.batches import PreparedData, frame_of
+from pipelines.data.tiled import learnt_from
 from pipelines.errors import ParamsError
 from pipelines.paths import Project
 from pipelines.pictures.overlays import CONTOUR, outline
@@ -52,7 +53,7 @@ def contact_sheet(
     synthesis = config.wants.synthesis
     if synthesis is None:
         raise ParamsError(f"model '{model_name}' draws no synthetic defects: only DiffusionAD does; name its entry")
-    data = PreparedData(project.prepared(category), frame_of(config), device)
+    data = learnt_from(PreparedData(project.prepared(category), frame_of(config), device), config)
     batches = find_inputs(model_name, config, project, device).added_to(data)
     defects = list(islice(training_defects(batches, synthesis, config.batch_size, params.train.seed), number))
     if len(defects) < number:

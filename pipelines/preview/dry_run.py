@@ -16,6 +16,7 @@ from anomaly_models.common.backbones import Backbone
 from anomaly_models.common.settings import Size
 from pipelines.data.index import PreparedIndex
 from pipelines.paths import Project
+from pipelines.pictures.tiles import tiling
 from pipelines.settings.params import Params
 
 _ADAM_COPIES = 4  # of every trained number: itself, its gradient and Adam's two moments
@@ -34,12 +35,13 @@ class Estimate:
     flops_per_image: int  # one forward pass, 2 per multiply-add; of a gradient-free model the backbone's alone
     state_bytes: int  # weights, gradients and the optimiser's moments
     activation_bytes: int  # of one forward pass that keeps what gradients need, for a batch
-    normals: int
+    normals: int  # images, or their tiles
+    shown: str  # which of the two
     steps: int
 
     def lines(self) -> list[str]:
         epochs = self.steps * self.batch_size / self.normals
-        steps = f"{self.steps:,} of {self.batch_size} ({epochs:,.1f} epochs of {self.normals} normal images)"
+        steps = f"{self.steps:,} of {self.batch_size} ({epochs:,.1f} epochs of {self.normals} normal {self.shown})"
         scope = "" if self.steps else "; the backbone alone, what it is compared with depends on the images"
         return [
             f"{self.model} on {self.category}, {self.image_size} pixels",
@@ -47,7 +49,7 @@ class Estimate:
             f"FLOPs        {self.flops_per_image / 1e9:,.2f} G per image, forward, 2 per multiply-add{scope}",
             f"memory       {_megabytes(self.state_bytes)} for weights, gradients and optimiser; "
             f"{_megabytes(self.activation_bytes)} for a batch's activations",
-            f"steps        {steps if self.steps else f'none: one pass over {self.normals} normal images'}",
+            f"steps        {steps if self.steps else f'none: one pass over {self.normals} normal {self.shown}'}",
         ]
 
 
@@ -59,8 +61,9 @@ def estimate(model_name: str, category: str, params: Params, project: Project) -
         StageError: the category is not prepared.
     """
     params.check_category(category)
-    config = params.model_config_of(model_name)
-    normals = len(PreparedIndex.load(project.prepared(category)).rows("train"))
+    whole = params.model_config_of(model_name)
+    config, cut_up = whole.network, tiling(whole.image_size, whole.tiles)
+    normals = len(PreparedIndex.load(project.prepared(category)).rows("train")) * (1 if cut_up is None else len(cut_up))
     with torch.device("meta"):
         model = MODELS[model_name](config)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -79,6 +82,7 @@ def estimate(model_name: str, category: str, params: Params, project: Project) -
         state_bytes=weights + (_ADAM_COPIES - 1) * trained_bytes * (steps > 0),
         activation_bytes=activations * config.batch_size,
         normals=normals,
+        shown="images" if cut_up is None else "tiles",
         steps=steps,
     )
 

@@ -8,7 +8,7 @@ import torch
 
 from anomaly_models.base import AnomalyModel, Batch, Config
 from pipelines.data.arrays import BatchSource
-from pipelines.data.batches import PreparedData
+from pipelines.data.batches import Images
 from pipelines.data.photo_sets import PhotoSet
 from pipelines.data.streams import WithAnomalies, WithForeground, WithPhotos, anomalies_warning
 from pipelines.errors import WeightsError
@@ -37,7 +37,7 @@ class Inputs:
         if self.teacher is not None:
             load_teacher_into(model, self.teacher, _remedy(self.model_name))
 
-    def added_to(self, data: PreparedData) -> BatchSource[Batch]:
+    def added_to(self, data: Images) -> BatchSource[Batch]:
         """The training batches of `data`, with all that the model wants in them."""
         batches: BatchSource[Batch] = data
         wants = self.config.wants
@@ -47,7 +47,7 @@ class Inputs:
             batches = WithForeground(batches)
         return WithPhotos(batches, self.penalty, self.textures)
 
-    def warning(self, data: PreparedData) -> str | None:
+    def warning(self, data: Images) -> str | None:
         """What the model would like to have and `data` does not hold; it learns without."""
         return anomalies_warning(data) if self.config.wants.anomalies else None
 
@@ -67,10 +67,10 @@ def find_inputs(model_name: str, config: Config, project: Project, device: torch
             raise WeightsError(f"teacher {teacher}: no such file; {_remedy(model_name)}")
         version["teacher_sha256"] = hashlib.sha256(teacher.read_bytes()).hexdigest()
     if config.wants.penalty:
-        penalty = PhotoSet(project.input_of(model_name, "penalty"), config.image_size, device, "penalty")
+        penalty = PhotoSet(project.input_of(model_name, "penalty"), config.network.image_size, device, "penalty")
         version["penalty_sha256"] = penalty.sha256
     if config.wants.textures:
-        textures = PhotoSet(project.input_of(model_name, "textures"), config.image_size, device, "textures")
+        textures = PhotoSet(project.input_of(model_name, "textures"), config.network.image_size, device, "textures")
         version["textures_sha256"] = textures.sha256
     return Inputs(model_name, config, teacher, penalty, textures, version)
 

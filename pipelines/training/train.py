@@ -9,7 +9,8 @@ from rich.console import Console
 from anomaly_models import MODELS
 from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel
-from pipelines.data.batches import PreparedData, frame_of
+from pipelines.data.batches import Images, PreparedData, frame_of
+from pipelines.data.tiled import learnt_from
 from pipelines.errors import StageError
 from pipelines.lineage import code_of
 from pipelines.paths import INDEX_FILE, Project
@@ -40,7 +41,8 @@ def train(
     """
     params.check_category(category)
     config = params.model_config_of(model_name)
-    data = PreparedData(project.prepared(category), frame_of(config), device)
+    prepared = PreparedData(project.prepared(category), frame_of(config), device)
+    data = learnt_from(prepared, config)
     _require_holdout(model_name, category, data)
     inputs = find_inputs(model_name, config, project, device)
     settings = RunSettings(
@@ -48,7 +50,7 @@ def train(
         inputs=inputs.version,
         prepare=params.prepare,
         train=params.train,
-        data=data.version,
+        data=prepared.version,
     )
     cell = project.cell(model_name, category, params.train.seed)
     work = Work(title=f"{model_name} on {category}", run_name=cell.name, folder=cell.work, tags=cell_tags(cell))
@@ -69,15 +71,14 @@ def train(
             model = _fit(inputs, config, params.train.seed, data, device, checkpoint, run, console)
         except contract.ModelError as error:
             raise StageError(f"{model_name} on {category}: {error}") from error
-        num_normals = len(data.rows("train"))
         record = RunRecord(
             run_id=run.run_id,
             model=model_name,
             category=category,
             settings=settings,
             train_seconds=round(checkpoint.seconds, 3),
-            train_steps=model.total_steps(num_normals),
-            train_images=num_normals,
+            train_steps=model.total_steps(len(data.rows("train"))),
+            train_images=len(data.index.rows("train")),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             state_megabytes=round(state_bytes(model.state_dict()) / 1e6, 3),
         )
@@ -98,7 +99,7 @@ def _warn(warning: str, before: list[str], run: OpenRun, console: Console) -> No
 
 
 @torch.no_grad()
-def _equal_scores_warning(model: AnomalyModel, model_name: str, data: PreparedData) -> str | None:
+def _equal_scores_warning(model: AnomalyModel, model_name: str, data: Images) -> str | None:
     """What to do if the held-out images have one score, up to rounding: it then says nothing about a part."""
     scores = [float(model(batch.image, batch.region).score) for batch in data.batches("holdout", batch_size=1)]
     if len(scores) < 2 or not math.isclose(min(scores), max(scores), rel_tol=_ROUNDING):
@@ -110,7 +111,7 @@ def _equal_scores_warning(model: AnomalyModel, model_name: str, data: PreparedDa
     )
 
 
-def _require_holdout(model_name: str, category: str, data: PreparedData) -> None:
+def _require_holdout(model_name: str, category: str, data: Images) -> None:
     """Before the first step, since calibration comes after the last. Raises StageError."""
     found, needed = len(data.rows("holdout")), MODELS[model_name].min_holdout
     if found < needed:
@@ -124,7 +125,7 @@ def _fit(
     inputs: Inputs,
     config: contract.Config,
     seed: int,
-    data: PreparedData,
+    data: Images,
     device: torch.device,
     checkpoint: Checkpoint,
     run: OpenRun,
@@ -137,7 +138,7 @@ def _fit(
     first_step = checkpoint.load(model, training, device)
     if first_step is None:
         inputs.load_into(model)
-        with console.status(f"learning from {len(data.rows('train'))} normal images"):
+        with console.status(f"learning from {len(data.index.rows('train'))} normal images"):
             model.prepare(normals)
         checkpoint.save(0, model, training)
         first_step = 0

@@ -108,7 +108,7 @@ def load_trained(cell: Cell, device: torch.device) -> Trained:
         config = MODELS[cell.model].Config.model_validate(run.model_settings)
     except ValidationError as error:
         raise refusal(cell.run_record, error, f"run {cell.verb('train')} again") from None
-    rebuilt = MODELS[cell.model](config)
+    rebuilt = MODELS[cell.model](config.network)
     with reading(cell.weights, f"run {cell.verb('train')} again"):
         state = load_file(cell.weights)
     try:
@@ -124,7 +124,7 @@ def load_trained(cell: Cell, device: torch.device) -> Trained:
 def build(model_name: str, config: contract.Config, seed: int) -> AnomalyModel:
     """The model with its random parts drawn from `seed`; pretrained parts are still to be loaded."""
     torch.manual_seed(seed)
-    return MODELS[model_name](config)
+    return MODELS[model_name](config.network)
 
 
 def save_trained(model: AnomalyModel, run: RunRecord, cell: Cell) -> None:

@@ -67,6 +67,7 @@ def paper_settings(**changes: object) -> DiffusionADConfig:
         "image_size": 256,
         "resize": "bilinear",
         "fit": "stretch",
+        "tiles": None,
         "batch_size": 16,
         "unet": PAPER_UNET,
         "segmentation_width": 64,

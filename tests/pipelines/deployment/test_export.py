@@ -18,6 +18,7 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.inference.detector import Detector, Inputs
 from pipelines.pictures import frames
+from pipelines.pictures.images import to_input
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.training.packaged import packaged
@@ -63,7 +64,7 @@ def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
     # The same file scores one image and several.
     path = project.root / "images" / CATEGORY / "test" / "square" / "000.png"
     inputs = detector.load(path)
-    expected = load_trained(cell, CPU).model(torch.from_numpy(inputs.image))
+    expected = load_trained(cell, CPU).model(torch.from_numpy(to_input(inputs.pixels)))
     maps, scores = detector(Inputs.together([inputs] * 4))
     np.testing.assert_allclose(maps[3:], expected.anomaly_map.numpy(), atol=1e-4)
     np.testing.assert_allclose(scores, expected.score.repeat(4).numpy(), atol=1e-4)

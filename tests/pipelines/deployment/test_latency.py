@@ -13,7 +13,7 @@ from pipelines.inference.detector import Inputs, ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-FRAME = (Size.square(32), "bilinear", "stretch", None)
+FRAME = (Size.square(32), "bilinear", "stretch", None, 1, None)
 READING = (0, 65535, "refuse", None, "file", 90)
 CARD = ModelCard("a", "nut", *FRAME, *READING, 0.5, 0.5, 0.05, None, "run", "sha", [], {})
 
@@ -40,7 +40,7 @@ class FakeDetector:
         return images.load_rgb(path, CARD.reading)
 
     def load(self, _path: Path) -> Inputs:
-        return Inputs(np.zeros((1, 3, 32, 32), np.float32), None)
+        return Inputs(np.zeros((1, 32, 32, 3), np.uint8), None)
 
     def fitted(self, _rgb: np.ndarray, _name: str) -> Inputs:
         return self.load(Path())
@@ -50,7 +50,7 @@ class FakeDetector:
 
     def __call__(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
         self.calls += 1
-        single, number = 0.1 if self.calls % 5 == 0 else 0.01, len(inputs.image)
+        single, number = 0.1 if self.calls % 5 == 0 else 0.01, len(inputs.pixels)
         self.clock.now += single if number == 1 else 0.02
         return np.zeros((number, 1, 32, 32), np.float32), np.zeros(number, np.float32)
 

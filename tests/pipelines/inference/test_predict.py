@@ -28,6 +28,8 @@ CARD = ModelCard(
     image_size=Size.square(SIDE),
     resize="bilinear",
     fit="stretch",
+    tiles=None,
+    scored_pixels=1,
     region=None,
     black_level=0,
     white_level=4095,
@@ -109,20 +111,20 @@ def test_the_card_survives_the_file(model: Path) -> None:
 
 
 def test_a_detector_takes_any_batch(model: Path) -> None:
-    batch = np.random.default_rng(0).random((3, 3, SIDE, SIDE), dtype=np.float32)
-    anomaly_map, score = Detector(model)(Inputs(batch, None))
-    np.testing.assert_array_equal(anomaly_map, batch.max(axis=1, keepdims=True))
-    np.testing.assert_array_equal(score, batch.max(axis=(1, 2, 3)))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
+    anomaly_map, score = Detector(model)(Inputs(pixels, None))
+    np.testing.assert_array_equal(anomaly_map, to_input(pixels).max(axis=1, keepdims=True))
+    np.testing.assert_array_equal(score, to_input(pixels).max(axis=(1, 2, 3)))
 
 
 def test_files_are_loaded_as_prepare_did(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full((10, 20), 4095, dtype=np.uint16)).save(path)
-    image, region = Detector(model).load(path)
+    pixels, region = Detector(model).load(path)
     assert region is None
-    assert image.shape == (1, 3, SIDE, SIDE)
-    assert image.dtype == np.float32
-    assert (image == 1).all()  # white at the card's white level
+    assert pixels.shape == (1, SIDE, SIDE, 3)
+    assert pixels.dtype == np.uint8
+    assert (pixels == 255).all()  # white at the card's white level
 
 
 def test_the_card_says_by_which_filter(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_the_card_says_by_which_filter(tmp_path: Path) -> None:
     for resize in get_args(Filter):
         card = replace(CARD, resize=resize)
         detector = Detector(write_model(tmp_path / f"{resize}.onnx", card.to_metadata()))
-        loaded[resize] = detector.load(path).image
+        loaded[resize] = to_input(detector.load(path).pixels)
         np.testing.assert_array_equal(loaded[resize], to_input(resize_rgb(noise, Size.square(SIDE), resize)[None]))
         (found,) = predict(tmp_path / f"{resize}.onnx", (path,), tmp_path / resize, lambda _done, _total: None)
         assert found.score == loaded[resize].max()
@@ -404,10 +406,10 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "5"})
+    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "6"})
     with pytest.raises(ExportError) as caught:
         Detector(path)
-    assert str(caught.value) == f"{path}: written in format 5, this version reads 4; export it again"
+    assert str(caught.value) == f"{path}: written in format 6, this version reads 5; export it again"
 
 
 def test_every_field_is_plain_text_in_the_metadata() -> None:

@@ -68,10 +68,8 @@ def demanding(root, sixth_model, monkeypatch):
     values = tiny_params()
     values["prepare"]["anomalous_train"] = {"count": 2, "protocol": "spread"}
     values["penalty"] = values["textures"] = {sixth_model: {"image_size": 64, "limit": 5}}
-    values["models"] = {
-        sixth_model: {"image_size": 64, "resize": "bilinear", "fit": "stretch", "batch_size": 3, "steps": 2}
-    }
-    values["models"][sixth_model]["learning_rate"] = 0.05
+    sizes = {"image_size": 64, "resize": "bilinear", "fit": "stretch", "tiles": None}
+    values["models"] = {sixth_model: sizes | {"batch_size": 3, "steps": 2, "learning_rate": 0.05}}
     write_params(root, values)
     everything = dict.fromkeys(("foreground", "penalty", "textures"), True) | {"teacher": "teacher.safetensors"}
     wants = Wants(**everything, anomalies=2, synthesis=SynthesisConfig(**tiny_models.SYNTHESIS))

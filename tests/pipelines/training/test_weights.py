@@ -234,6 +234,7 @@ def student_of(width: Width) -> EfficientAD:
         "image_size": 256,
         "resize": "bilinear",
         "fit": "stretch",
+        "tiles": None,
         "batch_size": 1,
         "width": width,
         "teacher": "file",

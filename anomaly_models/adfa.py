@@ -53,9 +53,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler
 
-from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, places_in
 from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
-from anomaly_models.common.memory_bank import greedy_coreset
+from anomaly_models.common.memory_bank import Part, greedy_coreset
 from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import (
     GaussianBlur,
@@ -146,6 +146,17 @@ class ADFAConfig(Config):
     ]  # of the untrained descriptor's over positions; below, training stops
     learning_rate: PositiveFloat
     weight_decay: NonNegativeFloat
+
+    @property
+    def places(self) -> int:
+        return self._num_tiles if isinstance(self.centres, PositionCentres) else 1
+
+    def check_for_tiles(self) -> None:
+        super().check_for_tiles()
+        if isinstance(self.centres, PositionCentres) and self.epochs:
+            raise ValueError(
+                "with tiles, centres: positions are set for each and not trained: set epochs: 0, or take a coreset"
+            )
 
     @property
     def scored_pixels(self) -> int:
@@ -459,7 +470,7 @@ class ADFA(AnomalyModel):
 
     Config = ADFAConfig
 
-    centres: Tensor  # (n, D); of positions row by row of the grid, n = T
+    centres: Tensor  # (n, D); of positions row by row of the grid, n = T; of several tiles one after the other
     untrained_variance: Tensor  # (), of the descriptor over positions, when the centres were set
     radius: Tensor  # (), of the hypersphere objective only
 
@@ -481,7 +492,7 @@ class ADFA(AnomalyModel):
         self.descriptor = Descriptor(in_channels, channels, self.grid)
         if config.start == "identity":
             self.descriptor.start_from(torch.eye(channels), torch.zeros(channels))
-        self.register_buffer("centres", torch.zeros(num_centres, channels))
+        self.register_buffer("centres", torch.zeros(config.places * num_centres, channels))
         self.register_buffer("untrained_variance", torch.ones(()))
         if isinstance(config.objective, HypersphereSettings):
             self._add_radius(config.objective)
@@ -510,14 +521,16 @@ class ADFA(AnomalyModel):
             raise ModelError("ADFA has no normal image to learn from")
         if self.config.start == "whitened":
             self._whiten(normals)
-        memory = self._empty_memory(num_images)
+        memories = [self._empty_memory(num_images) for _ in range(self.config.places)]
         variance = torch.zeros_like(self.untrained_variance, dtype=torch.float64)
         for batch in normals:
             described = self.describe(self._training_maps(batch))
             cells = self._cells(batch.region)
-            memory.update(described, None if cells is None else cells.flatten(1) > 0)
+            inside = None if cells is None else cells.flatten(1) > 0
+            for place, images in places_in(batch, self.config.places):
+                memories[place].update(described[images], None if inside is None else inside[images])
             variance += described.double().var(dim=1).mean(dim=1).sum()
-        self.centres.copy_(memory.centres())
+        self.centres.copy_(torch.cat([memory.centres().to(self.centres) for memory in memories]))
         self.untrained_variance.copy_(variance / num_images)
 
     def _whiten(self, normals: Iterable[Batch]) -> None:
@@ -578,14 +591,21 @@ class ADFA(AnomalyModel):
         return self
 
     def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
+        return self._detect(image, region, None)
+
+    def forward_at(self, image: Tensor, region: Tensor | None, tile: Tensor) -> Prediction:
+        places = self.config.places
+        return self._detect(image, region, None if places == 1 else Part(tile, places).of(self.centres))
+
+    def _detect(self, image: Tensor, region: Tensor | None, centres: Tensor | None) -> Prediction:
         described = self.describe(self.backbone(image))
-        kappa = self.kappa(described)
+        kappa = self.kappa(described, centres)
         match self.config.objective:
             case SoftTopKSettings() as settings:
-                cells = self.soft_distances(settings, described, kappa, together=False)
+                cells = self.soft_distances(settings, described, kappa, together=False, vectors=centres)
                 cells = cells.clamp_min(MIN_SQUARED_SCORE).sqrt() if settings.sqrt else cells
             case HypersphereSettings() as settings:
-                cells = soft_minimum(self.nearest(described, kappa, settings.attracted))
+                cells = soft_minimum(self.nearest(described, kappa, settings.attracted, centres))
         grid = within(rearrange(cells, "b (h w) -> b 1 h w", h=self.grid.height), self._cells(region))
         anomaly_map = resize_map(grid, self.config.image_size)
         anomaly_map = within(anomaly_map, region) if self.blur is None else self.blur(anomaly_map, region)
@@ -608,17 +628,30 @@ class ADFA(AnomalyModel):
         averaged = [F.avg_pool2d(features, kernel_size=3, stride=1, padding=1) for features in maps]
         return torch.cat([averaged[0], *(resize_map(features, self.grid) for features in averaged[1:])], dim=1)
 
-    def kappa(self, described: Tensor) -> Tensor:
-        """What scales the squared distances of each image, (B,): `kl_factor`, or 1."""
-        return kl_factor(described, self.centres) if self.config.kl_weight else described.new_ones(described.shape[0])
+    def kappa(self, described: Tensor, centres: Tensor | None = None) -> Tensor:
+        """What scales the squared distances of each image, (B,): `kl_factor`, or 1.
 
-    def soft_distances(self, settings: SoftTopKSettings, described: Tensor, kappa: Tensor, *, together: bool) -> Tensor:
+        Here and below, centres may be those of one tile; None: all.
+        """
+        if not self.config.kl_weight:
+            return described.new_ones(described.shape[0])
+        return kl_factor(described, self.centres if centres is None else centres)
+
+    def soft_distances(
+        self,
+        settings: SoftTopKSettings,
+        described: Tensor,
+        kappa: Tensor,
+        *,
+        together: bool,
+        vectors: Tensor | None = None,
+    ) -> Tensor:
         """The squared scores (B, T): kappa times the softly weighted sum of squared distances to the centres.
 
         `together`, as in training, the images share one temperature (`batch_max`), and gradients are taken row by row;
         else each image is by itself.
         """
-        centres = Centres(self.centres)
+        centres = Centres(self.centres if vectors is None else vectors)
         rows = rearrange(described, "b t d -> (b t) d")
         softness = torch.full_like(kappa, settings.eps)
         if settings.normalize == "batch_max":
@@ -631,16 +664,17 @@ class ADFA(AnomalyModel):
             distance = torch.cat([function(*chunk) for chunk in centres.chunks(rows, per_row)])
         return rearrange(kappa, "b -> b 1") * rearrange(distance, "(b t) -> b t", t=described.shape[1])
 
-    def nearest(self, described: Tensor, kappa: Tensor, number: int) -> Tensor:
+    def nearest(self, described: Tensor, kappa: Tensor, number: int, vectors: Tensor | None = None) -> Tensor:
         """Kappa times the squared distances (B, T, number) to the nearest centres, ascending."""
-        centres = Centres(self.centres)
+        vectors = self.centres if vectors is None else vectors
+        centres = Centres(vectors)
         rows = rearrange(described, "b t d -> (b t) d")
         with torch.no_grad():
             found = [
                 centres(chunk, None).topk(number, dim=1, largest=False).indices for (chunk,) in centres.chunks(rows)
             ]
         index = rearrange(torch.cat(found), "(b t) n -> b t n", t=described.shape[1])
-        difference = rearrange(described, "b t d -> b t 1 d") - self.centres[index]
+        difference = rearrange(described, "b t d -> b t 1 d") - vectors[index]
         return rearrange(kappa, "b -> b 1 1") * difference.square().sum(3)
 
 

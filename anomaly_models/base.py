@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import torch
-from pydantic import BaseModel, GetCoreSchemaHandler, PositiveInt
+from pydantic import BaseModel, GetCoreSchemaHandler, PositiveInt, PrivateAttr
 from pydantic_core import CoreSchema, core_schema
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -53,6 +53,7 @@ class Config(Settings):
     fit: Literal["stretch", "pad", "crop"]  # how: distorted, whole between borders, or the centre of it
     tiles: Tiles | None  # None: the model sees the picture at once
     batch_size: PositiveInt  # images per training step, and per gradient-free pass
+    _num_tiles: int = PrivateAttr(default=1)  # of a network: how many a picture has
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -67,18 +68,31 @@ class Config(Settings):
         whole = _Whole.model_validate({name: values[name] for name in _Whole.model_fields if name in values})
         tile = whole.tiles.of(whole.image_size)
         network = handler(values | {"image_size": tile, "tiles": None})
-        if network.seen != tile:
-            raise ValueError(f"with tiles the model must see all of one: crop must be {tile}, found {network.seen}")
-        if not network.scored_pixels:
-            raise ValueError("with tiles the score is that of all maps together; set image_score: max")
+        network.check_for_tiles()
         return network.model_copy(update={"image_size": whole.image_size, "tiles": whole.tiles})
+
+    def check_for_tiles(self) -> None:
+        """Raise ValueError if settings of a network cannot be those of one that sees tiles."""
+        if self.seen != self.image_size:
+            raise ValueError(
+                f"with tiles the model must see all of one: crop must be {self.image_size}, found {self.seen}"
+            )
+        if not self.scored_pixels:
+            raise ValueError("with tiles the score is that of all maps together; set image_score: max")
 
     @property
     def network(self) -> Self:
         """Settings of the network: its input is a tile, if there are `tiles`."""
         if self.tiles is None:
             return self
-        return self.model_copy(update={"image_size": self.tiles.of(self.image_size), "tiles": None})
+        network = self.model_copy(update={"image_size": self.tiles.of(self.image_size), "tiles": None})
+        network._num_tiles = self.tiles.number(self.image_size).area
+        return network
+
+    @property
+    def places(self) -> int:
+        """Of a network: how many tiles it tells from one another, with a memory for each; 1: all are alike to it."""
+        return 1
 
     @property
     def seen(self) -> Size:
@@ -112,12 +126,23 @@ class Batch:
     texture: Tensor | None = None  # (B, 3, H, W) in [0, 1], other surfaces to fill synthetic defects with
     foreground: Tensor | None = None  # (B, 1, H, W) float32, 1 on the part; None: the part fills the image
     region: Tensor | None = None  # (B, 1, H, W) float32, 1 where the image counts, grey elsewhere; None: everywhere
+    tile: Tensor | None = None  # (B,) int64, which tile of its picture an image is; None: pictures are not cut up
     row: Tensor | None = None  # (B,) int64 on the CPU, which image of its data set; for what is computed once per image
 
     @property
     def part(self) -> Tensor | None:
         """Where a defect may lie, like `foreground`."""
         return self.region if self.foreground is None else self.foreground
+
+
+def places_in(batch: Batch, places: int) -> Iterator[tuple[int, slice | Tensor]]:
+    """The tiles that a model of so many places tells from one another, and which images of a batch are of each."""
+    if places == 1:
+        yield 0, slice(None)
+        return
+    assert batch.tile is not None, "pictures of several places are cut up"
+    for place in sorted(set(batch.tile.tolist())):
+        yield place, (batch.tile == place).to(batch.image.device)
 
 
 class Prediction(NamedTuple):
@@ -157,6 +182,10 @@ class AnomalyModel(nn.Module, ABC):
 
         What lies outside the `region`, (B, 1, H, W) of 0 and 1, never counts: the map is 0 there.
         """
+
+    def forward_at(self, image: Tensor, region: Tensor | None, tile: Tensor) -> Prediction:  # noqa: ARG002
+        """As `forward`, of images that all are the same tile of their pictures, its number (1,) from 0."""
+        return Prediction(*self(image, region))
 
     def load_teacher(self, state: Mapping[str, Tensor]) -> None:
         """Put in the weights of the file that the settings want; raises ModelError if they do not fit."""

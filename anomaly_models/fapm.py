@@ -38,9 +38,9 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction
+from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, places_in
 from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
-from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
+from anomaly_models.common.memory_bank import MemoryBank, Part, greedy_coreset
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, cells_within, resize_map, size_of, within
 from anomaly_models.common.settings import Settings, Sides, Size
 
@@ -77,7 +77,7 @@ FarRule = Annotated[ComparedRule | FixedRule | QuantileRule | MeanStdRule, Field
 class FAPMConfig(Config):
     backbone: BackboneConfig
     crop: Sides  # of the centre crop that the backbone sees, pixels; `image_size` for all of it
-    grid: Sides  # patches along height and width; 1 makes one memory per layer, as PatchCore does
+    grid: Sides  # patches along height and width, of each tile; 1 makes one memory per layer, as PatchCore does
     coreset_ratio: Annotated[float, Field(gt=0, le=1)]  # vectors kept in a near patch, of all it has
     adaptive_ratio: PositiveInt  # how many times more a far patch keeps
     far_rule: FarRule
@@ -97,6 +97,10 @@ class FAPMConfig(Config):
     @property
     def learns_at_once(self) -> bool:
         return True
+
+    @property
+    def places(self) -> int:
+        return self._num_tiles if self.grid.area > 1 else 1
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -123,7 +127,7 @@ class FAPM(AnomalyModel):
         self.config = config
         self.backbone = Backbone(config.backbone, config.crop)
         self.sizes = _map_sizes(config, self.backbone)
-        num_patches = config.grid.area
+        num_patches = config.places * config.grid.area  # of each tile its own, one tile after the other
         self.banks = nn.ModuleList(MemoryBank(num_patches, channels) for channels in self.backbone.channels)
         self.blur = GaussianBlur(config.blur_sigma)
         per_patch = (len(self.sizes), num_patches)
@@ -134,15 +138,20 @@ class FAPM(AnomalyModel):
     @torch.no_grad()
     def prepare(self, normals: Iterable[Batch]) -> None:
         """Fill the banks. Raises ModelError if a patch has fewer vectors than `neighbours`."""
-        chunks: list[list[list[Tensor]]] = [[] for _ in self.sizes]  # per layer and batch, P of (n, D)
+        num_patches = self.config.grid.area
+        # Per layer and patch, of all tiles: (n, D) of each batch.
+        chunks: list[list[list[Tensor]]] = [[[] for _ in range(self.config.places * num_patches)] for _ in self.sizes]
         for batch in normals:
             for layer, features in enumerate(self.features(batch.image)):
-                chunks[layer].append(self._learnt(features, batch.region))
-        if not chunks[0]:
+                for place, images in places_in(batch, self.config.places):
+                    region = None if batch.region is None else batch.region[images]
+                    for patch, vectors in enumerate(self._learnt(features[images], region)):
+                        chunks[layer][place * num_patches + patch].append(vectors)
+        if not any(chunks[0]):
             raise ModelError("FAPM has no normal image to learn from")
-        for layer, layer_chunks in enumerate(chunks):
-            self._fill(layer, layer_chunks)
-            layer_chunks.clear()  # a layer's vectors are not needed while the next layer's coresets are chosen
+        for layer, by_patch in enumerate(chunks):
+            self._fill(layer, by_patch)
+            by_patch.clear()  # a layer's vectors are not needed while the next layer's coresets are chosen
 
     def _learnt(self, features: Tensor, region: Tensor | None) -> list[Tensor]:
         """Of a map (B, D, h, w), the vectors (n, D) of each patch that lie in the region."""
@@ -152,13 +161,14 @@ class FAPM(AnomalyModel):
         cells = self.by_patch(cells_within(self._cropped(region), size_of(features))).squeeze(2) > 0  # (P, n)
         return [of_patch[inside] for of_patch, inside in zip(vectors, cells, strict=True)]
 
-    def _fill(self, layer: int, chunks: list[list[Tensor]]) -> None:
-        """Choose the coresets of one layer from its vectors, P of (n, D) per batch."""
+    def _fill(self, layer: int, by_patch: list[list[Tensor]]) -> None:
+        """Choose the coresets of one layer from its vectors, of each patch (n, D) per batch."""
         bank = self.banks[layer]
         assert isinstance(bank, MemoryBank)
         cores, sizes, asked = [], [], []  # of each patch: the far coreset, the near and far sizes, whether it is used
-        for patch in range(self.config.grid.area):
-            vectors = torch.cat([chunk[patch] for chunk in chunks])  # (n, D); one patch at a time, to copy little
+        none = bank.centre.new_zeros(0, bank.centre.shape[1])  # of a tile in which nothing counts
+        for patch, chunks in enumerate(by_patch):
+            vectors = torch.cat([none, *chunks])  # (n, D); one patch at a time, to copy little
             asked.append(len(vectors) > 0)
             if not asked[-1]:  # outside the region, where no distance counts; a bank has something in every group
                 vectors = vectors.new_zeros(self.config.neighbours, vectors.shape[1])
@@ -189,6 +199,8 @@ class FAPM(AnomalyModel):
     @torch.no_grad()
     def check_scores(self, holdout: Iterable[Batch]) -> None:
         """Raise ModelError if the weight of the image score is too small for float32."""
+        if self.config.image_score == "max":
+            return
         for batch in holdout:
             distances = within(self.distances(self.features(batch.image)), self._cells(batch.region))
             score, highest = image_score(distances, self.config.image_score), image_score(distances, "max")
@@ -201,7 +213,13 @@ class FAPM(AnomalyModel):
                 )
 
     def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
-        distances = within(self.distances(self.features(image)), self._cells(region))
+        return self._detect(image, region, None)
+
+    def forward_at(self, image: Tensor, region: Tensor | None, tile: Tensor) -> Prediction:
+        return self._detect(image, region, tile if self.config.places > 1 else None)
+
+    def _detect(self, image: Tensor, region: Tensor | None, tile: Tensor | None) -> Prediction:
+        distances = within(self.distances(self.features(image), tile), self._cells(region))
         score = image_score(distances, self.config.image_score)
         seen = None if region is None else self._cropped(region)
         cropped = self.blur(resize_map(distances[:, :1], self.config.crop), seen)
@@ -238,13 +256,17 @@ class FAPM(AnomalyModel):
         grid = self.config.grid
         return rearrange(features, "b d (gh h) (gw w) -> (gh gw) (b h w) d", gh=grid.height, gw=grid.width)
 
-    def distances(self, features: list[Tensor]) -> Tensor:
-        """Distances (B, k, h, w) at the finest resolution: the k smallest of each layer, added rank by rank."""
+    def distances(self, features: list[Tensor], tile: Tensor | None = None) -> Tensor:
+        """Distances (B, k, h, w) at the finest resolution: the k smallest of each layer, added rank by rank.
+
+        `tile`: which memory they are compared with, (1,), where each tile has its own.
+        """
         total: Tensor | None = None
         grid = self.config.grid
         for bank, size, layer_features in zip(self.banks, self.sizes, features, strict=True):
             height, width = size.height // grid.height, size.width // grid.width  # of a patch
-            nearest = bank(self.by_patch(layer_features), self.config.neighbours)
+            part = None if tile is None else Part(tile, self.config.places)
+            nearest = bank(self.by_patch(layer_features), self.config.neighbours, part)
             nearest = rearrange(nearest, "p (b h w) k -> b k p h w", h=height, w=width)
             enlarged = enlarge(nearest, self.sizes[0].height // size.height, self.config.coarse_layout)
             total = enlarged if total is None else total + enlarged

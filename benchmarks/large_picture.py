@@ -72,6 +72,7 @@ def export(path: Path, side: int, grain: np.ndarray) -> None:
         resize=config.resize,
         fit=config.fit,
         tiles=config.tiles,
+        by_tile=False,
         scored_pixels=config.scored_pixels,
         region=None,
         black_level=0,

@@ -1,6 +1,7 @@
 """From files to a decision where a model sees a picture tile by tile."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import pytest
 import tiny_models
 import torch
 from conftest import CATEGORY, FAPM, tiny_params, write_params
-from drawn_batches import batch_of, seeded
+from drawn_batches import assert_agree, batch_of, seeded
 from PIL import Image
 from test_pictures_of_any_shape import STAGES, draw_all, fails, scores, works
 
 from anomaly_models import MODELS
-from anomaly_models.base import Config
+from anomaly_models.base import AnomalyModel, Batch, Config
 from anomaly_models.common.settings import Size
 from pipelines.data.batches import PreparedData, frame_of
 from pipelines.data.tiled import TiledData, learnt_from, whole
+from pipelines.deployment.export import write_graph
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.inference.detector import Detector, Inputs
 from pipelines.paths import Project
@@ -36,6 +38,8 @@ def section(name: str) -> dict[str, Any]:
     found = dict(FAPM if name == "fapm" else tiny_models.SETTINGS[name])
     if name in ("adfa", "bgad"):
         found["backbone"] = FAPM["backbone"]
+    if name == "adfa":
+        found |= {"epochs": 0, "centres": {"name": "coreset", "number": 64, "per_image": 500}, "kl_weight": False}
     if name == "efficient_ad":
         size, tiles = {"height": 160, "width": 256}, {"side": 128, "overlap": 32}
     else:
@@ -104,7 +108,9 @@ def test_the_map_is_highest_on_the_defect_and_the_same_in_any_batch(root: Path, 
 
 def test_of_a_constant_picture_the_map_shows_no_seam(root: Path, blemish: Any, pictures: Path) -> None:
     """Its tiles are alike, and so are their maps; from one to the next it goes over without a step."""
-    cut_up(root)
+    values = tiny_params()
+    values["models"] = {"fapm": section("fapm") | {"grid": 1}}  # one memory for all of them
+    write_params(root, values)
     works(blemish, *STAGES)
     detector = Detector(Project(root).cell("fapm", CATEGORY).onnx)
     anomaly_map = detector(Inputs(np.full((1, 96, 224, 3), 110, np.uint8), None))[0][0, 0]
@@ -191,13 +197,130 @@ def test_the_score_is_that_of_the_whole_map(name: str) -> None:
     model = MODELS[name](config.network)
     tiny_models.pretrain(model)
     size = config.network.image_size
-    model.prepare([batch_of(torch.rand(4, 3, *size, generator=seeded(seed))) for seed in range(2)])
+    number = 6 if config.network.places == 1 else config.network.places
+    batch = batch_of(torch.rand(number, 3, *size, generator=seeded(0)))
+    model.prepare([replace(batch, tile=torch.arange(number))] * 2)
     model.eval()
     image = torch.rand(2, 3, *config.image_size, generator=seeded(9))
     prediction = whole(model, config)(image, None)
     assert prediction.anomaly_map.shape == (2, 1, *config.image_size)
     highest = prediction.anomaly_map.flatten(1).topk(config.scored_pixels).values.mean(dim=1)
     torch.testing.assert_close(prediction.score, highest)
+
+
+POSITIONS = {"centres": {"name": "positions"}, "epochs": 0, "kl_weight": True}
+
+
+def lit(rows: int, seed: int) -> torch.Tensor:
+    """Pictures whose right half is bright, as those of a part that lies still."""
+    image = 0.3 + 0.05 * torch.rand(rows, 3, 64, 128, generator=seeded(seed))
+    image[..., 64:] += 0.4
+    return image
+
+
+def in_tiles(image: torch.Tensor, region: torch.Tensor | None = None) -> Batch:
+    """Both halves of each, in turn, as one batch."""
+    halves = torch.cat([torch.stack([one[..., :64], one[..., 64:]]) for one in image])
+    regions = None if region is None else torch.cat([torch.stack([one[..., :64], one[..., 64:]]) for one in region])
+    return replace(batch_of(halves), tile=torch.arange(2).repeat(len(image)), region=regions)
+
+
+def two_tiles(name: str, **changes: Any) -> tuple[AnomalyModel, Config]:
+    """A model of two tiles side by side, which has learnt from four pictures."""
+    size = {"image_size": {"height": 64, "width": 128}, "tiles": {"side": 64, "overlap": 0}}
+    settings = tiny_models.SETTINGS[name] | {"image_score": "max"} | size | changes
+    config = MODELS[name].Config.model_validate(settings)
+    torch.manual_seed(0)
+    model = MODELS[name](config.network)
+    model.prepare([in_tiles(lit(3, seed=1)), in_tiles(lit(1, seed=2))])
+    return model.eval(), config
+
+
+@pytest.mark.parametrize(("name", "changes"), [("fapm", {}), ("adfa", POSITIONS)])
+def test_where_places_matter_each_tile_has_its_own_memory(name: str, changes: dict[str, Any]) -> None:
+    """A tile at its place is what was learnt there; the same tile elsewhere is not, unless all share one memory."""
+    model, config = two_tiles(name, **changes)
+    assert config.network.places == 2
+    left = lit(2, seed=3)[..., :64]
+    here, there = (model.forward_at(left, None, torch.tensor([place])) for place in (0, 1))
+    assert (there.score > 2 * here.score).all()
+    alone = model.forward_at(left[:1], None, torch.tensor([1]))
+    torch.testing.assert_close(alone.score, there.score[:1])
+    picture = lit(1, seed=4)
+    swapped = torch.cat([picture[..., 64:], picture[..., :64]], dim=3)
+    detects = whole(model, config)
+    assert float(detects(swapped, None).score) > 2 * float(detects(picture, None).score)
+
+
+def test_one_memory_for_all_tiles() -> None:
+    """FAPM with one patch, and ADFA with centres wherever they lie, ask nothing of where a tile is."""
+    for name, changes in (
+        ("fapm", {"grid": 1}),
+        ("adfa", {"centres": {"name": "coreset", "number": 40, "per_image": 200}}),
+    ):
+        model, config = two_tiles(name, **({"kl_weight": False, "epochs": 0} if name == "adfa" else {}), **changes)
+        assert config.network.places == 1
+        left = lit(2, seed=3)[..., :64]
+        here, there = (model.forward_at(left, None, torch.tensor([place])) for place in (0, 1))
+        torch.testing.assert_close(here.score, there.score, rtol=0, atol=0)
+
+
+def test_what_a_tile_knows_is_what_a_model_of_it_alone_would() -> None:
+    """FAPM's memories, patch by patch."""
+    model, _ = two_tiles("fapm", far_rule={"name": "all"})
+    torch.manual_seed(0)
+    settings = tiny_models.SETTINGS["fapm"] | {"image_score": "max", "far_rule": {"name": "all"}}
+    alone = MODELS["fapm"](MODELS["fapm"].Config.model_validate(settings))
+    alone.backbone.load_state_dict(model.backbone.state_dict())  # type: ignore[attr-defined, unused-ignore]
+    alone.prepare([batch_of(lit(3, seed=1)[..., 64:]), batch_of(lit(1, seed=2)[..., 64:])])
+    image = lit(2, seed=5)[..., 64:]
+    expected, found = tiny_models.predict(alone.eval(), image), model.forward_at(image, None, torch.tensor([1]))
+    torch.testing.assert_close(found.anomaly_map, expected.anomaly_map)
+
+
+@pytest.mark.parametrize("region", [False, True])
+@pytest.mark.parametrize(("name", "changes"), [("fapm", {}), ("adfa", POSITIONS)])
+def test_the_exported_file_asks_which_tile_it_sees(
+    name: str, changes: dict[str, Any], region: bool, tmp_path: Path
+) -> None:
+    model, config = two_tiles(name, **changes)
+    card = replace(
+        tiny_models.CARD,
+        image_size=config.image_size,
+        tiles=config.tiles,
+        by_tile=True,
+        fit="pad" if region else "stretch",
+    )
+    write_graph(model, tmp_path / "model.onnx", 18, card)
+    detector = Detector(tmp_path / "model.onnx")
+    for number, tile in ((1, 0), (3, 1)):
+        image = lit(number, seed=7)[..., 64:]
+        counts = torch.ones_like(image[:, :1]) if region else None
+        expected = model.forward_at(image, counts, torch.tensor([tile]))
+        found = detector.graph(image.numpy(), None if counts is None else counts.numpy(), tile)
+        assert_agree(found, expected, 1e-4)
+    pixels = (255 * lit(2, seed=8)).round().byte()
+    everywhere = np.ones((2, 64, 128), dtype=bool) if region else None
+    maps, scores = detector(Inputs(pixels.permute(0, 2, 3, 1).contiguous().numpy(), everywhere))
+    seen = whole(model, config)(pixels / 255, torch.ones(2, 1, 64, 128) if region else None)
+    assert_agree((maps, scores), seen, 1e-4)
+
+
+def test_a_tile_in_which_nothing_counts_has_an_empty_memory() -> None:
+    """Nobody asks it."""
+    config = MODELS["fapm"].Config.model_validate(
+        tiny_models.SETTINGS["fapm"]
+        | {"image_size": {"height": 64, "width": 128}, "tiles": {"side": 64, "overlap": 0}, "image_score": "max"}
+    )
+    model = MODELS["fapm"](config.network)
+    left = in_tiles(lit(4, seed=1))
+    assert left.tile is not None
+    model.prepare([replace(batch_of(left.image[left.tile == 0]), tile=left.tile[left.tile == 0])])
+    region = torch.zeros(1, 1, 64, 128)
+    region[..., :64] = 1
+    anomaly_map = whole(model.eval(), config)(lit(1, seed=2), region).anomaly_map
+    assert anomaly_map.isfinite().all()
+    assert (anomaly_map[..., 64:] == 0).all()
 
 
 def problem(root: Path, blemish: Any, name: str, **changes: Any) -> str:
@@ -212,6 +335,8 @@ def test_tiles_that_cannot_be(root: Path, blemish: Any) -> None:
         root, blemish, "fapm", tiles={"side": 64, "overlap": 64}
     )
     assert "models.fapm.tiles.overlap = -1: " in problem(root, blemish, "fapm", tiles={"side": 64, "overlap": -1})
+    positions = {"centres": {"name": "positions"}, "epochs": 1}
+    assert "set epochs: 0, or take a coreset" in problem(root, blemish, "adfa", **positions)
     assert "set image_score: max" in problem(root, blemish, "fapm", image_score="released")
     assert "crop must be 64, found 32" in problem(root, blemish, "fapm", crop=32)
     assert "image_size" in problem(root, blemish, "efficient_ad", tiles={"side": 64, "overlap": 8})

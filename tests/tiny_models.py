@@ -159,6 +159,7 @@ CARD = ModelCard(
     resize="bilinear",
     fit="stretch",
     tiles=None,
+    by_tile=False,
     scored_pixels=1,
     region=None,
     black_level=0,

@@ -11,7 +11,7 @@ vectors are at distance 0.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -89,33 +89,22 @@ class MemoryBank(nn.Module):
             self.vectors[index, : len(group)] = centred
             self.squared_norm[index, : len(group)] = centred.square().sum(1)
 
-    def forward(self, queries: Tensor, neighbours: int) -> Tensor:
+    def forward(self, queries: Tensor, neighbours: int, part: "Part | None" = None) -> Tensor:
         """Distances (P, Q, neighbours), ascending, from the queries (P, Q, D) to the stored vectors of their group.
 
-        Every group must hold at least `neighbours` vectors.
+        Every group must hold at least `neighbours` vectors. P are all groups, or those of a `part` of them.
         """
+        centre, vectors, squared_norm = (
+            stored if part is None else part.of(stored) for stored in (self.centre, self.vectors, self.squared_norm)
+        )
         # Half precision would cost every digit of a small distance, so this stays in float32 under autocast too.
         with torch.autocast(queries.device.type, enabled=False):
-            centred = queries.float() - rearrange(self.centre, "p d -> p 1 d")
+            centred = queries.float() - rearrange(centre, "p d -> p 1 d")
             distances = [
-                torch.linalg.vector_norm(centred - vectors, dim=-1) for vectors in self._nearest(centred, neighbours)
+                torch.linalg.vector_norm(centred - found, dim=-1)
+                for found in _nearest(vectors, squared_norm, centred, neighbours)
             ]
             return torch.stack(distances, dim=-1).sort(dim=-1).values  # rounding may have ranked two the other way
-
-    def _nearest(self, centred: Tensor, neighbours: int) -> Iterator[Tensor]:
-        """The stored vectors (P, Q, D) nearest to the centred queries, then the next nearest, and so on.
-
-        One after another: together they would be `neighbours` times the queries, which no cache holds.
-        """
-        # ‖m‖² - 2 m·q ranks as the distance does. The queries are transposed, for they are few: an exported file would
-        # hold a transposed copy of the stored vectors.
-        squared_norm = rearrange(self.squared_norm, "p m -> p m 1")
-        offset = torch.baddbmm(squared_norm, self.vectors, rearrange(centred, "p q d -> p d q"), alpha=-2)
-        found = rearrange(offset, "p m q -> p q m").topk(neighbours, dim=-1, largest=False).indices
-        num_groups, size, _ = self.vectors.shape
-        first = rearrange(torch.arange(num_groups, device=found.device) * size, "p -> p 1 1")  # row of each group
-        rows = rearrange(self.vectors, "p m d -> (p m) d")
-        return (rows[index] for index in (found + first).unbind(-1))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("vectors", "squared_norm"):
@@ -123,6 +112,34 @@ class MemoryBank(nn.Module):
             if saved is not None and _but_size(saved) == _but_size(own):
                 setattr(self, name, own.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Part(NamedTuple):
+    """One of so many equal parts of the groups."""
+
+    number: Tensor  # (1,) int64, from 0
+    of_all: int
+
+    def of(self, stored: Tensor) -> Tensor:
+        """Of what is stored by group (P, ...)."""
+        by_part = rearrange(stored, "(t p) ... -> t p ...", t=self.of_all)
+        return by_part.index_select(0, self.number).squeeze(0)
+
+
+def _nearest(vectors: Tensor, squared_norm: Tensor, centred: Tensor, neighbours: int) -> Iterator[Tensor]:
+    """The stored vectors (P, Q, D) nearest to the centred queries, then the next nearest, and so on.
+
+    One after another: together they would be `neighbours` times the queries, which no cache holds.
+    """
+    # ‖m‖² - 2 m·q ranks as the distance does. The queries are transposed, for they are few: an exported file would hold
+    # a transposed copy of the stored vectors.
+    norms = rearrange(squared_norm, "p m -> p m 1")
+    offset = torch.baddbmm(norms, vectors, rearrange(centred, "p q d -> p d q"), alpha=-2)
+    found = rearrange(offset, "p m q -> p q m").topk(neighbours, dim=-1, largest=False).indices
+    num_groups, size, _ = vectors.shape
+    first = rearrange(torch.arange(num_groups, device=found.device) * size, "p -> p 1 1")  # row of each group
+    rows = rearrange(vectors, "p m d -> (p m) d")
+    return (rows[index] for index in (found + first).unbind(-1))
 
 
 def _but_size(stored: Tensor) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """What every section of a file of settings is. It stands here since the pipeline knows the models, and not they it."""
 
+import math
 from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, PlainSerializer, model_validator
@@ -68,3 +69,11 @@ class Tiles(Settings):
     def of(self, picture: Size) -> Size:
         """The size of the tiles of a picture."""
         return Size(min(self.side.height, picture.height), min(self.side.width, picture.width))
+
+    def number(self, picture: Size) -> Size:
+        """How many tiles stand above and beside one another."""
+        advances = (
+            math.ceil((whole - side) / (side - self.overlap))
+            for whole, side in zip(picture, self.of(picture), strict=True)
+        )
+        return Size(*(1 + advance for advance in advances))

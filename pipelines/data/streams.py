@@ -43,6 +43,7 @@ class WithAnomalies:
             mask=torch.cat([normal.mask, anomalous.mask]),
             label=torch.cat([normal.label, anomalous.label]),
             region=_both(normal.region, anomalous.region),
+            tile=_both(normal.tile, anomalous.tile),
             row=torch.cat([normal.row, anomalous.row]),
         )
 

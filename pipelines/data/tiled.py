@@ -34,10 +34,11 @@ class Stitched:
         scores = [score_of(found, self.scored_pixels, counts) for found, counts in zip(maps, regions, strict=True)]
         return Prediction(torch.from_numpy(np.stack(maps))[:, None], torch.tensor(scores))
 
-    def _look(self, image: Tensor, region: Tensor | None, window: Window) -> Map:
+    def _look(self, image: Tensor, region: Tensor | None, number: int, window: Window) -> Map:
         tile = image[..., *window], None if region is None else region[..., *window]
         with torch.no_grad():
-            found: Map = self.model(*tile).anomaly_map[0, 0].cpu().numpy()
+            prediction = self.model.forward_at(*tile, torch.tensor([number], device=image.device))
+        found: Map = prediction.anomaly_map[0, 0].cpu().numpy()
         return found
 
 
@@ -66,7 +67,8 @@ class TiledData(Images):
     def batch(self, rows: Sequence[int]) -> Batch:
         found = [divmod(row, len(self._windows)) for row in rows]
         images, windows = [image for image, _ in found], [self._windows[tile] for _, tile in found]
-        return replace(self._whole.cut(images, windows), row=torch.tensor(rows, dtype=torch.long))
+        tiles = torch.tensor([tile for _, tile in found])
+        return replace(self._whole.cut(images, windows), tile=tiles, row=torch.tensor(rows, dtype=torch.long))
 
 
 def learnt_from(whole: PreparedData, config: Config) -> Images:

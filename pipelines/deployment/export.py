@@ -20,8 +20,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from torch import nn
 
-from anomaly_models.base import AnomalyModel
+from anomaly_models.base import AnomalyModel, Prediction
 from pipelines.data.batches import PreparedData
 from pipelines.data.tiled import Detects, whole
 from pipelines.deployment.records import Decision, Deviation, Parity
@@ -63,6 +64,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         resize=trained.config.resize,
         fit=trained.config.fit,
         tiles=trained.config.tiles,
+        by_tile=trained.config.network.places > 1,
         scored_pixels=trained.config.scored_pixels,
         region=data.index.region,
         black_level=prepare.black_level,
@@ -99,31 +101,38 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
     with cell_run(cell, params.tracking.experiment, card.run_id) as run:
         run.tags({"parity": parity.tags()})
         run.file(cell.parity, "export")
-        run.onnx_model(cell.onnx, card.input_size, takes_region=card.takes_region)
+        run.onnx_model(cell.onnx, card.input_size, takes_region=card.takes_region, by_tile=card.by_tile)
     return parity
 
 
 def write_graph(model: AnomalyModel, path: Path, opset: int, card: ModelCard) -> None:
     """Write the model, its constants folded, as one file: `image` (any batch) in, `anomaly_map` and `score` out.
 
-    Where a picture does not fill the input, or a part of it does not count, `region` is another input.
+    Where a picture does not fill the input, or a part of it does not count, `region` is another input; where each tile
+    has its own memory, `tile`, the number of the one that all of the batch are.
     """
     size = card.input_size
-    examples = [torch.rand(_EXAMPLE_BATCH, 3, *size, generator=torch.Generator().manual_seed(0))]
+    examples = {"image": torch.rand(_EXAMPLE_BATCH, 3, *size, generator=torch.Generator().manual_seed(0))}
     if card.takes_region:
-        examples.append(torch.ones(_EXAMPLE_BATCH, 1, *size))
-    batch = torch.export.Dim("batch", min=1)
+        examples["region"] = torch.ones(_EXAMPLE_BATCH, 1, *size)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    exported = model.exportable()
+    if card.by_tile:
+        exported = _ByTile(model, takes_region=card.takes_region)
+        examples["tile"] = torch.zeros(1, dtype=torch.long)
     # The exporter prints its progress and warns of its own internals.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model.exportable(),
-            tuple(examples),
+            exported,
+            tuple(examples.values()),
             dynamo=True,
             opset_version=opset,
-            input_names=["image", "region"][: len(examples)],
+            input_names=list(examples),
             output_names=["anomaly_map", "score"],
-            dynamic_shapes=tuple({0: batch} for _ in examples),
+            dynamic_shapes=[tuple(None if name == "tile" else batch for name in examples)]
+            if card.by_tile
+            else tuple(batch for _ in examples),
             verbose=False,
         )
     assert program is not None, "torch.onnx.export gives a program when no file name is passed"
@@ -131,6 +140,18 @@ def write_graph(model: AnomalyModel, path: Path, opset: int, card: ModelCard) ->
     proto = program.model_proto
     onnx.helper.set_model_props(proto, card.to_metadata())
     onnx.save(proto, path)
+
+
+class _ByTile(nn.Module):
+    """A model with a memory for each tile, whose last input says which."""
+
+    def __init__(self, model: AnomalyModel, *, takes_region: bool) -> None:
+        super().__init__()
+        self.model, self.takes_region = model, takes_region
+
+    def forward(self, *inputs: torch.Tensor) -> Prediction:
+        image, *region, tile = inputs
+        return self.model.forward_at(image, region[0] if self.takes_region else None, tile)
 
 
 def _check_size(program: torch.onnx.ONNXProgram, model: AnomalyModel, card: ModelCard) -> None:

@@ -34,6 +34,7 @@ class ModelCard:
     resize: images.Filter  # how pictures come to it
     fit: Fit  # likewise: distorted to it, whole between borders, or their centre
     tiles: Tiles | None  # that it is cut into, each an input; None: it is one
+    by_tile: bool  # the network knows which tile it sees, and has a memory for each
     scored_pixels: int  # with tiles, the score is the mean of so many of the largest pixels of the whole map
     region: str | None  # of interest, as `frames.written`: outside of it nothing counts; for pictures of its size alone
     black_level: int  # 16-bit value shown as black
@@ -158,18 +159,25 @@ class Detector:
         together = maps[0][None] if len(maps) == 1 else np.stack(maps)  # which would copy what may fill half the memory
         return together[:, None], np.array(scores, dtype=np.float32)
 
-    def _look(self, pixels: Pixels, region: Mask | None, window: Window) -> Map:
-        """The map of a part of a picture (H, W, 3) in its frame."""
-        found: Map = self._run(Inputs(pixels[window][None], None if region is None else region[window][None]))[0][0, 0]
+    def _look(self, pixels: Pixels, region: Mask | None, number: int, window: Window) -> Map:
+        """The map of a tile of a picture (H, W, 3) in its frame."""
+        inputs = Inputs(pixels[window][None], None if region is None else region[window][None])
+        found: Map = self._run(inputs, number if self.card.by_tile else None)[0][0, 0]
         return found
 
-    def _run(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    def _run(self, inputs: Inputs, tile: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         region = None if inputs.region is None else inputs.region[:, None].astype(np.float32)
-        return self.graph(images.to_input(inputs.pixels), region)
+        return self.graph(images.to_input(inputs.pixels), region, tile)
 
-    def graph(self, image: NDArray[np.float32], region: NDArray[np.float32] | None) -> tuple[np.ndarray, np.ndarray]:
-        """What the file itself makes of its inputs, (B, 3, H, W) in [0, 1] and, where it has one, (B, 1, H, W)."""
-        feed = {"image": image} if region is None else {"image": image, "region": region}
+    def graph(
+        self, image: NDArray[np.float32], region: NDArray[np.float32] | None, tile: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the file itself makes of its inputs: (B, 3, H, W) in [0, 1] and, where it has it, (B, 1, H, W).
+
+        `tile`: which one all of them are, where each has its own memory.
+        """
+        given = {"region": region, "tile": None if tile is None else np.array([tile], dtype=np.int64)}
+        feed = {"image": image} | {name: value for name, value in given.items() if value is not None}
         anomaly_map, score = self._session.run(["anomaly_map", "score"], feed)
         return anomaly_map, score
 

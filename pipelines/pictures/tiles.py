@@ -4,7 +4,6 @@ Tiles overlap, and where they do their maps are blended: the share of each falls
 network sees least of what surrounds a place. At every pixel the shares add up to one, so that no seam can be seen.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import product
@@ -17,17 +16,19 @@ from pipelines.pictures.frames import Window
 
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-Look = Callable[[Window], Map]
+Look = Callable[[int, Window], Map]  # of a tile, its number row by row and its place
 _BAND = 256  # rows of a map that are ranked at once
 
 
 class Tiling:
     """The tiles of pictures of one size: of one size themselves, evenly apart, the outer ones flush with the edges."""
 
-    def __init__(self, picture: Size, tile: Size, overlap: int) -> None:
-        """`overlap`: pixels that neighbours share, or more; less than a tile has."""
-        self.picture, self.tile = picture, tile
-        self._rows, self._columns = (_starts(whole, side, overlap) for whole, side in zip(picture, tile, strict=True))
+    def __init__(self, picture: Size, tiles: Tiles) -> None:
+        self.picture, self.tile = picture, tiles.of(picture)
+        self._rows, self._columns = (
+            _starts(whole, side, number)
+            for whole, side, number in zip(picture, self.tile, tiles.number(picture), strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self._rows) * len(self._columns)
@@ -50,11 +51,9 @@ class Tiling:
         """
         result = np.zeros(self.picture, dtype=np.float32)
         by_row, by_column = self._shares
-        for top, high in zip(self._rows, by_row, strict=True):
-            for left, wide in zip(self._columns, by_column, strict=True):
-                window = self._window(top, left)
-                if region is None or region[window].any():
-                    result[window] += high[:, None] * wide * look(window)
+        for number, (window, (high, wide)) in enumerate(zip(self, product(by_row, by_column), strict=True)):
+            if region is None or region[window].any():
+                result[window] += high[:, None] * wide * look(number, window)
         if region is not None:
             result *= region
         return result
@@ -62,7 +61,7 @@ class Tiling:
 
 def tiling(picture: Size, tiles: Tiles | None) -> Tiling | None:
     """How pictures of a size are cut up; None if they are not."""
-    return None if tiles is None else Tiling(picture, tiles.of(picture), tiles.overlap)
+    return None if tiles is None else Tiling(picture, tiles)
 
 
 def score_of(anomaly_map: Map, pixels: int, region: Mask | None = None) -> float:
@@ -76,8 +75,7 @@ def score_of(anomaly_map: Map, pixels: int, region: Mask | None = None) -> float
     return float(found.mean(dtype=np.float64))
 
 
-def _starts(whole: int, side: int, overlap: int) -> list[int]:
-    number = 1 + math.ceil((whole - side) / (side - overlap))
+def _starts(whole: int, side: int, number: int) -> list[int]:
     return [round(place * (whole - side) / max(1, number - 1)) for place in range(number)]
 
 

@@ -107,7 +107,7 @@ class OpenRun:
     def file(self, path: Path, folder: str) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def onnx_model(self, path: Path, image_size: Size, *, takes_region: bool) -> None:
+    def onnx_model(self, path: Path, image_size: Size, *, takes_region: bool, by_tile: bool) -> None:
         """Log the exported model with its signature, replacing none that an earlier export logged."""
         import mlflow.onnx
         import numpy as np
@@ -116,10 +116,10 @@ class OpenRun:
         from mlflow.types import Schema, TensorSpec
 
         channels = {"image": 3} | ({"region": 1} if takes_region else {})
+        inputs = [TensorSpec(np.dtype("float32"), (-1, number, *image_size), name) for name, number in channels.items()]
+        tile = [TensorSpec(np.dtype("int64"), (1,), "tile")] if by_tile else []
         signature = ModelSignature(
-            inputs=Schema(
-                [TensorSpec(np.dtype("float32"), (-1, number, *image_size), name) for name, number in channels.items()]
-            ),
+            inputs=Schema([*inputs, *tile]),
             outputs=Schema(
                 [
                     TensorSpec(np.dtype("float32"), (-1, 1, *image_size), "anomaly_map"),

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from anomaly_models import MODELS
 from anomaly_models import base as contract
-from anomaly_models.base import AnomalyModel
+from anomaly_models.base import AnomalyModel, Batch, Prediction
 from pipelines.data.batches import Images, PreparedData, frame_of
 from pipelines.data.tiled import learnt_from
 from pipelines.errors import StageError
@@ -101,7 +101,7 @@ def _warn(warning: str, before: list[str], run: OpenRun, console: Console) -> No
 @torch.no_grad()
 def _equal_scores_warning(model: AnomalyModel, model_name: str, data: Images) -> str | None:
     """What to do if the held-out images have one score, up to rounding: it then says nothing about a part."""
-    scores = [float(model(batch.image, batch.region).score) for batch in data.batches("holdout", batch_size=1)]
+    scores = [float(_predict(model, batch).score) for batch in data.batches("holdout", batch_size=1)]
     if len(scores) < 2 or not math.isclose(min(scores), max(scores), rel_tol=_ROUNDING):
         return None
     return (
@@ -109,6 +109,13 @@ def _equal_scores_warning(model: AnomalyModel, model_name: str, data: Images) ->
         "the threshold means nothing; the score is saturated (another image_score or other settings of the model may "
         "help), or the images are constant or copies of one another (look at them)"
     )
+
+
+def _predict(model: AnomalyModel, batch: Batch) -> Prediction:
+    """Of one image, or of one tile."""
+    if batch.tile is None:
+        return Prediction(*model(batch.image, batch.region))
+    return model.forward_at(batch.image, batch.region, batch.tile.to(batch.image.device))
 
 
 def _require_holdout(model_name: str, category: str, data: Images) -> None:

@@ -13,7 +13,7 @@ from pipelines.inference.detector import Inputs, ModelCard
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 
-FRAME = (Size.square(32), "bilinear", "stretch", None, 1, None)
+FRAME = (Size.square(32), "bilinear", "stretch", None, False, 1, None)
 READING = (0, 65535, "refuse", None, "file", 90)
 CARD = ModelCard("a", "nut", *FRAME, *READING, 0.5, 0.5, 0.05, None, "run", "sha", [], {})
 

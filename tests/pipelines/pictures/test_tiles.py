@@ -53,14 +53,14 @@ def test_no_more_tiles_than_it_takes() -> None:
 def test_what_was_cut_up_comes_together_again(picture: Size, overlap: int) -> None:
     """The parts of a map are the map: at every pixel the shares of the tiles add up to one."""
     found, known = cut(picture, overlap), noise(picture)
-    np.testing.assert_allclose(found.stitched(lambda window: known[window]), known, rtol=1e-5)
+    np.testing.assert_allclose(found.stitched(lambda _, window: known[window]), known, rtol=1e-5)
 
 
 def test_a_tile_knows_least_at_its_edge() -> None:
     """What a network sees amiss at the edges of tiles alone hardly reaches the map, but for those of the picture."""
     found = cut(Size(64, 200), 32)
 
-    def look(_window: object) -> Map:
+    def look(_number: int, _window: object) -> Map:
         wrong_at_edges = np.zeros((64, 64), dtype=np.float32)
         wrong_at_edges[:, [0, -1]] = 1
         return wrong_at_edges
@@ -74,7 +74,7 @@ def test_two_tiles_share_a_seam_evenly() -> None:
     found = cut(Size(64, 96), 32)
     left, right = found
     assert (left[1].start, right[1].start) == (0, 32)
-    stitched = found.stitched(lambda window: np.full((64, 64), window[1].start / 32, dtype=np.float32))
+    stitched = found.stitched(lambda _, window: np.full((64, 64), window[1].start / 32, dtype=np.float32))
     ramp = stitched[10, 32:64]
     np.testing.assert_allclose(np.diff(ramp), 1 / 33, rtol=1e-4)
     np.testing.assert_allclose(ramp + ramp[::-1], 1, rtol=1e-6)
@@ -86,7 +86,7 @@ def test_outside_a_region_nothing_is_looked_at_and_nothing_said() -> None:
     region[:, :30] = True
     looked_at = []
 
-    def look(window: tuple[slice, slice]) -> Map:
+    def look(_number: int, window: tuple[slice, slice]) -> Map:
         looked_at.append(window[1].start)
         return known[window]
 

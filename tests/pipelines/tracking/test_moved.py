@@ -57,7 +57,7 @@ def evaluate(project: Path, run_id: str | None = None, text: str = "1") -> str:
     with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, run_id) as run:
         run.metrics({"threshold": 1.5})
         run.file(project / "work" / "scores.csv", "evaluation")
-        run.onnx_model(project / "work" / "model.onnx", Size.square(8), takes_region=False)
+        run.onnx_model(project / "work" / "model.onnx", Size.square(8), takes_region=False, by_tile=False)
     registry.crown(project, EXPERIMENT, "bolt", run.run_id, "why")
     return run.run_id
 

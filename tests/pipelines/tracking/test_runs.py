@@ -355,7 +355,7 @@ def graph(tmp_path: Path) -> Path:
 
 
 def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, graph: Path) -> None:
-    run.onnx_model(graph, Size.square(8), takes_region=False)
+    run.onnx_model(graph, Size.square(8), takes_region=False, by_tile=False)
     (model,) = run.client.get_run(run.run_id).outputs.model_outputs
     stored = run.client.get_logged_model(model.model_id)
     assert stored.source_run_id == run.run_id
@@ -374,7 +374,7 @@ def test_the_champion_is_the_exported_model_of_a_run(project: Path, graph: Path)
         with cell_run(Cell(project, model, "nut"), EXPERIMENT, None) as run:
             ids[model] = run.run_id
             if model != "unexported":
-                run.onnx_model(graph, Size.square(8), takes_region=False)
+                run.onnx_model(graph, Size.square(8), takes_region=False, by_tile=False)
     client = mlflow.MlflowClient(tracking_uri(project))
 
     def crown(model: str | None) -> dict[str, Any]:

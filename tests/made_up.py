@@ -141,7 +141,6 @@ def put_evaluation(
             "image_size": 256,
             "resize": "bilinear",
             "fit": "stretch",
-            "tiles": None,
             "resolution": "prepared",
             "mask_resize": "nearest",
             "compared": 256,

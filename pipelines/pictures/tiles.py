@@ -5,7 +5,7 @@ network sees least of what surrounds a place. At every pixel the shares add up t
 """
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 
 import numpy as np
@@ -59,8 +59,9 @@ class Tiling:
         return result
 
 
+@cache
 def tiling(picture: Size, tiles: Tiles | None) -> Tiling | None:
-    """How pictures of a size are cut up; None if they are not."""
+    """How pictures of a size are cut up; None if they are not. Made once, with the shares of its tiles."""
     return None if tiles is None else Tiling(picture, tiles)
 
 

@@ -50,7 +50,8 @@ class Config(Settings):
 
     image_size: Sides  # what pictures are made to, pixels: the input, but for `tiles`
     resize: Literal["bilinear", "lanczos"]  # the filter that pictures come to it by
-    fit: Literal["stretch", "pad", "crop"]  # how: distorted, whole between borders, or the centre of it
+    # how: distorted, whole between borders, the centre of it, or as it is between borders
+    fit: Literal["stretch", "pad", "crop", "native"]
     tiles: Tiles | None  # None: the model sees the picture at once
     batch_size: PositiveInt  # images per training step, and per gradient-free pass
     _num_tiles: int = PrivateAttr(default=1)  # of a network: how many a picture has

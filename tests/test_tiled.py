@@ -12,7 +12,7 @@ import torch
 from conftest import CATEGORY, FAPM, tiny_params, write_params
 from drawn_batches import assert_agree, batch_of, seeded
 from PIL import Image
-from test_pictures_of_any_shape import STAGES, draw_all, fails, scores, works
+from test_pictures_of_any_shape import SIZES, STAGES, draw, draw_all, fails, scores, works
 
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Config
@@ -86,6 +86,50 @@ def test_the_number_you_saw_is_the_one_you_ship(root: Path, blemish: Any, pictur
             assert predicted[path] == pytest.approx(score, abs=1e-3 * max(1, abs(score)))
     with Image.open(root / "predictions" / "overlays" / "square" / "000.png") as overlay:
         assert overlay.size == LONG
+
+
+def test_pictures_of_many_sizes_are_cut_up_at_their_own_scale(root: Path, blemish: Any) -> None:
+    """Nothing is resized: pixels, masks and maps are those of the originals, whatever surrounds them."""
+    folder = draw_all(root, SIZES, ((20, 20), (25, 41), (53, 23), (23, 53)))
+    values = tiny_params()
+    values["models"] = {"fapm": section("fapm") | {"image_size": 120, "fit": "native", "grid": 1}}
+    write_params(root, values)
+    works(blemish, ["check"], *STAGES, ["report"])
+    cell = Project(root).cell("fapm", CATEGORY)
+    evaluation = Evaluation.load(cell.evaluation, "evaluate")
+    assert evaluation.metrics["image_auroc"] == 1
+    assert (evaluation.metrics["pixel_auroc"] or 0) > 0.9
+    works(blemish, ["predict", str(cell.onnx), str(folder / "test")])
+    predicted, evaluated = scores(root / "predictions" / "predictions.csv"), scores(cell.predictions)
+    for path, score in predicted.items():
+        assert score == pytest.approx(evaluated[path], abs=1e-3 * max(1, abs(score)))
+    for index, size in enumerate(SIZES):
+        with Image.open(root / "predictions" / "overlays" / "square" / f"{index:03}.png") as overlay:
+            assert overlay.size == size
+    detector = Detector(cell.onnx)
+    inputs = detector.load(folder / "test/good/000.png")
+    with Image.open(folder / "test/good/000.png") as picture:
+        assert inputs.region is not None
+        np.testing.assert_array_equal(
+            inputs.pixels[inputs.region].reshape(64, 80, 3), np.asarray(picture.convert("RGB"))
+        )
+
+
+def test_a_picture_that_is_not_resized_must_go_into_the_frame(root: Path, blemish: Any) -> None:
+    folder = draw_all(root, SIZES, ((20, 20),))
+    values = tiny_params()
+    values["models"]["fapm"] |= {"fit": "native"}
+    write_params(root, values)
+    told = fails(blemish, "prepare", CATEGORY)
+    assert "20 pictures larger than image_size 64, which `fit: native` does not resize to: train/good/000.png" in told
+    assert "set image_size: {height: 120, width: 120}" in told
+    values["models"] = {"fapm": section("fapm") | {"image_size": 120, "fit": "native", "grid": 1}}
+    write_params(root, values)
+    works(blemish, *STAGES)
+    draw(folder.parent / "elsewhere" / "other.png", (121, 64), seed=1)
+    onnx = str(Project(root).cell("fapm", CATEGORY).onnx)
+    told = fails(blemish, "predict", onnx, str(folder.parent / "elsewhere"))
+    assert "121 x 64 pixels, but its model does not resize and takes up to 120 x 120" in told
 
 
 def test_the_map_is_highest_on_the_defect_and_the_same_in_any_batch(root: Path, blemish: Any, pictures: Path) -> None:

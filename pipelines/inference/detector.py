@@ -32,7 +32,7 @@ class ModelCard:
     category: str
     image_size: Sides  # what pictures are made to, pixels: the input, but for tiles
     resize: images.Filter  # how pictures come to it
-    fit: Fit  # likewise: distorted to it, whole between borders, or their centre
+    fit: Fit  # likewise: distorted to it, whole between borders, their centre, or as they are between borders
     tiles: Tiles | None  # that it is cut into, each an input; None: it is one
     by_tile: bool  # the network knows which tile it sees, and has a memory for each
     scored_pixels: int  # with tiles, the score is the mean of so many of the largest pixels of the whole map
@@ -66,7 +66,7 @@ class ModelCard:
     @property
     def takes_region(self) -> bool:
         """Whether the graph has a second input."""
-        return self.fit == "pad" or self.region is not None
+        return self.frame.shape.has_borders or self.region is not None
 
     @property
     def reading(self) -> Reading:
@@ -130,7 +130,7 @@ class Detector:
         """A picture (H, W, 3) called `name` -> a batch of one, by the path that `prepare` took.
 
         Raises:
-            ImageError: its size is not that of the region of interest.
+            ImageError: its size is not that of the region of interest, or it does not go into the frame.
         """
         frame, original = self.card.frame, size_of(rgb)
         if self._of_interest is not None and size_of(self._of_interest) != original:
@@ -138,6 +138,11 @@ class Detector:
             raise ImageError(
                 f"{name}: {original.width} x {original.height} pixels, but the model's region of interest is of "
                 f"pictures of {width} x {height}; give it the pictures that it was trained for"
+            )
+        if not frame.shape.holds(original):
+            raise ImageError(
+                f"{name}: {original.width} x {original.height} pixels, but its model does not resize and takes "
+                f"up to {frame.size.width} x {frame.size.height}; give it those that it was trained for"
             )
         region = frame.shape.region(original, self._of_interest)
         pixels = frame.fitted(greyed(rgb, self._of_interest))

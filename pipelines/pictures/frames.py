@@ -15,7 +15,7 @@ from PIL import Image
 from anomaly_models.common.settings import Size
 from pipelines.pictures.images import Filter, resize_mask, resize_rgb
 
-Fit = Literal["stretch", "pad", "crop"]
+Fit = Literal["stretch", "pad", "crop", "native"]
 Window: TypeAlias = tuple[slice, slice]  # rows and columns
 T = TypeVar("T", bound=np.generic)
 
@@ -34,14 +34,27 @@ class Shape(NamedTuple):
     """A frame for masks, which are resized by the nearest pixel whatever the pictures are by."""
 
     size: Size  # pixels
-    fit: Fit  # stretch: distorted to the frame; pad: whole, between borders; crop: its centre, which fills the frame
+    # stretch: distorted to the frame; pad: whole, between borders; crop: its centre, which fills the frame; native: at
+    # its own scale, between borders
+    fit: Fit
 
     def __str__(self) -> str:
         return f"{self.size}" + ("" if self.fit == "stretch" else f", {self.fit}")
 
+    @property
+    def has_borders(self) -> bool:
+        """Whether there may be more in the frame than the picture."""
+        return self.fit in ("pad", "native")
+
+    def holds(self, original: Size) -> bool:
+        """Whether a picture of that size can be shown; only one that is not resized may be too large."""
+        return self.fit != "native" or (original.height <= self.size.height and original.width <= self.size.width)
+
     def place(self, original: Size) -> Place:
-        """Where a picture of that size goes; pad and crop keep its proportions, to the pixel."""
+        """Where a picture goes, of a size that the frame `holds`; pad and crop keep its proportions, to the pixel."""
         (height, width), frame = original, self.size
+        if self.fit == "native":
+            return Place(WHOLE, (_middle(height, frame.height), _middle(width, frame.width)))
         if self.fit == "crop":
             high = min(height, max(1, round(width * frame.height / frame.width)))
             wide = min(width, max(1, round(height * frame.width / frame.height)))
@@ -63,14 +76,14 @@ class Shape(NamedTuple):
 
         `of_interest`, (H, W) at that size, is True in the region of interest, if there is one.
         """
-        if of_interest is None and self.fit != "pad":
+        if of_interest is None and not self.has_borders:
             return None
         return self.fitted_mask(np.ones(original, dtype=bool) if of_interest is None else of_interest)
 
     def restored(self, array: NDArray[T], original: Size, outside: int) -> NDArray[T]:
         """What the frame (height, width, ...) shows of a picture of that size, at the scale of the frame.
 
-        A padded picture loses its borders; around one that was cropped there is what was not seen, as `outside`.
+        One between borders loses them; around one that was cropped there is what was not seen, as `outside`.
         """
         place = self.place(original)
         if self.fit != "crop":
@@ -102,7 +115,7 @@ class Frame(NamedTuple):
     def fitted(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A picture (H, W, 3) in the frame, (height, width, 3)."""
         place = self.shape.place(size_of(rgb))
-        if self.fit != "pad":
+        if not self.shape.has_borders:
             return resize_rgb(rgb[place.seen], self.size, self.resize)
         result = np.full((*self.size, 3), OUTSIDE, dtype=np.uint8)
         result[place.shown] = resize_rgb(rgb, size_of(result[place.shown]), self.resize)

@@ -111,6 +111,7 @@ def decoded(
         _tell_of_lookalikes(source, listing, pictures, result.findings)
         if of_interest is not None:
             _tell_of_other_sizes(source, pictures, size_of(of_interest), result.findings)
+        _tell_of_too_large(source, pictures, frames, result.findings)
         _tell_of_masks(pictures, result.findings)
         result.shrunk.update(_told_of_shrinking(pictures))
         _tell_of_range(source, pictures, config, result.findings)
@@ -155,7 +156,7 @@ def _decode(
     frames: Sequence[Frame],
     of_interest: NDArray[np.bool_] | None,
 ) -> _Picture:
-    result = _Picture(path, masks, pixels=f"unreadable: {path}")
+    result, shapes = _Picture(path, masks, pixels=f"unreadable: {path}"), mask_shapes(frames)
     try:
         picture = images.read(source / path, config.reading)
         height, width = picture.rgb.shape[:2]
@@ -166,7 +167,8 @@ def _decode(
         result.nearly_so = is_nearly_black_and_white(picture.rgb)
         fits = of_interest is None or picture.rgb.shape[:2] == of_interest.shape
         rgb = greyed(picture.rgb, of_interest) if fits else picture.rgb
-        result.image_rows = [frame.fitted(rgb) for frame in frames]
+        if all(shape.holds(size_of(rgb)) for shape in shapes):
+            result.image_rows = [frame.fitted(rgb) for frame in frames]
     except ImageError as error:
         result.problems.append(error)
     if not masks:
@@ -184,7 +186,7 @@ def _decode(
         result.turned_alone = _is_turned_alone(source / path, config.page, source / masks[0], marked.shape)
     if of_interest is not None and marked.shape == of_interest.shape:
         marked = marked & of_interest
-    for shape in mask_shapes(frames):
+    for shape in shapes if result.image_rows else ():
         small, what = _fit_mask(marked, shape)
         result.mask_rows.append(small)
         if what is not None:
@@ -269,7 +271,7 @@ def _keep(picture: _Picture, result: Decoded) -> None:
     result.findings.problems.extend(picture.problems)
     result.pixels[picture.path] = picture.pixels
     result.saturations.update(picture.saturations)
-    if picture.original is None:
+    if picture.original is None or not picture.image_rows:
         return
     result.originals[picture.path] = picture.original
     for spool, row in zip(result.images.values(), picture.image_rows, strict=True):
@@ -312,6 +314,18 @@ def _tell_of_other_sizes(source: Path, pictures: list[_Picture], size: Size, fin
             f"{source}: {counted(len(others), 'picture')} of another size than the region of interest, which is of "
             f"{size.width} x {size.height} pixels: {some(others)}; correct prepare.regions, or remove them"
         )
+
+
+def _tell_of_too_large(source: Path, pictures: list[_Picture], frames: Sequence[Frame], findings: Findings) -> None:
+    """Pictures that no model would resize, and that do not go into its frame."""
+    sizes = {picture.path: Size(*reversed(picture.original)) for picture in pictures if picture.original is not None}
+    for shape in mask_shapes(frames):
+        if others := [path for path, size in sizes.items() if not shape.holds(size)]:
+            height, width = (max(sides) for sides in zip(*sizes.values(), strict=True))
+            findings.problem(
+                f"{source}: {counted(len(others), 'picture')} larger than image_size {shape.size}, which `fit: native` "
+                f"does not resize to: {some(others)}; set image_size: {{height: {height}, width: {width}}}"
+            )
 
 
 def _told_of_shrinking(pictures: list[_Picture]) -> Iterator[tuple[Shape, str]]:

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from pipelines.errors import DatasetError
 from pipelines.pictures import images
-from pipelines.pictures.frames import Frame
+from pipelines.pictures.frames import Frame, size_of
 from pipelines.preparation.config import Polygon, PrepareConfig
 from pipelines.preparation.listing import Findings, Listing
 
@@ -33,7 +33,8 @@ def region_of_interest(
     except DatasetError as error:
         findings.problems.append(error)
         return None
-    lost = [frame for frame in frames if not frame.shape.fitted_mask(found).any()]
+    held = [frame for frame in frames if frame.shape.holds(size_of(found))]  # of the others, pictures are told of
+    lost = [frame for frame in held if not frame.shape.fitted_mask(found).any()]
     if not found.any():
         findings.problem(f"{setting}: nothing is left of the pictures; mark white what counts, and black what does not")
     elif lost:

@@ -41,6 +41,8 @@ def test_models_and_pictures_know_the_same_ways() -> None:
         ("crop", WIDE, (slice(0, 50), slice(25, 75)), WHOLE),
         ("crop", HIGH, (slice(25, 75), slice(0, 50)), WHOLE),
         ("crop", Size(7, 7), (slice(0, 7), slice(0, 7)), WHOLE),
+        ("native", Size(30, 64), WHOLE, (slice(17, 47), slice(0, 64))),
+        ("native", Size(7, 1), WHOLE, (slice(28, 35), slice(31, 32))),
     ],
 )
 def test_where_a_picture_goes(fit: Fit, original: Size, seen: frames.Window, shown: frames.Window) -> None:
@@ -61,6 +63,24 @@ def test_a_padded_picture_is_whole_between_grey_borders() -> None:
     restored = shape("pad").restored(framed, WIDE, 0)
     assert restored.shape == (32, 64, 3)
     np.testing.assert_array_equal(restored, framed[16:48])
+
+
+def test_a_picture_in_its_own_scale_keeps_its_pixels() -> None:
+    picture = noise(50, 60)
+    framed = Frame(Size.square(64), "bilinear", "native").fitted(picture)
+    np.testing.assert_array_equal(framed[7:57, 2:62], picture)
+    assert (framed[:7] == OUTSIDE).all()
+    assert (framed[:, 62:] == OUTSIDE).all()
+    np.testing.assert_array_equal(shape("native").restored(framed, Size(50, 60), 0), picture)
+    counts = shape("native").region(Size(50, 60), None)
+    assert counts is not None
+    assert counts.sum() == 50 * 60
+
+
+@pytest.mark.parametrize("fit", get_args(Fit))
+@pytest.mark.parametrize(("original", "held"), [((64, 64), True), ((65, 64), False), ((64, 65), False), ((1, 9), True)])
+def test_only_what_is_not_resized_may_be_too_large(fit: Fit, original: tuple[int, int], held: bool) -> None:
+    assert shape(fit).holds(Size(*original)) == (held or fit != "native")
 
 
 def test_a_cropped_picture_fills_the_frame_and_comes_back_to_its_place() -> None:
@@ -85,6 +105,8 @@ def test_a_stretched_picture_is_what_it_was_before_there_were_frames() -> None:
 @pytest.mark.parametrize("fit", get_args(Fit))
 @pytest.mark.parametrize("original", [WIDE, HIGH, Size(64, 64), Size(301, 97), Size(30, 500)])
 def test_a_spot_in_the_middle_comes_back_to_the_middle(fit: Fit, original: Size) -> None:
+    if not shape(fit, 64, 96).holds(original):
+        original = Size(*(min(side, most) for side, most in zip(original, (64, 96), strict=True)))
     mask = np.zeros(original, dtype=bool)
     middle = tuple(slice(side // 2 - max(1, side // 8), side // 2 + max(1, side // 8)) for side in original)
     mask[middle] = True

@@ -282,6 +282,33 @@ def latency(model: Model, category: Category) -> None:
 
 
 @app.command(rich_help_panel=USE)
+def start(
+    folder: Annotated[
+        Path, typer.Argument(help="It holds a folder for each kind of part, or is one.", show_default=False)
+    ],
+    models: Annotated[str, typer.Option(help="Comma between them; or all.")] = "adfa,fapm",
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite edits of params.yaml that are not committed.")
+    ] = False,
+) -> None:
+    """Look at a folder of pictures, say what is in it, and write a params.yaml for it; then `blemish run`."""
+    from anomaly_models import MODELS
+    from pipelines.preview.start import start as begin
+
+    cores = os.cpu_count() or 1
+    chosen = list(MODELS) if models == "all" else [name for name in models.split(",") if name]
+    found = begin(folder, chosen, _project(), cores, force=force)
+    for look in found.categories:
+        typer.echo(look.text)
+    for line in (*found.left_out, *found.notes):
+        typer.echo(f"- {line}")
+    typer.echo(
+        f"params.yaml: {', '.join(chosen)}; `blemish run` takes some {max(1, round(found.minutes))} minutes here. "
+        f"Other models: --models all, or some of {', '.join(MODELS)}"
+    )
+
+
+@app.command(rich_help_panel=USE)
 def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells at once, each on a core; as many as there are cores if not given.")

@@ -84,9 +84,15 @@ def _kept(
 
 
 @app.command(rich_help_panel=PIPELINE)
-def check() -> None:
-    """Validate params.yaml as a whole, and list every problem."""
-    from pipelines.preview.check import load_checked, require_packages, unused_sections, write_checked
+def check(
+    params_only: Annotated[
+        bool, typer.Option("--params-only", help="As DVC's stage needs it: each folder is its own stage's to refuse.")
+    ] = False,
+) -> None:
+    """Validate params.yaml as a whole, look for the folders and files that it names, and list every problem."""
+    from pipelines.errors import StageError
+    from pipelines.numbers import counted
+    from pipelines.preview.check import load_checked, missing, require_packages, unused_sections, write_checked
 
     project = _project()
     params = load_checked(project.params)
@@ -94,6 +100,8 @@ def check() -> None:
     for line in unused_sections(params):
         typer.echo(line)
     write_checked(params, project)
+    if not params_only and (problems := missing(params, project)):
+        raise StageError("\n  - ".join([f"params.yaml is in order, {counted(len(problems), 'thing')} not", *problems]))
     typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
 
 

@@ -178,9 +178,10 @@ def open_run(
         client = mlflow.MlflowClient(uri)
         reap(client, experiment_id)
         run_id = run_id if run_id and is_known(client, run_id) else None
-        # The commit that a cell was trained with stays; what a later stage ran with stands beside it.
-        code = {f"latest.{name}" if run_id else name: value for name, value in git_tags(project).items()}
-        tags = {**tags, **_process_tags(), **code}
+        # What a cell was trained with and for stays; what a later stage ran with stands beside it.
+        origin = {**git_tags(project), **_experiment_tags()}
+        origin = {f"latest.{name}" if run_id else name: value for name, value in origin.items()}
+        tags = {**tags, **_process_tags(), **origin}
         # A known run is opened where it is, even if the experiment has another name by now.
         run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)
         opened = OpenRun(run.info.run_id, client)
@@ -278,6 +279,12 @@ def _is_ours_and_dead(run: Run) -> bool:
 def _process_tags() -> dict[str, str]:
     process = psutil.Process()
     return {"host": socket.gethostname(), "pid": str(process.pid), "pid_started": str(process.create_time())}
+
+
+def _experiment_tags() -> dict[str, str]:
+    """The experiment of DVC that the run is part of, if it is one's."""
+    name = os.environ.get("DVC_EXP_NAME")
+    return {"dvc_exp_name": name} if name else {}
 
 
 def git_tags(project: Path) -> dict[str, str]:

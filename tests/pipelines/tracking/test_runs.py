@@ -59,7 +59,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"connects to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "DVC_STAGE"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -221,6 +221,17 @@ def test_a_known_run_is_opened_again(project: Path, monkeypatch: pytest.MonkeyPa
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "fapm-bolt"
     assert found.data.tags["stage"] == "evaluate@fapm-bolt"
+
+
+def test_the_experiment_of_dvc_is_a_tag(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = open_cell(project)
+    assert "dvc_exp_name" not in client_of(project).get_run(plain).data.tags
+    monkeypatch.setenv("DVC_EXP_NAME", "noble-rook")
+    trained = open_cell(project)
+    monkeypatch.setenv("DVC_EXP_NAME", "dusty-hare")
+    open_cell(project, trained)
+    tags = client_of(project).get_run(trained).data.tags
+    assert (tags["dvc_exp_name"], tags["latest.dvc_exp_name"]) == ("noble-rook", "dusty-hare")
 
 
 def test_an_unknown_id_makes_a_new_run(project: Path) -> None:

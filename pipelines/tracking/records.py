@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SEED = "train.seed"  # the setting in which two trainings of the same cell may differ
+TRAIN_SECONDS = "train_seconds"  # the metric of how long a training took, however often it was killed
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from pipelines.environment import environment, packages
 from pipelines.errors import StageError
 from pipelines.names import as_key
 from pipelines.paths import Cell
+from pipelines.tracking.records import TRAIN_SECONDS
 from pipelines.tracking.store import STORE_ERRORS, errors_told, is_known, prepare_store, told_at_once, used_by_mlflow
 
 _DIGEST_LENGTH = 32  # characters; the store takes 36
@@ -194,9 +195,25 @@ def open_run(
             killed = isinstance(error, KeyboardInterrupt | SystemExit)
             # What went wrong is what the user is told, not that the store does not answer either.
             with contextlib.suppress(StageError), told_at_once(uri):
-                mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
+                _end(client, opened.run_id, RunStatus.KILLED if killed else RunStatus.FAILED)
             raise
-        mlflow.end_run()
+        _end(client, opened.run_id, RunStatus.FINISHED)
+
+
+def _end(client: mlflow.MlflowClient, run_id: str, status: int) -> None:
+    mlflow.end_run(RunStatus.to_string(status))
+    _terminate(client, client.get_run(run_id), status)
+
+
+def _terminate(client: mlflow.MlflowClient, run: Run, status: int) -> None:
+    """Let a run that was trained last as long as its training, and any other until now.
+
+    MLflow's page has a column of durations that no view can hide. Up to the end of the last stage, it would count the
+    hours for which nothing was done.
+    """
+    seconds = run.data.metrics.get(TRAIN_SECONDS)
+    end = None if seconds is None else run.info.start_time + round(1000 * seconds)
+    client.set_terminated(run.info.run_id, RunStatus.to_string(status), end)
 
 
 def _log_environment(run: OpenRun) -> None:
@@ -256,10 +273,10 @@ def _sample(run: OpenRun, stop: threading.Event, seconds_before: int) -> None:
 def reap(client: mlflow.MlflowClient, experiment_id: str) -> list[str]:
     """Mark KILLED what is RUNNING on this machine in a process that is gone; gives the ids."""
     running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
-    dead = [run.info.run_id for run in running if _is_ours_and_dead(run)]
-    for run_id in dead:
-        client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
-    return dead
+    dead = [run for run in running if _is_ours_and_dead(run)]
+    for run in dead:
+        _terminate(client, run, RunStatus.KILLED)
+    return [run.info.run_id for run in dead]
 
 
 def _is_ours_and_dead(run: Run) -> bool:

@@ -180,6 +180,34 @@ def test_killed_processes(project: Path) -> None:
     assert killed.wait() == -signal.SIGKILL
 
 
+def duration(project: Path, run_id: str) -> float:
+    """What MLflow's page shows, in seconds."""
+    info = client_of(project).get_run(run_id).info
+    return float(info.end_time - info.start_time) / 1000
+
+
+def test_a_run_lasts_as_long_as_its_training(project: Path) -> None:
+    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as run:
+        run.metrics({"train_seconds": 3600.5})
+    assert duration(project, run.run_id) == 3600.5
+    open_cell(project, run.run_id)  # a later stage
+    assert duration(project, run.run_id) == 3600.5
+    with pytest.raises(StageError), cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, run.run_id):
+        raise StageError("fails")
+    assert (status(project, run.run_id), duration(project, run.run_id)) == ("FAILED", 3600.5)
+    client_of(project).update_run(run.run_id, "RUNNING")
+    client_of(project).set_tag(run.run_id, "pid_started", "0")
+    open_cell(project)
+    assert (status(project, run.run_id), duration(project, run.run_id)) == ("KILLED", 3600.5)
+
+
+def test_what_is_no_training_lasts_until_its_end(project: Path) -> None:
+    before = time.time()
+    with summary_run(project, EXPERIMENT, "key") as run:
+        time.sleep(0.1)
+    assert 0.1 <= duration(project, run.run_id) <= time.time() - before + 0.01
+
+
 def started(seconds: float = 0.0) -> str:
     return str(psutil.Process().create_time() + seconds)
 

@@ -34,7 +34,7 @@ from pipelines.environment import environment, packages
 from pipelines.errors import StageError
 from pipelines.names import as_key
 from pipelines.paths import Cell
-from pipelines.tracking.records import TRAIN_SECONDS
+from pipelines.tracking.records import TRAIN_SECONDS, common_settings
 from pipelines.tracking.store import STORE_ERRORS, errors_told, is_known, prepare_store, told_at_once, used_by_mlflow
 
 _DIGEST_LENGTH = 32  # characters; the store takes 36
@@ -63,6 +63,11 @@ class OpenRun:
         new = [Param(name, str(value)[:_MAX_TEXT]) for name, value in flatten(values).items() if name not in known]
         for start in range(0, len(new), _MAX_PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, params=new[start : start + _MAX_PARAMS_PER_CALL])
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Log what a training was made with, as `params` does, and what every method has under a name they share."""
+        flat = flatten(values)
+        self.params(flat | common_settings(flat))
 
     def tags(self, values: Mapping[str, Any]) -> None:
         tags = [RunTag(name, str(value)[:_MAX_TEXT]) for name, value in flatten(values).items()]

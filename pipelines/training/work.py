@@ -63,7 +63,7 @@ class Work:
         begun = Begun.load(run_file, f"delete {checkpoint.folder} to begin anew") if run_file.exists() else None
         with open_run(root, experiment, self.run_name, self.tags, begun.run_id if begun else None, sampled=True) as run:
             Begun(run_id=run.run_id).save(run_file)
-            run.params(settings)
+            run.settings(settings)
             run.tags({"device": device.type})
             yield checkpoint, run
         checkpoint.forget_all()

@@ -331,6 +331,18 @@ def test_settings_are_logged_flat_and_once(run: OpenRun) -> None:
     assert found == {"models.fapm.layers": "[2, 3]", "models.fapm.rule": "None", "seed": "0"}
 
 
+def test_what_methods_share_has_one_name(run: OpenRun) -> None:
+    run.settings({"models": {"fapm": {"image_size": 256, "backbone": {"name": "r18"}}}, "train": {"seed": 3}})
+    assert logged(run).params == {
+        "models.fapm.image_size": "256",
+        "models.fapm.backbone.name": "r18",
+        "train.seed": "3",
+        "image_size": "256",
+        "backbone.name": "r18",
+        "seed": "3",
+    }
+
+
 def test_a_resumed_run_keeps_its_settings(project: Path) -> None:
     with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as first:
         first.params({"seed": 0})
@@ -556,7 +568,7 @@ def test_a_short_run_is_drawn_too_and_one_that_is_only_opened_is_not(project: Pa
 
 def evaluated(project: Path, model: str = "fapm", seed: int = 0) -> str:
     with cell_run(Cell(project, model, "bolt"), EXPERIMENT, None) as run:
-        run.params({"train": {"seed": seed}})
+        run.settings({"models": {model: {"grid": 4}}, "train": {"seed": seed}})
         run.metrics({"threshold": 1.5, "image_auroc": 0.9})
         return run.run_id
 
@@ -568,6 +580,7 @@ def test_evaluated_runs_are_read_back(project: Path) -> None:
         summary.metrics({"threshold": 1.0})
     (found,) = cells.cell_runs(project, EXPERIMENT)
     assert (found.run_id, found.model, found.category, found.seed) == (run_id, "fapm", "bolt", 7)
+    assert found.settings == {"models.fapm.grid": "4", "train.seed": "7"}
     assert found.metrics["image_auroc"] == 0.9
     assert not any(name.startswith("mlflow.") for name in found.tags)
 

@@ -35,7 +35,16 @@ from pipelines.errors import StageError
 from pipelines.names import as_key
 from pipelines.paths import Cell
 from pipelines.tracking.records import TRAIN_SECONDS, common_settings
-from pipelines.tracking.store import STORE_ERRORS, errors_told, is_known, prepare_store, told_at_once, used_by_mlflow
+from pipelines.tracking.run_names import run_name
+from pipelines.tracking.store import (
+    RUNS_PER_CALL,
+    STORE_ERRORS,
+    errors_told,
+    is_known,
+    prepare_store,
+    told_at_once,
+    used_by_mlflow,
+)
 
 _DIGEST_LENGTH = 32  # characters; the store takes 36
 _NOT_IN_METRICS = r"[^\w.\- /]"  # in their names, in MLflow on every system
@@ -60,7 +69,7 @@ class OpenRun:
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings, nested mappings as dotted names. A run's settings never change, so a resumed run skips them."""
         known = self.client.get_run(self.run_id).data.params
-        new = [Param(name, str(value)[:_MAX_TEXT]) for name, value in flatten(values).items() if name not in known]
+        new = [Param(name, value) for name, value in _as_texts(values).items() if name not in known]
         for start in range(0, len(new), _MAX_PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, params=new[start : start + _MAX_PARAMS_PER_CALL])
 
@@ -70,7 +79,7 @@ class OpenRun:
         self.params(flat | common_settings(flat))
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        tags = [RunTag(name, str(value)[:_MAX_TEXT]) for name, value in flatten(values).items()]
+        tags = [RunTag(name, value) for name, value in _as_texts(values).items()]
         self.client.log_batch(self.run_id, tags=tags)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -173,10 +182,18 @@ def summary_run(project: Path, experiment: str, key: str) -> Iterator[OpenRun]:
 
 @contextlib.contextmanager
 def open_run(
-    project: Path, experiment: str, name: str, tags: dict[str, str], run_id: str | None, *, sampled: bool = False
+    project: Path,
+    experiment: str,
+    name: str,
+    tags: dict[str, str],
+    run_id: str | None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    sampled: bool = False,
 ) -> Iterator[OpenRun]:
     """Open the run `run_id`, or a new one called `name` if that is None or unknown to this store.
 
+    With the `settings` of a training, a new run is also called after those that its cell's first run did not have.
     `sampled` draws the process's use of CPU and memory as long as the run is open.
     """
     uri, experiment_id = prepare_store(project, experiment)
@@ -184,6 +201,8 @@ def open_run(
         client = mlflow.MlflowClient(uri)
         reap(client, experiment_id)
         run_id = run_id if run_id and is_known(client, run_id) else None
+        if run_id is None and settings is not None:
+            name = run_name(name, _as_texts(settings), _earlier(client, experiment_id, tags))
         # What a cell was trained with and for stays; what a later stage ran with stands beside it.
         origin = {**git_tags(project), **_experiment_tags()}
         origin = {f"latest.{name}" if run_id else name: value for name, value in origin.items()}
@@ -203,6 +222,16 @@ def open_run(
                 _end(client, opened.run_id, RunStatus.KILLED if killed else RunStatus.FAILED)
             raise
         _end(client, opened.run_id, RunStatus.FINISHED)
+
+
+def _earlier(
+    client: mlflow.MlflowClient, experiment_id: str, tags: Mapping[str, str]
+) -> list[tuple[str, dict[str, str]]]:
+    """The name and the settings of each run of the same cell, or of the same model's teacher; the first one first."""
+    keys = ("model", "category") if "category" in tags else ("model", "stage")
+    same = " and ".join(f"tags.{key} = '{tags[key]}'" for key in keys)
+    found = client.search_runs([experiment_id], same, max_results=RUNS_PER_CALL, order_by=["attributes.start_time ASC"])
+    return [(run.info.run_name, run.data.params) for run in found]
 
 
 def _end(client: mlflow.MlflowClient, run_id: str, status: int) -> None:
@@ -342,6 +371,11 @@ def _sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """As settings and tags are logged: under dotted names, and no longer than any store takes."""
+    return {name: str(value)[:_MAX_TEXT] for name, value in flatten(values).items()}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

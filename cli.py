@@ -488,13 +488,14 @@ def publish(
 
 @app.command(rich_help_panel=USE)
 def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> None:
-    """Serve the MLflow page on this machine."""
+    """Serve the MLflow page on this machine; print where it shows the figures of all runs."""
+    from pipelines.evaluation.measures import TEN
     from pipelines.settings.params import load_params
     from pipelines.tracking.pages import page_of, serve
 
     project = _project()
     experiment = load_params(project.params).tracking.experiment
-    typer.echo(f"The runs of '{experiment}': {page_of(project.root, experiment, port)}")
+    typer.echo(f"The runs of '{experiment}': {page_of(project.root, experiment, port, TEN)}")
     serve(project.root, port)
 
 

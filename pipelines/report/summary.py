@@ -1,6 +1,7 @@
 """Every cell's results -> one summary: the figures, how sure they are, who beats whom. All reports are made from it."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.deployment.records import Latency
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pipelines.tracking.pages import Pages
 
 MAIN_METRIC = "image_auroc"
+_NOBODY = Champion(None, (), None)
 
 
 class Row(Record):
@@ -101,7 +103,7 @@ class Summary(Record):
 
     data_set: str
     categories: tuple[str, ...]
-    models: dict[str, dict[str, Any]]  # with their settings
+    models: dict[str, dict[str, Any]]  # with their settings; the best first on average, as are cells and averages
     confidence: float  # of all intervals
     resamples: int  # test sets drawn for them
     tracking: Tracking | None  # None in a kept report
@@ -135,6 +137,12 @@ class Summary(Record):
         """None where no cell has the metric, and for one model alone, which wins nothing."""
         return self.champions.get(metric, {}).get(category) if len(self.models) > 1 else None
 
+    def best_first(self, category: str = AVERAGE) -> list[str]:
+        """The models of a category, or of all, as `ranked`."""
+        found = self.champions.get(MAIN_METRIC, {}).get(category)
+        cells = [cell for cell in self.cells if category in (cell.category, AVERAGE)]
+        return ranked(self.models, cells, found.best if found else None)
+
     def for_keeping(self) -> Self:
         """Without what means nothing outside the store that made it, and the thousands of comparisons."""
         cells = tuple(cell.model_copy(update={"run_id": None, "run_url": None}) for cell in self.cells)
@@ -146,8 +154,27 @@ def leaders(found: Champion) -> tuple[str, ...]:
     return () if found.best is None else (found.best, *found.tied_with)
 
 
+def ranked(models: Iterable[str], cells: Sequence[CellSummary], best: str | None) -> list[str]:
+    """Models, the best first: the champion, if there is one, then by the main metric over these cells.
+
+    Where there is no defect, hence no such figure, by the fewest false alarms; where there is no test either, as given.
+    """
+
+    def key(model: str) -> tuple[bool, float, float]:
+        own = [cell.metrics for cell in cells if cell.model == model]
+        return model != best, -_mean_of_known(own, MAIN_METRIC), _mean_of_known(own, "false_alarms")
+
+    return sorted(models, key=key)
+
+
+def _mean_of_known(cells: Sequence[Mapping[str, float | None]], figure: str) -> float:
+    """Over the cells that have it; 0 where none has."""
+    known = [value for cell in cells if (value := cell.get(figure)) is not None]
+    return math.fsum(known) / len(known) if known else 0.0
+
+
 def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pages: "Pages | None" = None) -> Summary:
-    """Everything about the cells of the params file, and nothing of cells that are no longer in it.
+    """Everything about the cells of the params file, the best model first, and nothing of cells no longer in it.
 
     `runs` are all of the tracking store: those that differ from a cell's own in the seed alone tell its spread.
     """
@@ -172,10 +199,11 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         measured[model, AVERAGE] = row
         averages.append(_average(row, group, seeds))
     comparisons, champions = judge(measured, list(params.models), [*params.data.categories, AVERAGE])
+    order = ranked(params.models, cells, champions.get(MAIN_METRIC, {}).get(AVERAGE, _NOBODY).best)
     return Summary(
         data_set=params.data.name,
         categories=tuple(params.data.categories),
-        models={name: next(cell.settings for cell in cells if cell.model == name) for name in params.models},
+        models={name: next(cell.settings for cell in cells if cell.model == name) for name in order},
         confidence=CONFIDENCE,
         resamples=resamples,
         tracking=Tracking(
@@ -183,8 +211,8 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
             experiment_id=pages.experiment_id if pages else None,
             page=pages.base if pages else None,
         ),
-        cells=tuple(cells),
-        averages=tuple(averages),
+        cells=tuple(sorted(cells, key=lambda cell: order.index(cell.model))),
+        averages=tuple(sorted(averages, key=lambda row: order.index(row.model))),
         comparisons=tuple(comparisons),
         champions=champions,
     )

@@ -43,15 +43,52 @@ def test_a_metric_that_a_category_lacks_has_no_average(project: Project) -> None
     assert summary.champions["pixel_auroc"]["average"].reason == "no Pixel AUROC"
 
 
-def test_cells_come_in_the_files_order_and_removed_ones_are_gone(project: Project) -> None:
-    cells = [(cell.model, cell.category) for cell in summarise(BOTH, project).cells]
+def test_the_best_model_comes_first_and_removed_cells_are_gone(project: Project) -> None:
+    summary = summarise(params_of(["b", "a"], ["nut", "my bolt"]), project)
+    cells = [(cell.model, cell.category) for cell in summary.cells]
     assert cells == [("a", "nut"), ("a", "my bolt"), ("b", "nut"), ("b", "my bolt")]
+    assert [row.model for row in summary.averages] == list(summary.models) == ["a", "b"]
     summary = summarise(params_of(["b"], ["my bolt"]), project)
     assert [(cell.model, cell.category) for cell in summary.cells] == [("b", "my bolt")]
     assert summary.categories == ("my bolt",)
     assert list(summary.models) == ["b"]
     assert summary.comparisons == ()
     assert "nut" not in summary.model_dump_json()
+
+
+def test_another_model_may_be_the_best_on_one_category(project: Project) -> None:
+    put(project, "b", "my bolt", auroc=0.9999, masks=False)
+    summary = summarise(BOTH, project)
+    found = {category: summary.best_first(category) for category in ("nut", "my bolt", "average")}
+    assert (found["nut"], found["my bolt"]) == (["a", "b"], ["b", "a"])
+    means = {row.model: row.metrics["image_auroc"] for row in summary.averages}
+    assert found["average"] == sorted(means, key=lambda model: -means[model])
+
+
+def test_without_defects_the_fewest_false_alarms_come_first(project: Project) -> None:
+    for model, alarms in (("a", 4), ("b", 1)):
+        evaluation = put(project, model, "nut", good=30, defect=0)
+        evaluation = evaluation.model_copy(update={"metrics": evaluation.metrics | {"false_alarms": alarms / 30}})
+        evaluation.save(project.cell(model, "nut").evaluation)
+    summary = summarise(params_of(["a", "b"], ["nut"]), project)
+    assert summary.rows["a", "nut"].metrics["image_auroc"] is None
+    assert summary.best_first() == summary.best_first("nut") == list(summary.models) == ["b", "a"]
+
+
+def test_a_category_without_defects_does_not_hide_the_others(project: Project) -> None:
+    for model in ("a", "b"):
+        put(project, model, "screw", good=30, defect=0)
+    summary = summarise(params_of(["b", "a"], ["screw", "nut"]), project)
+    assert summary.rows["a", "average"].metrics["image_auroc"] is None
+    assert summary.best_first() == ["a", "b"]
+
+
+def test_the_champion_comes_before_a_higher_figure(project: Project) -> None:
+    """One that it has only because it was tested on other images."""
+    summary = summarise(BOTH, project)
+    places = summary.champions["image_auroc"] | {"nut": Champion("b", (), None)}
+    summary = summary.model_copy(update={"champions": summary.champions | {"image_auroc": places}})
+    assert (summary.best_first("nut"), summary.best_first("my bolt")) == (["b", "a"], ["a", "b"])
 
 
 def test_a_cell_that_is_not_evaluated_is_named(project: Project) -> None:

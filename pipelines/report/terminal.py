@@ -7,6 +7,7 @@ from pipelines.evaluation.measures import METRIC_BY_KEY, PROMISED
 from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
 from pipelines.numbers import narrow_interval, percent, score
 from pipelines.paths import Project
+from pipelines.report.answers import best_cells, headline
 from pipelines.report.markdown import COLUMNS, Column, against_the_best, differing, promises, untested
 from pipelines.report.summary import Average, CellSummary, Summary
 
@@ -65,7 +66,9 @@ def print_results(project: Project, console: "Console") -> None:
         )
     for sentence in [promises(summary), *differing(summary), *untested(summary), *against_the_best(summary)]:
         console.print(sentence, highlight=False)
-    first = project.cell(summary.cells[0].model, summary.cells[0].category)
+    console.print(f"{headline(best_cells(summary))}.", highlight=False)
+    category = summary.categories[0]
+    first = project.cell(summary.best_first(category)[0], category)
     console.print(f"The whole report:    {project.reports / 'report.html'}")
     if first.examples.exists():
         console.print(f"Defects found:       {first.examples}")

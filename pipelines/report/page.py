@@ -1,9 +1,9 @@
-"""`report.html`: one file with tables, galleries, a threshold to move, costs; it opens from the disk and loads nothing.
+"""`report.html`: one file with tables, galleries, a threshold to move, costs; it opens from the disk and works alone.
 
 Tables are written here and complete without JavaScript; the script sorts them and draws the rest from embedded JSON,
 one block per category, read when its page is opened. Names of categories, defects and files are other people's: Jinja
 escapes them in the text, JSON blocks cannot be left from inside, the script writes text and never HTML, and a content
-security policy allows this one script and no connection.
+security policy allows this one script and no connection: nothing but the large pictures that lie beside the file.
 """
 
 import base64
@@ -29,7 +29,8 @@ from pipelines.numbers import count, counted, decimal, interval, percent, rate, 
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
 from pipelines.records import reading
-from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
+from pipelines.report.gallery import CategoryGallery, choose_quality
+from pipelines.report.large import Originals, write_large
 from pipelines.report.markdown import ASSUMED, promises, untested
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
@@ -76,15 +77,20 @@ class _Board:
     comparisons: list[Comparison]
 
 
-def write(summary: Summary, project: Project, folder: Path) -> Path:
-    """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path."""
+def write(summary: Summary, project: Project, folder: Path, originals: Originals) -> Path:
+    """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path.
+
+    The folder will be the project's `reports`: what the page links to is counted from there.
+    """
     galleries = {}
     for category in summary.categories:
         folders = {model: project.cell(model, category).evaluated for model in summary.models}
         galleries[category] = CategoryGallery(project.prepared(category), folders)
     quality = choose_quality(list(galleries.values()), len(summary.cells))
     blocks = [
-        _category(summary, category, project, gallery, gallery.pictures(quality))
+        _category(summary, category, project, gallery)
+        | {"pictures": asdict(gallery.pictures(quality))}
+        | {"large": asdict(write_large(gallery, originals, folder, project.reports, quality.side))}
         for category, gallery in galleries.items()
     ]
     path = folder / "report.html"
@@ -243,16 +249,14 @@ def _listed(words: Iterable[str]) -> str:
 # ---- a category's page ---------------------------------------------------------------------------------------------
 
 
-def _category(
-    summary: Summary, name: str, project: Project, gallery: CategoryGallery, pictures: Pictures
-) -> dict[str, Any]:
-    """What the script needs for one page; lists by image are in one order."""
+def _category(summary: Summary, name: str, project: Project, gallery: CategoryGallery) -> dict[str, Any]:
+    """What the script needs for one page, beside its pictures; lists by image are in one order."""
     cells = [cell for cell in summary.cells if cell.category == name]
     return {
         "name": name,
         "hasMasks": gallery.has_masks,
         "images": [[image.path, image.defect, image.label] for image in gallery.images.values()],
-        "pictures": asdict(pictures),
+        "sizes": [gallery.size(path) for path in gallery.images],
         "intervals": _intervals(gallery),
         "cells": {cell.model: _cell(cell, project.cell(cell.model, name), gallery) for cell in cells},
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn_cells import groups, picture, read_summary, summary_of, write_evaluation, write_prepared
+from drawn_cells import NO_ORIGINALS, groups, picture, read_summary, summary_of, write_evaluation, write_prepared
 
 from pipelines.paths import Project
 from pipelines.report import gallery
@@ -32,7 +32,7 @@ def write_cells(project: Project, models: list[str], categories: list[str]) -> N
 
 
 def written(project: Project, summary: dict[str, Any]) -> str:
-    path = html_report.write(read_summary(summary), project, project.root)
+    path = html_report.write(read_summary(summary), project, project.root, NO_ORIGINALS)
     assert path == project.root / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -276,7 +276,7 @@ def test_the_page_loads_nothing_and_allows_no_other_script(project: Project) -> 
     (policy,) = [
         value for tag, name, value in reader.attributes if tag == "meta" and name == "content" and "src" in str(value)
     ]
-    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert policy.startswith("default-src 'none'; img-src data: file: 'self';")
     for tag, directive in (("style", "style-src"), ("script", "script-src")):
         (text,) = [text for attrs, text in reader.scripts if attrs["tag"] == tag and "type" not in attrs]
         digest = b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -228,7 +228,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
         opened.append((experiment, key, Recorder()))
         yield opened[-1][2]
 
-    def write_html(_summary: Any, _project: Project, folder: Path) -> Path:
+    def write_html(_summary: Any, _project: Project, folder: Path, _originals: Any) -> Path:
         (folder / "report.html").touch()
         return folder / "report.html"
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from pipelines.evaluation.certainty import AVERAGE
-from pipelines.numbers import counted, rate
-from pipelines.report.summary import CellSummary, Summary
+from pipelines.evaluation.measures import METRIC_BY_KEY
+from pipelines.numbers import counted, listed, rate
+from pipelines.report.summary import MAIN_METRIC, CellSummary, Summary
 
 
 def best_cells(summary: Summary, category: str = AVERAGE) -> list[CellSummary]:
@@ -33,7 +34,7 @@ def meaning(cells: Sequence[CellSummary]) -> list[str]:
     expected = " to ".join(dict.fromkeys(f"{rate(share)} (1 in {round(1 / share)})" for share in ends))
     source = "held-out good parts" if cells[0].counts.holdout else "good parts that were not learnt from"
     told = [
-        f"The decision was set on {source} and has not seen the test images: of further good parts like those, expect "
+        f"Its threshold was set on {source} and has not seen the test images: of further good parts like those, expect "
         f"it to reject {expected}.",
         "Of further defects nothing is promised: what was found here holds for defects like these.",
     ]
@@ -42,3 +43,20 @@ def meaning(cells: Sequence[CellSummary]) -> list[str]:
         asked = rate(missed[0].rate_requested)
         told.append(f"To promise the {asked} that was asked for takes {needed} held-out good parts a category.")
     return told
+
+
+def standing(summary: Summary) -> str:
+    """How the best model came to be first; empty where it is the only one."""
+    if len(summary.models) == 1:
+        return ""
+    if not any(cell.counts.num_tested for cell in summary.cells):
+        return "Without a test no model is better than another: they stand in the order of params.yaml."
+    if all(cell.metrics.get(MAIN_METRIC) is None for cell in summary.cells):
+        return "Without a defect in the test, models are ranked by false alarms: it has the fewest."
+    found = summary.champion(MAIN_METRIC, AVERAGE if len(summary.categories) > 1 else summary.categories[0])
+    first = f"Of {len(summary.models)} models it comes first by {METRIC_BY_KEY[MAIN_METRIC].title}"
+    if found and found.tied_with:
+        return f"{first}; {listed(found.tied_with)} cannot be told apart from it on these images."
+    if found and found.best:
+        return f"{first}, distinguishable from every other."
+    return f"{first}."

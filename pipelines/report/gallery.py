@@ -20,7 +20,8 @@ from pipelines.data.index import IndexedImage, PreparedIndex, frames_in, images_
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import ScoredImage, read_tested
 from pipelines.pictures.frames import OUTSIDE, Frame
-from pipelines.pictures.panels import KeptMaps, Layout
+from pipelines.pictures.overlays import heat_overlay, resize_map
+from pipelines.pictures.panels import KeptMaps, Layout, over_threshold
 from pipelines.records import read_array
 
 _MAP_QUALITY = 90  # of WebP; less moves the contour visibly
@@ -101,6 +102,13 @@ class CategoryGallery:
         """What `prepare` kept of a picture, (H, W, 3), in the frame's proportions."""
         row = self._row[path]
         return self._shape.restored(self._pixels[row], self._entries[row].original, OUTSIDE)
+
+    def overlay(self, model: str, path: str, side: int) -> str:
+        """A picture under the model's map, `side` px long, as a data URI."""
+        size = Layout(side).fitted(*self.size(path))
+        rgb = np.asarray(_resized(self.pixels(path), size, Image.Resampling.LANCZOS))
+        shown = heat_overlay(rgb, resize_map(over_threshold(self._levels[model][path]), *size), 1.0)
+        return _data_uri(Image.fromarray(shown), "WEBP", quality=_MAP_QUALITY, method=4)
 
     def original(self, path: str, source: Path) -> Path:
         """The file in the category's folder `source`; raises StageError where it is gone or another."""

@@ -5,8 +5,8 @@
   const report = read("report");
   const AT_THRESHOLD = 127.5; // of a map's 255 levels: the scale is full at twice the threshold
   const PER_PAGE = 120; // test images shown before "Show more"
-  const WORDS = { hit: "defect found", miss: "defect missed", alarm: "false alarm", pass: "good part passed" };
-  const SIGNS = { hit: "✓", miss: "✗", alarm: "!", pass: "·" };
+  const [WORDS, SIGNS] = [0, 1].map((part) => Object.fromEntries(Object.entries(report.decisions).map(([name, parts]) => [name, parts[part]])));
+  const TERMS = new RegExp(Object.entries(report.terms).map(([key, words]) => `(?<${key}>\\b(?:${words})\\b)`).join("|"), "gi");
   const PANELS = { input: "input", map: "anomaly map", overlay: "overlay", mask: "predicted mask", truth: "ground truth" };
 
   // ---- elements: names are other people's, so everything goes in as text ----
@@ -26,6 +26,23 @@
     made.append(...children);
     return made;
   }
+
+  /** A sentence, in which each term can be opened where it first stands. */
+  function explained(text) {
+    const parts = [], seen = new Set();
+    let from = 0;
+    for (const found of text.matchAll(TERMS)) {
+      const [key] = Object.entries(found.groups).find(([, words]) => words !== undefined);
+      if (seen.has(key)) continue;
+      seen.add(key);
+      parts.push(text.slice(from, found.index), termButton(key, "term", found[0]));
+      from = found.index + found[0].length;
+    }
+    return [...parts, text.slice(from)];
+  }
+
+  const termButton = (key, kind, text = "") => element("button", { type: "button", class: kind, popovertarget: `term-${key}`,
+    "aria-label": text ? null : `What is ${$(`term-${key}`).firstChild.textContent}?` }, text);
 
   const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : "-");
   const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
@@ -82,7 +99,7 @@
 
   // ---- pages ----
 
-  const state = { category: null, model: null, cell: null, threshold: 0, low: 0, high: 1, shown: PER_PAGE, order: [], panel: "overlay", stage: 0, zoom: 1 };
+  const state = { category: null, model: null, chosen: null, cell: null, threshold: 0, low: 0, high: 1, shown: PER_PAGE, order: [], panel: "overlay", stage: 0, zoom: 1 };
   const blocks = new Map();
 
   function block(name) {
@@ -96,7 +113,7 @@
     if (location.hash && !location.hash.startsWith("#/")) return; // a place on the page, not a page
     const names = location.hash.slice(2).split("/").map(decoded);
     const isCategory = report.categories.includes(names[0]);
-    $("leaderboard").hidden = isCategory;
+    $("overview").hidden = isCategory;
     $("category").hidden = !isCategory;
     const links = [...$("pages").querySelectorAll("a")];
     links.forEach((link, place) => {
@@ -106,22 +123,28 @@
       if (current) link.scrollIntoView({ block: "nearest", inline: "nearest" });
     });
     document.title = `Blemish: ${isCategory ? names[0] : report.dataSet}`;
-    if (isCategory) openCategory(names[0], report.models.includes(names[1]) ? names[1] : state.model || report.models[0]);
+    if (isCategory) openCategory(names[0], report.models.includes(names[1]) ? names[1] : null);
     if (moved) {
       window.scrollTo({ top: 0, behavior: "instant" });
-      $(isCategory ? "category-title" : "leaderboard-title").focus({ preventScroll: true });
+      if ($("viewer").open) $("viewer").close();
+      $(isCategory ? "category-title" : "overview-title").focus({ preventScroll: true });
     }
+    const place = Number(names[2] || NaN);
+    if (isCategory && state.order.includes(place)) openViewer(place);
   }
 
   function decoded(text) {
     try { return decodeURIComponent(text); } catch { return ""; }
   }
 
-  function openCategory(name, model) {
+  /** Without a model, of the one that was chosen, or of the best. */
+  function openCategory(name, chosen) {
     const fresh = state.category !== name;
     state.category = name;
-    state.model = model;
     state.block = block(name);
+    state.chosen = chosen || state.chosen;
+    const model = state.chosen || state.block.models[0];
+    state.model = model;
     state.cell = state.block.cells[model];
     state.shown = PER_PAGE;
     const { scores, threshold } = state.cell;
@@ -129,11 +152,12 @@
     const low = Math.min(...known), high = Math.max(...known), margin = (high - low) * 0.02 || 1;
     Object.assign(state, { low: low - margin, high: high + margin, candidates: candidates(scores) });
     $("category-title").textContent = name;
-    $("note").textContent = state.cell.note;
+    $("note").replaceChildren(...explained(state.cell.note));
     $("lowest").textContent = short(state.low);
     $("highest").textContent = short(state.high);
     $("run").hidden = !state.cell.runUrl;
     if (state.cell.runUrl) $("run").href = state.cell.runUrl;
+    $("run-needs").hidden = !state.cell.runNeedsServer;
     fillModels();
     fillGroups();
     const isTested = scores.some((score) => score !== null);
@@ -149,7 +173,7 @@
   function fillModels() {
     const legend = $("models").querySelector("legend");
     $("models").hidden = report.models.length < 2;
-    $("models").replaceChildren(legend, ...report.models.map((model) => {
+    $("models").replaceChildren(legend, ...state.block.models.map((model) => {
       const input = element("input", { type: "radio", name: "model", value: model });
       input.checked = model === state.model;
       input.addEventListener("change", () => {
@@ -377,15 +401,15 @@
       return { rate: alarm / (good || 1), recall: hit / (defects || 1), precision: hit + alarm ? hit / (hit + alarm) : null };
     };
     if (both) {
-      figures.push(["ROC, images", "false alarms", "found", points.map((p) => [p.rate, p.recall]), 1, () => [now().rate, now().recall]]);
-      figures.push(["Precision-recall, images", "found", "precision", points.slice(1).map((p) => [p.recall, p.precision]), 1,
+      figures.push(["ROC, images", "auroc", "false alarms", "found", points.map((p) => [p.rate, p.recall]), 1, () => [now().rate, now().recall]]);
+      figures.push(["Precision-recall, images", "ap", "found", "precision", points.slice(1).map((p) => [p.recall, p.precision]), 1,
         () => (now().precision === null ? null : [now().recall, now().precision])]);
     }
     const zip = ([x, y]) => x.map((value, place) => [value, y[place]]);
-    if (kept.roc) figures.push(["ROC, pixels", "false-positive rate", "recall", zip(kept.roc), 1, null]);
-    if (kept.precision_recall) figures.push(["Precision-recall, pixels", "recall", "precision", zip(kept.precision_recall), 1, null]);
-    if (kept.pro) figures.push(["PRO, regions", "false-positive rate of pixels", "overlap", zip(kept.pro), 0.3, null]);
-    const hosts = figures.map(([title]) => element("figure", {}, element("figcaption", {}, title), element("div")));
+    if (kept.roc) figures.push(["ROC, pixels", "auroc", "false-positive rate", "recall", zip(kept.roc), 1, null]);
+    if (kept.precision_recall) figures.push(["Precision-recall, pixels", "ap", "recall", "precision", zip(kept.precision_recall), 1, null]);
+    if (kept.pro) figures.push(["PRO, regions", "aupro", "false-positive rate of pixels", "overlap", zip(kept.pro), 0.3, null]);
+    const hosts = figures.map(([title, term]) => element("figure", {}, element("figcaption", {}, title, termButton(term, "hint")), element("div")));
     $("curves").replaceChildren(...hosts);
     $("curves").closest("section").hidden = !figures.length;
     const marks = figures.map((figure, place) => drawCurve(hosts[place].lastChild, figure));
@@ -393,7 +417,7 @@
   }
 
   /** Gives a function that moves the mark to where the threshold is now. */
-  function drawCurve(host, [title, xName, yName, points, most, mark]) {
+  function drawCurve(host, [title, , xName, yName, points, most, mark]) {
     const [svg, width] = chart(host, 200, `${title}: ${yName} over ${xName}`);
     const left = 28, top = 8, right = width - 10, floor = 166;
     const x = (value) => left + (value / most) * (right - left), y = (value) => floor - value * (floor - top);
@@ -587,7 +611,7 @@
     $("viewer-verdict").textContent = `${state.model}: ${WORDS[name]}, score ${short(state.cell.scores[place])}, threshold ${short(state.threshold)}`;
     $("viewer-verdict").className = `verdict verdict-${name}`;
     $("viewer-panels").replaceChildren(...Object.keys(PANELS).map((panel) => choiceOf(place, panel, panel === "input" ? `input: ${defect}` : PANELS[panel])));
-    const others = report.models.filter((model) => model !== state.model && state.block.cells[model].scores[place] !== null);
+    const others = state.block.models.filter((model) => model !== state.model && state.block.cells[model].scores[place] !== null);
     $("viewer-others").replaceChildren(...(others.length ? [element("h4", {}, "Other models, at their deployed thresholds"), element("div", { class: "panels" },
       ...others.map((model) => {
         const { scores, threshold } = state.block.cells[model], own = decision(scores[place], threshold, state.block.images[place][2]);

@@ -2,7 +2,7 @@ from typing import Any
 
 from drawn_cells import read_summary, summary_of, threshold
 
-from pipelines.report.answers import best_cells, headline, meaning
+from pipelines.report.answers import best_cells, headline, meaning, standing
 from pipelines.report.summary import Summary
 
 
@@ -44,7 +44,7 @@ def test_what_was_not_tested_is_not_told() -> None:
 def test_the_promise_is_told_as_one_in_so_many() -> None:
     first, second = meaning(best_cells(summary_with(TWO)))
     assert first == (
-        "The decision was set on held-out good parts and has not seen the test images: of further good parts like "
+        "Its threshold was set on held-out good parts and has not seen the test images: of further good parts like "
         "those, expect it to reject 4.76\xa0% (1 in 21)."
     )
     assert second.startswith("Of further defects nothing is promised")
@@ -62,4 +62,30 @@ def test_folds_hold_nothing_out() -> None:
     cells = best_cells(summary_with(TWO))
     counts = cells[0].counts.model_copy(update={"holdout": 0})
     told = meaning([cell.model_copy(update={"counts": counts}) for cell in cells])
-    assert told[0].startswith("The decision was set on good parts that were not learnt from and ")
+    assert told[0].startswith("Its threshold was set on good parts that were not learnt from and ")
+
+
+def test_the_best_model_says_how_it_came_to_be_first() -> None:
+    summary = summary_with(TWO)
+    first = "Of 2 models it comes first by Image AUROC"
+    assert standing(summary) == f"{first}, distinguishable from every other."
+    tie = summary.champions["image_auroc"]["nut"]
+    tied = summary.champions["image_auroc"] | {"average": tie}
+    assert standing(summary.model_copy(update={"champions": {"image_auroc": tied}})) == (
+        f"{first}; bgad cannot be told apart from it on these images."
+    )
+    assert standing(summary.model_copy(update={"champions": {}})) == f"{first}."
+    assert standing(summary_with({("fapm", "nut"): (1, 0, 0, 1)})) == ""
+
+
+def test_without_defects_or_without_a_test_it_says_so() -> None:
+    summary = summary_with(TWO)
+    cells = [cell.model_copy(update={"metrics": cell.metrics | {"image_auroc": None}}) for cell in summary.cells]
+    assert standing(summary.model_copy(update={"cells": tuple(cells)})) == (
+        "Without a defect in the test, models are ranked by false alarms: it has the fewest."
+    )
+    nothing = {"test_normal": 0, "test_anomalous": 0}
+    cells = [cell.model_copy(update={"counts": cell.counts.model_copy(update=nothing)}) for cell in cells]
+    assert standing(summary.model_copy(update={"cells": tuple(cells)})) == (
+        "Without a test no model is better than another: they stand in the order of params.yaml."
+    )

@@ -188,7 +188,7 @@ def test_a_figure_leads_to_its_pictures(browser: Browser, report: Path) -> None:
     assert texts(browser, "[aria-current]") == ["nut & <b>bolt</b>"]
     assert browser.run("document.activeElement.id") == "category-title"
     browser.run("history.back()")
-    browser.wait("!document.getElementById('leaderboard').hidden")
+    browser.wait("!document.getElementById('overview').hidden")
 
 
 def test_the_slider_moves_the_counts(browser: Browser, report: Path) -> None:
@@ -246,7 +246,7 @@ def test_every_page_can_be_reached_by_keyboard(browser: Browser, report: Path) -
     open_page(browser, report)
     browser.press("Tab", 9)
     assert texts(browser, ":focus") == ["Skip to the content"]
-    for expected in ["Leaderboard", *CATEGORIES]:
+    for expected in ["Overview", *CATEGORIES]:
         browser.press("Tab", 9)
         assert texts(browser, ":focus") == [expected]
     browser.press("Enter", 13, "\r")
@@ -339,6 +339,43 @@ def test_the_viewer_shows_five_panels_and_the_other_models(browser: Browser, rep
     browser.press("Escape", 27)
     browser.wait("!document.getElementById('viewer').open")
     browser.wait("document.querySelector(':focus .quiet')?.textContent === 'score 3'")  # where one left off
+
+
+def test_a_picture_of_the_first_page_leads_to_itself(browser: Browser, report: Path) -> None:
+    open_page(browser, report)
+    assert texts(browser, ".strip b")[:4] == ["✓ defect found"] * 3 + ["✗ defect missed"]
+    browser.run("document.querySelectorAll('.strip a')[3].click()")
+    browser.wait("document.getElementById('viewer').open")
+    assert texts(browser, "#viewer-title") == ["cut: test/cut/2.png"]
+    assert texts(browser, "#viewer-verdict") == ["fapm: defect missed, score 1.5, threshold 2"]
+    browser.run("history.back()")
+    browser.wait("!document.getElementById('overview').hidden && !document.getElementById('viewer').open")
+
+
+def test_a_term_opens_its_explanation_by_click_and_by_key(browser: Browser, report: Path) -> None:
+    open_page(browser, report)
+    shown = "document.querySelector('#term-holdout').matches(':popover-open')"
+    browser.run("document.querySelector('.lead [popovertarget=term-holdout]').click()")
+    assert browser.run(shown)
+    assert texts(browser, ".explanation:popover-open") == [
+        "Hold-out\n\nGood parts that are put aside: no model learns from them, and their scores set the threshold."
+    ]
+    browser.press("Escape", 27)
+    assert not browser.run(shown)
+    browser.run("document.querySelector('[data-metric=image_auroc] h3 .hint').focus()")
+    browser.press("Enter", 13, "\r")
+    assert browser.run("document.querySelector('#term-auroc').matches(':popover-open')")
+
+
+def test_terms_of_a_model_are_explained_too(browser: Browser, report: Path) -> None:
+    open_page(browser, report, FIRST)
+    terms = ["deployed threshold", "held-out", "95\xa0% interval", "promised"]
+    assert texts(browser, "#note .term") == [term for term in terms if term in texts(browser, "#note")[0]]
+    names = browser.run("[...document.querySelectorAll('#curves .hint')].map((each) => each.ariaLabel)")
+    assert names[:2] == ["What is AUROC?", "What is AP, average precision?"]
+    browser.run("document.querySelector('#curves .hint').click()")
+    assert browser.run("document.querySelector('#term-auroc').matches(':popover-open')")
+    assert texts(browser, "#run-needs") == ["needs make ui running"]
 
 
 SIZE = (300, 1260)  # of a long part, which its small picture shows 61 pixels wide
@@ -446,7 +483,7 @@ def test_a_place_on_the_page_is_no_page(browser: Browser, report: Path) -> None:
     browser.run("new Promise((resolve) => setTimeout(resolve, 50))")
     assert not browser.run("document.getElementById('category').hidden")
     open_page(browser, report, "#/%E0%A4%A/x")  # no UTF-8
-    assert not browser.run("document.getElementById('leaderboard').hidden")
+    assert not browser.run("document.getElementById('overview').hidden")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -18,7 +19,7 @@ from pipelines.report.gallery import CategoryGallery
 
 FOLDER = "pictures"
 SIDE = 1024  # px, of the longer side
-_QUALITY = 80  # of WebP; its quickest method, since there may be thousands
+_QUALITY, _METHOD = 75, 1  # of WebP: a quick method, since there may be thousands
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +45,20 @@ def write_large(
 
     Where an original is gone, what `prepare` kept of it stands in.
     """
-    found = LargePictures([], [])
-    for path in gallery.images:
+
+    def write(path: str) -> tuple[str | None, str | None]:
         file = _original(gallery, path, originals)
-        found.originals.append(_address(file, place) if file else None)
-        name = f"{FOLDER}/{gallery.category}/{path}.webp"  # with its own ending, or a.png and a.jpg would be one
+        address = _address(file, place) if file else None
         pixels = _larger(gallery, path, file, originals.reading, smaller)
-        if pixels is not None:
-            _save(pixels, gallery.size(path), folder / name)
-        found.pictures.append(None if pixels is None else quote(name))
-    return found
+        if pixels is None:
+            return None, address
+        name = f"{FOLDER}/{gallery.category}/{path}.webp"  # with its own ending, or a.png and a.jpg would be one
+        _save(pixels, gallery.size(path), folder / name)
+        return quote(name), address
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        written = list(pool.map(write, gallery.images))
+    return LargePictures([picture for picture, _ in written], [address for _, address in written])
 
 
 def _original(gallery: CategoryGallery, path: str, originals: Originals) -> Path | None:
@@ -84,7 +89,7 @@ def _save(pixels: NDArray[np.uint8], size: Sequence[int], file: Path) -> None:
     fitted = Layout(min(SIDE, max(pixels.shape[:2]))).fitted(width, height)
     file.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels).resize(fitted, Image.Resampling.LANCZOS)
-    image.save(file, "WEBP", quality=_QUALITY, method=0)
+    image.save(file, "WEBP", quality=_QUALITY, method=_METHOD)
 
 
 def _address(file: Path, place: Path) -> str:

@@ -35,9 +35,10 @@ def meaning(cells: Sequence[CellSummary]) -> list[str]:
     source = "held-out good parts" if cells[0].counts.holdout else "good parts that were not learnt from"
     told = [
         f"Its threshold was set on {source} and has not seen the test images: of further good parts like those, expect "
-        f"it to reject {expected}.",
-        "Of further defects nothing is promised: what was found here holds for defects like these.",
+        f"it to reject {expected}."
     ]
+    if any(cell.counts.test_anomalous for cell in cells):
+        told.append("Of further defects nothing is promised: what was found here holds for defects like these.")
     if missed := [threshold for threshold in thresholds if not threshold.attainable]:
         needed = max(threshold.num_images_needed for threshold in missed)
         asked = rate(missed[0].rate_requested)

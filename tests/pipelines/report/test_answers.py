@@ -48,6 +48,9 @@ def test_the_promise_is_told_as_one_in_so_many() -> None:
         "those, expect it to reject 4.76\xa0% (1 in 21)."
     )
     assert second.startswith("Of further defects nothing is promised")
+    cells = best_cells(summary_with(TWO))
+    counts = cells[0].counts.model_copy(update={"test_anomalous": 0})
+    assert meaning([cell.model_copy(update={"counts": counts}) for cell in cells]) == [first]
 
 
 def test_promises_that_differ_are_a_range_and_a_broken_one_says_what_it_takes() -> None:

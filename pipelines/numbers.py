@@ -1,6 +1,6 @@
 """How numbers are written, in tables, sentences and pages alike: shares in percent, what is not known as a dash."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 UNKNOWN = "-"
 
@@ -45,6 +45,12 @@ def count(value: float | None) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """A number of things: "1 image", "2 images"."""
     return f"1 {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """As in a sentence: "a, b and c"."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def seconds(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """Evaluations with drawn pictures, and a summary to go with them, for the report and the animation."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,12 @@ from pipelines.files import write_json
 from pipelines.paths import INDEX_FILE, Project
 from pipelines.pictures.frames import Frame
 from pipelines.pictures.panels import KeptMaps, Picture, Thresholds
+from pipelines.pictures.reading import Reading
+from pipelines.report.large import Originals
 from pipelines.report.summary import CellSummary, Summary
 
+READING = Reading(0, 255, "refuse", page=None, dicom_window="file", max_megapixels=None)
+NO_ORIGINALS = Originals(Path("nowhere"), READING)
 THRESHOLDS = Thresholds(score=2.0, pixel=1.0)
 METRICS = ("image_auroc", "image_f1_max", "false_alarms")  # that a drawn cell has
 
@@ -49,15 +53,18 @@ def picture(
     )
 
 
-def write_prepared(project: Project, category: str, pictures: Sequence[Picture]) -> Path:
-    """The test images as `prepare` would leave them."""
+def write_prepared(
+    project: Project, category: str, pictures: Sequence[Picture], hashes: Mapping[str, str] | None = None
+) -> Path:
+    """The test images as `prepare` would leave them; `hashes` (SHA-256) of their files by path, where there are any."""
     folder = project.prepared(category)
     folder.mkdir(parents=True)
     masked = [p for p in pictures if p.label and p.truth is not None]
     rows = {p.path: row for row, p in enumerate(masked)}
+    hashes = hashes or {}
     images = [
-        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, (), rows.get(p.path), "", None, None)
-        for p in pictures
+        IndexedImage(p.path, "test", p.label, p.defect, p.width, p.height, (), rows.get(p.path), sha256, None, None)
+        for p, sha256 in ((p, hashes.get(p.path, "")) for p in pictures)
     ]
     (side,) = {len(p.rgb) for p in pictures}
     frame = Frame(Size.square(side), "bilinear", "stretch")
@@ -169,6 +176,7 @@ def summary_of(
         "resamples": 1000,
         "tracking": {"experiment": "tests", "experiment_id": "1", "page": "http://127.0.0.1:5000"},
         "cells": cells,
+        "absent": [],
         "averages": [_average(model, [cell for cell in cells if cell["model"] == model]) for model in models],
         "comparisons": [
             _comparison(models[0], other, category) for category in ["average", *categories] for other in models[1:]

@@ -143,7 +143,7 @@ def is_a_page_without_broken_pictures(root):
     with browse(chromium()) as browser:
         browser.open(root / "reports/report.html")
         assert browser.run("document.querySelectorAll('img, canvas:not(#scale)').length") == 0
-        assert browser.run("document.querySelector('#leaderboard .verdict').textContent") == f"{CATEGORY}: {NOTHING}."
+        assert browser.run("document.querySelector('#overview .verdict').textContent") == f"{CATEGORY}: {NOTHING}."
         browser.run(f"location.hash = '#/{CATEGORY}'")
         browser.wait("document.getElementById('tested').hidden")
         assert browser.run("document.getElementById('untested').hidden") is False

@@ -263,6 +263,11 @@ class KeptMaps:
         return cls(*read_arrays(folder / MAPS_FILE, ("levels", "sizes"), "evaluate again"))
 
 
+def over_threshold(levels: NDArray[np.uint8]) -> Map:
+    """A kept map over its threshold again, (s, s): at most FULL, where it was cut."""
+    return levels.astype(np.float32) * np.float32(FULL / _LEVELS)
+
+
 def read_panel(folder: Path, path: str, panel: int, size: tuple[int, int]) -> Image.Image:
     """One panel of a kept strip, for an original of `size` (width, height)."""
     with Image.open(strip_file(folder, path)) as image:

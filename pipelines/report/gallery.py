@@ -1,4 +1,4 @@
-"""The pictures of the HTML report, as data URIs small enough to embed.
+"""The small pictures of the HTML report, as data URIs that it embeds; `large` writes what lies beside it.
 
 The input and the true mask of a test image are there once, shared by all models, from the arrays that `prepare` wrote;
 of each model there is a small grey map, which the page colours, outlines and lays over the input itself.
@@ -20,7 +20,8 @@ from pipelines.data.index import IndexedImage, PreparedIndex, frames_in, images_
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import ScoredImage, read_tested
 from pipelines.pictures.frames import OUTSIDE, Frame
-from pipelines.pictures.panels import KeptMaps, Layout
+from pipelines.pictures.overlays import heat_overlay, resize_map
+from pipelines.pictures.panels import KeptMaps, Layout, over_threshold
 from pipelines.records import read_array
 
 _MAP_QUALITY = 90  # of WebP; less moves the contour visibly
@@ -67,6 +68,8 @@ class CategoryGallery:
     def __init__(self, prepared: Path, folders: Mapping[str, Path]) -> None:
         """`prepared`: the category's arrays; `folders`: the evaluation of each model."""
         index = PreparedIndex.load(prepared)
+        self.category = prepared.name
+        self._index = index
         frame = _most_telling(frames_in(prepared))
         self._row = {image.path: row for row, image in enumerate(index.images)}
         self._entries = index.images
@@ -90,6 +93,27 @@ class CategoryGallery:
             if self.tested[model]
         }
 
+    def size(self, path: str) -> tuple[int, int]:
+        """Width and height of the upright original, px."""
+        entry = self._entries[self._row[path]]
+        return entry.width, entry.height
+
+    def pixels(self, path: str) -> NDArray[np.uint8]:
+        """What `prepare` kept of a picture, (H, W, 3), in the frame's proportions."""
+        row = self._row[path]
+        return self._shape.restored(self._pixels[row], self._entries[row].original, OUTSIDE)
+
+    def overlay(self, model: str, path: str, side: int) -> str:
+        """A picture under the model's map, `side` px long, as a data URI."""
+        size = Layout(side).fitted(*self.size(path))
+        rgb = np.asarray(_resized(self.pixels(path), size, Image.Resampling.LANCZOS))
+        shown = heat_overlay(rgb, resize_map(over_threshold(self._levels[model][path]), *size), 1.0)
+        return _data_uri(Image.fromarray(shown), "WEBP", quality=_MAP_QUALITY, method=4)
+
+    def original(self, path: str, source: Path) -> Path:
+        """The file in the category's folder `source`; raises StageError where it is gone or another."""
+        return self._index.original(self._row[path], source)
+
     def sample_bytes(self, num_images: int, quality: Quality) -> float:
         """What all pictures take in the page, judged by some of them."""
         paths = list(self.images)
@@ -100,14 +124,10 @@ class CategoryGallery:
     def pictures(self, quality: Quality, of: Sequence[str] | None = None) -> Pictures:
         """Of all images, or of these paths."""
         paths = list(self.images) if of is None else of
-        rows = [self._row[path] for path in paths]
-        entries = [self._entries[row] for row in rows]
+        entries = [self._entries[self._row[path]] for path in paths]
         sizes = [Layout(quality.side).fitted(entry.width, entry.height) for entry in entries]
         return Pictures(
-            inputs=[
-                _input(self._shape.restored(self._pixels[row], entry.original, OUTSIDE), size, quality)
-                for row, entry, size in zip(rows, entries, sizes, strict=True)
-            ],
+            inputs=[_input(self.pixels(path), size, quality) for path, size in zip(paths, sizes, strict=True)],
             truths=[self._truth(entry, size) for entry, size in zip(entries, sizes, strict=True)],
             sizes=sizes,
             maps={

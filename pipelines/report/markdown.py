@@ -83,8 +83,8 @@ def promises(summary: Summary) -> str:
 
 
 def absences(summary: Summary) -> list[str]:
-    """A sentence for each cell of params.yaml that the report lacks."""
-    return [f"Not in this report: {cell.text}" for cell in summary.absent]
+    """A sentence for each cell of params.yaml that the report lacks, or that lacks an exported file."""
+    return [f"{'Not exported' if cell.evaluated else 'Not in this report'}: {cell.text}" for cell in summary.absent]
 
 
 def differing(summary: Summary) -> list[str]:
@@ -190,7 +190,7 @@ def headlines(summary: Summary) -> list[str]:
     ]
     rows = zip(summary.averages, figures, strict=True)
     nothing = "nothing to test on" if not any(cell.counts.num_tested for cell in summary.cells) else "no defect to find"
-    lacking = {cell.model for cell in summary.absent}
+    lacking = {cell.model for cell in summary.absent if not cell.evaluated}
     told = [f"{row.model}: {text or ('no average' if row.model in lacking else nothing)}" for row, text in rows]
     return [*told, *absences(summary), *untested(summary), *sentences(summary.comparisons)]
 

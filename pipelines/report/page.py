@@ -1,16 +1,16 @@
-"""`report.html`: one file with tables, galleries, a threshold to move, costs; it opens from the disk and loads nothing.
+"""`report.html`: one file with tables, galleries, a threshold to move, costs; it opens from the disk and works alone.
 
 Tables are written here and complete without JavaScript; the script sorts them and draws the rest from embedded JSON,
 one block per category, read when its page is opened. Names of categories, defects and files are other people's: Jinja
 escapes them in the text, JSON blocks cannot be left from inside, the script writes text and never HTML, and a content
-security policy allows this one script and no connection.
+security policy allows this one script and no connection: nothing but the large pictures that lie beside the file.
 """
 
 import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -25,21 +25,28 @@ from pipelines.evaluation.intervals import share_interval
 from pipelines.evaluation.measures import METRICS, Metric
 from pipelines.evaluation.outcomes import GROUP_COLUMNS, Threshold
 from pipelines.files import atomic_file, read_json
-from pipelines.numbers import count, counted, decimal, interval, percent, rate, score, spread
+from pipelines.numbers import UNKNOWN, count, counted, decimal, interval, listed, percent, rate, score, spread
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
 from pipelines.records import reading
-from pipelines.report.gallery import CategoryGallery, Pictures, choose_quality
-from pipelines.report.markdown import ASSUMED, promises, untested
+from pipelines.report.answers import best_cells, headline, meaning, standing
+from pipelines.report.examples import DECISIONS, Example, examples
+from pipelines.report.gallery import CategoryGallery, choose_quality
+from pipelines.report.large import Originals, write_large
+from pipelines.report.markdown import ASSUMED, absences, differing, promises, untested
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
+from pipelines.report.terms import OF_METRICS, TERMS, explained
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LEVELS = 256  # of a kept map
+_ON_THIS_MACHINE = "http://127.0.0.1"  # where `make ui` serves the runs while it is running
+_STRIP_SIDE = 224  # px, of the pictures on the first page
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
     title: str
+    term: str  # that explains it, if any
     images: str  # how many test images, where all rows have as many
     higher_is_better: bool
 
@@ -54,6 +61,9 @@ class _Figure:
     spread: str  # over training seeds
     mark: str  # "best", "tie" or nothing
     href: str
+
+
+_ABSENT = _Figure(None, UNKNOWN, "", "", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,41 +86,77 @@ class _Board:
     comparisons: list[Comparison]
 
 
-def write(summary: Summary, project: Project, folder: Path) -> Path:
-    """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path."""
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A test image on the first page."""
+
+    href: str
+    picture: str  # a data URI
+    decision: str  # of DECISIONS
+    verdict: str
+    what: str
+    score: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the best model of a category does there."""
+
+    category: str
+    href: str
+    headline: str
+
+
+def write(summary: Summary, project: Project, folder: Path, originals: Originals) -> Path:
+    """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path.
+
+    The folder will be the project's `reports`: what the page links to is counted from there.
+    """
     galleries = {}
     for category in summary.categories:
-        folders = {model: project.cell(model, category).evaluated for model in summary.models}
+        folders = {model: project.cell(model, category).evaluated for model in summary.best_first(category)}
         galleries[category] = CategoryGallery(project.prepared(category), folders)
     quality = choose_quality(list(galleries.values()), len(summary.cells))
     blocks = [
-        _category(summary, category, project, gallery, gallery.pictures(quality))
+        _category(summary, category, project, gallery)
+        | {"pictures": asdict(gallery.pictures(quality))}
+        | {"large": asdict(write_large(gallery, originals, folder, project.reports, quality.side))}
         for category, gallery in galleries.items()
     ]
     path = folder / "report.html"
     with atomic_file(path) as temporary:
-        temporary.write_text(_render(summary, blocks), encoding="utf-8")
+        temporary.write_text(_render(summary, blocks, _strip(summary, galleries)), encoding="utf-8")
     return path
 
 
-def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]]) -> str:
+def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]], strip: Sequence[_Shown]) -> str:
     style, script = ((_TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"page": page, "count": count, "decimal": decimal}
+    environment.filters |= {"page": page, "count": count, "decimal": decimal, "explained": explained}
     report = {
         "dataSet": summary.data_set,
         "categories": summary.categories,
         "models": list(summary.models),
         "scale": _scale(),
+        "decisions": DECISIONS,
+        "terms": {term.key: term.words for term in TERMS if term.words},
     }
+    best = best_cells(summary)
     latencies = [(cell, cell.latency) for cell in summary.cells if cell.latency]
     return environment.get_template("report.html").render(
         summary=summary,
+        headline=headline(best),
+        meaning=[*meaning(best), *differing(summary)],
+        standing=standing(summary),
+        strip=strip,
+        answers=_answers(summary),
+        terms=TERMS,
+        of_metrics=OF_METRICS,
         facts=_facts(summary),
         boards=_boards(summary),
-        untested=untested(summary),
+        lacking=[*absences(summary), *untested(summary)],
         main_metric=MAIN_METRIC,
         group_columns=GROUP_COLUMNS,
         has_apart=any(cell.counts.apart for cell in summary.cells),
@@ -126,9 +172,10 @@ def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def page(category: str, model: str = "") -> str:
-    """The address of a category's page inside the report."""
-    return "#/" + "/".join(quote(name, safe="") for name in (category, model) if name)
+def page(category: str, model: str = "", place: int | None = None) -> str:
+    """The address of a category's page inside the report, and there of the test image at a place among them."""
+    names = [quote(name, safe="") for name in (category, model) if name]
+    return "#/" + "/".join(names if place is None else [*names, str(place)])
 
 
 def _json(value: object) -> str:
@@ -143,6 +190,34 @@ def _csp_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
+# ---- the first page ------------------------------------------------------------------------------------------------
+
+
+def _strip(summary: Summary, galleries: Mapping[str, CategoryGallery]) -> list[_Shown]:
+    return [_shown(example, galleries[example.cell.category]) for example in examples(best_cells(summary), galleries)]
+
+
+def _shown(example: Example, gallery: CategoryGallery) -> _Shown:
+    model, category, image = example.cell.model, example.cell.category, example.image
+    word, sign = DECISIONS[example.decision]
+    return _Shown(
+        href=page(category, model, list(gallery.images).index(image.path)),
+        picture=gallery.overlay(model, image.path, _STRIP_SIDE),
+        decision=example.decision,
+        verdict=f"{sign} {word}",
+        what=f"{category}: {image.defect}",
+        score=f"score {score(image.score)}, threshold {score(example.cell.threshold.value)}",
+    )
+
+
+def _answers(summary: Summary) -> list[_Answer]:
+    """Of each category, where there are several."""
+    if len(summary.categories) == 1:
+        return []
+    found = {category: best_cells(summary, category) for category in summary.categories}
+    return [_Answer(category, page(category, cells[0].model), headline(cells)) for category, cells in found.items()]
+
+
 # ---- the leaderboard -----------------------------------------------------------------------------------------------
 
 
@@ -153,7 +228,7 @@ def _facts(summary: Summary) -> str:
     models = counted(len(summary.models), "model")
     categories = counted(len(summary.categories), "category", "categories")
     return (
-        f"{models} on {categories} of {summary.data_set}, {_listed(map(str, sizes))} px, "
+        f"{models} on {categories} of {summary.data_set}, {listed(map(str, sizes))} px, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
         f"{promises(summary)}"
         f"{''.join(f' {region[0].upper()}{region[1:]}.' for region in summary.regions)}"
@@ -168,7 +243,7 @@ def _boards(summary: Summary) -> list[_Board]:
 
 
 def _board(summary: Summary, metric: Metric) -> _Board:
-    key, names, rows = metric.key, list(summary.categories), summary.rows
+    key, names, rows, higher = metric.key, list(summary.categories), summary.rows, metric.higher_is_better
     if len(names) > 1:
         names.insert(0, AVERAGE)
     return _Board(
@@ -176,11 +251,14 @@ def _board(summary: Summary, metric: Metric) -> _Board:
         title=metric.heading,
         sentence=_sentence(summary.champion(key, names[0]), names[0]),
         columns=[
-            _Column(name, _num_images([rows[model, name] for model in summary.models]), metric.higher_is_better)
+            _Column(name, "", _num_images([row for row in summary.rows.values() if row.category == name]), higher)
             for name in names
         ],
         rows=[
-            _row(rows[model, names[0]], [_figure(summary, rows[model, name], key) for name in names])
+            _row(
+                rows[model, AVERAGE],
+                [_figure(summary, rows[model, name], key) if (model, name) in rows else _ABSENT for name in names],
+            )
             for model in summary.models
         ],
         comparisons=[c for name in names for c in summary.comparisons if (c.metric, c.category) == (key, name)],
@@ -194,7 +272,10 @@ def _overview(summary: Summary, metrics: Sequence[Metric]) -> _Board:
         key="all",
         title="All metrics" if len(summary.categories) == 1 else "All metrics, average over categories",
         sentence="",
-        columns=[_Column(metric.heading, _num_images(averages), metric.higher_is_better) for metric in metrics],
+        columns=[
+            _Column(metric.heading, OF_METRICS[metric.key], _num_images(averages), metric.higher_is_better)
+            for metric in metrics
+        ],
         rows=[_row(row, [_figure(summary, row, metric.key) for metric in metrics]) for row in averages],
         comparisons=[],
     )
@@ -232,27 +313,21 @@ def _sentence(champion: Champion | None, name: str) -> str:
         return f"{where} there is no winner: {champion.reason}." if champion.reason else ""
     if not champion.tied_with:
         return f"{where} the winner is {champion.best}, distinguishable from every other model."
-    return f"{where} it is a tie: {_listed(leaders(champion))} cannot be told apart on these images."
-
-
-def _listed(words: Iterable[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} and {last}" if others else last
+    return f"{where} it is a tie: {listed(leaders(champion))} cannot be told apart on these images."
 
 
 # ---- a category's page ---------------------------------------------------------------------------------------------
 
 
-def _category(
-    summary: Summary, name: str, project: Project, gallery: CategoryGallery, pictures: Pictures
-) -> dict[str, Any]:
-    """What the script needs for one page; lists by image are in one order."""
+def _category(summary: Summary, name: str, project: Project, gallery: CategoryGallery) -> dict[str, Any]:
+    """What the script needs for one page, beside its pictures; lists by image are in one order."""
     cells = [cell for cell in summary.cells if cell.category == name]
     return {
         "name": name,
+        "models": summary.best_first(name),
         "hasMasks": gallery.has_masks,
         "images": [[image.path, image.defect, image.label] for image in gallery.images.values()],
-        "pictures": asdict(pictures),
+        "sizes": [gallery.size(path) for path in gallery.images],
         "intervals": _intervals(gallery),
         "cells": {cell.model: _cell(cell, project.cell(cell.model, name), gallery) for cell in cells},
     }
@@ -277,6 +352,7 @@ def _cell(cell: CellSummary, place: Cell, gallery: CategoryGallery) -> dict[str,
         + ("" if cell.groups else f" {ASSUMED}"),
         "groups": {"text": cell.groups.text, "rows": cell.groups.table()} if cell.groups else None,
         "runUrl": url if url.startswith(("http://", "https://")) else None,
+        "runNeedsServer": url.startswith(_ON_THIS_MACHINE),
         "curves": _curves(place),
     }
 

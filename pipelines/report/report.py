@@ -12,15 +12,16 @@ from pipelines.files import atomic_folder
 from pipelines.numbers import percent
 from pipelines.paths import Project
 from pipelines.report.field_tables import write_tables
+from pipelines.report.large import Originals
 from pipelines.report.markdown import COLUMNS, averages_table, headlines, report_markdown
 from pipelines.report.summary import MAIN_METRIC, CellSummary, Summary, summarise
 from pipelines.settings.params import Params
 
 
 def report(params: Params, project: Project) -> Path:
-    """Write `reports/`: summary.json, tables, report.md, report.html; tell MLflow of the averages; gives report.md.
+    """Write `reports/`: summary.json, tables, report.md, report.html with its large pictures; gives report.md.
 
-    The best model of each category becomes its champion in the model registry.
+    The averages are logged to MLflow, and the best model of each category becomes its champion in the model registry.
 
     Raises:
         StageError: a cell of the params file has not been evaluated.
@@ -32,13 +33,14 @@ def report(params: Params, project: Project) -> Path:
     from pipelines.tracking.runs import summary_run
 
     experiment = params.tracking.experiment
+    originals = Originals(project.root / params.data.root, params.prepare.reading)
     summary = summarise(params, project, cell_runs(project.root, experiment), pages(project.root, experiment))
     with atomic_folder(project.reports) as folder:
         summary.save(folder / project.summary.name)
         _write_leaderboard(folder / "leaderboard.csv", summary.cells)
         write_tables(folder, summary)
         (folder / "report.md").write_text(report_markdown(summary, project), encoding="utf-8")
-        html_report.write(summary, project, folder)
+        html_report.write(summary, project, folder, originals)
     run_ids = sorted(str(cell.run_id) for cell in summary.cells)
     key = hashlib.sha256(json.dumps(run_ids).encode()).hexdigest()[:16]
     with summary_run(project.root, experiment, key) as run:

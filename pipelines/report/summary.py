@@ -1,7 +1,8 @@
 """Every cell's results -> one summary: the figures, how sure they are, who beats whom. All reports are made from it."""
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from pipelines import refusals
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from pipelines.tracking.pages import Pages
 
 MAIN_METRIC = "image_auroc"
+_NOBODY = Champion(None, (), None)
 
 
 class Row(Record):
@@ -92,10 +94,11 @@ class Average(Row):
 
 
 class Absent(Record):
-    """A cell of the params file that there is nothing to tell of, and why."""
+    """A cell of the params file that lacks something, and why."""
 
     model: str
     category: str
+    evaluated: bool  # if so, its figures are in the report; what it lacks is the exported file
     reason: str
 
     @property
@@ -116,12 +119,13 @@ class Summary(Record):
 
     data_set: str
     categories: tuple[str, ...]
-    models: dict[str, dict[str, Any]]  # with their settings; those of `cells`
+    # With their settings, those of `cells`; the best first on average, as are cells and averages.
+    models: dict[str, dict[str, Any]]
     confidence: float  # of all intervals
     resamples: int  # test sets drawn for them
     tracking: Tracking | None  # None in a kept report
     cells: tuple[CellSummary, ...]
-    absent: tuple[Absent, ...] = ()  # of the params file, refused by a verb or not made yet
+    absent: tuple[Absent, ...] = ()  # of the params file: what a verb refused, or has not made yet
     averages: tuple[Average, ...]  # of each model, without figures where one of its cells is absent
     comparisons: tuple[Comparison, ...]  # none in a kept report
     champions: dict[str, dict[str, Champion]]  # by metric and category, for metrics that any cell has
@@ -151,6 +155,12 @@ class Summary(Record):
         """None where no cell has the metric, and for one model alone, which wins nothing."""
         return self.champions.get(metric, {}).get(category) if len(self.models) > 1 else None
 
+    def best_first(self, category: str = AVERAGE) -> list[str]:
+        """The models that have results of a category, or of any, as `ranked`."""
+        found = self.champions.get(MAIN_METRIC, {}).get(category)
+        cells = [cell for cell in self.cells if category in (cell.category, AVERAGE)]
+        return ranked(dict.fromkeys(cell.model for cell in cells), cells, found.best if found else None)
+
     def for_keeping(self) -> Self:
         """Without what means nothing outside the store that made it, and the thousands of comparisons."""
         cells = tuple(cell.model_copy(update={"run_id": None, "run_url": None}) for cell in self.cells)
@@ -162,8 +172,28 @@ def leaders(found: Champion) -> tuple[str, ...]:
     return () if found.best is None else (found.best, *found.tied_with)
 
 
+def ranked(models: Iterable[str], cells: Sequence[CellSummary], best: str | None) -> list[str]:
+    """Models, the best first: the champion, if there is one, then by the main metric over these cells.
+
+    One that lacks a category comes after those that do not, since its mean is of something else. Where there is no
+    defect, hence no such figure, by the fewest false alarms; where there is no test either, as given.
+    """
+
+    def key(model: str) -> tuple[bool, int, float, float]:
+        own = [cell.metrics for cell in cells if cell.model == model]
+        return model != best, -len(own), -_mean_of_known(own, MAIN_METRIC), _mean_of_known(own, "false_alarms")
+
+    return sorted(models, key=key)
+
+
+def _mean_of_known(cells: Sequence[Mapping[str, float | None]], figure: str) -> float:
+    """Over the cells that have it; 0 where none has."""
+    known = [value for cell in cells if (value := cell.get(figure)) is not None]
+    return math.fsum(known) / len(known) if known else 0.0
+
+
 def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pages: "Pages | None" = None) -> Summary:
-    """Everything about the cells of the params file, and nothing of cells that are no longer in it.
+    """Everything about the cells of the params file, the best model first, and nothing of cells no longer in it.
 
     `runs` are all of the tracking store: those that differ from a cell's own in the seed alone tell its spread.
 
@@ -175,10 +205,11 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
     cells, measured, absent = list[CellSummary](), dict[tuple[str, str], Measured](), list[Absent]()
     for model, category in params.cells():
         place = project.cell(model, category)
-        reason = _absence(project, place)
-        if reason is not None:
-            absent.append(Absent(model=model, category=category, reason=reason))
-            continue
+        found = _absence(project, place)
+        if found is not None:
+            absent.append(found)
+            if not found.evaluated:
+                continue
         evaluation = Evaluation.load(place.evaluation, f"run {place.verb('evaluate')}, or `dvc repro` for everything")
         run = store.get(evaluation.run_id)
         seeds = average_seeds([run], runs) if run else Seeds((), {})
@@ -195,16 +226,17 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         own = [store[cell.run_id] for cell in group if cell.run_id in store]
         seeds = average_seeds(own, runs) if len(own) == len(group) else Seeds((), {})
         row = average([measured[model, cell.category] for cell in group], seeds.spreads())
-        if any(cell.model == model for cell in absent):
+        if any(cell.model == model and not cell.evaluated for cell in absent):
             averages.append(_without_figures(model, group))
         else:
             measured[model, AVERAGE] = row
             averages.append(_average(row, group, seeds))
     comparisons, champions = judge(measured, models, [*categories, AVERAGE])
+    order = ranked(models, cells, champions.get(MAIN_METRIC, {}).get(AVERAGE, _NOBODY).best)
     return Summary(
         data_set=params.data.name,
         categories=tuple(categories),
-        models={name: next(cell.settings for cell in cells if cell.model == name) for name in models},
+        models={name: next(cell.settings for cell in cells if cell.model == name) for name in order},
         confidence=CONFIDENCE,
         resamples=resamples,
         tracking=Tracking(
@@ -212,9 +244,9 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
             experiment_id=pages.experiment_id if pages else None,
             page=pages.base if pages else None,
         ),
-        cells=tuple(cells),
+        cells=tuple(sorted(cells, key=lambda cell: order.index(cell.model))),
         absent=tuple(absent),
-        averages=tuple(averages),
+        averages=tuple(sorted(averages, key=lambda row: order.index(row.model))),
         comparisons=tuple(comparisons),
         champions=champions,
     )
@@ -237,12 +269,23 @@ def judge(
     return comparisons, champions
 
 
-def _absence(project: Project, place: Cell) -> str | None:
-    """Why there is nothing to tell of a cell, in one line; None if there is."""
+def _absence(project: Project, place: Cell) -> Absent | None:
+    """What a cell lacks, and why, in one line; None if nothing."""
+    reason = _without_evaluation(project, place)
+    evaluated = reason is None
+    if evaluated and (found := refusals.read(place.refusal)) is not None:
+        reason = f"refused by {found.verb}: {found.reason}"
+    if reason is None:
+        return None
+    return Absent(model=place.model, category=place.category, evaluated=evaluated, reason=reason)
+
+
+def _without_evaluation(project: Project, place: Cell) -> str | None:
     shared = [project.refusal("prepare", place.category)]
     shared += [project.refusal(verb, place.model) for verb in ("distill", "penalty", "textures")]
     for path in (*shared, place.refusal):
-        if (found := refusals.read(path)) is not None:
+        found = refusals.read(path)
+        if found is not None and found.verb != "export":
             return f"refused by {found.verb}: {found.reason}"
     if not place.evaluation.exists():
         return f"not evaluated; run {place.verb('evaluate')}, or `dvc repro` for everything"

@@ -7,6 +7,7 @@ from pipelines.evaluation.measures import METRIC_BY_KEY, PROMISED
 from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON, Evaluation
 from pipelines.numbers import narrow_interval, percent, score
 from pipelines.paths import Cell, Project
+from pipelines.report.answers import best_cells, headline
 from pipelines.report.markdown import COLUMNS, Column, absences, against_the_best, differing, promises, untested
 from pipelines.report.summary import Average, CellSummary, Summary
 from pipelines.settings.params import Params
@@ -66,10 +67,12 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
         )
     for sentence in [promises(summary), *differing(summary), *untested(summary), *against_the_best(summary)]:
         console.print(sentence, highlight=False)
+    console.print(f"{headline(best_cells(summary))}.", highlight=False)
     lacking = [*absences(summary), *_stale(project, params, summary)]
     for sentence in lacking:
         console.print(sentence, highlight=False, markup=False, style="yellow")
-    first = project.cell(summary.cells[0].model, summary.cells[0].category)
+    category = summary.categories[0]
+    first = project.cell(summary.best_first(category)[0], category)
     console.print(f"The whole report:    {project.reports / 'report.html'}")
     if first.examples.exists():
         console.print(f"Defects found:       {first.examples}")

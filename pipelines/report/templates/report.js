@@ -5,8 +5,8 @@
   const report = read("report");
   const AT_THRESHOLD = 127.5; // of a map's 255 levels: the scale is full at twice the threshold
   const PER_PAGE = 120; // test images shown before "Show more"
-  const WORDS = { hit: "defect found", miss: "defect missed", alarm: "false alarm", pass: "good part passed" };
-  const SIGNS = { hit: "✓", miss: "✗", alarm: "!", pass: "·" };
+  const [WORDS, SIGNS] = [0, 1].map((part) => Object.fromEntries(Object.entries(report.decisions).map(([name, parts]) => [name, parts[part]])));
+  const TERMS = new RegExp(Object.entries(report.terms).map(([key, words]) => `(?<${key}>\\b(?:${words})\\b)`).join("|"), "gi");
   const PANELS = { input: "input", map: "anomaly map", overlay: "overlay", mask: "predicted mask", truth: "ground truth" };
 
   // ---- elements: names are other people's, so everything goes in as text ----
@@ -26,6 +26,23 @@
     made.append(...children);
     return made;
   }
+
+  /** A sentence, in which each term can be opened where it first stands. */
+  function explained(text) {
+    const parts = [], seen = new Set();
+    let from = 0;
+    for (const found of text.matchAll(TERMS)) {
+      const [key] = Object.entries(found.groups).find(([, words]) => words !== undefined);
+      if (seen.has(key)) continue;
+      seen.add(key);
+      parts.push(text.slice(from, found.index), termButton(key, "term", found[0]));
+      from = found.index + found[0].length;
+    }
+    return [...parts, text.slice(from)];
+  }
+
+  const termButton = (key, kind, text = "") => element("button", { type: "button", class: kind, popovertarget: `term-${key}`,
+    "aria-label": text ? null : `What is ${$(`term-${key}`).firstChild.textContent}?` }, text);
 
   const short = (value) => (Number.isFinite(value) ? String(Number(value.toPrecision(4))) : "-");
   const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
@@ -82,7 +99,7 @@
 
   // ---- pages ----
 
-  const state = { category: null, model: null, cell: null, threshold: 0, low: 0, high: 1, shown: PER_PAGE, order: [] };
+  const state = { category: null, model: null, chosen: null, cell: null, threshold: 0, low: 0, high: 1, shown: PER_PAGE, order: [], panel: "overlay", stage: 0, zoom: 1 };
   const blocks = new Map();
 
   function block(name) {
@@ -96,7 +113,7 @@
     if (location.hash && !location.hash.startsWith("#/")) return; // a place on the page, not a page
     const names = location.hash.slice(2).split("/").map(decoded);
     const isCategory = report.categories.includes(names[0]);
-    $("leaderboard").hidden = isCategory;
+    $("overview").hidden = isCategory;
     $("category").hidden = !isCategory;
     const links = [...$("pages").querySelectorAll("a")];
     links.forEach((link, place) => {
@@ -106,22 +123,28 @@
       if (current) link.scrollIntoView({ block: "nearest", inline: "nearest" });
     });
     document.title = `Blemish: ${isCategory ? names[0] : report.dataSet}`;
-    if (isCategory) openCategory(names[0], report.models.includes(names[1]) ? names[1] : state.model || report.models[0]);
+    if (isCategory) openCategory(names[0], report.models.includes(names[1]) ? names[1] : null);
     if (moved) {
       window.scrollTo({ top: 0, behavior: "instant" });
-      $(isCategory ? "category-title" : "leaderboard-title").focus({ preventScroll: true });
+      if ($("viewer").open) $("viewer").close();
+      $(isCategory ? "category-title" : "overview-title").focus({ preventScroll: true });
     }
+    const place = Number(names[2] || NaN);
+    if (isCategory && state.order.includes(place)) openViewer(place);
   }
 
   function decoded(text) {
     try { return decodeURIComponent(text); } catch { return ""; }
   }
 
-  function openCategory(name, model) {
+  /** Without a model, of the one that was chosen, or of the best. */
+  function openCategory(name, chosen) {
     const fresh = state.category !== name;
     state.category = name;
-    state.model = model;
     state.block = block(name);
+    state.chosen = chosen || state.chosen;
+    const model = state.block.models.includes(state.chosen) ? state.chosen : state.block.models[0];
+    state.model = model;
     state.cell = state.block.cells[model];
     state.shown = PER_PAGE;
     const { scores, threshold } = state.cell;
@@ -129,11 +152,12 @@
     const low = Math.min(...known), high = Math.max(...known), margin = (high - low) * 0.02 || 1;
     Object.assign(state, { low: low - margin, high: high + margin, candidates: candidates(scores) });
     $("category-title").textContent = name;
-    $("note").textContent = state.cell.note;
+    $("note").replaceChildren(...explained(state.cell.note));
     $("lowest").textContent = short(state.low);
     $("highest").textContent = short(state.high);
     $("run").hidden = !state.cell.runUrl;
     if (state.cell.runUrl) $("run").href = state.cell.runUrl;
+    $("run-needs").hidden = !state.cell.runNeedsServer;
     fillModels();
     fillGroups();
     const isTested = scores.some((score) => score !== null);
@@ -149,7 +173,7 @@
   function fillModels() {
     const legend = $("models").querySelector("legend");
     $("models").hidden = report.models.length < 2;
-    $("models").replaceChildren(legend, ...report.models.map((model) => {
+    $("models").replaceChildren(legend, ...state.block.models.map((model) => {
       const input = element("input", { type: "radio", name: "model", value: model });
       input.checked = model === state.model;
       input.addEventListener("change", () => {
@@ -178,10 +202,8 @@
 
   // ---- the threshold ----
 
-  const verdict = (place, threshold = state.threshold) => {
-    const flagged = state.cell.scores[place] > threshold, label = state.block.images[place][2];
-    return label ? (flagged ? "hit" : "miss") : flagged ? "alarm" : "pass";
-  };
+  const decision = (score, threshold, label) => (label ? (score > threshold ? "hit" : "miss") : score > threshold ? "alarm" : "pass");
+  const verdict = (place, threshold = state.threshold) => decision(state.cell.scores[place], threshold, state.block.images[place][2]);
 
   function counts(threshold = state.threshold) {
     const found = { hit: 0, miss: 0, alarm: 0, pass: 0 };
@@ -379,15 +401,15 @@
       return { rate: alarm / (good || 1), recall: hit / (defects || 1), precision: hit + alarm ? hit / (hit + alarm) : null };
     };
     if (both) {
-      figures.push(["ROC, images", "false alarms", "found", points.map((p) => [p.rate, p.recall]), 1, () => [now().rate, now().recall]]);
-      figures.push(["Precision-recall, images", "found", "precision", points.slice(1).map((p) => [p.recall, p.precision]), 1,
+      figures.push(["ROC, images", "auroc", "false alarms", "found", points.map((p) => [p.rate, p.recall]), 1, () => [now().rate, now().recall]]);
+      figures.push(["Precision-recall, images", "ap", "found", "precision", points.slice(1).map((p) => [p.recall, p.precision]), 1,
         () => (now().precision === null ? null : [now().recall, now().precision])]);
     }
     const zip = ([x, y]) => x.map((value, place) => [value, y[place]]);
-    if (kept.roc) figures.push(["ROC, pixels", "false-positive rate", "recall", zip(kept.roc), 1, null]);
-    if (kept.precision_recall) figures.push(["Precision-recall, pixels", "recall", "precision", zip(kept.precision_recall), 1, null]);
-    if (kept.pro) figures.push(["PRO, regions", "false-positive rate of pixels", "overlap", zip(kept.pro), 0.3, null]);
-    const hosts = figures.map(([title]) => element("figure", {}, element("figcaption", {}, title), element("div")));
+    if (kept.roc) figures.push(["ROC, pixels", "auroc", "false-positive rate", "recall", zip(kept.roc), 1, null]);
+    if (kept.precision_recall) figures.push(["Precision-recall, pixels", "ap", "recall", "precision", zip(kept.precision_recall), 1, null]);
+    if (kept.pro) figures.push(["PRO, regions", "aupro", "false-positive rate of pixels", "overlap", zip(kept.pro), 0.3, null]);
+    const hosts = figures.map(([title, term]) => element("figure", {}, element("figcaption", {}, title, termButton(term, "hint")), element("div")));
     $("curves").replaceChildren(...hosts);
     $("curves").closest("section").hidden = !figures.length;
     const marks = figures.map((figure, place) => drawCurve(hosts[place].lastChild, figure));
@@ -395,7 +417,7 @@
   }
 
   /** Gives a function that moves the mark to where the threshold is now. */
-  function drawCurve(host, [title, xName, yName, points, most, mark]) {
+  function drawCurve(host, [title, , xName, yName, points, most, mark]) {
     const [svg, width] = chart(host, 200, `${title}: ${yName} over ${xName}`);
     const left = 28, top = 8, right = width - 10, floor = 166;
     const x = (value) => left + (value / most) * (right - left), y = (value) => floor - value * (floor - top);
@@ -442,28 +464,38 @@
     scratch.imageSmoothingQuality = "high";
     scratch.drawImage(map, 0, 0, width, height);
     const { data } = scratch.getImageData(0, 0, width, height);
-    return Uint8Array.from({ length: width * height }, (_, place) => data[4 * place]);
+    const levels = new Uint8Array(width * height);
+    for (let place = 0; place < levels.length; place += 1) levels[place] = data[4 * place];
+    return levels;
   }
+
+  /** A pixel as one number, in this machine's order of bytes. */
+  const word = (...bytes) => new Uint32Array(Uint8ClampedArray.from(bytes).buffer)[0];
+  const CONTOUR = word(0, 255, 255, 255);
+  const levelWords = (wordOf) => Uint32Array.from({ length: 256 }, (_, level) => wordOf(report.scale.colours[level], level));
+  const LAYERS = {
+    map: levelWords((colour) => word(...colour, 255)),
+    overlay: levelWords((colour, level) => word(...colour, Math.round(255 * report.scale.opacity[level]))),
+    mask: levelWords((_, level) => (level > AT_THRESHOLD ? word(255, 255, 255, 255) : word(0, 0, 0, 255))),
+  };
 
   /** (levels, panel) -> pixels to lay over the input; opaque for the map and the mask. */
   function layer(levels, width, height, panel) {
-    const pixels = new ImageData(width, height), { colours, opacity } = report.scale;
+    const pixels = new ImageData(width, height), words = new Uint32Array(pixels.data.buffer), colours = LAYERS[panel];
+    const thickness = Math.max(1, Math.round(Math.max(width, height) / 400)); // a large picture is shown smaller than it is
     for (let place = 0; place < levels.length; place += 1) {
-      const level = levels[place];
-      const colour = panel === "mask" ? (level > AT_THRESHOLD ? [255, 255, 255] : [0, 0, 0]) : colours[level];
-      pixels.data.set(colour, 4 * place);
-      pixels.data[4 * place + 3] = panel === "overlay" ? Math.round(255 * opacity[level]) : 255;
-      if (panel === "overlay" && onContour(levels, width, height, place)) pixels.data.set([0, 255, 255, 255], 4 * place);
+      const isContour = panel === "overlay" && onContour(levels, width, height, place, thickness);
+      words[place] = isContour ? CONTOUR : colours[levels[place]];
     }
     return pixels;
   }
 
-  function onContour(levels, width, height, place) {
+  function onContour(levels, width, height, place, thickness) {
     if (levels[place] <= AT_THRESHOLD) return false;
-    const x = place % width, y = (place - x) / width;
+    const x = place % width, y = (place - x) / width, rows = thickness * width;
     const outside = (inside, neighbour) => inside && levels[neighbour] <= AT_THRESHOLD;
-    return outside(x > 0, place - 1) || outside(x < width - 1, place + 1)
-      || outside(y > 0, place - width) || outside(y < height - 1, place + width);
+    return outside(x >= thickness, place - thickness) || outside(x < width - thickness, place + thickness)
+      || outside(y >= thickness, place - rows) || outside(y < height - thickness, place + rows);
   }
 
   /** What fills a panel's place: a canvas that will be painted, or a word where the category has no masks. */
@@ -474,7 +506,8 @@
     return element("canvas", { width, height, role: "img", "aria-label": `${PANELS[panel]} of ${state.block.images[place][0]}` });
   }
 
-  async function paint(canvas, place, model, panel) {
+  /** `large`: an image to show in place of the small input, if there is one. */
+  async function paint(canvas, place, model, panel, large = null) {
     if (!(canvas instanceof HTMLCanvasElement)) return;
     const { pictures } = state.block, { width, height } = canvas, context = canvas.getContext("2d");
     if (panel === "truth") {
@@ -486,7 +519,7 @@
     }
     const needsInput = panel === "input" || panel === "overlay";
     const [base, map] = await Promise.all([
-      needsInput && decodedImage(pictures.inputs[place]),
+      needsInput && (large || decodedImage(pictures.inputs[place])),
       panel !== "input" && decodedImage(pictures.maps[model][place]),
     ]);
     if (base) context.drawImage(base, 0, 0, width, height);
@@ -577,24 +610,84 @@
     $("viewer-title").textContent = `${defect}: ${path}`;
     $("viewer-verdict").textContent = `${state.model}: ${WORDS[name]}, score ${short(state.cell.scores[place])}, threshold ${short(state.threshold)}`;
     $("viewer-verdict").className = `verdict verdict-${name}`;
-    $("viewer-panels").replaceChildren(...Object.keys(PANELS).map((panel) => figureOf(place, state.model, panel, panel === "input" ? `input: ${defect}` : PANELS[panel])));
-    const others = report.models.filter((model) => model !== state.model && state.block.cells[model].scores[place] !== null);
+    $("viewer-panels").replaceChildren(...Object.keys(PANELS).map((panel) => choiceOf(place, panel, panel === "input" ? `input: ${defect}` : PANELS[panel])));
+    const others = state.block.models.filter((model) => model !== state.model && state.block.cells[model].scores[place] !== null);
     $("viewer-others").replaceChildren(...(others.length ? [element("h4", {}, "Other models, at their deployed thresholds"), element("div", { class: "panels" },
       ...others.map((model) => {
-        const { scores, threshold } = state.block.cells[model];
-        const decision = scores[place] > threshold ? "flagged" : "passed";
-        return figureOf(place, model, "overlay", `${model}: ${decision}, score ${short(scores[place])}, threshold ${short(threshold)}`);
+        const { scores, threshold } = state.block.cells[model], own = decision(scores[place], threshold, state.block.images[place][2]);
+        return figureOf(place, model, "overlay", `${model}: ${WORDS[own]}, score ${short(scores[place])}, threshold ${short(threshold)}`, own);
       }))] : []));
     const at = state.visible.indexOf(place);
     $("previous").disabled = at <= 0;
     $("next").disabled = at < 0 || at === state.visible.length - 1;
     if (!$("viewer").open) $("viewer").showModal();
+    state.zoom = 1;
+    fillStage(); // laid out by now
   }
 
-  function figureOf(place, model, panel, caption) {
+  function figureOf(place, model, panel, caption, name) {
     const made = panelOf(place, model, panel);
     paint(made, place, model, panel);
-    return element("figure", {}, made, element("figcaption", {}, caption));
+    return element("figure", {}, stamped(made, panel, name), element("figcaption", {}, caption));
+  }
+
+  /** An overlay says in words what was decided, wherever it is shown. */
+  function stamped(made, panel, name) {
+    const words = panel === "overlay" ? element("span", { class: `stamp verdict-${name}` }, `${SIGNS[name]} ${WORDS[name]}`) : null;
+    return element("span", { class: "picture" }, made, words);
+  }
+
+  /** A small panel, which puts itself on the stage. */
+  function choiceOf(place, panel, caption) {
+    const figure = figureOf(place, state.model, panel, caption, verdict(place));
+    const button = element("button", { type: "button", "data-panel": panel }, figure);
+    button.addEventListener("click", () => { state.panel = panel; fillStage(); });
+    return button;
+  }
+
+  // ---- the stage: one panel, as large as there are pixels; the large picture lies beside the report, if it does ----
+
+  async function fillStage() {
+    const place = state.viewed, { large, sizes } = state.block;
+    for (const button of $("viewer-panels").children) button.setAttribute("aria-pressed", button.dataset.panel === state.panel);
+    const asked = (state.stage += 1);
+    showOnStage(place, null);
+    const [width, height] = sizes[place], original = `${width} × ${height} pixels`;
+    $("original").hidden = !large.originals[place];
+    if (large.originals[place]) $("original").href = large.originals[place];
+    if (!large.pictures[place]) {
+      const [small] = state.block.pictures.sizes[place];
+      $("stage-note").textContent = small < width ? `Kept small; the original had ${original}.` : `${original}.`;
+      return;
+    }
+    $("stage-note").textContent = "Loading the large picture.";
+    const image = await decodedImage(large.pictures[place]).catch(() => null);
+    if (asked !== state.stage) return; // something else is on the stage by now
+    if (image) showOnStage(place, image);
+    const shown = image && image.naturalWidth < width ? `${image.naturalWidth} × ${image.naturalHeight} of ` : "";
+    $("stage-note").textContent = image ? `${shown}${original}.`
+      : `Shown small: the large picture lies beside the report, in the folder pictures, which is not here. The original has ${original}.`;
+  }
+
+  function showOnStage(place, large) {
+    const made = panelOf(place, state.model, state.panel);
+    if (large && made instanceof HTMLCanvasElement) Object.assign(made, { width: large.naturalWidth, height: large.naturalHeight });
+    $("stage").replaceChildren(stamped(made, state.panel, verdict(place)));
+    paint(made, place, state.model, state.panel, large);
+    zoom(1);
+  }
+
+  /** How large the picture is shown, 1 being as large as the stage lets all of it be; its middle stays in the middle. */
+  function zoom(factor) {
+    const stage = $("stage"), picture = stage.querySelector("canvas");
+    if (!picture) return;
+    state.zoom = clamp(state.zoom * factor, 1, 16);
+    const middle = { x: (stage.scrollLeft + stage.clientWidth / 2) / stage.scrollWidth, y: (stage.scrollTop + stage.clientHeight / 2) / stage.scrollHeight };
+    const whole = Math.min(stage.clientWidth / picture.width, stage.clientHeight / picture.height);
+    picture.style.width = `${Math.floor(picture.width * whole * state.zoom)}px`;
+    stage.scrollTo({ left: middle.x * stage.scrollWidth - stage.clientWidth / 2, top: middle.y * stage.scrollHeight - stage.clientHeight / 2, behavior: "instant" });
+    $("smaller").disabled = $("whole").disabled = state.zoom === 1;
+    $("larger").disabled = state.zoom === 16;
   }
 
   function step(by) {
@@ -607,9 +700,15 @@
     $("previous").addEventListener("click", () => step(-1));
     $("next").addEventListener("click", () => step(1));
     $("viewer").addEventListener("keydown", (event) => {
-      if (event.key === "ArrowLeft") step(-1);
-      if (event.key === "ArrowRight") step(1);
+      const isScrolled = event.target === $("stage") && state.zoom > 1; // the arrows move the picture
+      if (event.key === "ArrowLeft" && !isScrolled) step(-1);
+      if (event.key === "ArrowRight" && !isScrolled) step(1);
+      if (event.key === "+") zoom(1.5);
+      if (event.key === "-") zoom(1 / 1.5);
     });
+    $("larger").addEventListener("click", () => zoom(1.5));
+    $("smaller").addEventListener("click", () => zoom(1 / 1.5));
+    $("whole").addEventListener("click", () => zoom(0));
     $("viewer").addEventListener("click", (event) => { if (event.target === $("viewer")) $("viewer").close(); });
     $("viewer").addEventListener("close", () => state.tiles.get(state.viewed)?.button.focus());
   }

@@ -72,6 +72,16 @@ def test_maps_follow_their_images(project: Project) -> None:
         assert levels.max() == pytest.approx(peak / 2 * 255, abs=20)
 
 
+def test_an_overlay_outlines_what_is_above_the_threshold(project: Project) -> None:
+    found = gallery_of(project)
+    for path, is_marked in (("test/cut/0.png", True), ("test/good/0.png", False)):
+        content = base64.b64decode(found.overlay("a", path, 128).partition(";base64,")[2])
+        with Image.open(io.BytesIO(content)) as image:
+            assert image.size == ((128, 64) if is_marked else (128, 128))
+            red, green, blue = np.asarray(image.convert("RGB")).astype(int).transpose(2, 0, 1)
+        assert ((blue + green) / 2 - red > 60).any() == is_marked  # cyan, and nothing else is
+
+
 def test_without_masks_there_is_no_truth(project: Project) -> None:
     shutil.rmtree(project.prepared("nut"))
     write_prepared(project, "nut", [replace(p, truth=None) for p in (*SHARED, LAST)])

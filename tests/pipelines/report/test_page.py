@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn_cells import groups, picture, read_summary, summary_of, write_evaluation, write_prepared
+from drawn_cells import NO_ORIGINALS, groups, picture, read_summary, summary_of, write_evaluation, write_prepared
 
 from pipelines.paths import Project
 from pipelines.report import gallery
 from pipelines.report import page as html_report
 from pipelines.report.page import page
+from pipelines.report.terms import TERMS, explained
 
 MODELS, CATEGORIES = ["fapm", "bgad"], ["nut", "my bolt"]
 LAST = "Test images good + defective"
@@ -32,7 +33,7 @@ def write_cells(project: Project, models: list[str], categories: list[str]) -> N
 
 
 def written(project: Project, summary: dict[str, Any]) -> str:
-    path = html_report.write(read_summary(summary), project, project.root)
+    path = html_report.write(read_summary(summary), project, project.root, NO_ORIGINALS)
     assert path == project.root / "report.html"
     return path.read_text(encoding="utf-8")
 
@@ -118,6 +119,23 @@ def test_the_tables_are_complete_without_a_script(project: Project) -> None:
     assert "A CPU (2 cores)" in reader.words
 
 
+def test_a_cell_that_is_absent_leaves_the_page_of_all_others(project: Project) -> None:
+    summary = summary_of(MODELS, CATEGORIES)
+    summary["cells"] = [cell for cell in summary["cells"] if (cell["model"], cell["category"]) != ("fapm", "nut")]
+    (average,) = [row for row in summary["averages"] if row["model"] == "fapm"]
+    average |= {"metrics": {}, "intervals": {}, "counts": average["counts"] | {"test_normal": 4, "test_anomalous": 8}}
+    for champions in summary["champions"].values():
+        champions |= {place: champions[place] | {"best": "bgad", "tied_with": []} for place in ("average", "nut")}
+    summary["absent"] = [{"model": "fapm", "category": "nut", "evaluated": False, "reason": "refused by train"}]
+    reader = read(project, summary)
+    assert "Not in this report: fapm on nut: refused by train" in reader.words
+    assert next(row[:3] for row in reader.rows if row[0] == "fapm") == ["fapm", "-", "-"]
+    found = blocks(reader)
+    by_category = {block["name"]: block for name, block in found.items() if "cells" in block}
+    assert by_category["nut"]["models"] == list(by_category["nut"]["cells"]) == ["bgad"]
+    assert sorted(by_category["my bolt"]["models"]) == ["bgad", "fapm"]
+
+
 def test_a_metric_that_nobody_has_has_no_table(project: Project) -> None:
     text = written(project, summary_of(MODELS, CATEGORIES))
     assert re.findall(r'data-metric="(\w+)"', text) == ["image_auroc", "image_f1_max", "false_alarms", "all"]
@@ -185,6 +203,52 @@ def test_what_was_not_measured_is_a_dash(project: Project) -> None:
     assert blocks(reader)["category-0"]["cells"]["fapm"]["runUrl"] is None
 
 
+def test_the_first_page_answers_in_plain_words(project: Project) -> None:
+    summary = summary_of(MODELS, CATEGORIES)
+    for cell in summary["cells"]:
+        found, rejected = (6, 1) if cell["model"] == "fapm" else (8, 3)
+        counts = {"true_positives": found, "false_negatives": 8 - found}
+        cell["confusion"] = counts | {"false_positives": rejected, "true_negatives": 4 - rejected}
+    summary["champions"]["image_auroc"]["my bolt"] = {"best": "bgad", "tied_with": ["fapm"], "reason": None}
+    text = written(project, summary)
+    words = " ".join(Reader(text).words.split())
+    assert "fapm finds 12 of 16 defects and rejects 2 of 8 good parts Its threshold was set on held-out good" in words
+    assert "nut: fapm finds 6 of 8 defects and rejects 1 of 4 good parts." in words
+    assert "my bolt: bgad finds 8 of 8 defects and rejects 3 of 4 good parts." in words
+    assert f'<a href="{page("my bolt", "bgad")}">my bolt</a>' in text
+    assert blocks(Reader(text))["category-1"]["models"] == ["bgad", "fapm"]  # the best of the category first
+
+
+def test_the_first_page_shows_hits_and_misses_with_their_verdict(project: Project) -> None:
+    text = written(project, summary_of(MODELS, CATEGORIES))
+    strip = text[text.index('<ul class="strip"') :].partition("</ul>")[0]
+    # of both categories in turns: one hit, one miss and no false alarm each, then a good part
+    assert re.findall(r'<b class="verdict-(\w+)">(.*?)</b>', strip) == [
+        *[("hit", "✓ defect found")] * 2,
+        *[("miss", "✗ defect missed")] * 2,
+        ("pass", "· good part passed"),
+    ]
+    places = [("nut", 0), ("my bolt", 0), ("nut", 1), ("my bolt", 1), ("nut", 2)]
+    assert re.findall(r'href="(.*?)"', strip) == [page(category, "fapm", place) for category, place in places]
+    assert len(re.findall(r'<img src="data:image/webp;base64,', strip)) == 5
+
+
+def test_every_term_can_be_opened_where_it_stands(project: Project) -> None:
+    text = written(project, summary_of(MODELS, CATEGORIES))
+    opened = set(re.findall(r'popovertarget="term-(\w+)"', text))
+    assert opened >= {"auroc", "f1", "alarms", "oracle", "holdout", "promised", "interval", "tie"}
+    explained = re.findall(r'<div popover id="term-(\w+)"', text)
+    assert opened <= set(explained)
+    assert explained == [term.key for term in TERMS]
+
+
+def test_a_term_is_marked_once_in_a_sentence_and_the_rest_is_escaped() -> None:
+    assert str(explained("Held-out <b>, held-out, untied, a tie")) == (
+        '<button type="button" class="term" popovertarget="term-holdout">Held-out</button> &lt;b&gt;, held-out, '
+        'untied, a <button type="button" class="term" popovertarget="term-tie">tie</button>'
+    )
+
+
 def test_the_pages_hold_what_evaluate_wrote(project: Project) -> None:
     content = blocks(read(project))
     assert content["report"]["categories"] == ["nut", "my bolt"]
@@ -199,6 +263,7 @@ def test_the_pages_hold_what_evaluate_wrote(project: Project) -> None:
     cell = block["cells"]["bgad"]
     assert (cell["scores"], cell["threshold"]) == ([3.0, 1.0, 1.2], 2.0)
     assert cell["runUrl"] == "http://127.0.0.1:5000/#/experiments/1/runs/0123"
+    assert cell["runNeedsServer"]
     assert cell["curves"]["pro"] == [[0.0, 0.3], [0.5, 0.9]]
     assert cell["note"] == (
         "The deployed threshold 2 was set on 20 held-out good parts for 5\xa0% false alarms; expected on further parts "
@@ -276,7 +341,7 @@ def test_the_page_loads_nothing_and_allows_no_other_script(project: Project) -> 
     (policy,) = [
         value for tag, name, value in reader.attributes if tag == "meta" and name == "content" and "src" in str(value)
     ]
-    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert policy.startswith("default-src 'none'; img-src data: file: 'self';")
     for tag, directive in (("style", "style-src"), ("script", "script-src")):
         (text,) = [text for attrs, text in reader.scripts if attrs["tag"] == tag and "type" not in attrs]
         digest = b64encode(hashlib.sha256(text.encode()).digest()).decode()

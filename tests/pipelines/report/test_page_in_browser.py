@@ -1,20 +1,34 @@
 """The report as a reader sees it, in headless Chromium from the disk. Every test also asks that nothing went wrong."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from browser import Browser, browse, chromium
-from drawn_cells import groups, picture, read_summary, summary_of, write_evaluation, write_prepared
+from drawn_cells import (
+    NO_ORIGINALS,
+    READING,
+    groups,
+    picture,
+    read_summary,
+    summary_of,
+    write_evaluation,
+    write_prepared,
+)
+from PIL import Image
 from scipy.stats import binomtest
 
 from pipelines.evaluation.certainty import share_interval
+from pipelines.files import file_sha256
 from pipelines.numbers import interval
 from pipelines.paths import Project
 from pipelines.report import page as html_report
+from pipelines.report.large import Originals
 
 MODELS = ["fapm", "bgad", "adfa"]
 CATEGORIES = ["nut & <b>bolt</b>", "screw"]
@@ -43,7 +57,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cells(Project(root))
     summary = summary_of(MODELS, CATEGORIES, num_good=5, num_defects=5)
     summary["cells"][0]["groups"] = groups()
-    return html_report.write(read_summary(summary), Project(root), root)
+    return html_report.write(read_summary(summary), Project(root), root, NO_ORIGINALS)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +188,7 @@ def test_a_figure_leads_to_its_pictures(browser: Browser, report: Path) -> None:
     assert texts(browser, "[aria-current]") == ["nut & <b>bolt</b>"]
     assert browser.run("document.activeElement.id") == "category-title"
     browser.run("history.back()")
-    browser.wait("!document.getElementById('leaderboard').hidden")
+    browser.wait("!document.getElementById('overview').hidden")
 
 
 def test_the_slider_moves_the_counts(browser: Browser, report: Path) -> None:
@@ -232,7 +246,7 @@ def test_every_page_can_be_reached_by_keyboard(browser: Browser, report: Path) -
     open_page(browser, report)
     browser.press("Tab", 9)
     assert texts(browser, ":focus") == ["Skip to the content"]
-    for expected in ["Leaderboard", *CATEGORIES]:
+    for expected in ["Overview", *CATEGORIES]:
         browser.press("Tab", 9)
         assert texts(browser, ":focus") == [expected]
     browser.press("Enter", 13, "\r")
@@ -311,17 +325,130 @@ def test_the_viewer_shows_five_panels_and_the_other_models(browser: Browser, rep
     browser.run("document.querySelector('.tile').click()")
     assert browser.run("document.getElementById('viewer').open")
     assert texts(browser, "#viewer-title") == ["hole: test/hole/0.png"]
+    assert texts(browser, "#viewer-verdict") == ["fapm: defect found, score 4, threshold 2"]
     captions = ["input: hole", "anomaly map", "overlay", "predicted mask", "ground truth"]
     assert texts(browser, "#viewer-panels figcaption") == captions
     others = texts(browser, "#viewer-others figcaption")
-    assert others == [f"{model}: flagged, score 4.3, threshold 2" for model in ("bgad", "adfa")]
+    assert others == [f"{model}: defect found, score 4.3, threshold 2" for model in ("bgad", "adfa")]
     ratio = browser.run("(() => { const c = document.querySelector('#viewer canvas'); return c.height / c.width; })()")
     assert ratio == 40 / 64  # of the original, not the square that models see
+    # in words on every overlay: on the stage, the small one, and those of the others
+    assert texts(browser, "#viewer .stamp") == ["✓ defect found"] * 4
     browser.press("ArrowRight", 39)
     assert texts(browser, "#viewer-title") == ["cut: test/cut/0.png"]
     browser.press("Escape", 27)
     browser.wait("!document.getElementById('viewer').open")
     browser.wait("document.querySelector(':focus .quiet')?.textContent === 'score 3'")  # where one left off
+
+
+def test_a_picture_of_the_first_page_leads_to_itself(browser: Browser, report: Path) -> None:
+    open_page(browser, report)
+    assert texts(browser, ".strip b")[:4] == ["✓ defect found"] * 3 + ["✗ defect missed"]
+    browser.run("document.querySelectorAll('.strip a')[3].click()")
+    browser.wait("document.getElementById('viewer').open")
+    assert texts(browser, "#viewer-title") == ["cut: test/cut/2.png"]
+    assert texts(browser, "#viewer-verdict") == ["fapm: defect missed, score 1.5, threshold 2"]
+    browser.run("history.back()")
+    browser.wait("!document.getElementById('overview').hidden && !document.getElementById('viewer').open")
+
+
+def test_a_term_opens_its_explanation_by_click_and_by_key(browser: Browser, report: Path) -> None:
+    open_page(browser, report)
+    shown = "document.querySelector('#term-holdout').matches(':popover-open')"
+    browser.run("document.querySelector('.lead [popovertarget=term-holdout]').click()")
+    assert browser.run(shown)
+    assert texts(browser, ".explanation:popover-open") == [
+        "Hold-out\n\nGood parts that are put aside: no model learns from them, and their scores set the threshold."
+    ]
+    browser.press("Escape", 27)
+    assert not browser.run(shown)
+    browser.run("document.querySelector('[data-metric=image_auroc] h3 .hint').focus()")
+    browser.press("Enter", 13, "\r")
+    assert browser.run("document.querySelector('#term-auroc').matches(':popover-open')")
+
+
+def test_terms_of_a_model_are_explained_too(browser: Browser, report: Path) -> None:
+    open_page(browser, report, FIRST)
+    terms = ["deployed threshold", "held-out", "95\xa0% interval", "promised"]
+    assert texts(browser, "#note .term") == [term for term in terms if term in texts(browser, "#note")[0]]
+    names = browser.run("[...document.querySelectorAll('#curves .hint')].map((each) => each.ariaLabel)")
+    assert names[:2] == ["What is AUROC?", "What is AP, average precision?"]
+    browser.run("document.querySelector('#curves .hint').click()")
+    assert browser.run("document.querySelector('#term-auroc').matches(':popover-open')")
+    assert texts(browser, "#run-needs") == ["needs make ui running"]
+
+
+SIZE = (300, 1260)  # of a long part, which its small picture shows 61 pixels wide
+
+
+@pytest.fixture(scope="module")
+def long_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of parts with a crack that is one pixel wide; of the last, the original is gone."""
+    project, pictures, crops = Project(tmp_path_factory.mktemp("long parts")), [], []
+    for number in range(3):
+        pictures.append(picture(f"test/cut/{number} %.png", "cut", 3.0 - number, seed=number, size=SIZE))
+        rgb = np.full((*SIZE[::-1], 3), 120, dtype=np.uint8)
+        rgb[:, 150] = 0
+        crops.append(Image.fromarray(rgb))
+    write_evaluation(project, "fapm", "rail", pictures)
+    source = project.root / "parts" / "rail"
+    for part, crop in zip(pictures[:2], crops[:2], strict=True):
+        (source / part.path).parent.mkdir(parents=True, exist_ok=True)
+        crop.save(source / part.path)
+    hashes = {part.path: file_sha256(source / part.path) for part in pictures[:2]}
+    write_prepared(project, "rail", pictures, hashes)
+    project.reports.mkdir()
+    summary = read_summary(summary_of(["fapm"], ["rail"], num_good=0, num_defects=3))
+    return html_report.write(summary, project, project.reports, Originals(source.parent, READING))
+
+
+def stage(browser: Browser) -> list[int]:
+    """Width and height of its picture, pixels of their own."""
+    canvas = "document.querySelector('#stage canvas')"
+    return browser.run(f"[{canvas}.width, {canvas}.height]")
+
+
+def test_the_viewer_loads_the_large_picture_and_zooms(browser: Browser, long_parts: Path) -> None:
+    open_page(browser, long_parts, "#/rail")
+    browser.run("document.querySelector('.tile').click()")
+    browser.wait("document.querySelector('#stage canvas').width === 244")
+    assert stage(browser) == [244, 1024]
+    assert texts(browser, "#stage-note") == ["244 × 1024 of 300 × 1260 pixels."]
+    address = browser.run("decodeURI(document.getElementById('original').href)")
+    assert address == (long_parts.parents[1] / "parts/rail/test/cut/0 %.png").as_uri().replace("%20", " ").replace(
+        "%25", "%"
+    )
+    width = "document.querySelector('#stage canvas').getBoundingClientRect().width"
+    whole = browser.run(width)
+    assert browser.run("document.querySelector('#stage canvas').getBoundingClientRect().height <= stage.clientHeight")
+    browser.run("document.getElementById('larger').click()")
+    assert browser.run(width) == pytest.approx(1.5 * whole, abs=2)
+    browser.press("+", 187, "+")
+    assert browser.run(width) == pytest.approx(2.25 * whole, abs=2)
+    assert browser.run("stage.scrollHeight > stage.clientHeight && stage.scrollTop > 0")
+    browser.run("document.getElementById('whole').click()")
+    assert browser.run(width) == whole
+    browser.run("document.querySelector('[data-panel=map]').click()")
+    assert texts(browser, "#stage .stamp") == []
+    assert browser.run("document.querySelector('[data-panel=map]').ariaPressed") == "true"
+
+
+def test_what_is_gone_is_shown_as_it_was_kept(browser: Browser, long_parts: Path) -> None:
+    open_page(browser, long_parts, "#/rail")
+    browser.run("document.querySelectorAll('.tile')[2].click()")
+    assert stage(browser) == [61, 256]
+    assert browser.run("document.getElementById('original').hidden")
+    assert texts(browser, "#stage-note") == ["Kept small; the original had 300 × 1260 pixels."]
+
+
+def test_the_file_alone_shows_its_small_pictures(browser: Browser, long_parts: Path, tmp_path: Path) -> None:
+    open_page(browser, Path(shutil.copy(long_parts, tmp_path)), "#/rail")
+    browser.run("document.querySelector('.tile').click()")
+    browser.wait("document.getElementById('stage-note').textContent.startsWith('Shown small: ')")
+    assert "in the folder pictures, which is not here." in texts(browser, "#stage-note")[0]
+    assert stage(browser) == [61, 256]
+    assert all("ERR_FILE_NOT_FOUND" in problem for problem in browser.problems)
+    browser.problems.clear()
 
 
 @pytest.mark.parametrize("fragment", ["", FIRST, SECOND])
@@ -356,7 +483,7 @@ def test_a_place_on_the_page_is_no_page(browser: Browser, report: Path) -> None:
     browser.run("new Promise((resolve) => setTimeout(resolve, 50))")
     assert not browser.run("document.getElementById('category').hidden")
     open_page(browser, report, "#/%E0%A4%A/x")  # no UTF-8
-    assert not browser.run("document.getElementById('leaderboard').hidden")
+    assert not browser.run("document.getElementById('overview').hidden")
 
 
 @pytest.mark.slow
@@ -375,7 +502,7 @@ def test_a_large_report_stays_small_and_quick(
             write_evaluation(Project(tmp_path), model, category, pictures)
     good = (num_images + 2) // 3
     summary = read_summary(summary_of(models, categories, num_good=good, num_defects=num_images - good))
-    path = html_report.write(summary, Project(tmp_path), tmp_path)
+    path = html_report.write(summary, Project(tmp_path), tmp_path, NO_ORIGINALS)
     assert path.stat().st_size < megabytes * 1e6
     open_page(browser, path, f"#/{categories[-1]}")
     assert int(browser.run("document.documentElement.dataset.ready")) < 2000

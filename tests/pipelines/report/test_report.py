@@ -19,7 +19,7 @@ from pipelines.refusals import Refusal
 from pipelines.report import markdown
 from pipelines.report.report import report
 from pipelines.report.seeds import SeedFigure, SeedFigures
-from pipelines.report.summary import summarise
+from pipelines.report.summary import Summary, summarise
 from pipelines.report.terminal import one_line, print_results
 from pipelines.settings.params import Params
 from pipelines.tracking.pages import Pages
@@ -227,7 +227,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
         opened.append((experiment, key, Recorder()))
         yield opened[-1][2]
 
-    def write_html(_summary: Any, _project: Project, folder: Path) -> Path:
+    def write_html(_summary: Any, _project: Project, folder: Path, _originals: Any) -> Path:
         (folder / "report.html").touch()
         return folder / "report.html"
 
@@ -321,6 +321,21 @@ def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[t
     assert "Image AUROC: a beats b by " in text
     assert f"blemish predict {project.cell('a', 'nut').onnx} IMAGE_OR_FOLDER" in text
     assert len(runs) == 1
+
+
+@pytest.mark.usefixtures("runs")
+def test_results_lead_to_the_best_model(project: Project) -> None:
+    for category in ("nut", "my bolt"):
+        project.cell("a", category).examples.touch()
+    report(params_of(["b", "a"], ["my bolt", "nut"]), project)
+    text = printed(project, width=200)
+    first = project.cell("a", "my bolt")
+    assert f"Defects found:       {first.examples}" in text
+    assert f"blemish predict {first.onnx} IMAGE_OR_FOLDER" in text
+    cells = [cell for cell in Summary.of(project).cells if cell.model == "a"]
+    found = sum(cell.confusion.true_positives for cell in cells)
+    rejected = sum(cell.confusion.false_positives for cell in cells)
+    assert f"a finds {found} of 60 defects and rejects {rejected} of 50 good parts." in text
 
 
 def test_the_promise_stands_beside_the_false_alarms(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:

@@ -11,6 +11,7 @@ from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import write_json
 from pipelines.paths import Project
 from pipelines.refusals import Refusal
+from pipelines.report.markdown import absences
 from pipelines.report.summary import Summary, Tracking, summarise
 from pipelines.tracking.pages import Pages
 from pipelines.tracking.records import CellRun
@@ -44,15 +45,52 @@ def test_a_metric_that_a_category_lacks_has_no_average(project: Project) -> None
     assert summary.champions["pixel_auroc"]["average"].reason == "no Pixel AUROC"
 
 
-def test_cells_come_in_the_files_order_and_removed_ones_are_gone(project: Project) -> None:
-    cells = [(cell.model, cell.category) for cell in summarise(BOTH, project).cells]
+def test_the_best_model_comes_first_and_removed_cells_are_gone(project: Project) -> None:
+    summary = summarise(params_of(["b", "a"], ["nut", "my bolt"]), project)
+    cells = [(cell.model, cell.category) for cell in summary.cells]
     assert cells == [("a", "nut"), ("a", "my bolt"), ("b", "nut"), ("b", "my bolt")]
+    assert [row.model for row in summary.averages] == list(summary.models) == ["a", "b"]
     summary = summarise(params_of(["b"], ["my bolt"]), project)
     assert [(cell.model, cell.category) for cell in summary.cells] == [("b", "my bolt")]
     assert summary.categories == ("my bolt",)
     assert list(summary.models) == ["b"]
     assert summary.comparisons == ()
     assert "nut" not in summary.model_dump_json()
+
+
+def test_another_model_may_be_the_best_on_one_category(project: Project) -> None:
+    put(project, "b", "my bolt", auroc=0.9999, masks=False)
+    summary = summarise(BOTH, project)
+    found = {category: summary.best_first(category) for category in ("nut", "my bolt", "average")}
+    assert (found["nut"], found["my bolt"]) == (["a", "b"], ["b", "a"])
+    means = {row.model: row.metrics["image_auroc"] for row in summary.averages}
+    assert found["average"] == sorted(means, key=lambda model: -means[model])
+
+
+def test_without_defects_the_fewest_false_alarms_come_first(project: Project) -> None:
+    for model, alarms in (("a", 4), ("b", 1)):
+        evaluation = put(project, model, "nut", good=30, defect=0)
+        evaluation = evaluation.model_copy(update={"metrics": evaluation.metrics | {"false_alarms": alarms / 30}})
+        evaluation.save(project.cell(model, "nut").evaluation)
+    summary = summarise(params_of(["a", "b"], ["nut"]), project)
+    assert summary.rows["a", "nut"].metrics["image_auroc"] is None
+    assert summary.best_first() == summary.best_first("nut") == list(summary.models) == ["b", "a"]
+
+
+def test_a_category_without_defects_does_not_hide_the_others(project: Project) -> None:
+    for model in ("a", "b"):
+        put(project, model, "screw", good=30, defect=0)
+    summary = summarise(params_of(["b", "a"], ["screw", "nut"]), project)
+    assert summary.rows["a", "average"].metrics["image_auroc"] is None
+    assert summary.best_first() == ["a", "b"]
+
+
+def test_the_champion_comes_before_a_higher_figure(project: Project) -> None:
+    """One that it has only because it was tested on other images."""
+    summary = summarise(BOTH, project)
+    places = summary.champions["image_auroc"] | {"nut": Champion("b", (), None)}
+    summary = summary.model_copy(update={"champions": summary.champions | {"image_auroc": places}})
+    assert (summary.best_first("nut"), summary.best_first("my bolt")) == (["b", "a"], ["a", "b"])
 
 
 def test_a_cell_that_is_not_evaluated_is_named(project: Project) -> None:
@@ -74,17 +112,28 @@ def test_a_cell_that_was_refused_leaves_the_others_as_they_are(project: Project)
     Refusal(verb="train", reason="a loss that is not finite").save(project.cell("a", "nut").refusal)
     summary = summarise(BOTH, project)
     assert [cell.text for cell in summary.absent] == ["a on nut: refused by train: a loss that is not finite"]
-    assert summary.cells == tuple(cell for cell in whole.cells if (cell.model, cell.category) != ("a", "nut"))
+    places = [("b", "nut"), ("b", "my bolt"), ("a", "my bolt")]  # whoever lacks a category comes last
+    assert [(cell.model, cell.category) for cell in summary.cells] == places
+    assert list(summary.cells) == [whole.rows[place] for place in places]
     assert summary.categories == whole.categories
-    of_a, of_b = summary.averages
+    of_b, of_a = summary.averages
     assert (of_a.model, of_a.metrics, of_a.counts.test_images) == ("a", {}, "20 + 20")
-    assert of_b == whole.averages[1]
-    places = summary.champions["image_auroc"]
-    assert (places["nut"].best, places["my bolt"], places["average"].best) == (
+    assert of_b == whole.rows["b", "average"]
+    best = summary.champions["image_auroc"]
+    assert (best["nut"].best, best["my bolt"], best["average"].best) == (
         "b",
         whole.champions["image_auroc"]["my bolt"],
         "b",
     )
+
+
+def test_a_cell_that_was_not_exported_keeps_its_figures(project: Project) -> None:
+    whole = summarise(BOTH, project)
+    Refusal(verb="export", reason="the graph differs").save(project.cell("a", "nut").refusal)
+    summary = summarise(BOTH, project)
+    assert (summary.cells, summary.averages) == (whole.cells, whole.averages)
+    assert [cell.text for cell in summary.absent] == ["a on nut: refused by export: the graph differs"]
+    assert absences(summary) == ["Not exported: a on nut: refused by export: the graph differs"]
 
 
 def test_what_all_models_or_categories_need_and_lack(project: Project) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pipelines.errors import BlemishError, WeightsError, hint, told
 from pipelines.files import atomic_folder
 from pipelines.paths import Project
+from pipelines.settings.new_project import is_without_code, write_code
 from pipelines.settings.params import Params, validated
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 
@@ -64,7 +65,8 @@ def write_checked(params: Params, project: Project) -> None:
 
     The first never changes; whether a model is in `models` does when it leaves or comes back, and for no other reason;
     how it is tested when that, or a setting, changes which defects it is tested on; what the models see, for `prepare`,
-    with their sizes. `train` depends on the folder of a model's inputs, also where it wants none.
+    with their sizes; and what the code is, where it lies in another place than the project. `train` depends on the
+    folder of a model's inputs, also where it wants none.
     """
     from anomaly_models import MODELS
 
@@ -82,6 +84,8 @@ def write_checked(params: Params, project: Project) -> None:
             (temporary / "tests" / f"{name}.txt").write_text(f"defects tested on: {tested}\n", encoding="utf-8")
         seen = "".join(f"{name} sees {frame}\n" for name, frame in sorted(params.views().frames.items()))
         (temporary / "frames.txt").write_text(seen, encoding="utf-8")
+        if is_without_code(project):
+            write_code(temporary / "code")
 
 
 def unused_sections(params: Params) -> list[str]:

@@ -30,7 +30,7 @@ help: ## List the targets
 setup: $(INSTALLED) ## Install the pinned dependencies into .venv, once
 	@[ -e .git ] || grep -qs no_scm .dvc/config.local || dvc config --local core.no_scm true
 
-$(INSTALLED): requirements.lock pyproject.toml setup.py
+$(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(if $(CPU_WHEELS),$(BIN)/pip install --quiet --no-deps --index-url $(CPU_WHEELS) $(TORCH))

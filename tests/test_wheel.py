@@ -1,8 +1,10 @@
-"""The project as a wheel: one package, whose `blemish init` makes a project in any folder; and as an editable install."""
+"""As a wheel: one package, whose `blemish init` makes a project in any folder; and as an editable install."""
 
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -10,7 +12,10 @@ import pytest
 from clone import copy_project, environment
 from conftest import CATEGORY, draw_category, tiny_params, write_params
 
+import cli
+
 ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
 FOLDERS = ("anomaly_models", "blemish", "pipelines", "presets", ".dvc")
 FILES = ("cli.py", "dvc.yaml", "setup.py", "pyproject.toml", "README.md", "LICENSE", ".dvcignore", ".gitignore")
 PIP = ("-m", "pip", "--disable-pip-version-check", "--quiet")
@@ -77,24 +82,29 @@ def test_the_version(installed: Path, wheel: Path, tmp_path: Path) -> None:
     assert run("blemish", "--version", cwd=tmp_path, programs=installed) == f"blemish {wheel.name.split('-')[1]}\n"
 
 
+def test_the_tab_key_completes_a_verb(installed: Path, tmp_path: Path) -> None:
+    asked = ("_BLEMISH_COMPLETE=complete_bash", "COMP_WORDS=blemish pre", "COMP_CWORD=1")
+    assert run("env", *asked, "blemish", cwd=tmp_path, programs=installed).split() == ["prepare", "predict", "preset"]
+
+
 def test_a_project_anywhere_sees_that_the_code_of_a_stage_has_changed(installed: Path, tmp_path: Path) -> None:
     assert "params.yaml: preset demo" in run("blemish", "init", cwd=tmp_path, programs=installed)
     draw_category(tmp_path / "images" / CATEGORY, train=8, good=3, defect=3)
     write_params(tmp_path, tiny_params())
 
-    def repro() -> list[str]:
-        printed = run(
-            installed / "python", "-m", "dvc", "repro", f"prepare@{CATEGORY}", cwd=tmp_path, programs=installed
-        )
-        return [line for line in printed.splitlines() if line.startswith("Running stage")]
+    def dvc(verb: str) -> str:
+        command = (installed / "python", "-m", "dvc", verb, f"prepare@{CATEGORY}")
+        return run(*command, cwd=tmp_path, programs=installed)
 
-    both = ["Running stage 'check':", f"Running stage 'prepare@{CATEGORY}':"]
-    assert repro() == both
-    assert (tmp_path / "data" / "prepared" / CATEGORY / "index.json").is_file()
-    assert repro() == both[:1]
+    made = dvc("repro")
+    assert "Running stage 'check'" in made
+    assert f"Running stage 'prepare@{CATEGORY}'" in made
+    assert "up to date" in dvc("status")
     (code,) = installed.parent.glob("lib/*/site-packages/blemish/repository/pipelines/preparation/rows.py")
     code.write_text(code.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    assert repro() == both
+    run("blemish", "check", cwd=tmp_path, programs=installed)
+    changed = [line.split() for line in dvc("status").splitlines() if "checked/" in line]
+    assert changed == [["modified:", "checked/code/prepare.txt"]]
 
 
 def test_an_editable_install_leads_to_the_clone(clone: Path, tmp_path: Path) -> None:
@@ -102,3 +112,29 @@ def test_an_editable_install_leads_to_the_clone(clone: Path, tmp_path: Path) -> 
     look = "import anomaly_models, cli, pipelines; print(cli.__file__)"
     assert run(programs / "python", "-c", look, cwd=tmp_path) == f"{clone / 'cli.py'}\n"
     assert "Usage: blemish" in run("blemish", "--help", cwd=tmp_path, programs=programs)
+
+
+@pytest.mark.parametrize("target", ["wheel", "wheelhouse", "setup"])
+def test_with_an_index_of_cpu_wheels_torch_comes_from_there_and_nothing_for_gpus(target: str) -> None:
+    command = ("make", "--dry-run", "--always-make", target, "CPU_WHEELS=file:///somewhere/simple")
+    printed = run(*command, cwd=ROOT)
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    torch = " ".join(
+        f"{name}=={re.findall(rf'^{name}==([^ ]+)', lock, re.MULTILINE)[0]}" for name in ("torch", "torchvision")
+    )
+    assert re.search(rf"pip install .*--index-url file:///somewhere/simple {torch}\n", printed)
+    (kept,) = set(re.findall(r"awk .* requirements\.lock", printed))
+    names = re.findall(r"^([a-z0-9-]+)==", run("sh", "-c", kept, cwd=ROOT), re.MULTILINE)
+    left_out = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE)) - {*names}
+    assert {"torch", "torchvision", "triton", "cuda-toolkit", "nvidia-cublas"} <= left_out
+    assert all(name.startswith(("torch", "triton", "nvidia", "cuda")) for name in left_out)
+    assert "torchmetrics" in names
+
+
+def test_the_page_names_what_exists() -> None:
+    verbs = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    assert set(re.findall(r"`blemish (\w+)", PAGE)) <= verbs
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", PAGE, re.MULTILINE)) <= targets
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"blemish\[(\w+)\]", PAGE)) <= {*extras}

@@ -168,7 +168,9 @@ def test_unknown_model_category_and_source(root, blemish):
 
 def test_no_params_file(root, blemish):
     (root / "params.yaml").unlink()
-    assert "no such file; run in the project's folder, or put a preset in place" in one_line(blemish("check"))
+    assert "no such file; run in the project's folder, begin a project with `blemish init`" in one_line(
+        blemish("check")
+    )
 
 
 def empty(folder):

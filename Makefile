@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
-CORES := $(shell getconf _NPROCESSORS_ONLN)
 
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -20,8 +19,8 @@ LOCKED := awk '/^[a-z]/ {left_out = /^(torch|torchvision|triton|nvidia-.*|cuda-.
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extras demo solar pipeline cells test test-slow coverage lint format repro ui report bench lock \
-  wheel wheelhouse
+.PHONY: help setup extras demo solar pipeline test test-slow coverage lint format repro ui report bench lock wheel \
+  wheelhouse
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,26 +50,7 @@ solar: extras ## The same on real solar cells, whose params.yaml it puts in plac
 	$(MAKE) --no-print-directory pipeline
 
 pipeline: setup ## Rebuild what params.yaml makes out of date, cell beside cell; print the results
-	dvc status --quiet || $(MAKE) --no-print-directory cells
-	dvc repro
-	blemish results
-
-# Of the stages and cells that it reads, so many at once as there are cores, with a thread each: a second thread gains
-# little in networks this small. A cell is trained, evaluated and exported; its latency is measured alone, by the
-# `dvc repro` that follows.
-ALONGSIDE := tr '\n' '\0' | OMP_NUM_THREADS=1 xargs -0 -r -n 1 -P $(CORES) sh -c 'case "$$0" in \
-    download@*|prepare@*|distill@*|penalty@*|textures@*) set -- "$$0";; \
-    *) set -- "train@$$0" "evaluate@$$0" "export@$$0";; \
-  esac; exec dvc --wait-for-lock repro --single-item "$$@"'
-
-# The last cells are those of the models that a teacher is distilled for, so that no core waits for it.
-cells: setup
-	dvc repro check
-	dvc stage list --name-only | grep '^download@' | $(ALONGSIDE)
-	dvc stage list --name-only | grep -E '^(prepare|penalty|textures)@' | $(ALONGSIDE)
-	taught=$$(dvc stage list --name-only | sed -n 's/^distill@//p' | paste -s -d '|' -); \
-	dvc stage list --name-only | sed -n -e '/^distill@/p' -e 's/^train@//p' | grep -v -E "^($$taught)-" | $(ALONGSIDE) \
-	  && dvc stage list --name-only | sed -n 's/^train@//p' | grep -E "^($$taught)-" | $(ALONGSIDE)
+	blemish run
 
 test: setup lint ## Everything CI runs: linters, types, tests
 	OMP_NUM_THREADS=1 pytest -m "not slow" -n auto --dist loadfile

@@ -1,5 +1,6 @@
 """The command line: every verb is one function of `pipelines`, and only this module prints errors and exits."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -87,6 +88,17 @@ def blemish(
     """Nothing of its own: the verbs follow."""
 
 
+def _kept(
+    params: "Params", project: "Project", model: str, category: str, verb: str
+) -> contextlib.AbstractContextManager[None]:
+    """Why a verb refuses a cell is kept for the report; what is no cell of params.yaml leaves nothing."""
+    from pipelines import refusals
+
+    if (model, category) not in params.cells():
+        return contextlib.nullcontext()
+    return refusals.kept(project.cell(model, category).refusal, verb)
+
+
 @app.command(rich_help_panel=PIPELINE)
 def check() -> None:
     """Validate params.yaml as a whole, and list every problem."""
@@ -104,6 +116,7 @@ def check() -> None:
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
 def download(source: Annotated[str, typer.Argument(help="A data set of params.yaml's download section.")]) -> None:
     """Fetch, verify and extract a data set, or draw an embedded one."""
+    from pipelines import refusals
     from pipelines.preview.check import load_checked
     from pipelines.sources.download import DownloadParams
     from pipelines.sources.download import download as run
@@ -111,12 +124,14 @@ def download(source: Annotated[str, typer.Argument(help="A data set of params.ya
     project = _project()
     # Usually the first stage: all of the file is checked here, so that nothing runs for an hour before a typo shows.
     params = load_checked(project.params)
-    run(source, DownloadParams.model_validate(params.download), project.data, _console())
+    with refusals.kept(project.refusal("download", source), "download"):
+        run(source, DownloadParams.model_validate(params.download), project.data, _console())
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
 def prepare(category: Category) -> None:
     """Decode and resize a category's images into arrays with masks and an index."""
+    from pipelines import refusals
     from pipelines.preparation.prepare import prepare as run
     from pipelines.progress import counting
     from pipelines.settings.params import load_params
@@ -128,7 +143,8 @@ def prepare(category: Category) -> None:
     source = project.root / params.data.root / category
     if source.parent.resolve() == (project.data / "mvtec_ad").resolve():
         check_mvtec_ad(source.parent, [category])  # a published set has published counts
-    with counting(_console(), f"prepare {category}") as on_progress:
+    refused = refusals.kept(project.refusal("prepare", category), "prepare")
+    with refused, counting(_console(), f"prepare {category}") as on_progress:
         made = run(source, category, params.prepare, params.views().frames, project.prepared(category), on_progress)
     for warning in made.warnings:
         typer.echo(f"warning: {warning}", err=True)
@@ -141,9 +157,11 @@ def prepare(category: Category) -> None:
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
 def distill(model: Model, device: Device = "auto") -> None:
     """Make a model's teacher from a backbone and a folder of photos, or fetch the published one."""
+    from pipelines import refusals
     from pipelines.device import choose_device
     from pipelines.preview.check import load_checked
-    from pipelines.teachers.distill import TEACHER_FILE, TEACHER_RECORD, DistillConfig, Teachers, fetch_published
+    from pipelines.teachers.config import DistillConfig, Teachers
+    from pipelines.teachers.distill import TEACHER_FILE, TEACHER_RECORD, fetch_published
     from pipelines.teachers.distill import distill as run
 
     project = _project()
@@ -154,16 +172,18 @@ def distill(model: Model, device: Device = "auto") -> None:
             (teacher / name).touch()
         return
     config = params.entry("distill", model, Teachers)
-    if isinstance(config, DistillConfig):
-        photos = project.root / params.photos
-        run(model, config, photos, params.tracking.experiment, project, choose_device(device), _console())
-    else:
-        fetch_published(model, config, project, _console())
+    with refusals.kept(project.refusal("distill", model), "distill"):
+        if isinstance(config, DistillConfig):
+            photos = project.root / params.photos
+            run(model, config, photos, params.tracking.experiment, project, choose_device(device), _console())
+        else:
+            fetch_published(model, config, project, _console())
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
 def penalty(model: Model) -> None:
     """Decode the photos that a model must not take for the part."""
+    from pipelines import refusals
     from pipelines.preparation.penalty import Penalties, make_penalty
     from pipelines.settings.params import load_params
 
@@ -173,13 +193,15 @@ def penalty(model: Model) -> None:
     if _is_not_needed(params, "penalty", model, folder):
         return
     config = params.entry("penalty", model, Penalties)
-    number = make_penalty(config, project.root / params.photos, folder, _console())
+    with refusals.kept(project.refusal("penalty", model), "penalty"):
+        number = make_penalty(config, project.root / params.photos, folder, _console())
     typer.echo(f"{model}: {number} penalty images")
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
 def textures(model: Model) -> None:
     """Decode the pictures of surfaces that a model's synthetic defects are filled with."""
+    from pipelines import refusals
     from pipelines.preparation.textures import TextureSets, make_textures
     from pipelines.settings.params import load_params
 
@@ -189,7 +211,8 @@ def textures(model: Model) -> None:
     if _is_not_needed(params, "textures", model, folder):
         return
     config = params.entry("textures", model, TextureSets)
-    number = make_textures(config, project.root / params.texture_photos, folder, _console())
+    with refusals.kept(project.refusal("textures", model), "textures"):
+        number = make_textures(config, project.root / params.texture_photos, folder, _console())
     typer.echo(f"{model}: {number} textures")
 
 
@@ -215,7 +238,8 @@ def train(
     from pipelines.device import choose_device
     from pipelines.training.train import train as run
 
-    run(model, category, params, project, choose_device(device), _console())
+    with _kept(params, project, model, category, "train"):
+        run(model, category, params, project, choose_device(device), _console())
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
@@ -229,7 +253,9 @@ def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
 
     project = _project()
     params = load_checked(project.params)
-    typer.echo(one_line(run(model, category, params, project, choose_device(device))))
+    with _kept(params, project, model, category, "evaluate"):
+        found = run(model, category, params, project, choose_device(device))
+    typer.echo(one_line(found))
     cell = project.cell(model, category)
     evaluation = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again")
     for warning in (equal_scores(cell.evaluated), doubtful_promise(evaluation)):
@@ -244,7 +270,9 @@ def export(model: Model, category: Category) -> None:
     from pipelines.preview.check import load_checked
 
     project = _project()
-    parity = run(model, category, load_checked(project.params), project)
+    params = load_checked(project.params)
+    with _kept(params, project, model, category, "export"):
+        parity = run(model, category, params, project)
     if warning := parity.at_threshold:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(
@@ -267,6 +295,28 @@ def latency(model: Model, category: Category) -> None:
         f"{found.throughput.images_per_second:.1f} images/s in batches of {found.throughput.batch_size}, "
         f"on {found.hardware}"
     )
+
+
+@app.command(rich_help_panel=USE)
+def run(
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Cells at once, each on a core; as many as there are cores if not given.")
+    ] = None,
+) -> None:
+    """Do all that params.yaml asks for, cell beside cell; print the results. What fails does not stop the others."""
+    from rich.console import Console
+
+    from pipelines.preview.check import load_checked
+    from pipelines.report.report import report as write_report
+    from pipelines.report.terminal import print_results
+    from pipelines.sweeps.local import run as run_all
+
+    project = _project()
+    params = load_checked(project.params)
+    if run_all(params, project, _console(), jobs or os.cpu_count() or 1):
+        write_report(params, project)
+    if not print_results(project, params, Console()):
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -309,12 +359,15 @@ def compare(
 
 @app.command(rich_help_panel=USE)
 def results() -> None:
-    """Print the table of the last report, and where to look next."""
+    """Print the table of the last report, what it lacks (then the exit code is 1), and where to look next."""
     from rich.console import Console
 
     from pipelines.report.terminal import print_results
+    from pipelines.settings.params import load_params
 
-    print_results(_project(), Console())
+    project = _project()
+    if not print_results(project, load_params(project.params), Console()):
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=USE)

@@ -55,6 +55,7 @@ class Cell:
     onnx = _Place("exported", "model.onnx")
     parity = _Place("exported", "parity.json")  # the proof that the exported file is the trained model
     latency = _Place("latency", suffix=".json")  # of the exported file, on the machine that measured it
+    refusal = _Place("refused", suffix=".json")  # why a verb refused it; absent if none did
 
     @property
     def name(self) -> str:
@@ -101,6 +102,13 @@ class Project:
     def input_of(self, model: str, kind: Literal["teacher", "penalty", "textures"]) -> Path:
         """What `distill`, `penalty` or `textures` makes for a model."""
         return self.inputs(model) / kind
+
+    def refusal(self, verb: str, name: str) -> Path:
+        """As `Cell.refusal`, of what all models or all categories need: `prepare` of a category, `distill` of a model.
+
+        No model has a hyphen in its name.
+        """
+        return self.root / "refused" / f"all-{verb}" / f"{name}.json"
 
     @property
     def reports(self) -> Path:

@@ -34,6 +34,7 @@ ALLOWED = {
     "deployment": "inference training(trained) evaluation(outcomes) data pictures settings tracking anomaly_models",
     "report": "evaluation deployment(records) data(index) pictures sources settings tracking",
     "preview": "teachers training preparation data pictures settings anomaly_models",
+    "sweeps": "report(terminal) evaluation(outcomes) settings",
 }
 GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
 GROUND_OF_MODELS = {"anomaly_models/__init__.py", "anomaly_models/common/settings.py"}  # the names, the settings base
@@ -220,6 +221,21 @@ def test_light_modules_import_nothing_heavy(patterns: tuple[str, ...], heavy: se
     assert all(list(ROOT.glob(pattern)) for pattern in patterns)
     code = IMPORT_ALL.format(names=modules(patterns), heavy=heavy)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from pipelines.preview.check import load_checked, require_packages
+require_packages(load_checked(Path("presets/demo.yaml")))
+found = {"timm", "torchvision", "mlflow"} & set(sys.modules)
+assert not found, sorted(found)
+"""
+
+
+def test_to_check_the_demo_takes_torch_and_nothing_as_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -113,8 +113,7 @@ def take_a_folder_of_ones_own(shell: Shell) -> None:
     shell.type("blemish preset folder")
     assert "set data.root to the folder that holds your categories, and data.categories to their names" in README
     follow_the_comment(shell.root)
-    shell.type("make repro")
-    assert CATEGORY in shell.type("blemish results")
+    assert CATEGORY in shell.type("blemish run")
     printed = shell.type("blemish predict exported/fapm/my_part/model.onnx new_images/")
     assert "images scored" in printed
     assert (shell.root / "predictions" / "predictions.csv").exists()

@@ -14,20 +14,21 @@ puts the ones that `weights` names in. Random features do not detect anomalies, 
 
 import difflib
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import timm
 import torch
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
-from timm.models import FeatureInfo, get_pretrained_cfg, is_model_in_modules
-from timm.models.efficientnet import EfficientNetFeatures
-from timm.models.eva import Eva
-from timm.models.mobilenetv3 import MobileNetV3Features
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from anomaly_models.base import ModelError
 from anomaly_models.common.settings import Settings, Size
+
+if TYPE_CHECKING:
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+# timm takes seconds to import, so it is where networks are built, and where a name is not one of these, which it has.
+OF_PACKAGES = frozenset({"tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2"})
 
 _PLAIN_TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm's modules of them; DINOv3 is among the last
 
@@ -43,6 +44,10 @@ class BackboneConfig(Settings):
     @field_validator("name")
     @classmethod
     def _known_to_timm(cls, name: str) -> str:
+        if name in OF_PACKAGES:
+            return name
+        import timm
+
         architecture, _, tag = name.partition(".")
         if not timm.is_model(architecture):
             close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -62,6 +67,8 @@ class BackboneConfig(Settings):
     @model_validator(mode="after")
     def _tag_is_pinned(self) -> "BackboneConfig":
         if self.weights == "timm" and "." not in self.name:
+            import timm
+
             tags = ", ".join(timm.list_pretrained(f"{self.name}.*"))
             raise ValueError(f"weights: timm needs a pinned tag in name, found {self.name!r}; take one of {tags}")
         return self
@@ -104,6 +111,8 @@ class Backbone(nn.Module):
     std: Tensor
 
     def __init__(self, config: BackboneConfig, image_size: Size | None = None) -> None:
+        from timm.models import get_pretrained_cfg
+
         super().__init__()
         self.name, self.weights, self.layers = config.name, config.weights, config.layers
         self.averages = config.combine == "mean"
@@ -134,7 +143,7 @@ class PatchTokens(nn.Module):
     The class token and the registers take part in the network and not in the maps.
     """
 
-    def __init__(self, network: VisionTransformer | Eva, blocks: tuple[int, ...]) -> None:
+    def __init__(self, network: "VisionTransformer | Eva", blocks: tuple[int, ...]) -> None:
         """Cuts the network. Raises AssertionError if it has no such blocks."""
         super().__init__()
         self.blocks = network.prune_intermediate_layers(list(blocks))
@@ -153,10 +162,16 @@ class PatchTokens(nn.Module):
 
 def is_plain_transformer(name: str) -> bool:
     """Whether a timm model is a vision transformer whose blocks all see the same patches."""
+    from timm.models import is_model_in_modules
+
     return is_model_in_modules(name.partition(".")[0], _PLAIN_TRANSFORMERS)
 
 
 def _build_tokens(config: BackboneConfig, image_size: Size | None) -> PatchTokens:
+    import timm
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
     # With `dynamic_img_size`, positions would be resampled for every image, and in the exported file.
     network = timm.create_model(config.name, pretrained=False, img_size=image_size, dynamic_img_size=False)
     assert isinstance(network, VisionTransformer | Eva)
@@ -168,6 +183,8 @@ def _build_tokens(config: BackboneConfig, image_size: Size | None) -> PatchToken
 
 def _channels_and_strides(config: BackboneConfig, pyramid: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Per layer; ModelError if those of a convolutional network do not grow."""
+    from timm.models import FeatureInfo
+
     if isinstance(pyramid, PatchTokens):
         return (pyramid.model.embed_dim,) * len(config.layers), (pyramid.stride,) * len(config.layers)
     information = pyramid.feature_info
@@ -183,6 +200,8 @@ def _channels_and_strides(config: BackboneConfig, pyramid: nn.Module) -> tuple[t
 
 
 def _build_pyramid(config: BackboneConfig, image_size: Size | None) -> nn.Module:
+    import timm
+
     _require_its_size(config.name, image_size)
     try:
         pyramid = timm.create_model(config.name, pretrained=False, features_only=True, out_indices=config.layers)
@@ -215,6 +234,8 @@ def map_sizes(backbone: Backbone, image_size: Size, setting: str) -> tuple[Size,
 
 
 def _require_its_size(name: str, image_size: Size | None) -> None:
+    from timm.models import get_pretrained_cfg
+
     pretrained = get_pretrained_cfg(name)
     if pretrained is None or not pretrained.fixed_input_size or image_size in (None, pretrained.input_size[1:]):
         return
@@ -226,5 +247,8 @@ def _require_its_size(name: str, image_size: Size | None) -> None:
 
 def _drop_later_stages(pyramid: nn.Module) -> None:
     """Keep no stage beyond the last that is asked for: timm drops them itself, except in the EfficientNet family."""
+    from timm.models.efficientnet import EfficientNetFeatures
+    from timm.models.mobilenetv3 import MobileNetV3Features
+
     if isinstance(pyramid, EfficientNetFeatures | MobileNetV3Features):
         pyramid.blocks = pyramid.blocks[: max(pyramid.feature_info.get("stage"))]

@@ -44,7 +44,7 @@ def require_packages(params: Params) -> None:
         WeightsError: one message with every problem.
     """
     from anomaly_models.common.backbones import BackboneConfig
-    from pipelines.teachers.distill import Teachers
+    from pipelines.teachers.config import Teachers
     from pipelines.training.packaged import packaged, state_file
 
     used = {model: entry for model, entry in params.distill.items() if model in params.models}
@@ -102,7 +102,7 @@ def _input_problems(raw: dict[str, Any], configs: Mapping[str, "Config"]) -> lis
     """What the models read must be made, and at their size."""
     from pipelines.preparation.penalty import Penalties
     from pipelines.preparation.textures import TextureSets
-    from pipelines.teachers.distill import Teachers
+    from pipelines.teachers.config import Teachers
 
     schemas: dict[str, type[BaseModel]] = {"distill": Teachers, "penalty": Penalties, "textures": TextureSets}
     problems = [problem for name, schema in schemas.items() for problem in section_problems(_used(raw), name, schema)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines.evaluation.certainty import AVERAGE
 from pipelines.names import in_markdown
-from pipelines.numbers import decimal
+from pipelines.numbers import UNKNOWN, decimal
 from pipelines.report.literature import MVTEC_AD_ORDER, Published, is_mvtec_ad, load_published
 from pipelines.report.markdown import untested
 from pipelines.report.summary import Summary, leaders
@@ -149,8 +149,8 @@ def _tests(summary: Summary, categories: Sequence[str]) -> tuple[tuple[str, ...]
     """Good + defective test images, a line for all models, or for each group of them that was tested otherwise."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for model in summary.models:
-        cells = [summary.rows[model, category] for category in (AVERAGE, *categories)]
-        groups.setdefault(tuple(cell.counts.test_images for cell in cells), []).append(model)
+        cells = [summary.rows.get((model, category)) for category in (AVERAGE, *categories)]
+        groups.setdefault(tuple(cell.counts.test_images if cell else UNKNOWN for cell in cells), []).append(model)
     return tuple(
         ("Test images" if len(groups) == 1 else f"Test images of {', '.join(models)}", *numbers)
         for numbers, models in groups.items()
@@ -161,7 +161,8 @@ def _our_row(summary: Summary, model: str, metric: str, categories: Sequence[str
     places, rows = (AVERAGE, *categories), summary.rows
     champions = {place: summary.champion(metric, place) for place in places}
     best = frozenset(place for place, found in champions.items() if found and model in leaders(found))
-    average, *values = (_times_100(rows[model, place].metrics.get(metric)) for place in places)
+    found = (rows[model, place].metrics.get(metric) if (model, place) in rows else None for place in places)
+    average, *values = map(_times_100, found)
     return Row(model, _OURS, average, tuple(values), best, ())
 
 

@@ -82,6 +82,11 @@ def promises(summary: Summary) -> str:
     return f"False alarms that the held-out good parts promise: {'; '.join(told)} (asked for: {asked})."
 
 
+def absences(summary: Summary) -> list[str]:
+    """A sentence for each cell of params.yaml that the report lacks."""
+    return [f"Not in this report: {cell.text}" for cell in summary.absent]
+
+
 def differing(summary: Summary) -> list[str]:
     """A sentence on the cells whose groups of held-out parts differ, if there are any."""
     cells = [f"{cell.model} on {cell.category}" for cell in summary.cells if cell.groups and cell.groups.differ]
@@ -175,8 +180,9 @@ def headlines(summary: Summary) -> list[str]:
     ]
     rows = zip(summary.averages, figures, strict=True)
     nothing = "nothing to test on" if not any(cell.counts.num_tested for cell in summary.cells) else "no defect to find"
-    told = [f"{row.model}: {text or nothing}" for row, text in rows]
-    return [*told, *untested(summary), *sentences(summary.comparisons)]
+    lacking = {cell.model for cell in summary.absent}
+    told = [f"{row.model}: {text or ('no average' if row.model in lacking else nothing)}" for row, text in rows]
+    return [*told, *absences(summary), *untested(summary), *sentences(summary.comparisons)]
 
 
 def against_the_best(summary: Summary) -> list[str]:
@@ -289,6 +295,7 @@ def report_markdown(summary: Summary, project: Project) -> str:
     parts = [
         "# Report",
         leaderboard_table(summary),
+        *absences(summary),
         *untested(summary),
         " ".join([NOTES, *(f"{region[0].upper()}{region[1:]}." for region in summary.regions)]),
         "As the field prints them, next to published results where there are any: [tables.md](tables.md).",

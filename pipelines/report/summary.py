@@ -1,9 +1,12 @@
 """Every cell's results -> one summary: the figures, how sure they are, who beats whom. All reports are made from it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from pipelines import refusals
 from pipelines.deployment.records import Latency
+from pipelines.errors import StageError, told
 from pipelines.evaluation.certainty import (
     AVERAGE,
     Champion,
@@ -28,7 +31,7 @@ from pipelines.evaluation.outcomes import (
     read_outcome,
 )
 from pipelines.paths import Cell, Project
-from pipelines.records import Record
+from pipelines.records import Record, reading
 from pipelines.report.seeds import DIGITS, SeedFigures, Seeds, average_seeds
 from pipelines.settings.params import Params
 from pipelines.tracking.records import CellRun
@@ -88,6 +91,18 @@ class Average(Row):
         return self.metrics
 
 
+class Absent(Record):
+    """A cell of the params file that there is nothing to tell of, and why."""
+
+    model: str
+    category: str
+    reason: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.model} on {self.category}: {self.reason}"
+
+
 class Tracking(Record):
     """The store that the runs are in."""
 
@@ -101,12 +116,13 @@ class Summary(Record):
 
     data_set: str
     categories: tuple[str, ...]
-    models: dict[str, dict[str, Any]]  # with their settings
+    models: dict[str, dict[str, Any]]  # with their settings; those of `cells`
     confidence: float  # of all intervals
     resamples: int  # test sets drawn for them
     tracking: Tracking | None  # None in a kept report
     cells: tuple[CellSummary, ...]
-    averages: tuple[Average, ...]
+    absent: tuple[Absent, ...] = ()  # of the params file, refused by a verb or not made yet
+    averages: tuple[Average, ...]  # of each model, without figures where one of its cells is absent
     comparisons: tuple[Comparison, ...]  # none in a kept report
     champions: dict[str, dict[str, Champion]]  # by metric and category, for metrics that any cell has
 
@@ -120,8 +136,8 @@ class Summary(Record):
         return cls.load(project.summary, "run `make demo` or `dvc repro`")
 
     @property
-    def rows(self) -> dict[tuple[str, str], CellSummary | Average]:
-        """By model and category, which is "average" for the averages."""
+    def rows(self) -> Mapping[tuple[str, str], CellSummary | Average]:
+        """By model and category, which is "average" for the averages; what is absent is not there."""
         rows: tuple[CellSummary | Average, ...] = (*self.averages, *self.cells)
         return {(row.model, row.category): row for row in rows}
 
@@ -150,12 +166,19 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
     """Everything about the cells of the params file, and nothing of cells that are no longer in it.
 
     `runs` are all of the tracking store: those that differ from a cell's own in the seed alone tell its spread.
+
+    Raises:
+        StageError: there is no cell to tell of, or a file of one is damaged.
     """
     resamples = params.evaluate.bootstrap
     store = {run.run_id: run for run in runs}
-    cells, measured = list[CellSummary](), dict[tuple[str, str], Measured]()
+    cells, measured, absent = list[CellSummary](), dict[tuple[str, str], Measured](), list[Absent]()
     for model, category in params.cells():
         place = project.cell(model, category)
+        reason = _absence(project, place)
+        if reason is not None:
+            absent.append(Absent(model=model, category=category, reason=reason))
+            continue
         evaluation = Evaluation.load(place.evaluation, f"run {place.verb('evaluate')}, or `dvc repro` for everything")
         run = store.get(evaluation.run_id)
         seeds = average_seeds([run], runs) if run else Seeds((), {})
@@ -163,19 +186,25 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         measured[model, category] = measure(outcome, resamples, seeds.spreads())
         url = pages.run(evaluation.run_id) if pages and run else None
         cells.append(_cell(place, evaluation, seeds, url))
-    averages = []
-    for model in params.models:
+    if not cells:
+        raise StageError(told([StageError(cell.text) for cell in absent], "no cell has been evaluated"))
+    averages, models = [], list(dict.fromkeys(cell.model for cell in cells))
+    categories = [name for name in params.data.categories if any(cell.category == name for cell in cells)]
+    for model in models:
         group = [cell for cell in cells if cell.model == model]
         own = [store[cell.run_id] for cell in group if cell.run_id in store]
         seeds = average_seeds(own, runs) if len(own) == len(group) else Seeds((), {})
         row = average([measured[model, cell.category] for cell in group], seeds.spreads())
-        measured[model, AVERAGE] = row
-        averages.append(_average(row, group, seeds))
-    comparisons, champions = judge(measured, list(params.models), [*params.data.categories, AVERAGE])
+        if any(cell.model == model for cell in absent):
+            averages.append(_without_figures(model, group))
+        else:
+            measured[model, AVERAGE] = row
+            averages.append(_average(row, group, seeds))
+    comparisons, champions = judge(measured, models, [*categories, AVERAGE])
     return Summary(
         data_set=params.data.name,
-        categories=tuple(params.data.categories),
-        models={name: next(cell.settings for cell in cells if cell.model == name) for name in params.models},
+        categories=tuple(categories),
+        models={name: next(cell.settings for cell in cells if cell.model == name) for name in models},
         confidence=CONFIDENCE,
         resamples=resamples,
         tracking=Tracking(
@@ -184,6 +213,7 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
             page=pages.base if pages else None,
         ),
         cells=tuple(cells),
+        absent=tuple(absent),
         averages=tuple(averages),
         comparisons=tuple(comparisons),
         champions=champions,
@@ -197,7 +227,7 @@ def judge(
     comparisons: list[Comparison] = []
     champions: dict[str, dict[str, Champion]] = {}
     for category in categories:
-        group = [measured[model, category] for model in models]
+        group = [measured[model, category] for model in models if (model, category) in measured]
         found = compare_all((metric.key for metric in METRICS), group)
         comparisons += found
         for metric in METRICS:
@@ -205,6 +235,23 @@ def judge(
                 own = [comparison for comparison in found if comparison.metric == metric.key]
                 champions.setdefault(metric.key, {})[category] = champion(metric.key, group, own)
     return comparisons, champions
+
+
+def _absence(project: Project, place: Cell) -> str | None:
+    """Why there is nothing to tell of a cell, in one line; None if there is."""
+    shared = [project.refusal("prepare", place.category)]
+    shared += [project.refusal(verb, place.model) for verb in ("distill", "penalty", "textures")]
+    for path in (*shared, place.refusal):
+        if (found := refusals.read(path)) is not None:
+            return f"refused by {found.verb}: {found.reason}"
+    if not place.evaluation.exists():
+        return f"not evaluated; run {place.verb('evaluate')}, or `dvc repro` for everything"
+    if place.run_record.exists():
+        with reading(place.run_record, f"run {place.verb('train')} again"):
+            trained = json.loads(place.run_record.read_bytes())["run_id"]
+        if Evaluation.load(place.evaluation, f"run {place.verb('evaluate')} again").run_id != trained:
+            return f"trained anew since it was evaluated; run {place.verb('evaluate')}, or `dvc repro` for everything"
+    return None
 
 
 def _cell(place: Cell, evaluation: Evaluation, seeds: Seeds, url: str | None) -> CellSummary:
@@ -226,6 +273,21 @@ def _cell(place: Cell, evaluation: Evaluation, seeds: Seeds, url: str | None) ->
         groups=evaluation.groups,
         onnx_megabytes=round(place.onnx.stat().st_size / 1e6, 2) if place.onnx.exists() else None,
         latency=Latency.load(place.latency, remedy) if place.latency.exists() else None,
+    )
+
+
+def _without_figures(model: str, cells: Sequence[CellSummary]) -> Average:
+    """Of a model that lacks a category: a mean of the others would compare with nothing."""
+    return Average(
+        model=model,
+        category=AVERAGE,
+        metrics={},
+        intervals={},
+        seeds=None,
+        counts=Counts.total(cell.counts for cell in cells),
+        train_seconds_total=None,
+        onnx_megabytes_mean=None,
+        latency_p50=None,
     )
 
 

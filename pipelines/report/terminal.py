@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.evaluation.measures import METRIC_BY_KEY, PROMISED
-from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON
+from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON, Evaluation
 from pipelines.numbers import narrow_interval, percent, score
-from pipelines.paths import Project
-from pipelines.report.markdown import COLUMNS, Column, against_the_best, differing, promises, untested
+from pipelines.paths import Cell, Project
+from pipelines.report.markdown import COLUMNS, Column, absences, against_the_best, differing, promises, untested
 from pipelines.report.summary import Average, CellSummary, Summary
+from pipelines.settings.params import Params
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,8 +32,8 @@ def _region_metric(cells: Iterable[Mapping[str, float | None]]) -> str:
     return "spro_05" if "spro_05" in known and "aupro_30" not in known else "aupro_30"
 
 
-def print_results(project: Project, console: "Console") -> None:
-    """The leaderboard in the terminal, and where to look next.
+def print_results(project: Project, params: Params, console: "Console") -> bool:
+    """The leaderboard in the terminal, what it lacks, and where to look next; tells whether it lacks nothing.
 
     Raises:
         StageError: there is no report yet, or it is damaged.
@@ -65,12 +66,41 @@ def print_results(project: Project, console: "Console") -> None:
         )
     for sentence in [promises(summary), *differing(summary), *untested(summary), *against_the_best(summary)]:
         console.print(sentence, highlight=False)
+    lacking = [*absences(summary), *_stale(project, params, summary)]
+    for sentence in lacking:
+        console.print(sentence, highlight=False, markup=False, style="yellow")
     first = project.cell(summary.cells[0].model, summary.cells[0].category)
     console.print(f"The whole report:    {project.reports / 'report.html'}")
     if first.examples.exists():
         console.print(f"Defects found:       {first.examples}")
     console.print(f"Compare runs:        {'make' if (project.root / 'Makefile').exists() else 'blemish'} ui")
     console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
+    return not lacking
+
+
+def _stale(project: Project, params: Params, summary: Summary) -> list[str]:
+    """What the report does not know yet, or does not know any more."""
+    shown = {(cell.model, cell.category): cell.run_id for cell in summary.cells}
+    known = shown.keys() | {(cell.model, cell.category) for cell in summary.absent}
+    cells = [project.cell(*cell) for cell in params.cells()]
+    new = [cell for cell in cells if (cell.model, cell.category) not in known]
+    told = [f"Not in this report, which is of other cells: {cell.model} on {cell.category}" for cell in new]
+    told += [
+        f"No longer in params.yaml: {model} on {name}" for model, name in shown if (model, name) not in params.cells()
+    ]
+    evaluated = {(cell.model, cell.category): _evaluated_run(cell) for cell in cells}
+    later = [
+        f"{model} on {name}" for (model, name), run in evaluated.items() if run and shown.get((model, name), run) != run
+    ]
+    told += [f"Trained or evaluated anew since this report: {name}" for name in later]
+    return [*told, "`blemish run` brings it up to date"] if told else []
+
+
+def _evaluated_run(cell: Cell) -> str | None:
+    """None where no evaluation is there."""
+    if not cell.evaluation.exists():
+        return None
+    return Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again").run_id
 
 
 def _test_images(row: CellSummary | Average) -> str:

@@ -17,31 +17,23 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    RootModel,
-)
 from rich.console import Console
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ConstantLR
 
 from anomaly_models.base import ModelError, Progress
-from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
+from anomaly_models.common.backbones import Backbone, PatchTokens
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import resize_map, size_of
-from anomaly_models.common.settings import Settings, Size
+from anomaly_models.common.settings import Size
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from anomaly_models.efficient_ad import CHANNELS, Precision, Width, convolutions_in, patch_description_network
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
@@ -53,6 +45,7 @@ from pipelines.preparation.photos import PhotoArrays, decode_once
 from pipelines.progress import watched
 from pipelines.records import Record
 from pipelines.sources.download import ArchiveConfig, acquire
+from pipelines.teachers.config import DistillConfig, PublishedTeacherConfig
 from pipelines.tracking.runs import OpenRun
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.loop import Learner, Schedule, run_steps
@@ -70,39 +63,6 @@ TEACHER_RECORD = "run.json"
 _PUBLISHED = "efficientad_teachers"  # in SOURCES
 
 _GREY_STREAM = 2  # which photos are grey is apart from their order, drawn by the same seed
-
-
-class DistillConfig(Settings):
-    """An entry of the section `distill`: the model that the teacher is for is its name.
-
-    The paper: 256 px, 60,000 steps of 16, 1e-4, 1e-5, float32, layers 2 and 3 of wide_resnet101_2.tv_in1k, ImageNet.
-    """
-
-    source: Literal["distilled"]
-    width: Width
-    backbone: BackboneConfig
-    image_size: Annotated[int, Field(ge=64, multiple_of=32)]  # of the network's images
-    steps: PositiveInt
-    batch_size: PositiveInt
-    learning_rate: PositiveFloat
-    weight_decay: NonNegativeFloat
-    precision: Precision  # of the network's convolutions while it learns; the backbone always runs in float32
-    seed: NonNegativeInt
-
-
-class PublishedTeacherConfig(Settings):
-    """The other kind of entry: the authors' method on ImageNet, as others have published the result."""
-
-    source: Literal["published"]
-    width: Literal["small", "medium"]
-    archive: Annotated[str, Field(min_length=1)]  # "official", a mirror's URL, or a local file; verified in any case
-
-
-TeacherConfig = Annotated[DistillConfig | PublishedTeacherConfig, Field(discriminator="source")]
-
-
-class Teachers(RootModel[dict[str, TeacherConfig]]):
-    """The section `distill`, by the model that the teacher is for."""
 
 
 class TeacherRecord(Record):

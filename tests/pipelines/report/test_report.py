@@ -15,11 +15,13 @@ from pipelines.errors import StageError
 from pipelines.evaluation.certainty import Champion
 from pipelines.files import write_json
 from pipelines.paths import Project
+from pipelines.refusals import Refusal
 from pipelines.report import markdown
 from pipelines.report.report import report
 from pipelines.report.seeds import SeedFigure, SeedFigures
 from pipelines.report.summary import summarise
 from pipelines.report.terminal import one_line, print_results
+from pipelines.settings.params import Params
 from pipelines.tracking.pages import Pages
 
 FEW = threshold() | {"value": 1.23456, "num_images": 10, "rank": 10, "expected_rate": 0.0909, "attainable": False}
@@ -304,9 +306,9 @@ def test_the_same_cells_are_summed_up_in_the_same_run(project: Project, runs: li
     assert len(set(keys)) == 3
 
 
-def printed(project: Project, width: int = 120) -> str:
+def printed(project: Project, width: int = 120, params: Params = BOTH) -> str:
     text = io.StringIO()
-    print_results(project, Console(file=text, width=width, no_color=True))
+    print_results(project, params, Console(file=text, width=width, no_color=True))
     return text.getvalue()
 
 
@@ -338,13 +340,37 @@ def test_the_promise_stands_beside_the_false_alarms(project: Project, runs: list
     assert len(runs) == 1
 
 
+def test_what_the_report_lacks_is_told_everywhere(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    Refusal(verb="train", reason="a loss that is not finite").save(project.cell("a", "nut").refusal)
+    report(BOTH, project)
+    told = "Not in this report: a on nut: refused by train: a loss that is not finite"
+    assert told in printed(project)
+    assert told in (project.reports / "report.md").read_text(encoding="utf-8")
+    assert told in runs[0][2].description
+    assert "a: no average" in runs[0][2].description
+    tables = (project.reports / "tables.md").read_text(encoding="utf-8")
+    assert "| a | - | - | **95.0** |" in tables.splitlines()
+
+
+def test_a_report_of_other_cells_is_told(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
+    report(ONE, project)
+    text = printed(project, params=params_of(["a", "b"], ["my bolt"]))
+    assert "Not in this report, which is of other cells: a on my bolt" in text
+    assert "Not in this report, which is of other cells: b on my bolt" in text
+    assert "No longer in params.yaml: a on nut" in text
+    put(project, "a", "nut", run_id="trained-again", good=30, defect=40)
+    assert "Trained or evaluated anew since this report: a on nut" in printed(project, params=ONE)
+    assert len(runs) == 1
+
+
 def test_results_fit_a_terminal_of_eighty_columns(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
     counts = {"train": 40, "holdout": 20, "test_normal": 20, "test_anomalous": 20, "apart": 6}
     for category in ("hazelnut_toy", "nut"):
         put(project, "efficient_ad", category, counts=counts)
         write_latency(project, "efficient_ad", category, 123.4)
-    report(params_of(["efficient_ad"], ["hazelnut_toy", "nut"]), project)
-    text = printed(project, width=80)
+    params = params_of(["efficient_ad"], ["hazelnut_toy", "nut"])
+    report(params, project)
+    text = printed(project, width=80, params=params)
     assert "…" not in text
     assert "20+20-6" in text
     assert "40+40-12" in text  # of the average

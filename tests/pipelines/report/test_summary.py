@@ -10,6 +10,7 @@ from pipelines.evaluation.certainty import Champion
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import write_json
 from pipelines.paths import Project
+from pipelines.refusals import Refusal
 from pipelines.report.summary import Summary, Tracking, summarise
 from pipelines.tracking.pages import Pages
 from pipelines.tracking.records import CellRun
@@ -55,10 +56,57 @@ def test_cells_come_in_the_files_order_and_removed_ones_are_gone(project: Projec
 
 
 def test_a_cell_that_is_not_evaluated_is_named(project: Project) -> None:
+    summary = summarise(params_of(["a"], ["nut", "screw"]), project)
+    assert [cell.text for cell in summary.absent] == [
+        "a on screw: not evaluated; run `blemish evaluate a screw`, or `dvc repro` for everything"
+    ]
     with pytest.raises(StageError) as caught:
-        summarise(params_of(["a"], ["nut", "screw"]), project)
-    path = project.cell("a", "screw").evaluation
-    assert str(caught.value) == f"{path}: not there; run `blemish evaluate a screw`, or `dvc repro` for everything"
+        summarise(params_of(["a"], ["screw", "bolt"]), project)
+    assert str(caught.value) == (
+        "no cell has been evaluated\n"
+        "  - a on screw: not evaluated; run `blemish evaluate a screw`, or `dvc repro` for everything\n"
+        "  - a on bolt: not evaluated; run `blemish evaluate a bolt`, or `dvc repro` for everything"
+    )
+
+
+def test_a_cell_that_was_refused_leaves_the_others_as_they_are(project: Project) -> None:
+    whole = summarise(BOTH, project)
+    Refusal(verb="train", reason="a loss that is not finite").save(project.cell("a", "nut").refusal)
+    summary = summarise(BOTH, project)
+    assert [cell.text for cell in summary.absent] == ["a on nut: refused by train: a loss that is not finite"]
+    assert summary.cells == tuple(cell for cell in whole.cells if (cell.model, cell.category) != ("a", "nut"))
+    assert summary.categories == whole.categories
+    of_a, of_b = summary.averages
+    assert (of_a.model, of_a.metrics, of_a.counts.test_images) == ("a", {}, "20 + 20")
+    assert of_b == whole.averages[1]
+    places = summary.champions["image_auroc"]
+    assert (places["nut"].best, places["my bolt"], places["average"].best) == (
+        "b",
+        whole.champions["image_auroc"]["my bolt"],
+        "b",
+    )
+
+
+def test_what_all_models_or_categories_need_and_lack(project: Project) -> None:
+    Refusal(verb="prepare", reason="damaged").save(project.refusal("prepare", "nut"))
+    assert [cell.text for cell in summarise(BOTH, project).absent] == [
+        "a on nut: refused by prepare: damaged",
+        "b on nut: refused by prepare: damaged",
+    ]
+    Refusal(verb="distill", reason="no photos").save(project.refusal("distill", "b"))
+    summary = summarise(BOTH, project)
+    assert [(cell.model, cell.category) for cell in summary.cells] == [("a", "my bolt")]
+    assert list(summary.models) == ["a"]
+    assert summary.categories == ("my bolt",)
+
+
+def test_an_evaluation_of_an_earlier_training_is_not_shown(project: Project) -> None:
+    cell = project.cell("a", "nut")
+    write_json(cell.run_record, {"run_id": evaluation_of(project, "nut").run_id})
+    assert summarise(BOTH, project).absent == ()
+    write_json(cell.run_record, {"run_id": "later"})
+    (absent,) = summarise(BOTH, project).absent
+    assert absent.text.startswith("a on nut: trained anew since it was evaluated; run `blemish evaluate a nut`")
 
 
 def test_what_a_model_costs(project: Project) -> None:

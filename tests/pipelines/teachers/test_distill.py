@@ -32,12 +32,11 @@ from pipelines.paths import Project
 from pipelines.preparation.photos import PhotoArrays, decode_once
 from pipelines.sources.catalogue import SOURCES
 from pipelines.teachers import distill as module
+from pipelines.teachers.config import DistillConfig, PublishedTeacherConfig
 from pipelines.teachers.distill import (
     DescribedPhotos,
     Distillation,
-    DistillConfig,
     PatchDescriptions,
-    PublishedTeacherConfig,
     TeacherRecord,
     describing_backbone,
     distill,

@@ -9,7 +9,7 @@ from PIL import Image
 from shared_data import shared_folder
 from torch import Tensor
 
-from anomaly_models.common.backbones import Backbone, BackboneConfig
+from anomaly_models.common.backbones import OF_PACKAGES, Backbone, BackboneConfig
 from pipelines.errors import WeightsError
 from pipelines.training.packaged import PACKAGED, packaged, state_file, timm_names
 from pipelines.training.weights import load_pretrained, pretrained_backbone, read_state_dict, terms_of
@@ -36,6 +36,11 @@ def whole(name: str) -> torch.nn.Module:
 
 def config(name: str = CORE, layers: tuple[int, ...] = (2, 3), weights: str = "package") -> BackboneConfig:
     return BackboneConfig(name=name, weights=weights, layers=layers, combine="separate")
+
+
+def test_their_names_need_not_be_looked_up() -> None:
+    assert set(PACKAGED) == OF_PACKAGES
+    assert all(timm.is_model(name) for name in OF_PACKAGES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,1 @@
+"""The whole grid of cells, run one beside another."""

@@ -1,0 +1,256 @@
+"""Verb run: all stages of dvc.yaml on this machine, cell beside cell, each with a core of its own.
+
+A second thread gains little in networks this small, so that there are as many cells at once as cores. A cell is
+trained, evaluated and exported by one `dvc repro`; its latency is measured alone, when all others are done. What fails
+is told and left behind: the report is made of all else.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn
+
+from pipelines import refusals
+from pipelines.errors import StageError
+from pipelines.evaluation.outcomes import Evaluation
+from pipelines.paths import Cell, Project
+from pipelines.progress import progress_bar
+from pipelines.report.terminal import one_line
+from pipelines.settings.params import Params
+
+_GRACE = 20  # seconds that what runs has to end in, when it is asked to
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one `dvc repro` makes."""
+
+    name: str  # for the user
+    stages: tuple[str, ...]  # of dvc.yaml, in their order
+    refusal: Path  # where the verb writes why it refused
+    after: tuple["Unit", ...] = ()  # whose failure is its own
+    cell: Cell | None = None
+
+
+@dataclass
+class _Done:
+    """How a unit ended."""
+
+    reason: str | None  # why it failed
+    seconds: float
+
+
+def run(params: Params, project: Project, console: Console, jobs: int) -> list[str]:
+    """Make all that params.yaml puts out of date, but for what fails; gives a line for each that did.
+
+    Raises:
+        StageError: DVC cannot look at the project, or the report cannot be made.
+    """
+    with _Processes(project) as processes:
+        _require(processes, "check", ["repro", "check"])
+        if processes.dvc(["status", "--quiet"], "status") == 0:
+            return []
+        failures = _make(units(params, project), processes, console, jobs)
+        if not failures:
+            console.print("measuring latencies, writing the report", highlight=False)
+            _require(processes, "report", ["repro"])
+            return []
+        made = [cell for cell in params.cells() if project.cell(*cell).evaluation.exists()]
+        left = {unit.stages for unit, _ in failures}
+        for model, category in made:
+            if _stages(model, category) not in left:
+                processes.dvc(["repro", "--single-item", f"latency@{model}-{category}"], f"latency-{model}-{category}")
+    return [f"{unit.name}: {done.reason}" for unit, done in failures]
+
+
+def units(params: Params, project: Project) -> list[Unit]:
+    """What is made beside one another, in an order in which nothing waits for long."""
+    sources = {
+        name: Unit(f"download {name}", (f"download@{name}",), project.refusal("download", name))
+        for name in params.download
+    }
+
+    def fetched(folder: str) -> tuple[Unit, ...]:
+        """What makes the data set that a folder lies in, if any does."""
+        path = (project.root / folder).resolve()
+        return tuple(unit for name, unit in sources.items() if path.is_relative_to((project.data / name).resolve()))
+
+    prepared = {
+        name: Unit(f"prepare {name}", (f"prepare@{name}",), project.refusal("prepare", name), fetched(params.data.root))
+        for name in params.data.categories
+    }
+    photos = {"penalty": params.photos, "textures": params.texture_photos, "distill": params.photos}
+    inputs = {
+        model: [
+            Unit(f"{verb} {model}", (f"{verb}@{model}",), project.refusal(verb, model), fetched(folder))
+            for verb, folder in photos.items()
+            if model in getattr(params, verb)
+        ]
+        for model in params.models
+    }
+    cells = [
+        Unit(
+            f"{model} on {category}",
+            _stages(model, category),
+            project.cell(model, category).refusal,
+            (prepared[category], *inputs[model]),
+            project.cell(model, category),
+        )
+        for model, category in params.cells()
+    ]
+    # Those that a teacher is made for come last, so that no core waits for it.
+    cells.sort(key=lambda unit: unit.cell is not None and unit.cell.model in params.distill)
+    return [*sources.values(), *prepared.values(), *(unit for found in inputs.values() for unit in found), *cells]
+
+
+def _stages(model: str, category: str) -> tuple[str, ...]:
+    return tuple(f"{verb}@{model}-{category}" for verb in ("train", "evaluate", "export"))
+
+
+def _make(found: Sequence[Unit], processes: "_Processes", console: Console, jobs: int) -> list[tuple[Unit, _Done]]:
+    """Run the units, `jobs` at once; gives those that failed."""
+    running: dict[str, Future[_Done]] = {}
+
+    def make(unit: Unit) -> _Done:
+        for needed in unit.after:  # which was begun before
+            if running[needed.name].result().reason is not None:
+                return _Done(f"not made, for want of {needed.name}", 0.0)
+        started = time.monotonic()
+        code = processes.dvc(["repro", "--single-item", *unit.stages], unit.name)
+        return _Done(None if code == 0 else processes.reason(unit), time.monotonic() - started)
+
+    with progress_bar(console, MofNCompleteColumn()) as bar, ThreadPoolExecutor(jobs) as pool:
+        task = bar.add_task("cells and what they need", total=len(found))
+        try:
+            for unit in found:
+                running[unit.name] = pool.submit(make, unit)
+            of = {running[unit.name]: unit for unit in found}
+            for number, future in enumerate(as_completed(of), 1):
+                console.print(f"{number} of {len(found)}: {_told(of[future], future.result())}", highlight=False)
+                bar.update(task, completed=number)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.stop()
+            raise
+    return [(unit, running[unit.name].result()) for unit in found if running[unit.name].result().reason is not None]
+
+
+def _told(unit: Unit, done: _Done) -> str:
+    if done.reason is not None:
+        return f"{unit.name} failed: {done.reason}"
+    figures = ""
+    if unit.cell is not None:
+        evaluation = Evaluation.load(unit.cell.evaluation, f"run {unit.cell.verb('evaluate')} again")
+        figures = f": {one_line(evaluation.metrics)}"
+    return f"{unit.name}{figures} ({done.seconds:.0f} s)"
+
+
+def _require(processes: "_Processes", name: str, arguments: list[str]) -> None:
+    if processes.dvc(arguments, name) != 0:
+        raise StageError(processes.told(name))
+
+
+@dataclass
+class _Processes:
+    """Those of DVC that run, each in a group of its own, so that none of its children is left behind."""
+
+    project: Project
+    _alive: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: bool = False
+
+    def __enter__(self) -> "_Processes":
+        self._before = signal.signal(signal.SIGTERM, _end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        signal.signal(signal.SIGTERM, self._before)
+
+    def dvc(self, arguments: list[str], name: str) -> int:
+        """Run `dvc` and keep what it says in the log of that name; gives its exit code."""
+        log = self._log(name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "dvc", *arguments]
+        if arguments[0] == "repro":
+            command.insert(3, "--wait-for-lock")
+        with log.open("wb") as file:
+            with self._lock:
+                if self._stopped:
+                    return 1
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.project.root,
+                    env=_environment(),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                self._alive.add(process)
+            code = process.wait()
+        with self._lock:
+            self._alive.discard(process)
+        return code
+
+    def reason(self, unit: Unit) -> str:
+        """Why a unit failed: what its verb wrote down, or else what DVC said."""
+        found = refusals.read(unit.refusal)
+        return self.told(unit.name) if found is None else f"refused by {found.verb}: {found.reason}"
+
+    def told(self, name: str) -> str:
+        """The error that a log ends with, or its last line."""
+        lines = [
+            line for line in self._log(name).read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
+        errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+        if not errors:
+            return f"{lines[-1] if lines else 'DVC ended without a word'} ({self._log(name)})"
+        first = lines[errors[0]].removeprefix("error: ")
+        more = [line for line in lines[errors[0] + 1 :] if line.startswith("  ")]
+        return "\n".join([first, *more])
+
+    def stop(self) -> None:
+        """End what runs, with all its children."""
+        with self._lock:
+            self._stopped, alive = True, list(self._alive)
+        for process in alive:
+            _signal(process, signal.SIGINT)  # upon which runs are closed and locks are given back
+        for process in alive:
+            try:
+                process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                _signal(process, signal.SIGKILL)
+
+    def _log(self, name: str) -> Path:
+        return self.project.root / "work" / "logs" / f"{name}.log"
+
+
+def _end(_signal: int, _frame: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        os.killpg(process.pid, number)
+
+
+def _environment() -> dict[str, str]:
+    """That of this process; `python` of dvc.yaml is this one, and each cell has a core."""
+    folder = Path(sys.executable).parent
+    path = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
+    return os.environ | {
+        "PATH": path,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "DVC_NO_ANALYTICS": "true",
+    }

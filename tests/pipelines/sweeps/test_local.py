@@ -1,0 +1,163 @@
+"""`blemish run`: cell beside cell, and what one failure leaves of the others."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clone import commit, copy_project, environment
+from conftest import CATEGORY, draw_category, tiny_params, write_params
+from tiny_models import SETTINGS
+
+from pipelines import refusals
+from pipelines.errors import DatasetError
+from pipelines.paths import Project
+from pipelines.settings.params import Params
+from pipelines.sweeps.local import units
+
+SHELL = environment(Path(sys.executable).parent)
+CODE = ("anomaly_models", "pipelines", "pretrained", ".dvc", "cli.py", "dvc.yaml", ".dvcignore", ".gitignore")
+OTHER = "two words"
+
+
+def params_of(values: dict[str, Any]) -> Params:
+    return Params.model_validate(values)
+
+
+def both_models() -> dict[str, Any]:
+    values = tiny_params()
+    values["data"]["categories"] = [CATEGORY, OTHER]
+    values["models"] = {"efficient_ad": SETTINGS["efficient_ad"], "fapm": values["models"]["fapm"]}
+    values["distill"] = {"efficient_ad": {}, "bgad": {}}  # the second is of no model of the file
+    return values
+
+
+def test_a_unit_waits_for_what_it_needs_and_nothing_for_long(tmp_path: Path) -> None:
+    found = units(params_of(both_models()), Project(tmp_path))
+    assert [unit.name for unit in found] == [
+        "download demo_textures",
+        f"prepare {CATEGORY}",
+        f"prepare {OTHER}",
+        "distill efficient_ad",
+        f"fapm on {CATEGORY}",
+        f"fapm on {OTHER}",
+        f"efficient_ad on {CATEGORY}",
+        f"efficient_ad on {OTHER}",
+    ]
+    needed = {unit.name: [other.name for other in unit.after] for unit in found}
+    assert needed["distill efficient_ad"] == ["download demo_textures"]  # whose folder its photos are
+    assert needed[f"prepare {OTHER}"] == []  # of a folder that nobody downloads
+    assert needed[f"efficient_ad on {OTHER}"] == [f"prepare {OTHER}", "distill efficient_ad"]
+    places = [unit.name for unit in found]
+    assert all(places.index(name) < places.index(unit) for unit, names in needed.items() for name in names)
+    assert found[-1].stages == tuple(f"{verb}@efficient_ad-{OTHER}" for verb in ("train", "evaluate", "export"))
+
+
+def test_why_a_verb_refused_is_kept_until_it_works(tmp_path: Path) -> None:
+    path = tmp_path / "refused" / "fapm" / "nut.json"
+    with pytest.raises(DatasetError), refusals.kept(path, "train"):
+        raise DatasetError("no images")
+    assert refusals.read(path) == refusals.Refusal(verb="train", reason="no images")
+    with refusals.kept(path, "latency"):
+        pass
+    assert path.exists()  # another verb's
+    with refusals.kept(path, "train"):
+        pass
+    assert refusals.read(path) is None
+    with pytest.raises(ZeroDivisionError), refusals.kept(path, "train"):
+        raise ZeroDivisionError("by zero")
+    assert refusals.read(path) == refusals.Refusal(verb="train", reason="ZeroDivisionError: by zero")
+    with pytest.raises(KeyboardInterrupt), refusals.kept(path, "evaluate"):
+        raise KeyboardInterrupt
+    assert refusals.read(path) == refusals.Refusal(verb="train", reason="ZeroDivisionError: by zero")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copy_project(tmp_path_factory.mktemp("run"), *CODE)
+    values = tiny_params()
+    values["data"]["categories"] = [CATEGORY, OTHER]
+    write_params(root, values)
+    for category in (CATEGORY, OTHER):
+        draw_category(root / "images" / category, train=8, good=3, defect=3)
+    commit(root)
+    return root
+
+
+def ran(root: Path, *arguments: str) -> tuple[int, str, str]:
+    command = [sys.executable, "cli.py", *arguments]
+    done = subprocess.run(command, cwd=root, env=SHELL, capture_output=True, text=True, check=False)
+    return done.returncode, " ".join(done.stdout.split()), " ".join(done.stderr.split())
+
+
+def test_one_failure_costs_nothing_else(root: Path) -> None:
+    damaged = root / "images" / OTHER / "train" / "good" / "000.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"nonsense")
+    code, shown, told = ran(root, "run", "--jobs", "1")
+    assert code == 1
+    reason = f"refused by prepare: category '{OTHER}': images/{OTHER}/train/good/000.png: not a PNG"
+    assert f"prepare {OTHER} failed: {reason}" in told
+    assert f"fapm on {OTHER} failed: not made, for want of prepare {OTHER}" in told
+    assert f"fapm on {CATEGORY}: Image AUROC 100.0" in told
+    assert f"Not in this report: fapm on {OTHER}: {reason}" in shown
+    project = Project(root)
+    assert project.cell("fapm", CATEGORY).latency.exists()
+    assert OTHER not in (project.reports / "leaderboard.csv").read_text()
+    assert reason in (project.reports / "report.md").read_text()
+    assert ran(root, "results")[0] == 1
+
+    damaged.write_bytes(whole)
+    code, shown, told = ran(root, "run", "--jobs", "2")
+    assert code == 0, told
+    assert "Not in this report" not in shown
+    assert OTHER in (project.reports / "leaderboard.csv").read_text()
+    assert not list((root / "refused").rglob("*.json"))
+    code, shown, told = ran(root, "run")
+    assert (code, told) == (0, "")
+
+    values = tiny_params()
+    values["data"]["categories"] = [CATEGORY, "third"]
+    write_params(root, values)
+    code, shown, _ = ran(root, "results")
+    assert code == 1
+    assert "Not in this report, which is of other cells: fapm on third" in shown
+    assert f"No longer in params.yaml: fapm on {OTHER}" in shown
+
+
+def test_what_runs_ends_with_it(root: Path) -> None:
+    """SIGTERM to `run` alone."""
+    values = tiny_params()
+    values["models"]["fapm"]["neighbours"] = 3
+    write_params(root, values)
+    command = [sys.executable, "cli.py", "run"]
+    process = subprocess.Popen(command, cwd=root, env=SHELL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not children_of(process.pid, root, "train"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert children_of(process.pid, root, "") == []
+    assert ran(root, "run")[0] == 0
+
+
+def children_of(own: int, root: Path, verb: str) -> list[str]:
+    """The commands that run in the project's folder, but for the process itself."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if (
+                folder.name.isdigit()
+                and int(folder.name) not in (own, os.getpid())
+                and (folder / "cwd").readlink() == root
+            ):
+                found.append((folder / "cmdline").read_bytes().decode().replace("\0", " "))
+        except OSError:
+            continue  # ended, or another user's
+    return [command for command in found if f"cli.py {verb}" in command]

@@ -450,7 +450,9 @@ def init(
 
     for line in begin(_project(), preset, force):
         typer.echo(line)
-    typer.echo("Next: `dvc repro` makes all that params.yaml asks for; `blemish preset folder` is for your own images")
+    typer.echo(
+        "Next: `blemish run` makes all that params.yaml asks for; `blemish preset folder` is for your own images"
+    )
 
 
 @app.command(rich_help_panel=USE)

@@ -123,13 +123,13 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _complete(path: Path, lines: str) -> bool:
-    """Write the lines, below what stands there where the file has others; whether any was missing."""
+def _complete(path: Path, text: str) -> bool:
+    """Write the lines, those that the file lacks below what stands there; whether any was missing."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
-    if set(lines.splitlines()) <= set(before.splitlines()):
-        return False
-    _write(path, f"{before.rstrip()}\n\n{lines}" if before.strip() else lines)
-    return True
+    missing = [line for line in text.splitlines() if line not in before.splitlines()]
+    if any(missing):
+        _write(path, "\n".join([before.rstrip(), "", *missing, ""]) if before.strip() else text)
+    return any(missing)
 
 
 def _begin_dvc(root: Path) -> Iterator[str]:

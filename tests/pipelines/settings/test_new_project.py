@@ -145,6 +145,14 @@ def test_what_is_there_stays(folder: Path) -> None:
     assert files_in(folder) == before
 
 
+def test_what_another_version_ignores_comes_below(folder: Path) -> None:
+    list(begin(Project(folder), None, force=False))
+    whole = (folder / ".gitignore").read_text()
+    (folder / ".gitignore").write_text(whole.replace("/models/\n", ""))
+    assert ".gitignore: what the pipeline makes" in list(begin(Project(folder), None, force=False))
+    assert (folder / ".gitignore").read_text() == whole.replace("/models/\n", "") + "\n/models/\n"
+
+
 def test_a_named_preset_does_not_overwrite_edits(folder: Path) -> None:
     (folder / "params.yaml").write_text("mine: 1\n")
     with pytest.raises(ParamsError, match=r"params\.yaml: has edits that are not committed"):

@@ -100,9 +100,15 @@ def _kept(
 
 
 @app.command(rich_help_panel=PIPELINE)
-def check() -> None:
-    """Validate params.yaml as a whole, and list every problem."""
-    from pipelines.preview.check import load_checked, require_packages, unused_sections, write_checked
+def check(
+    params_only: Annotated[
+        bool, typer.Option("--params-only", help="As DVC's stage needs it: each folder is its own stage's to refuse.")
+    ] = False,
+) -> None:
+    """Validate params.yaml as a whole, look for the folders and files that it names, and list every problem."""
+    from pipelines.errors import StageError
+    from pipelines.numbers import counted
+    from pipelines.preview.check import load_checked, missing, require_packages, unused_sections, write_checked
 
     project = _project()
     params = load_checked(project.params)
@@ -110,6 +116,8 @@ def check() -> None:
     for line in unused_sections(params):
         typer.echo(line)
     write_checked(params, project)
+    if not params_only and (problems := missing(params, project)):
+        raise StageError("\n  - ".join([f"params.yaml is in order, {counted(len(problems), 'thing')} not", *problems]))
     typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
 
 
@@ -298,6 +306,33 @@ def latency(model: Model, category: Category) -> None:
 
 
 @app.command(rich_help_panel=USE)
+def start(
+    folder: Annotated[
+        Path, typer.Argument(help="It holds a folder for each kind of part, or is one.", show_default=False)
+    ],
+    models: Annotated[str, typer.Option(help="Comma between them; or all.")] = "adfa,fapm",
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite edits of params.yaml that are not committed.")
+    ] = False,
+) -> None:
+    """Look at a folder of pictures, say what is in it, and write a params.yaml for it; then `blemish run`."""
+    from anomaly_models import MODELS
+    from pipelines.preview.start import start as begin
+
+    cores = os.cpu_count() or 1
+    chosen = list(MODELS) if models == "all" else [name for name in models.split(",") if name]
+    found = begin(folder, chosen, _project(), cores, force=force)
+    for look in found.categories:
+        typer.echo(look.text)
+    for line in (*found.left_out, *found.notes):
+        typer.echo(f"- {line}")
+    typer.echo(
+        f"params.yaml: {', '.join(chosen)}; `blemish run` takes some {max(1, round(found.minutes))} minutes here. "
+        f"Other models: --models all, or some of {', '.join(MODELS)}"
+    )
+
+
+@app.command(rich_help_panel=USE)
 def run(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Cells at once, each on a core; as many as there are cores if not given.")
@@ -451,7 +486,7 @@ def init(
     for line in begin(_project(), preset, force):
         typer.echo(line)
     typer.echo(
-        "Next: `blemish run` makes all that params.yaml asks for; `blemish preset folder` is for your own images"
+        "Next: `blemish start FOLDER` for your own pictures; `blemish run` makes all that params.yaml asks for"
     )
 
 
@@ -486,13 +521,14 @@ def publish(
 
 @app.command(rich_help_panel=USE)
 def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> None:
-    """Serve the MLflow page on this machine."""
+    """Serve the MLflow page on this machine; print where it shows the figures of all runs."""
+    from pipelines.evaluation.measures import TEN
     from pipelines.settings.params import load_params
     from pipelines.tracking.pages import page_of, serve
 
     project = _project()
     experiment = load_params(project.params).tracking.experiment
-    typer.echo(f"The runs of '{experiment}': {page_of(project.root, experiment, port)}")
+    typer.echo(f"The runs of '{experiment}': {page_of(project.root, experiment, port, TEN)}")
     serve(project.root, port)
 
 

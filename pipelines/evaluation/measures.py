@@ -37,4 +37,6 @@ PROMISED = "false_alarms_promised"  # of further good parts, by the held-out one
 PIXEL_METRICS = tuple(metric.key for metric in METRICS if metric.key.startswith(("pixel", "aupro", "spro")))
 # A category has the one or the other, as it was published: what an average of one leaves out.
 REGION_METRICS = (frozenset({"aupro_30", "aupro_05"}), frozenset({"spro_05"}))
+# Where ten columns must do; of AUPRO and sPRO, a category has the one or the other.
+TEN = tuple(metric.key for metric in METRICS if metric.key != "aupro_05")
 METRIC_BY_KEY = {metric.key: metric for metric in METRICS}

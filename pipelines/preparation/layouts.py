@@ -6,9 +6,9 @@ Layouts, found per category where `prepare.layout` does not name one:
     folder   normal, optional abnormal (images, or one folder per defect type), optional masks (mirrors abnormal)
 
 and those in which other benchmarks are published (`published`). In these two, names may have capitals; good parts may
-be called otherwise in train and test ("OK", "pass", ...). Below them there may be further folders, one per camera, say.
-A mask is `<stem>_mask` or `<stem>` with any image suffix, in the folder that mirrors that of its image. Without a
-folder of masks, a category has image labels only.
+be called otherwise ("OK", "pass", ...), and so may `abnormal` ("NG", "defect", ...). Below them there may be further
+folders, one per camera, say. A mask is `<stem>_mask` or `<stem>` with any image suffix, in the folder that mirrors that
+of its image. Without a folder of masks, a category has image labels only.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from pipelines.data.index import GOOD, Layout
 from pipelines.errors import DatasetError
 from pipelines.numbers import counted
+from pipelines.pictures.images import SUFFIXES, is_litter
 from pipelines.preparation import published
 from pipelines.preparation.config import LayoutName
 from pipelines.preparation.listing import (
@@ -32,7 +33,7 @@ from pipelines.preparation.listing import (
     the_folder,
     warn_unused,
 )
-from pipelines.preparation.lookalikes import masks_beside, says_good
+from pipelines.preparation.lookalikes import masks_beside, says_bad, says_good
 
 _SIGNS: dict[Layout, tuple[str, ...]] = {  # folders by which a layout is known, and no other has all of
     "visa": ("Data/Images/Normal",),
@@ -41,6 +42,7 @@ _SIGNS: dict[Layout, tuple[str, ...]] = {  # folders by which a layout is known,
     "btad": ("train/ok", "test/ok", "test/ko", "ground_truth/ko"),
 }
 _TYPES_OF_LOCO = ("logical_anomalies", "structural_anomalies")  # the one or the other
+_PLAIN = {"normal": says_good, "abnormal": says_bad}  # the folders of that layout, which may be called otherwise
 _READ_ALIKE: set[Layout] = {"mvtec", "btad", "dtd_synthetic"}
 
 
@@ -52,7 +54,7 @@ def choose_layout(source: Path, name: LayoutName, findings: Findings) -> Layout:
     """
     if not source.is_dir():
         raise DatasetError(f"{source}: no such folder; put the images there or correct the path in params.yaml")
-    shown = _shown(source)
+    shown = shown_layouts(source)
     if name == "auto":
         layout = _only(source, shown)
         if missing := _missing(source, layout):
@@ -81,6 +83,13 @@ def _only(source: Path, shown: list[Layout]) -> Layout:
         )
     if shown:
         raise DatasetError(f"{source}: its folders look like {' and '.join(shown)}; name one of them in prepare.layout")
+    entries = [entry for entry in source.iterdir() if not is_litter(entry.name)]
+    loose = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
+    if loose and not any(entry.is_dir() for entry in entries):
+        raise DatasetError(
+            f"{source}: {counted(len(loose), 'picture')} in the folder itself, which does not say what is good: move "
+            "good parts into normal/, and defective ones, if there are any, into abnormal/"
+        )
     names = sorted(entry.name + "/" * entry.is_dir() for entry in source.iterdir())
     found = f"holds {some(names)}" if names else "is empty"
     raise DatasetError(
@@ -89,7 +98,7 @@ def _only(source: Path, shown: list[Layout]) -> Layout:
     )
 
 
-def _shown(source: Path) -> list[Layout]:
+def shown_layouts(source: Path) -> list[Layout]:
     """The layouts that the folders may be in; MVTec AD's, from which others come, where it is none of these."""
     found = [layout for layout, folders in _SIGNS.items() if all((source / folder).is_dir() for folder in folders)]
     loco = [source / "test" / name for name in _TYPES_OF_LOCO]
@@ -97,13 +106,18 @@ def _shown(source: Path) -> list[Layout]:
         found.append("loco")
     if not found and any(good_folders(source, folder) for folder in called(source, "train")):
         found.append("mvtec")
-    return [*found, "folder"] if called(source, "normal") else found
+    return [*found, "folder"] if _normal_folders(source) else found
+
+
+def _normal_folders(source: Path) -> list[str]:
+    """Those of a plain folder's good parts: called "normal", or else by a word that says as much."""
+    return called(source, "normal") or good_folders(source, "")
 
 
 def _missing(source: Path, layout: Layout) -> list[str]:
     """What the layout has and the folder has not."""
     if layout == "folder":
-        return [] if called(source, "normal") else ["normal"]
+        return [] if _normal_folders(source) else ["normal"]
     if layout == "mvtec":
         return [] if any(good_folders(source, folder) for folder in called(source, "train")) else [f"train/{GOOD}"]
     return [name for name in published.NEEDED[layout] if not (source / name).exists()]
@@ -158,7 +172,10 @@ def _list_mvtec(source: Path, findings: Findings) -> Listing:
 
 
 def _list_folder(source: Path, findings: Findings) -> Listing:
-    normal, abnormal, masks = (the_folder(source, name, findings) for name in ("normal", "abnormal", "masks"))
+    normal, abnormal = (_only_folder(source, name, says, findings) for name, says in _PLAIN.items())
+    masks = the_folder(source, "masks", findings)
+    if by_word := [name for name in (normal, abnormal) if name.lower() not in _PLAIN and (source / name).is_dir()]:
+        findings.warnings.append(f"{some(by_word)}: taken for good or defective parts by their names")
     if good := [folder for folder in good_folders(source, "") if folder != normal]:
         findings.problem(
             f"{source}: {some(good)} beside {normal}, by its name of good parts too; move its images there"
@@ -186,6 +203,16 @@ def _list_folder(source: Path, findings: Findings) -> Listing:
         masks=list_masks(source, masks, findings),
         mask_remedy=f"add {masks}/.../<stem>_mask.png for each, or remove {masks} altogether",
     )
+
+
+def _only_folder(source: Path, name: str, says: Callable[[str], bool], findings: Findings) -> str:
+    """The folder called `name`, or else the one whose name says as much."""
+    if called(source, name):
+        return the_folder(source, name, findings)
+    found = sorted(entry.name for entry in source.iterdir() if entry.is_dir() and says(entry.name))
+    if len(found) > 1:
+        findings.problem(f"{source}: holds {' and '.join(found)}; keep one of them, or call one {name}")
+    return found[0] if found else name
 
 
 _LISTED: dict[Layout, Callable[[Path, Findings], Listing]] = {

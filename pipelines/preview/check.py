@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from pipelines.errors import BlemishError, WeightsError, hint, told
+from pipelines.errors import BlemishError, DatasetError, WeightsError, hint, told
 from pipelines.files import atomic_folder
 from pipelines.paths import Project
+from pipelines.preparation.layouts import choose_layout
+from pipelines.preparation.listing import Findings
 from pipelines.settings.new_project import is_without_code, write_code
 from pipelines.settings.params import Params, validated
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 
 if TYPE_CHECKING:
     from anomaly_models.base import Config
+    from anomaly_models.common.backbones import BackboneConfig
 
 # The sections that describe what is made for models, and the setting that must be the model's own.
 INPUTS = {"distill": "width", "penalty": "image_size", "textures": "image_size"}
@@ -43,21 +46,26 @@ def require_packages(params: Params) -> None:
     Raises:
         WeightsError: one message with every problem.
     """
-    from anomaly_models.common.backbones import BackboneConfig
-    from pipelines.teachers.config import Teachers
     from pipelines.training.packaged import packaged, state_file
 
-    used = {model: entry for model, entry in params.distill.items() if model in params.models}
-    settings = [*params.models.values(), *Teachers.model_validate(used).root.values()]
-    backbones = [value for section in settings for _, value in section if isinstance(value, BackboneConfig)]
     problems: list[BlemishError] = []
-    for name in sorted({backbone.name for backbone in backbones if backbone.weights == "package"}):
+    for name in sorted({backbone.name for backbone in _backbones(params) if backbone.weights == "package"}):
         try:
             state_file(packaged(name))
         except WeightsError as error:
             problems.append(error)
     if problems:
         raise WeightsError(told(problems, f"{len(problems)} backbones without weights"))
+
+
+def _backbones(params: Params) -> list["BackboneConfig"]:
+    """Of the models of the file, and of what their teachers learn from."""
+    from anomaly_models.common.backbones import BackboneConfig
+    from pipelines.teachers.config import Teachers
+
+    used = {model: entry for model, entry in params.distill.items() if model in params.models}
+    settings = [*params.models.values(), *Teachers.model_validate(used).root.values()]
+    return [value for section in settings for _, value in section if isinstance(value, BackboneConfig)]
 
 
 def write_checked(params: Params, project: Project) -> None:
@@ -86,6 +94,40 @@ def write_checked(params: Params, project: Project) -> None:
         (temporary / "frames.txt").write_text(seen, encoding="utf-8")
         if is_without_code(project):
             write_code(temporary / "code")
+
+
+def missing(params: Params, project: Project) -> list[str]:
+    """A line for each folder and file that the params file names and that is not there, nor made by a stage.
+
+    A category's folder is also looked at for its layout. What `download` brings is not missed before it has run.
+    """
+    brought = [(project.data / name).resolve() for name in params.download]
+    problems = []
+    for category in params.data.categories:
+        folder = project.root / params.data.root / category
+        if folder.exists() or not any(folder.resolve().is_relative_to(source) for source in brought):
+            try:
+                choose_layout(folder, params.prepare.layout, Findings())
+            except DatasetError as error:
+                problems.append(str(error))
+    for section, key in (("distill", "photos"), ("penalty", "photos"), ("textures", "texture_photos")):
+        folder = project.root / getattr(params, key)
+        used = any(model in params.models for model in getattr(params, section))
+        if used and not folder.is_dir() and not any(folder.resolve().is_relative_to(source) for source in brought):
+            problems.append(f"{key}: {folder}: no such folder, which {section} takes its pictures from")
+    for model in params.models:
+        teacher = params.model_config_of(model).wants.teacher
+        if teacher and model not in params.distill and not (project.root / teacher).is_file():
+            problems.append(
+                f"models.{model}.teacher: {teacher}: no such file; describe in distill.{model} how to make it, or "
+                "put it there"
+            )
+    problems += [
+        f"backbone {name}: weights: {weights}: no such file; give its path, or weights: package or timm"
+        for name, weights in sorted({(backbone.name, backbone.weights) for backbone in _backbones(params)})
+        if weights not in ("package", "timm") and not Path(weights).is_file()
+    ]
+    return list(dict.fromkeys(problems))
 
 
 def unused_sections(params: Params) -> list[str]:

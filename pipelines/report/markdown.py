@@ -126,6 +126,16 @@ def leaderboard_table(summary: Summary) -> str:
     return markdown_table([title for title, _ in columns], rows)
 
 
+def averages_table(summary: Summary) -> str:
+    """A row per model, with the average over the categories of each metric that any model has one of."""
+    rows = summary.averages
+    metrics = [metric for metric in METRICS if any(row.metrics.get(metric.key) is not None for row in rows)]
+    figures = [[percent(row.metrics.get(metric.key)) for metric in metrics] for row in rows]
+    names = [row.model for row in rows]
+    header = ["Model", *(metric.heading for metric in metrics)]
+    return markdown_table(header, [[name, *own] for name, own in zip(names, figures, strict=True)], num_names=1)
+
+
 def _with_groups(column: Column) -> Iterator[tuple[str, Callable[[CellSummary | Average], str]]]:
     """A column of the leaderboard; beside what is promised, the false alarms of groups that set no threshold."""
     yield column.title, column.of

@@ -12,13 +12,13 @@ from pipelines.files import atomic_folder
 from pipelines.numbers import percent
 from pipelines.paths import Project
 from pipelines.report.field_tables import write_tables
-from pipelines.report.markdown import COLUMNS, headlines, report_markdown
+from pipelines.report.markdown import COLUMNS, averages_table, headlines, report_markdown
 from pipelines.report.summary import MAIN_METRIC, CellSummary, Summary, summarise
 from pipelines.settings.params import Params
 
 
 def report(params: Params, project: Project) -> Path:
-    """Write `reports/`: summary.json, tables, report.md, report.html; log the averages to MLflow; gives report.md.
+    """Write `reports/`: summary.json, tables, report.md, report.html; tell MLflow of the averages; gives report.md.
 
     The best model of each category becomes its champion in the model registry.
 
@@ -42,10 +42,10 @@ def report(params: Params, project: Project) -> Path:
     run_ids = sorted(str(cell.run_id) for cell in summary.cells)
     key = hashlib.sha256(json.dumps(run_ids).encode()).hexdigest()[:16]
     with summary_run(project.root, experiment, key) as run:
-        for row in summary.averages:
-            run.metrics({f"{row.model}.{name}": value for name, value in row.metrics.items() if value is not None})
+        # No metrics: on MLflow's page, each would be a chart of its own beside those of the cells.
         run.tags({"cells": " ".join(run_ids), "categories": ", ".join(summary.categories)})
-        run.describe("\n".join([*(f"- {line}" for line in headlines(summary)), "", "The tables are under `report/`."]))
+        told = "\n".join(f"- {line}" for line in headlines(summary))
+        run.describe(f"{averages_table(summary)}\n\n{told}\n\nAll tables are under `report/`.")
         for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", project.summary.name):
             run.file(project.reports / name, "report")
     for category, run_id, why in _crowned(summary):

@@ -1,6 +1,5 @@
 """Complete params files, and the verb that puts one in place."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,13 +21,19 @@ def put_in_place(name: str, target: Path, force: bool) -> None:
     """
     if name not in names():
         raise ParamsError(f"preset '{name}': no such preset; there are: {', '.join(names())}")
-    if target.exists() and not force and not _is_saved_elsewhere(target):
-        raise ParamsError(
-            f"{target}: has edits that are not committed; commit them, or overwrite them with "
-            f"`blemish preset {name} --force`"
-        )
+    replace((PRESETS / f"{name}.yaml").read_bytes(), target, force, f"`blemish preset {name} --force`")
+
+
+def replace(content: bytes, target: Path, force: bool, remedy: str) -> None:
+    """Write a params file unless that would lose edits that are saved nowhere else; `remedy` does it nevertheless.
+
+    Raises:
+        ParamsError: `target` holds edits that are neither committed nor a preset's, and not `force`.
+    """
+    if target.exists() and not force and target.read_bytes() != content and not _is_saved_elsewhere(target):
+        raise ParamsError(f"{target}: has edits that are not committed; commit them, or overwrite them with {remedy}")
     with atomic_file(target) as temporary:
-        shutil.copyfile(PRESETS / f"{name}.yaml", temporary)
+        temporary.write_bytes(content)
 
 
 def _is_saved_elsewhere(target: Path) -> bool:

@@ -10,7 +10,7 @@ import mlflow
 from mlflow.entities import Run
 
 from pipelines.errors import StageError
-from pipelines.tracking.records import CellRun
+from pipelines.tracking.records import CellRun, common_settings
 from pipelines.tracking.secrets import shown
 from pipelines.tracking.store import RUNS_PER_CALL, bring_along, local_uri, told_at_once, tracking_uri
 
@@ -53,12 +53,13 @@ def _is_evaluated(run: Run) -> bool:
 
 
 def _cell_run(run: Run) -> CellRun:
+    common = common_settings(run.data.params)
     return CellRun(
         run_id=run.info.run_id,
         model=run.data.tags["model"],
         category=run.data.tags["category"],
         started=run.info.start_time,
-        settings=dict(run.data.params),
+        settings={name: value for name, value in run.data.params.items() if name not in common},
         metrics=dict(run.data.metrics),
         tags={name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
     )

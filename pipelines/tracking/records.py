@@ -2,8 +2,34 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+T = TypeVar("T")
 SEED = "train.seed"  # the setting in which two trainings of the same cell may differ
+TRAIN_SECONDS = "train_seconds"  # the metric of how long a training took, however often it was killed
+
+_SECTIONS = ("models", "distill", "inputs", "prepare", "train", "data")  # of a run's settings
+_OF_METHODS = ("models", "distill")  # whose next part is the name of a method
+
+
+def common_name(name: str) -> str | None:
+    """What a setting is called whatever the method; None where it has that name already, or can have no other.
+
+    `image_size` for `models.fapm.image_size`, and `seed` for a training's.
+    """
+    if name == SEED:
+        return "seed"
+    section, _, rest = name.partition(".")
+    common = rest.partition(".")[2]
+    if section not in _OF_METHODS or not common or common.partition(".")[0] in _SECTIONS:
+        return None
+    return common
+
+
+def common_settings(settings: Mapping[str, T]) -> dict[str, T]:
+    """The settings that can have a common name, under it."""
+    found = {common_name(name): value for name, value in settings.items()}
+    return {name: value for name, value in found.items() if name is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +40,7 @@ class CellRun:
     model: str
     category: str
     started: int  # milliseconds since 1970
-    settings: Mapping[str, str]  # flat, as logged: the model's, the seed, the data's hashes
+    settings: Mapping[str, str]  # flat, under their full names: the model's, the seed, the data's hashes
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
 

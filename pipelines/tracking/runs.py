@@ -34,7 +34,17 @@ from pipelines.environment import environment, packages
 from pipelines.errors import StageError
 from pipelines.names import as_key
 from pipelines.paths import Cell
-from pipelines.tracking.store import STORE_ERRORS, errors_told, is_known, prepare_store, told_at_once, used_by_mlflow
+from pipelines.tracking.records import TRAIN_SECONDS, common_settings
+from pipelines.tracking.run_names import run_name
+from pipelines.tracking.store import (
+    RUNS_PER_CALL,
+    STORE_ERRORS,
+    errors_told,
+    is_known,
+    prepare_store,
+    told_at_once,
+    used_by_mlflow,
+)
 
 _DIGEST_LENGTH = 32  # characters; the store takes 36
 _NOT_IN_METRICS = r"[^\w.\- /]"  # in their names, in MLflow on every system
@@ -59,12 +69,17 @@ class OpenRun:
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings, nested mappings as dotted names. A run's settings never change, so a resumed run skips them."""
         known = self.client.get_run(self.run_id).data.params
-        new = [Param(name, str(value)[:_MAX_TEXT]) for name, value in flatten(values).items() if name not in known]
+        new = [Param(name, value) for name, value in _as_texts(values).items() if name not in known]
         for start in range(0, len(new), _MAX_PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, params=new[start : start + _MAX_PARAMS_PER_CALL])
 
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Log what a training was made with, as `params` does, and what every method has under a name they share."""
+        flat = flatten(values)
+        self.params(flat | common_settings(flat))
+
     def tags(self, values: Mapping[str, Any]) -> None:
-        tags = [RunTag(name, str(value)[:_MAX_TEXT]) for name, value in flatten(values).items()]
+        tags = [RunTag(name, value) for name, value in _as_texts(values).items()]
         self.client.log_batch(self.run_id, tags=tags)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -167,10 +182,18 @@ def summary_run(project: Path, experiment: str, key: str) -> Iterator[OpenRun]:
 
 @contextlib.contextmanager
 def open_run(
-    project: Path, experiment: str, name: str, tags: dict[str, str], run_id: str | None, *, sampled: bool = False
+    project: Path,
+    experiment: str,
+    name: str,
+    tags: dict[str, str],
+    run_id: str | None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    sampled: bool = False,
 ) -> Iterator[OpenRun]:
     """Open the run `run_id`, or a new one called `name` if that is None or unknown to this store.
 
+    With the `settings` of a training, a new run is also called after those that its cell's first run did not have.
     `sampled` draws the process's use of CPU and memory as long as the run is open.
     """
     uri, experiment_id = prepare_store(project, experiment)
@@ -178,9 +201,12 @@ def open_run(
         client = mlflow.MlflowClient(uri)
         reap(client, experiment_id)
         run_id = run_id if run_id and is_known(client, run_id) else None
-        # The commit that a cell was trained with stays; what a later stage ran with stands beside it.
-        code = {f"latest.{name}" if run_id else name: value for name, value in git_tags(project).items()}
-        tags = {**tags, **_process_tags(), **code}
+        if run_id is None and settings is not None:
+            name = run_name(name, _as_texts(settings), _earlier(client, experiment_id, tags))
+        # What a cell was trained with and for stays; what a later stage ran with stands beside it.
+        origin = {**git_tags(project), **_experiment_tags()}
+        origin = {f"latest.{name}" if run_id else name: value for name, value in origin.items()}
+        tags = {**tags, **_process_tags(), **origin}
         # A known run is opened where it is, even if the experiment has another name by now.
         run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)
         opened = OpenRun(run.info.run_id, client)
@@ -193,9 +219,35 @@ def open_run(
             killed = isinstance(error, KeyboardInterrupt | SystemExit)
             # What went wrong is what the user is told, not that the store does not answer either.
             with contextlib.suppress(StageError), told_at_once(uri):
-                mlflow.end_run(RunStatus.to_string(RunStatus.KILLED if killed else RunStatus.FAILED))
+                _end(client, opened.run_id, RunStatus.KILLED if killed else RunStatus.FAILED)
             raise
-        mlflow.end_run()
+        _end(client, opened.run_id, RunStatus.FINISHED)
+
+
+def _earlier(
+    client: mlflow.MlflowClient, experiment_id: str, tags: Mapping[str, str]
+) -> list[tuple[str, dict[str, str]]]:
+    """The name and the settings of each run of the same cell, or of the same model's teacher; the first one first."""
+    keys = ("model", "category") if "category" in tags else ("model", "stage")
+    same = " and ".join(f"tags.{key} = '{tags[key]}'" for key in keys)
+    found = client.search_runs([experiment_id], same, max_results=RUNS_PER_CALL, order_by=["attributes.start_time ASC"])
+    return [(run.info.run_name, run.data.params) for run in found]
+
+
+def _end(client: mlflow.MlflowClient, run_id: str, status: int) -> None:
+    mlflow.end_run(RunStatus.to_string(status))
+    _terminate(client, client.get_run(run_id), status)
+
+
+def _terminate(client: mlflow.MlflowClient, run: Run, status: int) -> None:
+    """Let a run that was trained last as long as its training, and any other until now.
+
+    MLflow's page has a column of durations that no view can hide. Up to the end of the last stage, it would count the
+    hours for which nothing was done.
+    """
+    seconds = run.data.metrics.get(TRAIN_SECONDS)
+    end = None if seconds is None else run.info.start_time + round(1000 * seconds)
+    client.set_terminated(run.info.run_id, RunStatus.to_string(status), end)
 
 
 def _log_environment(run: OpenRun) -> None:
@@ -255,10 +307,10 @@ def _sample(run: OpenRun, stop: threading.Event, seconds_before: int) -> None:
 def reap(client: mlflow.MlflowClient, experiment_id: str) -> list[str]:
     """Mark KILLED what is RUNNING on this machine in a process that is gone; gives the ids."""
     running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=1000)
-    dead = [run.info.run_id for run in running if _is_ours_and_dead(run)]
-    for run_id in dead:
-        client.set_terminated(run_id, RunStatus.to_string(RunStatus.KILLED))
-    return dead
+    dead = [run for run in running if _is_ours_and_dead(run)]
+    for run in dead:
+        _terminate(client, run, RunStatus.KILLED)
+    return [run.info.run_id for run in dead]
 
 
 def _is_ours_and_dead(run: Run) -> bool:
@@ -278,6 +330,12 @@ def _is_ours_and_dead(run: Run) -> bool:
 def _process_tags() -> dict[str, str]:
     process = psutil.Process()
     return {"host": socket.gethostname(), "pid": str(process.pid), "pid_started": str(process.create_time())}
+
+
+def _experiment_tags() -> dict[str, str]:
+    """The experiment of DVC that the run is part of, if it is one's."""
+    name = os.environ.get("DVC_EXP_NAME")
+    return {"dvc_exp_name": name} if name else {}
 
 
 def git_tags(project: Path) -> dict[str, str]:
@@ -313,6 +371,11 @@ def _sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """As settings and tags are logged: under dotted names, and no longer than any store takes."""
+    return {name: str(value)[:_MAX_TEXT] for name, value in flatten(values).items()}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

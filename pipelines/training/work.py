@@ -28,7 +28,7 @@ class Work:
     """A training run, as its user sees it: what it is called, where its checkpoints lie, what others may find it by."""
 
     title: str  # in messages
-    run_name: str  # in MLflow
+    run_name: str  # in MLflow, where it is the first with these tags
     folder: Path  # of checkpoints and caches; gone when the run has ended well
     tags: dict[str, str]
 
@@ -61,9 +61,10 @@ class Work:
         checkpoint = Checkpoint(self.folder, fingerprint({**settings, "device": device.type}, sources))
         run_file = checkpoint.folder / RUN_FILE
         begun = Begun.load(run_file, f"delete {checkpoint.folder} to begin anew") if run_file.exists() else None
-        with open_run(root, experiment, self.run_name, self.tags, begun.run_id if begun else None, sampled=True) as run:
+        known = begun.run_id if begun else None
+        with open_run(root, experiment, self.run_name, self.tags, known, settings=settings, sampled=True) as run:
             Begun(run_id=run.run_id).save(run_file)
-            run.params(settings)
+            run.settings(settings)
             run.tags({"device": device.type})
             yield checkpoint, run
         checkpoint.forget_all()

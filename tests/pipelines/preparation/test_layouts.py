@@ -91,14 +91,37 @@ def test_neither_layout(tmp_path):
     root.mkdir()
     expected = "expected train/good and test/ (as in MVTec AD), or normal/, or another layout of docs/layouts.md"
     assert problem(root) == f"{root}: is empty; {expected}"
-    write_image(root / "images/a.png", 0)
     write_image(root / "b.png", 0)
+    assert problem(root) == (
+        f"{root}: 1 picture in the folder itself, which does not say what is good: move good parts into normal/, and "
+        "defective ones, if there are any, into abnormal/"
+    )
+    write_image(root / "images/a.png", 0)
     assert problem(root) == f"{root}: holds b.png, images/; {expected}"
 
 
 def test_both_layouts(mvtec):
     write_image(mvtec / "normal/000.png", 0)
     assert "holds both train/good and normal" in problem(mvtec)
+
+
+@pytest.mark.parametrize(("good", "bad"), [("OK", "NG"), ("gut", "Ausschuss"), ("Good parts", "abnormal")])
+def test_a_plain_folder_may_be_called_as_people_call_it(plain, good, bad):
+    before = run(plain)
+    (plain / "normal").rename(plain / good)
+    (plain / "abnormal").rename(plain / bad)
+    index = run(plain)
+    assert index.layout == "folder"
+    assert index.counts == before.counts
+    assert masks_of(next(image for image in index.images if image.path == f"{bad}/dent/000.bmp"))
+    told = f"{good}, {bad}" if bad != "abnormal" else good
+    assert f"{told}: taken for good or defective parts by their names" in index.warnings
+    write_image(plain / "fail/000.png", 0)
+    if bad == "abnormal":
+        assert "folders that are not used: fail" in run(plain).warnings
+    else:
+        shutil.rmtree(plain.parent / "prepared")
+        assert f"holds {bad} and fail; keep one of them, or call one abnormal" in problem(plain)
 
 
 def test_a_defect_image_without_mask(mvtec):

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import yaml
 from changed_params import DEMO, changed, demo_with_one_model, problems_of, put
+from conftest import CATEGORY, tiny_params, write_params
+from made_up import distill_settings
+from tiny_models import SETTINGS
 
 from pipelines.errors import ParamsError, WeightsError
 from pipelines.paths import Project
@@ -233,3 +236,38 @@ def test_a_hold_out_that_cannot_be_meant(tmp_path: Path) -> None:
     assert problems_of(load_checked, tmp_path, {"prepare.holdout": 1.0}) == [
         "prepare.holdout = 1.0: Input should be less than 1"
     ]
+
+
+def test_what_the_file_names_and_is_not_there(root: Path, blemish: Any) -> None:
+    assert blemish("check").code == 0
+    values = tiny_params()
+    values["data"]["categories"] = [CATEGORY, "gone", "bare"]
+    (root / "images" / "bare").mkdir()
+    values["models"]["fapm"]["backbone"] |= {"weights": "own.pt"}
+    values["models"]["efficient_ad"] = SETTINGS["efficient_ad"] | {"teacher": "pretrained/efficient_ad/own.pt"}
+    write_params(root, values)
+    told = blemish("check")
+    assert told.code == 1
+    assert told.err.splitlines() == [
+        "error: params.yaml is in order, 4 things not",
+        "  - images/gone: no such folder; put the images there or correct the path in params.yaml",
+        "  - images/bare: is empty; expected train/good and test/ (as in MVTec AD), or normal/, or another layout of "
+        "docs/layouts.md",
+        "  - models.efficient_ad.teacher: pretrained/efficient_ad/own.pt: no such file; describe in "
+        "distill.efficient_ad how to make it, or put it there",
+        "  - backbone tf_efficientnet_lite0: weights: own.pt: no such file; give its path, or weights: package or timm",
+    ]
+    assert blemish("check", "--params-only").code == 0
+
+
+def test_what_a_stage_will_bring_is_not_missed(root: Path, blemish: Any) -> None:
+    values = tiny_params()
+    values["data"] = {"root": "data/demo_textures", "categories": ["banded"]}
+    values["photos"] = "photos"
+    write_params(root, values)
+    assert blemish("check").code == 0
+    values["models"]["efficient_ad"] = SETTINGS["efficient_ad"]
+    values["distill"] = {"efficient_ad": distill_settings(steps=8, batch_size=2)}
+    write_params(root, values)
+    told = blemish("check")
+    assert "photos: photos: no such folder, which distill takes its pictures from" in told.err

@@ -33,7 +33,7 @@ def log_run(
     """A run as `train`, `evaluate` and `latency` leave it."""
     evaluation = put_evaluation(folder, model, category, auroc=auroc, seed=seed, good=60, defect=60, **changes)
     with runs.cell_run(Cell(root, model, category), "tests", None) as run:
-        run.params({"train": {"seed": seed}, "models": {model: evaluation.settings}})
+        run.settings({"train": {"seed": seed}, "models": {model: evaluation.settings}})
         run.metrics(evaluation.known)
         run.metrics({"latency.total.p50": 12.5, "onnx_megabytes": 20.0})
         for path in folder.iterdir():

@@ -5,7 +5,6 @@ import pytest
 
 from pipelines.errors import ParamsError
 from pipelines.preview.check import load_checked
-from pipelines.settings import presets
 from pipelines.settings.presets import PRESETS, names, put_in_place
 
 
@@ -128,8 +127,8 @@ def test_a_write_that_fails_leaves_the_old_file(target: Path, monkeypatch: pytes
     def failing(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(presets.shutil, "copyfile", failing)
     target.write_bytes(content("demo"))
+    monkeypatch.setattr(Path, "write_bytes", failing)
     with pytest.raises(RuntimeError):
         put_in_place("folder", target, force=False)
     assert target.read_bytes() == content("demo")

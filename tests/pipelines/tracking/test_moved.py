@@ -127,10 +127,10 @@ def test_a_copy_leaves_the_original_alone(project: Path, tmp_path: Path, whole: 
 
 def test_moved_twice_and_every_experiment(project: Path, tmp_path: Path) -> None:
     evaluate(project)
-    page_of(project, "other", 5000)
+    page_of(project, "other", 5000, ["recall"])
     for name in ("second", "third"):
         project = project.rename(tmp_path / name)
-        page_of(project, EXPERIMENT, 5000)
+        page_of(project, EXPERIMENT, 5000, ["recall"])
     client = mlflow.MlflowClient(tracking_uri(project))
     places = {client.get_experiment_by_name(name).artifact_location for name in (EXPERIMENT, "other")}
     assert places == {(project / "mlartifacts").as_uri()}

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy i
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENT = "parts"
+FIGURES = ["image_auroc", "recall"]
 
 CHILD = """
 import os, sys, time
@@ -59,7 +60,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"connects to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "DVC_STAGE"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -180,6 +181,34 @@ def test_killed_processes(project: Path) -> None:
     assert killed.wait() == -signal.SIGKILL
 
 
+def duration(project: Path, run_id: str) -> float:
+    """What MLflow's page shows, in seconds."""
+    info = client_of(project).get_run(run_id).info
+    return float(info.end_time - info.start_time) / 1000
+
+
+def test_a_run_lasts_as_long_as_its_training(project: Path) -> None:
+    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as run:
+        run.metrics({"train_seconds": 3600.5})
+    assert duration(project, run.run_id) == 3600.5
+    open_cell(project, run.run_id)  # a later stage
+    assert duration(project, run.run_id) == 3600.5
+    with pytest.raises(StageError), cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, run.run_id):
+        raise StageError("fails")
+    assert (status(project, run.run_id), duration(project, run.run_id)) == ("FAILED", 3600.5)
+    client_of(project).update_run(run.run_id, "RUNNING")
+    client_of(project).set_tag(run.run_id, "pid_started", "0")
+    open_cell(project)
+    assert (status(project, run.run_id), duration(project, run.run_id)) == ("KILLED", 3600.5)
+
+
+def test_what_is_no_training_lasts_until_its_end(project: Path) -> None:
+    before = time.time()
+    with summary_run(project, EXPERIMENT, "key") as run:
+        time.sleep(0.1)
+    assert 0.1 <= duration(project, run.run_id) <= time.time() - before + 0.01
+
+
 def started(seconds: float = 0.0) -> str:
     return str(psutil.Process().create_time() + seconds)
 
@@ -221,6 +250,17 @@ def test_a_known_run_is_opened_again(project: Path, monkeypatch: pytest.MonkeyPa
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "fapm-bolt"
     assert found.data.tags["stage"] == "evaluate@fapm-bolt"
+
+
+def test_the_experiment_of_dvc_is_a_tag(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = open_cell(project)
+    assert "dvc_exp_name" not in client_of(project).get_run(plain).data.tags
+    monkeypatch.setenv("DVC_EXP_NAME", "noble-rook")
+    trained = open_cell(project)
+    monkeypatch.setenv("DVC_EXP_NAME", "dusty-hare")
+    open_cell(project, trained)
+    tags = client_of(project).get_run(trained).data.tags
+    assert (tags["dvc_exp_name"], tags["latest.dvc_exp_name"]) == ("noble-rook", "dusty-hare")
 
 
 def test_an_unknown_id_makes_a_new_run(project: Path) -> None:
@@ -289,6 +329,18 @@ def test_settings_are_logged_flat_and_once(run: OpenRun) -> None:
     found = logged(run).params
     assert found.pop("new") == "x" * 5000
     assert found == {"models.fapm.layers": "[2, 3]", "models.fapm.rule": "None", "seed": "0"}
+
+
+def test_what_methods_share_has_one_name(run: OpenRun) -> None:
+    run.settings({"models": {"fapm": {"image_size": 256, "backbone": {"name": "r18"}}}, "train": {"seed": 3}})
+    assert logged(run).params == {
+        "models.fapm.image_size": "256",
+        "models.fapm.backbone.name": "r18",
+        "train.seed": "3",
+        "image_size": "256",
+        "backbone.name": "r18",
+        "seed": "3",
+    }
 
 
 def test_a_resumed_run_keeps_its_settings(project: Path) -> None:
@@ -516,7 +568,7 @@ def test_a_short_run_is_drawn_too_and_one_that_is_only_opened_is_not(project: Pa
 
 def evaluated(project: Path, model: str = "fapm", seed: int = 0) -> str:
     with cell_run(Cell(project, model, "bolt"), EXPERIMENT, None) as run:
-        run.params({"train": {"seed": seed}})
+        run.settings({"models": {model: {"grid": 4}}, "train": {"seed": seed}})
         run.metrics({"threshold": 1.5, "image_auroc": 0.9})
         return run.run_id
 
@@ -528,6 +580,7 @@ def test_evaluated_runs_are_read_back(project: Path) -> None:
         summary.metrics({"threshold": 1.0})
     (found,) = cells.cell_runs(project, EXPERIMENT)
     assert (found.run_id, found.model, found.category, found.seed) == (run_id, "fapm", "bolt", 7)
+    assert found.settings == {"models.fapm.grid": "4", "train.seed": "7"}
     assert found.metrics["image_auroc"] == 0.9
     assert not any(name.startswith("mlflow.") for name in found.tags)
 
@@ -640,15 +693,15 @@ def test_a_store_that_cannot_be_used_is_one_line(
 
 def test_a_server_has_a_page_of_its_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example.org")
-    with pytest.raises(StageError, match="a server with its own page"):
-        serve(project, 5000)
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("another server is started"))
+    serve(project, 5000)
 
 
 def test_the_address_leads_to_the_runs(project: Path) -> None:
     with cell_run(Cell(project, "fapm", "nut"), "tests", None) as run:
         experiment_id = run.client.get_run(run.run_id).info.experiment_id
-    address = page_of(project, "tests", 5123)
-    assert address == f"http://127.0.0.1:5123/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    page = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    assert page_of(project, "tests", 5123, FIGURES) == f"http://127.0.0.1:5123{page}&viewStateShareKey=figures"
 
 
 def test_the_page_is_served_to_this_machine_only(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -485,9 +485,7 @@ def init(
 
     for line in begin(_project(), preset, force):
         typer.echo(line)
-    typer.echo(
-        "Next: `blemish start FOLDER` for your own pictures; `blemish run` makes all that params.yaml asks for"
-    )
+    typer.echo("Next: `blemish start FOLDER` for your own pictures; `blemish run` makes all that params.yaml asks for")
 
 
 @app.command(rich_help_panel=USE)

@@ -10,8 +10,17 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # dvc runs `python cli.py ...`: let that be the environment's Python
 export PATH := $(abspath $(BIN)):$(PATH)
 
+# CPU_WHEELS is the address of an index of torch's CPU wheels: they need none of the lock's packages for GPUs. The lock
+# has no hashes of these two; all else keeps its own.
+LOCKED := cat requirements.lock
+ifdef CPU_WHEELS
+TORCH := $(shell sed -n -E 's/^((torch|torchvision)==[^ ]+).*/\1/p' requirements.lock)
+LOCKED := awk '/^[a-z]/ {left_out = /^(torch|torchvision|triton|nvidia-.*|cuda-.*)==/} !left_out' requirements.lock
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help setup extras demo solar pipeline test test-slow coverage lint format repro ui report bench lock
+.PHONY: help setup extras demo solar pipeline test test-slow coverage lint format repro ui report bench lock wheel \
+  wheelhouse
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +32,8 @@ setup: $(INSTALLED) ## Install the pinned dependencies into .venv, once
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4) and "Python 3.11.4 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
+	$(if $(CPU_WHEELS),$(BIN)/pip install --quiet --no-deps --index-url $(CPU_WHEELS) $(TORCH))
+	$(LOCKED) | $(BIN)/pip install --quiet --require-hashes --requirement /dev/stdin
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -82,3 +92,19 @@ lock: setup ## Renew the two locks from pyproject.toml (needs uv)
 	python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	  [extras.pop(name) for name in ("dev", "images", "medical")]; print(*sum(extras.values(), []), sep="\n")' \
 	  | $(COMPILE) - --no-deps --no-annotate --output-file requirements-extras.lock
+
+wheel: setup ## Build the wheel, in dist/, for projects outside of this folder
+	rm -rf build dist
+	pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	rm -rf build
+
+# One package of the lock has no wheel, which is built here.
+wheelhouse: wheel ## The wheel and all that it needs in wheelhouse/, for a machine without a network
+	rm -rf wheelhouse
+	$(if $(CPU_WHEELS),pip download --quiet --no-deps --index-url $(CPU_WHEELS) --dest wheelhouse/wheels $(TORCH))
+	$(LOCKED) | pip wheel --quiet --no-deps --no-build-isolation --require-hashes --requirement /dev/stdin \
+	  --wheel-dir wheelhouse/wheels
+	cp dist/*.whl wheelhouse/wheels
+	@printf '%s\n' 'python3 -m venv .venv' \
+	  '.venv/bin/pip install --no-index --find-links "$$(dirname "$$0")/wheels" blemish' > wheelhouse/install.sh
+	@du -sh wheelhouse

@@ -20,7 +20,6 @@ app = typer.Typer(
     help="Train, compare and ship visual anomaly detectors.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    add_completion=False,
     rich_markup_mode="markdown",
 )
 
@@ -70,6 +69,23 @@ def _is_not_needed(params: "Params", section: str, model: str, folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     typer.echo(f"{section}.{model}: not needed, since {model} is not in models")
     return True
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"blemish {version('blemish')}")
+        raise typer.Exit
+
+
+@app.callback()
+def blemish(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which Blemish this is.")
+    ] = False,
+) -> None:
+    """Nothing of its own: the verbs follow."""
 
 
 def _kept(
@@ -455,6 +471,21 @@ def gif(
     project = _project()
     path = write_gif(project, model, category, output or project.root / "animations" / model / f"{category}.gif")
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command(rich_help_panel=USE)
+def init(
+    preset: Annotated[
+        str | None, typer.Option(help="Of params.yaml; demo, where there is none yet.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write dvc.yaml anew, whatever it holds.")] = False,
+) -> None:
+    """Begin a project in this folder: params.yaml, dvc.yaml, DVC and what it and Git are to ignore."""
+    from pipelines.settings.new_project import begin
+
+    for line in begin(_project(), preset, force):
+        typer.echo(line)
+    typer.echo("Next: `blemish start FOLDER` for your own pictures; `blemish run` makes all that params.yaml asks for")
 
 
 @app.command(rich_help_panel=USE)

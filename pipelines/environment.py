@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 _CPUINFO = Path("/proc/cpuinfo")
-_NAMED = ("torch", "onnxruntime", "timm", "kornia", "mlflow", "dvc")
+_NAMED = ("blemish", "torch", "onnxruntime", "timm", "kornia", "mlflow", "dvc")
 
 
 def environment() -> dict[str, str]:

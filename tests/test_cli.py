@@ -48,6 +48,7 @@ def test_every_verb_on_a_small_project(root, blemish):
     results = works(blemish, ["results"])
     assert "squares" in results
     assert "blemish predict exported/fapm/squares/model.onnx" in results
+    assert "Compare runs:        blemish ui\n" in results  # a project of a wheel has no Makefile
     predicted = works(blemish, ["predict", "exported/fapm/squares/model.onnx", f"images/{CATEGORY}/test"])
     assert predicted.startswith("8 images scored, ")
     assert (root / "predictions" / "overlays" / "square" / "000.png").exists()
@@ -169,7 +170,9 @@ def test_unknown_model_category_and_source(root, blemish):
 
 def test_no_params_file(root, blemish):
     (root / "params.yaml").unlink()
-    assert "no such file; run in the project's folder, or put a preset in place" in one_line(blemish("check"))
+    assert "no such file; run in the project's folder, begin a project with `blemish init`" in one_line(
+        blemish("check")
+    )
 
 
 def empty(folder):

@@ -11,6 +11,7 @@ from pipelines.files import atomic_folder
 from pipelines.paths import Project
 from pipelines.preparation.layouts import choose_layout
 from pipelines.preparation.listing import Findings
+from pipelines.settings.new_project import is_without_code, write_code
 from pipelines.settings.params import Params, validated
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 
@@ -72,7 +73,8 @@ def write_checked(params: Params, project: Project) -> None:
 
     The first never changes; whether a model is in `models` does when it leaves or comes back, and for no other reason;
     how it is tested when that, or a setting, changes which defects it is tested on; what the models see, for `prepare`,
-    with their sizes. `train` depends on the folder of a model's inputs, also where it wants none.
+    with their sizes; and what the code is, where it lies in another place than the project. `train` depends on the
+    folder of a model's inputs, also where it wants none.
     """
     from anomaly_models import MODELS
 
@@ -90,6 +92,8 @@ def write_checked(params: Params, project: Project) -> None:
             (temporary / "tests" / f"{name}.txt").write_text(f"defects tested on: {tested}\n", encoding="utf-8")
         seen = "".join(f"{name} sees {frame}\n" for name, frame in sorted(params.views().frames.items()))
         (temporary / "frames.txt").write_text(seen, encoding="utf-8")
+        if is_without_code(project):
+            write_code(temporary / "code")
 
 
 def missing(params: Params, project: Project) -> list[str]:

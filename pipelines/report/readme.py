@@ -23,10 +23,11 @@ def update_readme(project: Project, name: str) -> None:
     """Replace what stands between `<!-- results:NAME -->` and `<!-- /results:NAME -->` in README.md.
 
     Raises:
-        StageError: no kept report of this name, or the README has no such markers.
+        StageError: no kept report of this name, or no README with such markers.
     """
     readme = project.root / "README.md"
-    text = with_table(readme.read_text(encoding="utf-8"), name, kept_report(project, name))
+    before = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    text = with_table(before, name, kept_report(project, name))
     with atomic_file(readme) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

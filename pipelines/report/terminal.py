@@ -76,7 +76,7 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
     console.print(f"The whole report:    {project.reports / 'report.html'}")
     if first.examples.exists():
         console.print(f"Defects found:       {first.examples}")
-    console.print("Compare runs:        make ui")
+    console.print(f"Compare runs:        {'make' if (project.root / 'Makefile').exists() else 'blemish'} ui")
     console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
     return not lacking
 

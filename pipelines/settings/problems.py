@@ -22,7 +22,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ParamsError(
-            f"{path}: no such file; run in the project's folder, or put a preset in place with `blemish preset demo`"
+            f"{path}: no such file; run in the project's folder, begin a project with `blemish init`, or put a preset "
+            "in place with `blemish preset demo`"
         ) from None
     except UnicodeDecodeError as error:
         raise ParamsError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None

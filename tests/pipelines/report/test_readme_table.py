@@ -81,6 +81,12 @@ def test_unknown_markers_are_named(readme: str) -> None:
     assert str(caught.value) == f"README.md: no table 'demo'; it goes between the lines {lines}"
 
 
+def test_a_project_without_a_readme_has_no_table(tmp_path: Path) -> None:
+    SUMMARY.save(tmp_path / "benchmarks" / "results" / "demo.json")
+    with pytest.raises(StageError, match=r"README\.md: no table 'demo'"):
+        update_readme(Project(tmp_path), "demo")
+
+
 def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> None:
     project = Project(tmp_path)
     SUMMARY.save(project.summary)

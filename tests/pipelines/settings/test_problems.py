@@ -149,6 +149,6 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as caught:
         read_yaml(tmp_path / "params.yaml")
     assert str(caught.value) == (
-        f"{tmp_path / 'params.yaml'}: no such file; run in the project's folder, or put a preset in place with "
-        "`blemish preset demo`"
+        f"{tmp_path / 'params.yaml'}: no such file; run in the project's folder, begin a project with `blemish init`, "
+        "or put a preset in place with `blemish preset demo`"
     )

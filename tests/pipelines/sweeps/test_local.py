@@ -17,7 +17,7 @@ from pipelines import refusals
 from pipelines.errors import DatasetError
 from pipelines.paths import Project
 from pipelines.settings.params import Params
-from pipelines.sweeps.local import units
+from pipelines.sweeps.local import outdated, units
 
 SHELL = environment(Path(sys.executable).parent)
 CODE = ("anomaly_models", "pipelines", "pretrained", ".dvc", "cli.py", "dvc.yaml", ".dvcignore", ".gitignore")
@@ -55,6 +55,14 @@ def test_a_unit_waits_for_what_it_needs_and_nothing_for_long(tmp_path: Path) -> 
     places = [unit.name for unit in found]
     assert all(places.index(name) < places.index(unit) for unit, names in needed.items() for name in names)
     assert found[-1].stages == tuple(f"{verb}@efficient_ad-{OTHER}" for verb in ("train", "evaluate", "export"))
+
+
+def test_what_is_out_of_date_stands_below_the_warnings() -> None:
+    assert outdated("WARNING: 'pretrained/fapm' is empty.\n{}\n") == set()
+    assert outdated('{"check": ["always changed"], "train@fapm-nut": [{"changed deps": {}}]}') == {
+        "check",
+        "train@fapm-nut",
+    }
 
 
 def test_why_a_verb_refused_is_kept_until_it_works(tmp_path: Path) -> None:

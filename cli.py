@@ -301,6 +301,10 @@ def results() -> None:
     print_results(_project(), Console())
 
 
+FEW = 20  # pictures, of which each has its line in the terminal
+DEFECT_FOUND = 3  # exit code; 1 is that of an error, 2 that of a wrong option
+
+
 @app.command(rich_help_panel=USE)
 def predict(
     model: Annotated[Path, typer.Argument(help="The model.onnx that `export` wrote.", show_default=False)],
@@ -308,21 +312,66 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder for the results.")] = Path(
         "predictions"
     ),
+    threshold: Annotated[
+        str | None,
+        typer.Option(metavar="VALUE", help="On the score, instead of the file's; a higher score is a defect."),
+    ] = None,
+    sort_into: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, help="Copy the pictures into good/ and defect/ of this folder.", show_default=False
+        ),
+    ] = None,
+    verdicts: Annotated[
+        bool | None,
+        typer.Option(
+            "--verdicts/--no-verdicts",
+            help=f"A line per picture on stdout; if not given, for up to {FEW} pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    json_lines: Annotated[
+        bool,
+        typer.Option("--json-lines", help="Nothing on stdout but a JSON object per picture, as soon as it is scored."),
+    ] = False,
+    fail_on_defect: Annotated[
+        bool, typer.Option("--fail-on-defect", help=f"Exit code {DEFECT_FOUND} if a picture has a defect.")
+    ] = False,
 ) -> None:
-    """Score images with an exported model: CSV, JSON and heat-map overlays."""
+    """Score images with an exported model: verdicts, CSV, JSON and heat-map overlays.
+
+    Exit code 0: all pictures were scored. 1: some could not be (each is named on stderr), or nothing could be done.
+    2: a wrong option. 3: all were scored and one or more has a defect, only with --fail-on-defect.
+    """
+    from pipelines.inference.detector import Detector, as_threshold
+    from pipelines.inference.predict import Result, summed_up
     from pipelines.inference.predict import predict as run
     from pipelines.paths import PREDICTIONS_FILE
     from pipelines.progress import counting
 
+    given = None if threshold is None else as_threshold(threshold)
+    detector = Detector(model)
+    done = 0
     with counting(_console(), "predict") as on_progress:
-        found = run(model, sources, output, on_progress)
-    failed = [result for result in found if result.error]
-    defects = sum(result.decision == "defect" for result in found)
-    typer.echo(f"{len(found) - len(failed)} images scored, {defects} with a defect: {output / PREDICTIONS_FILE}")
-    for result in failed:
-        typer.echo(f"error: {result.error}", err=True)
-    if failed:
+
+        def tell(result: Result, total: int) -> None:
+            nonlocal done
+            done += 1
+            if json_lines:
+                typer.echo(result.to_json())
+            elif result.error is None and (total <= FEW if verdicts is None else verdicts):
+                typer.echo(result.line)
+            on_progress(done, total)
+
+        found = run(detector, sources, output, tell, threshold=given, sort_into=sort_into)
+    typer.echo(f"{summed_up(found, detector.card, given)}: {output / PREDICTIONS_FILE}", err=json_lines)
+    for result in found:
+        if result.error is not None:
+            typer.echo(f"error: {result.error}", err=True)
+    if any(result.error is not None for result in found):
         raise typer.Exit(1)
+    if fail_on_defect and any(result.decision == "defect" for result in found):
+        raise typer.Exit(DEFECT_FOUND)
 
 
 @app.command(rich_help_panel=USE)

@@ -1,6 +1,7 @@
 """The command line: every verb is one function of `pipelines`, and only this module prints errors and exits."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -372,6 +373,38 @@ def predict(
         raise typer.Exit(1)
     if fail_on_defect and any(result.decision == "defect" for result in found):
         raise typer.Exit(DEFECT_FOUND)
+
+
+# `-0.5` is a value here, no option.
+@app.command(rich_help_panel=USE, context_settings={"ignore_unknown_options": True})
+def threshold(
+    model: Model,
+    category: Category,
+    value: Annotated[str, typer.Argument(help="On the score; a higher score is a defect.", show_default=False)],
+    because: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why, and on what it was chosen.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Who chose it; who is logged in, if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Deploy another threshold: a copy of the exported file that holds it, with who chose it, how and on what.
+
+    The copy is deployed/MODEL/CATEGORY/model.onnx, which `dvc repro` leaves alone; graph and weights are the same.
+    """
+    from pipelines.deployment.threshold import threshold as run
+    from pipelines.inference.detector import as_threshold
+    from pipelines.numbers import scores_apart
+
+    done = run(model, category, as_threshold(value), because, by, _project())
+    if done.left_behind:
+        typer.echo(f"{done.left_behind}: its choices are not in the new one", err=True)
+    now, before = scores_apart(done.choice.threshold, done.choice.former)
+    typer.echo(f"{done.path}: threshold {now} instead of {before}, chosen by {done.choice.by}")
+    if done.choice.on_test_images:
+        typer.echo(f"On the test images: {done.choice.on_test_images}")
+    typer.echo(f"Use it: blemish predict {shlex.quote(str(done.path))} IMAGE_OR_FOLDER")
 
 
 @app.command(rich_help_panel=USE)

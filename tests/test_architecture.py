@@ -61,7 +61,7 @@ TORCH_FREE = (
         f"pipelines/evaluation/{name}.py"
         for name in ("curves", "regions", "outcomes", "measures", "certainty", "description")
     ),
-    *(f"pipelines/deployment/{name}.py" for name in ("latency", "records")),
+    *(f"pipelines/deployment/{name}.py" for name in ("latency", "records", "threshold")),
     *(f"pipelines/{name}.py" for name in sorted(GROUND - {"device"})),
     "cli.py",
 )

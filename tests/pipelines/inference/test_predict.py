@@ -10,77 +10,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from bright_model import CARD, SIDE, write_model
 from PIL import Image
 
 import cli
 from anomaly_models.common.settings import Size
 from pipelines.errors import ArgumentError, DatasetError, ExportError
-from pipelines.inference.detector import Decision, Detector, Inputs, ModelCard, as_threshold
+from pipelines.inference.detector import Decision, Detector, Inputs, as_threshold
 from pipelines.inference.marked import marked
 from pipelines.inference.predict import Found, Result, find_images, predict
 from pipelines.numbers import scores_apart
 from pipelines.pictures.images import SUFFIXES, Filter, resize_rgb, to_input
 
 ROOT = Path(__file__).parents[3]
-SIDE = 16
-CARD = ModelCard(
-    model="brightness",
-    category="part",
-    image_size=Size.square(SIDE),
-    resize="bilinear",
-    fit="stretch",
-    tiles=None,
-    by_tile=False,
-    scored_pixels=1,
-    region=None,
-    black_level=0,
-    white_level=4095,
-    above_white="refuse",
-    page=None,
-    dicom_window="file",
-    max_megapixels=90,
-    threshold=float(np.float32(128) / np.float32(255)),
-    pixel_threshold=0.5,
-    false_alarm_rate=0.05,
-    groups=None,
-    run_id="0123",
-    data_sha256="abcd",
-    weights=[],
-    params={"models": {"brightness": {"image_size": SIDE}}},
-)
-
 Predict = Callable[..., list[Result]]
-
-
-def write_model(path: Path, metadata: dict[str, str], scale: float = 1.0) -> Path:
-    """The brightest channel is the map, its maximum the score."""
-    nodes = [
-        helper.make_node("Mul", ["image", "scale"], ["scaled"]),
-        helper.make_node("ReduceMax", ["scaled", "channel"], ["anomaly_map"], keepdims=1),
-        helper.make_node("ReduceMax", ["anomaly_map", "all"], ["score"], keepdims=0),
-    ]
-    constants = [
-        helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]),
-        helper.make_tensor("channel", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("all", TensorProto.INT64, [3], [1, 2, 3]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
-        [
-            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 1, SIDE, SIDE]),
-            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
-        ],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, metadata)
-    onnx.save(model, path)
-    return path
 
 
 def write_image(path: Path, level: int = 0, size: tuple[int, int] = (20, 10)) -> Path:

@@ -504,6 +504,11 @@ def main() -> None:
             app()
     except BlemishError as error:
         sys.exit(masked(f"error: {error}"))
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("anomaly_models", "pipelines"):
+            raise
+        reason = "is not installed, as in an installation for `predict` alone; install Blemish whole"
+        sys.exit(f"error: the package '{error.name}' {reason}")
 
 
 if __name__ == "__main__":

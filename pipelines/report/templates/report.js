@@ -213,7 +213,7 @@
       ? "Moved: a threshold chosen by looking at the test images promises nothing for other parts."
       : "This is the deployed threshold; it has not seen the test images.";
     const { defects, good } = found;
-    $("deploy-slider").textContent = deploying(state.threshold, `chosen on ${good + defects} test images`);
+    $("deploy-slider").textContent = deploying(state.threshold, moved ? `chosen on ${good + defects} test images` : "as exported");
     drawHistogram();
     drawCosts();
     drawTypes();

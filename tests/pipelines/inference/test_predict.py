@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from banded import picture_size
 from bright_model import CARD, SIDE, write_model
 from PIL import Image
 
@@ -118,9 +119,10 @@ def test_scores_decisions_and_overlays_are_written(run: Predict, tmp_path: Path)
     assert [entry["decision"] for entry in written["images"]] == ["defect", "good", "defect", "good"]
     for row in rows:
         with Image.open(results / row["overlay"]) as overlay:
+            assert picture_size(overlay) == (20, 10)
             assert overlay.format == "PNG"
     with Image.open(results / "overlays" / "good.png") as overlay:
-        # at the picture's own size, and far below the threshold: nothing glows
+        # far below the threshold: nothing glows
         assert (np.asarray(overlay)[:10, :20] == 50).all()
     assert files(results) == [
         *(f"overlays/{name}.png" for name in ("above", "at", "defect", "good")),

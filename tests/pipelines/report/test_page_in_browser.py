@@ -261,7 +261,7 @@ def test_costs_choose_a_threshold(browser: Browser, report: Path) -> None:
 def test_a_command_deploys_what_the_slider_shows(browser: Browser, report: Path) -> None:
     open_page(browser, report, FIRST)
     begin, end = 'blemish threshold fapm "nut & <b>bolt</b>" ', ' --because "chosen on 10 test images"'
-    assert texts(browser, "#deploy-slider") == [f"{begin}2{end}"]
+    assert texts(browser, "#deploy-slider") == [f'{begin}2 --because "as exported"']
     slide(browser, 2.3)
     (command,) = texts(browser, "#deploy-slider")
     value = command.removeprefix(begin).removesuffix(end)

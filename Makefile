@@ -87,11 +87,12 @@ bench: setup ## Measure speed and memory
 COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --upgrade --quiet \
   --custom-compile-command "make lock"
 
-lock: setup ## Renew the two locks from pyproject.toml (needs uv)
+lock: setup ## Renew the three locks from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	  [extras.pop(name) for name in ("dev", "images", "medical")]; print(*sum(extras.values(), []), sep="\n")' \
 	  | $(COMPILE) - --no-deps --no-annotate --output-file requirements-extras.lock
+	$(COMPILE) --group predict --constraint requirements.lock --output-file requirements-predict.lock
 
 wheel: setup ## Build the wheel, in dist/, for projects outside of this folder
 	rm -rf build dist

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -405,6 +406,10 @@ def results() -> None:
         raise typer.Exit(1)
 
 
+FEW = 20  # pictures, of which each has its line in the terminal
+DEFECT_FOUND = 3  # exit code; 1 is that of an error, 2 that of a wrong option
+
+
 @app.command(rich_help_panel=USE)
 def predict(
     model: Annotated[Path, typer.Argument(help="The model.onnx that `export` wrote.", show_default=False)],
@@ -412,21 +417,98 @@ def predict(
     output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder for the results.")] = Path(
         "predictions"
     ),
+    threshold: Annotated[
+        str | None,
+        typer.Option(metavar="VALUE", help="On the score, instead of the file's; a higher score is a defect."),
+    ] = None,
+    sort_into: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, help="Copy the pictures into good/ and defect/ of this folder.", show_default=False
+        ),
+    ] = None,
+    verdicts: Annotated[
+        bool | None,
+        typer.Option(
+            "--verdicts/--no-verdicts",
+            help=f"A line per picture on stdout; if not given, for up to {FEW} pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    json_lines: Annotated[
+        bool,
+        typer.Option("--json-lines", help="Nothing on stdout but a JSON object per picture, as soon as it is scored."),
+    ] = False,
+    fail_on_defect: Annotated[
+        bool, typer.Option("--fail-on-defect", help=f"Exit code {DEFECT_FOUND} if a picture has a defect.")
+    ] = False,
 ) -> None:
-    """Score images with an exported model: CSV, JSON and heat-map overlays."""
+    """Score images with an exported model: verdicts, CSV, JSON and heat-map overlays.
+
+    Exit code 0: all pictures were scored. 1: some could not be (each is named on stderr), or nothing could be done.
+    2: a wrong option. 3: all were scored and one or more has a defect, only with --fail-on-defect.
+    """
+    from pipelines.inference.detector import Detector, as_threshold
+    from pipelines.inference.predict import Result, summed_up
     from pipelines.inference.predict import predict as run
     from pipelines.paths import PREDICTIONS_FILE
     from pipelines.progress import counting
 
+    given = None if threshold is None else as_threshold(threshold)
+    detector = Detector(model)
+    done = 0
     with counting(_console(), "predict") as on_progress:
-        found = run(model, sources, output, on_progress)
-    failed = [result for result in found if result.error]
-    defects = sum(result.decision == "defect" for result in found)
-    typer.echo(f"{len(found) - len(failed)} images scored, {defects} with a defect: {output / PREDICTIONS_FILE}")
-    for result in failed:
-        typer.echo(f"error: {result.error}", err=True)
-    if failed:
+
+        def tell(result: Result, total: int) -> None:
+            nonlocal done
+            done += 1
+            if json_lines:
+                typer.echo(result.to_json())
+            elif result.error is None and (total <= FEW if verdicts is None else verdicts):
+                typer.echo(result.line)
+            on_progress(done, total)
+
+        found = run(detector, sources, output, tell, threshold=given, sort_into=sort_into)
+    typer.echo(f"{summed_up(found, detector.card, given)}: {output / PREDICTIONS_FILE}", err=json_lines)
+    for result in found:
+        if result.error is not None:
+            typer.echo(f"error: {result.error}", err=True)
+    if any(result.error is not None for result in found):
         raise typer.Exit(1)
+    if fail_on_defect and any(result.decision == "defect" for result in found):
+        raise typer.Exit(DEFECT_FOUND)
+
+
+# `-0.5` is a value here, no option.
+@app.command(rich_help_panel=USE, context_settings={"ignore_unknown_options": True})
+def threshold(
+    model: Model,
+    category: Category,
+    value: Annotated[str, typer.Argument(help="On the score; a higher score is a defect.", show_default=False)],
+    because: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Why, and on what it was chosen.", show_default=False)
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Who chose it; who is logged in, if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Deploy another threshold: a copy of the exported file that holds it, with who chose it, how and on what.
+
+    The copy is deployed/MODEL/CATEGORY/model.onnx, which `dvc repro` leaves alone; graph and weights are the same.
+    """
+    from pipelines.deployment.threshold import threshold as run
+    from pipelines.inference.detector import as_threshold
+    from pipelines.numbers import scores_apart
+
+    done = run(model, category, as_threshold(value), because, by, _project())
+    if done.left_behind:
+        typer.echo(f"{done.left_behind}: its choices are not in the new one", err=True)
+    now, before = scores_apart(done.choice.threshold, done.choice.former)
+    typer.echo(f"{done.path}: threshold {now} instead of {before}, chosen by {done.choice.by}")
+    if done.choice.on_test_images:
+        typer.echo(f"On the test images: {done.choice.on_test_images}")
+    typer.echo(f"Use it: blemish predict {shlex.quote(str(done.path))} IMAGE_OR_FOLDER")
 
 
 @app.command(rich_help_panel=USE)
@@ -542,6 +624,11 @@ def main() -> None:
             app()
     except BlemishError as error:
         sys.exit(masked(f"error: {error}"))
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("anomaly_models", "pipelines"):
+            raise
+        reason = "is not installed, as in an installation for `predict` alone; install Blemish whole"
+        sys.exit(f"error: the package '{error.name}' {reason}")
 
 
 if __name__ == "__main__":

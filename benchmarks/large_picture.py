@@ -101,7 +101,7 @@ def measure(what: str, path: Path, picture: Path) -> None:
     started = time.perf_counter()
     number = ""
     if what == "drawn":
-        predict(path, [picture], picture.parent / "results", lambda _done, _total: None)
+        predict(Detector(path), [picture], picture.parent / "results", lambda _result, _total: None)
         name = "scored, restored and drawn (`blemish predict`)"
     else:
         detector = Detector(path, threads=1)

@@ -14,6 +14,10 @@ class ParamsError(BlemishError):
     """`params.yaml` is wrong; the message lists every problem."""
 
 
+class ArgumentError(BlemishError):
+    """What was typed behind a verb and cannot be used."""
+
+
 class DatasetError(BlemishError):
     """A folder of images that cannot be used as it is."""
 

@@ -34,6 +34,15 @@ def score(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.4g}"
 
 
+def scores_apart(one: float, other: float) -> tuple[str, str]:
+    """Two of them, with as many digits as it takes to see that they differ."""
+    for digits in range(4, 18):
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1]:
+            return texts
+    return score(one), score(other)
+
+
 def p_value(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 

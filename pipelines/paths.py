@@ -54,6 +54,7 @@ class Cell:
     exported = _Place("exported")
     onnx = _Place("exported", "model.onnx")
     parity = _Place("exported", "parity.json")  # the proof that the exported file is the trained model
+    deployed = _Place("deployed", "model.onnx")  # the same with a threshold that a person chose; no DVC output
     latency = _Place("latency", suffix=".json")  # of the exported file, on the machine that measured it
     refusal = _Place("refused", suffix=".json")  # why a verb refused it; absent if none did
 

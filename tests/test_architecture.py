@@ -62,7 +62,7 @@ TORCH_FREE = (
         f"pipelines/evaluation/{name}.py"
         for name in ("curves", "regions", "outcomes", "measures", "certainty", "description")
     ),
-    *(f"pipelines/deployment/{name}.py" for name in ("latency", "records")),
+    *(f"pipelines/deployment/{name}.py" for name in ("latency", "records", "threshold")),
     *(f"pipelines/{name}.py" for name in sorted(GROUND - {"device"})),
     "cli.py",
 )
@@ -237,6 +237,24 @@ assert not found, sorted(found)
 def test_to_check_the_demo_takes_torch_and_nothing_as_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+DETECT = """
+import sys
+import cli, pipelines.inference.detector, pipelines.inference.predict, pipelines.progress, pipelines.tracking.secrets
+from importlib.metadata import packages_distributions
+found = packages_distributions()
+names = {module.partition(".")[0] for module in sys.modules} - sys.stdlib_module_names
+print(*{package for name in names for package in found.get(name, [])})
+"""
+
+
+def test_what_runs_at_the_line_needs_what_its_lock_installs() -> None:
+    lock = (ROOT / "requirements-predict.lock").read_text(encoding="utf-8")
+    locked = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
+    done = subprocess.run([sys.executable, "-c", DETECT], cwd=ROOT, capture_output=True, text=True, check=True)
+    needed = {name.lower().replace("_", "-") for name in done.stdout.split()}
+    assert needed - locked <= {"blemish", "setuptools"}  # which puts itself into every process
 
 
 # The command line

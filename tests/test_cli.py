@@ -50,7 +50,7 @@ def test_every_verb_on_a_small_project(root, blemish):
     assert "blemish predict exported/fapm/squares/model.onnx" in results
     assert "Compare runs:        blemish ui\n" in results  # a project of a wheel has no Makefile
     predicted = works(blemish, ["predict", "exported/fapm/squares/model.onnx", f"images/{CATEGORY}/test"])
-    assert predicted.startswith("8 images scored, ")
+    assert "8 images scored, " in predicted.splitlines()[-1]
     assert (root / "predictions" / "overlays" / "square" / "000.png").exists()
 
     damaged_arrays_get_a_line(Project(Path()), blemish)
@@ -114,7 +114,7 @@ def test_good_parts_alone_make_a_detector(root, blemish, images):
     works(blemish, EXPORT, ["report"])
     assert "squares" in blemish("results").out
     outcome = blemish("predict", "exported/fapm/squares/model.onnx", f"images/{CATEGORY}/test/square")
-    assert outcome.out.startswith("4 images scored, 4 with a defect")
+    assert "4 images scored, 4 with a defect" in outcome.out
 
 
 def test_a_promise_to_one_group_alone_is_told_everywhere(root, blemish):
@@ -138,7 +138,7 @@ def test_a_bad_image_among_good_ones(root, blemish, images):
     shutil.copy(images / "test" / "good" / "000.png", folder / "a.png")
     (folder / "b.png").write_text("not a picture")
     outcome = blemish("predict", "exported/fapm/squares/model.onnx", "line")
-    assert outcome.out.startswith("1 images scored, ")
+    assert "\n1 image scored, " in outcome.out
     assert "line/b.png" in one_line(outcome)
 
 

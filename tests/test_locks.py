@@ -17,11 +17,22 @@ def locked(name: str) -> dict[str, str]:
     return {package: version for package, version, _ in PINNED.findall((ROOT / name).read_text(encoding="utf-8"))}
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-extras.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-extras.lock", "requirements-predict.lock"])
 def test_every_line_is_a_pin_a_hash_or_a_comment(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert [line for line in PINNED.sub("", text).splitlines() if line and not line.lstrip().startswith("#")] == []
     assert "://" not in text
+
+
+def test_the_lock_of_predict_is_a_part_of_the_whole_one() -> None:
+    """The same versions, so that scores are the same, and no torch."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wanted = project["dependency-groups"]["predict"]
+    assert set(wanted) <= set(project["project"]["dependencies"])
+    pins = locked("requirements-predict.lock")
+    assert {requirement.partition(">")[0] for requirement in wanted} <= pins.keys()
+    assert pins.items() <= locked("requirements.lock").items()
+    assert not {"torch", "mlflow", "dvc", "onnx", "scipy"} & pins.keys()
 
 
 def test_each_extra_is_locked() -> None:

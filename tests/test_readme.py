@@ -116,6 +116,7 @@ def take_a_folder_of_ones_own(shell: Shell) -> None:
     printed = shell.type("blemish predict exported/fapm/my_part/model.onnx new_images/")
     assert "images scored" in printed
     assert (shell.root / "predictions" / "predictions.csv").exists()
+    assert "threshold 2.5 instead of" in shell.type("blemish threshold fapm my_part 2.5")
 
 
 def test_every_command_of_the_readme(shell: Shell) -> None:

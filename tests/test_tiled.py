@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from banded import picture_size
 from conftest import CATEGORY, FAPM, tiny_params, write_params
 from drawn_batches import assert_agree, batch_of, seeded
 from PIL import Image
@@ -85,7 +86,7 @@ def test_the_number_you_saw_is_the_one_you_ship(root: Path, blemish: Any, pictur
         if path.startswith("test"):
             assert predicted[path] == pytest.approx(score, abs=1e-3 * max(1, abs(score)))
     with Image.open(root / "predictions" / "overlays" / "square" / "000.png") as overlay:
-        assert overlay.size == LONG
+        assert picture_size(overlay) == LONG
 
 
 def test_pictures_of_many_sizes_are_cut_up_at_their_own_scale(root: Path, blemish: Any) -> None:
@@ -105,7 +106,7 @@ def test_pictures_of_many_sizes_are_cut_up_at_their_own_scale(root: Path, blemis
         assert score == pytest.approx(evaluated[path], abs=1e-3 * max(1, abs(score)))
     for index, size in enumerate(SIZES):
         with Image.open(root / "predictions" / "overlays" / "square" / f"{index:03}.png") as overlay:
-            assert overlay.size == size
+            assert picture_size(overlay) == size
     detector = Detector(cell.onnx)
     inputs = detector.load(folder / "test/good/000.png")
     with Image.open(folder / "test/good/000.png") as picture:

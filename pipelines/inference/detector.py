@@ -1,11 +1,12 @@
 """An exported file -> what it says of itself, and a detector. Needs onnxruntime and what reads images; never torch."""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from anomaly_models.common.settings import Sides, Size, Tiles
-from pipelines.errors import ExportError, ImageError
+from pipelines.errors import ArgumentError, ExportError, ImageError
 from pipelines.pictures import images
 from pipelines.pictures.frames import Fit, Frame, Window, greyed, read_back, size_of
 from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
@@ -21,7 +22,21 @@ from pipelines.pictures.reading import AboveWhite, Reading
 from pipelines.pictures.reading import Window as DicomWindow
 from pipelines.pictures.tiles import score_of, tiling
 
-FORMAT = "5"  # of the metadata below
+FORMAT = "6"  # of the metadata below
+
+Decision = Literal["good", "defect"]
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdChoice:
+    """That a person put another threshold in the place of the one before."""
+
+    threshold: float
+    former: float
+    by: str  # who
+    at: str  # when: ISO 8601, with the time zone
+    because: str | None  # in the chooser's words
+    on_test_images: str | None  # what the two make of them, in a sentence; None: they are not at hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +60,8 @@ class ModelCard:
     max_megapixels: int  # larger pictures are refused
     threshold: float  # a score above it is a defect
     pixel_threshold: float  # likewise for the map
-    false_alarm_rate: float  # of good parts, that the held-out ones promise at the threshold; not what was asked for
+    # Of good parts, that the held-out ones promise at the threshold; not what was asked for. None: a person chose it.
+    false_alarm_rate: float | None
     groups: (
         str | None
     )  # whether groups of good parts (days, lots, cameras) score alike; None where none were told apart
@@ -53,6 +69,7 @@ class ModelCard:
     data_sha256: str
     weights: list[str]  # of each pretrained network inside: what it is, its source and licence
     params: dict[str, object]
+    choices: tuple[ThresholdChoice, ...] = ()  # of the threshold, by people, the last one last; none: it is `export`'s
 
     @property
     def frame(self) -> Frame:
@@ -79,6 +96,24 @@ class ModelCard:
             self.dicom_window,
             self.max_megapixels,
         )
+
+    def decision(self, score: float) -> Decision:
+        """What is said of a picture.
+
+        Raises:
+            ExportError: the score is no number. No comparison with NaN is true: it would pass as good.
+        """
+        if not math.isfinite(score):
+            raise ExportError(f"the model's score is {score}; inspect this part by hand")
+        return "defect" if score > self.threshold else "good"
+
+    def at(self, threshold: float) -> Self:
+        """The same with another threshold, at which the held-out parts promise nothing."""
+        return self if threshold == self.threshold else replace(self, threshold=threshold, false_alarm_rate=None)
+
+    def chosen(self, choice: ThresholdChoice) -> Self:
+        """The same with the threshold that a person chose."""
+        return replace(self.at(choice.threshold), choices=(*self.choices, choice))
 
     def to_json(self) -> dict[str, Any]:
         return dict(_CARD.dump_python(self, mode="json"))
@@ -112,6 +147,7 @@ class Detector:
     """
 
     def __init__(self, path: Path, providers: list[str] | None = None, threads: int | None = None) -> None:
+        self.path = path
         self._session = open_session(path, providers, threads)
         self.card = _read_card(path, self._session)
         self._of_interest = None if self.card.region is None else read_back(self.card.region)
@@ -191,6 +227,21 @@ class Detector:
         original = size_of(rgb)
         shown = self.card.frame.shape.restored(anomaly_map, original, 0)
         return resize_map(shown, original.width, original.height)
+
+
+def as_threshold(text: str) -> float:
+    """What someone typed as a threshold.
+
+    Raises:
+        ArgumentError: it is no number, or not a finite one.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ArgumentError(f"threshold '{text}': not a finite number; give one such as 2.5")
+    return value
 
 
 def open_session(

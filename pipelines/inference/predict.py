@@ -1,17 +1,19 @@
 """An exported model and images -> scores, decisions, overlays. Needs onnxruntime and what reads images; never torch."""
 
 import csv
-import math
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
-from PIL import Image
-
-from pipelines.errors import DatasetError, ImageError
+from pipelines.errors import ArgumentError, DatasetError, ExportError, ImageError
 from pipelines.files import atomic_file, write_json
-from pipelines.inference.detector import Detector
+from pipelines.inference.detector import Decision, Detector, ModelCard
+from pipelines.inference.marked import marked
+from pipelines.numbers import counted, score, scores_apart
 from pipelines.paths import PREDICTIONS_FILE
 from pipelines.pictures import images
 from pipelines.pictures.overlays import Map, Pixels, heat_overlay
@@ -23,9 +25,22 @@ class Result:
 
     path: str
     score: float | None
-    decision: str | None  # "good" or "defect"
+    threshold: float | None
+    decision: Decision | None
     overlay: str | None
     error: str | None
+
+    @property
+    def line(self) -> str:
+        """For a terminal, of an image that was scored."""
+        assert self.score is not None
+        assert self.threshold is not None
+        score, threshold = scores_apart(self.score, self.threshold)
+        return f"{self.decision:6}  score {score}  threshold {threshold}  {self.path}"
+
+    def to_json(self) -> str:
+        """On one line."""
+        return json.dumps(asdict(self), allow_nan=False, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,45 +112,91 @@ def _no_image(path: Path) -> str:
 
 
 def predict(
-    model: Path, sources: Iterable[Path], destination: Path, on_progress: Callable[[int, int], None]
+    detector: Detector,
+    sources: Iterable[Path],
+    destination: Path,
+    on_result: Callable[[Result, int], None],
+    *,
+    threshold: float | None = None,
+    sort_into: Path | None = None,
 ) -> list[Result]:
     """Score images, and write `predictions.csv`, `predictions.json` and an overlay per image into `destination`.
 
     An image that cannot be found, read, scored or drawn is reported in its row and does not stop the others.
+    `on_result` is called with each image's outcome, as soon as it is there, and the number of all. `threshold` takes
+    the place of the file's; `sort_into` gets copies of the images that were scored, below `good` and `defect`.
 
     Raises:
-        ExportError: the model is not one of ours.
         DatasetError: no images.
+        ArgumentError: something lies in `sort_into` already.
     """
-    detector = Detector(model)
+    card = detector.card if threshold is None else detector.card.at(threshold)
+    copies = None if sort_into is None else _Sorted(sort_into)
     found = find_images(sources, destination / "overlays")
-    names = _overlay_names([Path(_printable(str(image.name))) for image in found])
+    overlays = _Names(destination / "overlays")
     results = []
-    for done, (image, name) in enumerate(zip(found, names, strict=True), start=1):
-        results.append(_predict_one(detector, image, destination / "overlays" / name, destination))
-        on_progress(done, len(found))
+    for image in found:
+        result = _predict_one(detector, card, image, overlays, copies)
+        on_result(result, len(found))
+        results.append(result)
     _write_csv(destination / PREDICTIONS_FILE, results)
-    write_json(
-        destination / "predictions.json",
-        {"model": str(model), **detector.card.to_json(), "images": [asdict(result) for result in results]},
-    )
+    told = {"model": str(detector.path), **card.to_json(), "threshold_of_file": detector.card.threshold}
+    write_json(destination / "predictions.json", {**told, "images": [asdict(result) for result in results]})
     return results
 
 
-def _overlay_names(names: list[Path]) -> Iterator[Path]:
-    """PNG names that do not collide: a.jpg and a.png in one folder, or one name in two sources, stay apart."""
-    taken: set[str] = set()
-    for name in names:
+def summed_up(results: list[Result], card: ModelCard, threshold: float | None) -> str:
+    """How many of what, and at which threshold: the one that was given, or the card's."""
+    scored = sum(result.error is None for result in results)
+    defects = sum(result.decision == "defect" for result in results)
+    used = score(card.threshold)
+    if threshold is not None:
+        used = "{} as given (the file's is {})".format(*scores_apart(threshold, card.threshold))
+    elif card.choices:
+        used = f"{used} (chosen by {card.choices[-1].by}, {card.choices[-1].at[:10]})"
+    return f"{counted(scored, 'image')} scored, {defects} with a defect at threshold {used}"
+
+
+class _Names:
+    """Paths in a folder that do not collide: a.jpg and a.png as overlays, or one name in two sources, stay apart."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._taken: set[str] = set()
+
+    def path(self, name: Path, suffix: str) -> Path:
+        """For an image of that name; with a number where another has it, also where case is ignored."""
         base, number = f"{name.with_suffix('')}", 1
-        candidate = base
-        while candidate.casefold() in taken:
+        candidate = f"{base}{suffix}"
+        while candidate.casefold() in self._taken:
             number += 1
-            candidate = f"{base}-{number}"
-        taken.add(candidate.casefold())
-        yield Path(f"{candidate}.png")
+            candidate = f"{base}-{number}{suffix}"
+        self._taken.add(candidate.casefold())
+        return self.folder / candidate
 
 
-def _predict_one(detector: Detector, image: Found, overlay: Path, destination: Path) -> Result:
+class _Sorted:
+    """Copies of images by what was decided of them.
+
+    Raises:
+        ArgumentError: something was sorted into the folder before: a threshold later, an image would be in both.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._names = {}
+        for decision in get_args(Decision):
+            place = folder / decision
+            if place.exists() and not (place.is_dir() and next(place.iterdir(), None) is None):
+                raise ArgumentError(f"{place}: not an empty folder; sort into one that is new, or empty this one")
+            self._names[decision] = _Names(place)
+
+    def copy(self, image: Found, decision: Decision) -> None:
+        """Raises OSError."""
+        with atomic_file(self._names[decision].path(image.name, image.path.suffix)) as temporary:
+            shutil.copyfile(image.path, temporary)
+
+
+def _predict_one(detector: Detector, card: ModelCard, image: Found, overlays: _Names, copies: _Sorted | None) -> Result:
     path = image.path
     if image.error is not None:
         return _failed(path, image.error)
@@ -145,25 +206,33 @@ def _predict_one(detector: Detector, image: Found, overlay: Path, destination: P
     except ImageError as error:
         return _failed(path, str(error))
     maps, scores = detector(inputs)
-    score = float(scores[0])
-    if not math.isfinite(score):
-        # No comparison with NaN is true: it would pass as good.
-        return _failed(path, f"{path}: the model's score is {score}; inspect this part by hand")
+    value = float(scores[0])
     try:
-        save_overlay(overlay, rgb, detector.restored(maps[0, 0], rgb), detector.card.pixel_threshold)
+        decision = card.decision(value)
+    except ExportError as error:
+        return _failed(path, f"{path}: {error}")
+    overlay = overlays.path(Path(_printable(str(image.name))), ".png")
+    try:
+        save_overlay(overlay, rgb, detector.restored(maps[0, 0], rgb), card, value)
     except OSError as error:  # a name that is too long for a suffix more, say
         return _failed(path, f"{path}: its overlay cannot be written ({error.strerror}); give the file a shorter name")
+    if copies is not None:
+        try:
+            copies.copy(image, decision)
+        except OSError as error:
+            return _failed(path, f"{path}: cannot be copied ({error.strerror}); it is {decision}, and not sorted")
     return Result(
         path=_printable(str(path)),
-        score=score,
-        decision="defect" if score > detector.card.threshold else "good",
-        overlay=overlay.relative_to(destination).as_posix(),
+        score=value,
+        threshold=card.threshold,
+        decision=decision,
+        overlay=overlay.relative_to(overlays.folder.parent).as_posix(),
         error=None,
     )
 
 
 def _failed(path: Path, error: str) -> Result:
-    return Result(_printable(str(path)), None, None, None, _printable(error))
+    return Result(_printable(str(path)), None, None, None, None, _printable(error))
 
 
 def _printable(name: str) -> str:
@@ -171,11 +240,13 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def save_overlay(path: Path, rgb: Pixels, anomaly_map: Map, threshold: float) -> None:
-    """Write the heat map over the picture; both are (H, W)."""
-    overlay = heat_overlay(rgb, anomaly_map, threshold)
+def save_overlay(path: Path, rgb: Pixels, anomaly_map: Map, card: ModelCard, value: float) -> None:
+    """Write the heat map over the picture, both (H, W), and what was decided of it below."""
+    overlay = heat_overlay(rgb, anomaly_map, card.pixel_threshold)
+    shown, threshold = scores_apart(value, card.threshold)
+    picture = marked(overlay, card.decision(value), f"score {shown}, threshold {threshold}")
     with atomic_file(path) as temporary:
-        Image.fromarray(overlay).save(temporary, format="PNG")
+        picture.save(temporary, format="PNG")
 
 
 def _write_csv(path: Path, results: list[Result]) -> None:

@@ -234,11 +234,42 @@
     $("oracle-note").textContent = moved
       ? "Moved: a threshold chosen by looking at the test images promises nothing for other parts."
       : "This is the deployed threshold; it has not seen the test images.";
+    const { defects, good } = found;
+    $("deploy-slider").textContent = deploying(state.threshold, moved ? `chosen on ${good + defects} test images` : "as exported");
     drawHistogram();
     drawCosts();
     drawTypes();
     state.marks?.();
     markGallery();
+  }
+
+  // ---- the command that deploys a threshold ----
+
+  const quoted = (name) => (/^[\w.-]+$/.test(name) ? name : `"${name}"`); // a name has no sign that ends a quotation
+
+  /** The threshold with the fewest digits that decide on every test image as it does; the deployed one in full. */
+  function written(threshold) {
+    const scores = state.cell.scores.filter((score) => score !== null);
+    for (let digits = 4; digits < 17 && threshold !== state.cell.threshold; digits += 1) {
+      const rounded = Number(threshold.toPrecision(digits));
+      if (scores.every((score) => (score > rounded) === (score > threshold))) return String(rounded);
+    }
+    return String(threshold);
+  }
+
+  function deploying(threshold, because) {
+    return `blemish threshold ${quoted(state.model)} ${quoted(state.category)} ${written(threshold)} --because "${because}"`;
+  }
+
+  async function copy(button) {
+    const code = $(button.dataset.copies);
+    try {
+      await navigator.clipboard.writeText(code.textContent);
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = "Copy"; }, 2000);
+    } catch { // a browser that does not let a page write: it is marked, to be copied by hand
+      getSelection().selectAllChildren(code);
+    }
   }
 
   /** A chart as wide as its place; gives [svg, width]. */
@@ -352,6 +383,10 @@
       element("td", { class: "number" }, element("b", {}, money(point.cost)),
         element("span", { class: "sub" }, `${money(point.low)} to ${money(point.high)}`)))));
     drawCostCurve(all, best);
+    const [reject, escape, prevalence] = ["reject-cost", "escape-cost", "prevalence"].map((id) => $(id).value || "0");
+    const { defects, good } = counts();
+    $("deploy-cheapest").textContent = deploying(best.threshold, `cheapest on ${good + defects} test images, where rejecting a `
+      + `good part costs ${reject}, a defect that escapes ${escape}, and ${prevalence} percent are defective`);
   }
 
   function drawCostCurve(all, best) {
@@ -721,6 +756,7 @@
     });
     $("reset").addEventListener("click", () => setThreshold(state.cell.threshold));
     $("use-cheapest").addEventListener("click", () => setThreshold(state.cheapest));
+    for (const button of document.querySelectorAll("[data-copies]")) button.addEventListener("click", () => copy(button));
     for (const id of ["reject-cost", "escape-cost", "prevalence"]) $(id).addEventListener("input", drawCosts);
     for (const id of ["filter", "defect"]) $(id).addEventListener("change", () => { state.shown = PER_PAGE; markGallery(); });
     $("view").addEventListener("change", fillGallery);

@@ -96,7 +96,7 @@ def test_the_proof_runs_from_the_original_files(project, console, kind):
     for path, rgb in drawn.items():
         expected = np.repeat(rgb[..., :1], 3, axis=2) if kind == "dicom" else rgb
         np.testing.assert_array_equal(detector.read(path), expected)
-    results = predict(model, [project.root / "images" / CATEGORY / "test"], project.root / "out", lambda *_: None)
+    results = predict(detector, [project.root / "images" / CATEGORY / "test"], project.root / "out", lambda *_: None)
     assert [result.error for result in results] == [None] * 8
     if kind == "dicom":
         assert_no_patient_in(project.root)

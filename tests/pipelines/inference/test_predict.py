@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,74 +10,22 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from banded import picture_size
+from bright_model import CARD, SIDE, write_model
 from PIL import Image
 
+import cli
 from anomaly_models.common.settings import Size
-from pipelines.errors import DatasetError, ExportError
-from pipelines.inference.detector import Detector, Inputs, ModelCard
+from pipelines.errors import ArgumentError, DatasetError, ExportError
+from pipelines.inference.detector import Decision, Detector, Inputs, as_threshold
+from pipelines.inference.marked import marked
 from pipelines.inference.predict import Found, Result, find_images, predict
+from pipelines.numbers import scores_apart
 from pipelines.pictures.images import SUFFIXES, Filter, resize_rgb, to_input
 
 ROOT = Path(__file__).parents[3]
-SIDE = 16
-CARD = ModelCard(
-    model="brightness",
-    category="part",
-    image_size=Size.square(SIDE),
-    resize="bilinear",
-    fit="stretch",
-    tiles=None,
-    by_tile=False,
-    scored_pixels=1,
-    region=None,
-    black_level=0,
-    white_level=4095,
-    above_white="refuse",
-    page=None,
-    dicom_window="file",
-    max_megapixels=90,
-    threshold=float(np.float32(128) / np.float32(255)),
-    pixel_threshold=0.5,
-    false_alarm_rate=0.05,
-    groups=None,
-    run_id="0123",
-    data_sha256="abcd",
-    weights=[],
-    params={"models": {"brightness": {"image_size": SIDE}}},
-)
-
 Predict = Callable[..., list[Result]]
-
-
-def write_model(path: Path, metadata: dict[str, str], scale: float = 1.0) -> Path:
-    """The brightest channel is the map, its maximum the score."""
-    nodes = [
-        helper.make_node("Mul", ["image", "scale"], ["scaled"]),
-        helper.make_node("ReduceMax", ["scaled", "channel"], ["anomaly_map"], keepdims=1),
-        helper.make_node("ReduceMax", ["anomaly_map", "all"], ["score"], keepdims=0),
-    ]
-    constants = [
-        helper.make_tensor("scale", TensorProto.FLOAT, [], [scale]),
-        helper.make_tensor("channel", TensorProto.INT64, [1], [1]),
-        helper.make_tensor("all", TensorProto.INT64, [3], [1, 2, 3]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "brightness",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
-        [
-            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 1, SIDE, SIDE]),
-            helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch"]),
-        ],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, metadata)
-    onnx.save(model, path)
-    return path
 
 
 def write_image(path: Path, level: int = 0, size: tuple[int, int] = (20, 10)) -> Path:
@@ -93,7 +42,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(model: Path, tmp_path: Path) -> Predict:
     def on(*sources: Path) -> list[Result]:
-        return predict(model, sources, tmp_path / "results", lambda _done, _total: None)
+        return predict(Detector(model), sources, tmp_path / "results", lambda _result, _total: None)
 
     return on
 
@@ -138,7 +87,9 @@ def test_the_card_says_by_which_filter(tmp_path: Path) -> None:
         detector = Detector(write_model(tmp_path / f"{resize}.onnx", card.to_metadata()))
         loaded[resize] = to_input(detector.load(path).pixels)
         np.testing.assert_array_equal(loaded[resize], to_input(resize_rgb(noise, Size.square(SIDE), resize)[None]))
-        (found,) = predict(tmp_path / f"{resize}.onnx", (path,), tmp_path / resize, lambda _done, _total: None)
+        (found,) = predict(
+            Detector(tmp_path / f"{resize}.onnx"), (path,), tmp_path / resize, lambda _result, _total: None
+        )
         assert found.score == loaded[resize].max()
     assert (loaded["bilinear"] != loaded["lanczos"]).any()
 
@@ -157,20 +108,22 @@ def test_scores_decisions_and_overlays_are_written(run: Predict, tmp_path: Path)
     assert found["at.png"].score == CARD.threshold
     results = tmp_path / "results"
     rows = read_rows(results / "predictions.csv")
-    assert list(rows[0]) == ["path", "score", "decision", "overlay", "error"]
+    assert list(rows[0]) == ["path", "score", "threshold", "decision", "overlay", "error"]
+    assert {float(row["threshold"]) for row in rows} == {CARD.threshold}
     assert [Path(row["path"]).name for row in rows] == ["above.png", "at.png", "defect.jpg", "good.png"]
     assert float(rows[0]["score"]) == found["above.png"].score  # no digit is lost
     assert [row["error"] for row in rows] == [""] * 4
     written = json.loads((results / "predictions.json").read_text(encoding="utf-8"))
-    assert written["threshold"] == CARD.threshold
+    assert (written["threshold"], written["threshold_of_file"]) == (CARD.threshold, CARD.threshold)
     assert written["category"] == "part"
     assert [entry["decision"] for entry in written["images"]] == ["defect", "good", "defect", "good"]
     for row in rows:
         with Image.open(results / row["overlay"]) as overlay:
-            assert overlay.size == (20, 10)  # the picture's own size
+            assert picture_size(overlay) == (20, 10)
             assert overlay.format == "PNG"
     with Image.open(results / "overlays" / "good.png") as overlay:
-        assert (np.asarray(overlay) == 50).all()  # far below the threshold: nothing glows
+        # far below the threshold: nothing glows
+        assert (np.asarray(overlay)[:10, :20] == 50).all()
     assert files(results) == [
         *(f"overlays/{name}.png" for name in ("above", "at", "defect", "good")),
         "predictions.csv",
@@ -178,12 +131,14 @@ def test_scores_decisions_and_overlays_are_written(run: Predict, tmp_path: Path)
     ]
 
 
-def test_progress_is_told(model: Path, tmp_path: Path) -> None:
+def test_each_result_is_told_as_soon_as_it_is_there(model: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         write_image(tmp_path / "parts" / name)
-    told: list[tuple[int, int]] = []
-    predict(model, [tmp_path / "parts"], tmp_path / "out", lambda done, total: told.append((done, total)))
-    assert told == [(1, 2), (2, 2)]
+    told: list[tuple[Result, int]] = []
+    found = predict(
+        Detector(model), [tmp_path / "parts"], tmp_path / "out", lambda result, total: told.append((result, total))
+    )
+    assert told == [(result, 2) for result in found]
 
 
 def test_a_bad_image_is_told_in_its_row_and_the_others_are_scored(run: Predict, tmp_path: Path) -> None:
@@ -199,7 +154,7 @@ def test_a_bad_image_is_told_in_its_row_and_the_others_are_scored(run: Predict, 
         result = found[name]
         assert result.error is not None
         assert result.error.startswith(f"{source / name}: ")
-        assert (result.score, result.decision, result.overlay) == (None, None, None)
+        assert (result.score, result.threshold, result.decision, result.overlay) == (None,) * 4
     rows = read_rows(tmp_path / "results" / "predictions.csv")
     assert [(row["score"], bool(row["error"])) for row in rows] == [
         ("0.0", False),
@@ -213,8 +168,9 @@ def test_a_bad_image_is_told_in_its_row_and_the_others_are_scored(run: Predict, 
 def test_a_score_that_is_no_number_never_passes_as_good(tmp_path: Path) -> None:
     broken = write_model(tmp_path / "nan.onnx", CARD.to_metadata(), scale=float("nan"))
     path = write_image(tmp_path / "a.png", 200)
-    (result,) = predict(broken, [path], tmp_path / "out", lambda _done, _total: None)
-    assert result == Result(str(path), None, None, None, f"{path}: the model's score is nan; inspect this part by hand")
+    (result,) = predict(Detector(broken), [path], tmp_path / "out", lambda _result, _total: None)
+    error = f"{path}: the model's score is nan; inspect this part by hand"
+    assert result == Result(str(path), None, None, None, None, error)
     assert read_rows(tmp_path / "out" / "predictions.csv")[0]["decision"] == ""
 
 
@@ -304,7 +260,7 @@ def test_a_half_written_jpeg_does_not_pass_as_good(run: Predict, tmp_path: Path)
 def test_a_picture_above_the_limit_of_the_model(tmp_path: Path) -> None:
     model = write_model(tmp_path / "small.onnx", replace(CARD, max_megapixels=1).to_metadata())
     path = write_image(tmp_path / "line.png", size=(2000, 600))
-    (result,) = predict(model, [path], tmp_path / "results", lambda _done, _total: None)
+    (result,) = predict(Detector(model), [path], tmp_path / "results", lambda _result, _total: None)
     assert result.error is not None
     assert "2,000 x 600 pixels are 1.2 megapixels, above `prepare.max_megapixels` 1; set it to 2" in result.error
 
@@ -361,7 +317,7 @@ def test_results_among_the_images_are_not_scored_again(
     write_image(tmp_path / "parts" / "overlays" / "mine.png")
     monkeypatch.chdir(tmp_path / "parts")
     for _ in range(3):
-        found = predict(model, [Path()], Path("results"), lambda _done, _total: None)
+        found = predict(Detector(model), [Path()], Path("results"), lambda _result, _total: None)
         assert [result.path for result in found] == ["a.png", "overlays/mine.png"]
 
 
@@ -406,11 +362,12 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: an ONNX model, but not one that `blemish export` wrote; it has no threshold"
 
 
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    path = write_model(tmp_path / "newer.onnx", {**CARD.to_metadata(), "blemish.format": "6"})
+@pytest.mark.parametrize("found", ["5", "7"])
+def test_another_format_is_refused(tmp_path: Path, found: str) -> None:
+    path = write_model(tmp_path / "other.onnx", {**CARD.to_metadata(), "blemish.format": found})
     with pytest.raises(ExportError) as caught:
         Detector(path)
-    assert str(caught.value) == f"{path}: written in format 6, this version reads 5; export it again"
+    assert str(caught.value) == f"{path}: written in format {found}, this version reads 6; export it again"
 
 
 def test_every_field_is_plain_text_in_the_metadata() -> None:
@@ -418,6 +375,105 @@ def test_every_field_is_plain_text_in_the_metadata() -> None:
     assert metadata["blemish.category"] == json.dumps("Größe 5")
     assert json.loads(metadata["blemish.params"]) == {"a": [1, None, True]}
     assert all(isinstance(value, str) for value in metadata.values())
+
+
+def test_another_threshold_decides_and_promises_nothing(model: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "parts" / "a.png", 100)
+    parts, out = [tmp_path / "parts"], tmp_path / "out"
+    (result,) = predict(Detector(model), parts, out, lambda _result, _total: None, threshold=0.25)
+    assert (result.decision, result.threshold) == ("defect", 0.25)
+    written = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+    assert (written["threshold"], written["threshold_of_file"]) == (0.25, CARD.threshold)
+    assert written["false_alarm_rate"] is None
+    assert CARD.at(CARD.threshold).false_alarm_rate == CARD.false_alarm_rate
+
+
+@pytest.mark.parametrize("size", [(20, 10), (300, 200), (3000, 20), (30, 2000)])
+def test_the_verdict_stands_below_the_overlay_and_covers_nothing(tmp_path: Path, size: tuple[int, int]) -> None:
+    width, height = size
+    overlay = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    said = {decision: np.asarray(marked(overlay, decision, "score 1, threshold 2")) for decision in get_args(Decision)}
+    for picture in said.values():
+        np.testing.assert_array_equal(picture[:height, :width], overlay)
+        ink = (picture[height:] == 255).all(axis=2)
+        rows, columns = ink.any(axis=1).nonzero()[0], ink.any(axis=0).nonzero()[0]
+        assert rows[-1] - rows[0] >= 20  # two lines that can be read
+        assert 0 < rows[0] < rows[-1] < len(ink) - 1
+        assert 0 < columns[0] < columns[-1] < ink.shape[1] - 1  # whole
+    words = [(picture[height:] == 255).all(axis=2) for picture in said.values()]
+    assert (words[0] != words[1]).any()  # never by colour alone
+
+
+def sort(model: Path, parts: Path, folder: Path) -> list[Result]:
+    return predict(Detector(model), [parts], folder.parent / "out", lambda _result, _total: None, sort_into=folder)
+
+
+def test_pictures_are_copied_by_what_was_decided(model: Path, tmp_path: Path) -> None:
+    for name, level in (("a.png", 20), ("sub/b.png", 200), ("c.bmp", 200)):
+        write_image(tmp_path / "parts" / name, level)
+    (tmp_path / "parts" / "empty.png").touch()
+    before = {name: (tmp_path / "parts" / name).read_bytes() for name in files(tmp_path / "parts")}
+    sort(model, tmp_path / "parts", tmp_path / "sorted")
+    assert files(tmp_path / "sorted") == ["defect/c.bmp", "defect/sub/b.png", "good/a.png"]
+    assert {name: (tmp_path / "parts" / name).read_bytes() for name in files(tmp_path / "parts")} == before
+    assert (tmp_path / "sorted" / "defect" / "sub" / "b.png").read_bytes() == before["sub/b.png"]
+
+
+def test_copies_of_equal_names_stay_apart(model: Path, tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / folder / "a.png", 200 + place) for place, folder in enumerate(("one", "two"))]
+    sources = [tmp_path / "one", tmp_path / "two"]
+    folder = tmp_path / "sorted"
+    predict(Detector(model), sources, tmp_path / "out", lambda _result, _total: None, sort_into=folder)
+    assert files(folder) == ["defect/a-2.png", "defect/a.png"]
+    assert [(folder / "defect" / name).read_bytes() for name in ("a.png", "a-2.png")] == [
+        path.read_bytes() for path in paths
+    ]
+
+
+def test_what_was_sorted_before_is_left_alone(model: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "parts" / "a.png")
+    mine = write_image(tmp_path / "sorted" / "defect" / "a.png")
+    with pytest.raises(ArgumentError) as caught:
+        sort(model, tmp_path / "parts", tmp_path / "sorted")
+    expected = f"{mine.parent}: not an empty folder; sort into one that is new, or empty this one"
+    assert str(caught.value) == expected
+    assert files(tmp_path / "sorted") == ["defect/a.png"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_copy_that_cannot_be_made_is_told(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_image(tmp_path / "parts" / "a.png")
+
+    def refuse(*_: Path) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr("pipelines.inference.predict.shutil.copyfile", refuse)
+    (result,) = sort(model, tmp_path / "parts", tmp_path / "sorted")
+    assert result.error == f"{path}: cannot be copied (Permission denied); it is good, and not sorted"
+    assert files(tmp_path / "sorted") == []
+
+
+def test_the_same_pictures_give_the_same_files(run: Predict, tmp_path: Path) -> None:
+    for number in range(3):
+        write_image(tmp_path / "parts" / f"{number}.png", 100 * number)
+    written = []
+    for _ in range(2):
+        run(tmp_path / "parts")
+        written.append([(tmp_path / "results" / name).read_bytes() for name in files(tmp_path / "results")])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "high", ""])
+def test_what_is_no_finite_number_is_no_threshold(text: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        as_threshold(text)
+    assert str(caught.value) == f"threshold '{text}': not a finite number; give one such as 2.5"
+
+
+def test_digits_tell_a_score_from_its_threshold() -> None:
+    assert scores_apart(2.0, 3.0) == ("2", "3")
+    assert scores_apart(2.00004, 2.0) == ("2.00004", "2")
+    assert scores_apart(1 / 3, 1 / 3) == ("0.3333", "0.3333")
 
 
 PROBE = """
@@ -435,21 +491,67 @@ sys.exit(code)
 """
 
 
-def blemish(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def blemish(folder: Path, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
     command = [sys.executable, "-c", PROBE, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run(command, cwd=folder, env=environment, text=True, check=False, **streams)
+
+
+SUMMARY = "2 images scored, 1 with a defect at threshold 0.502: out/predictions.csv"
 
 
 def test_the_command_line_needs_no_torch_and_reports_bad_images(model: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "parts" / "a.png", 20)
     write_image(tmp_path / "parts" / "b.png", 200)
     done = blemish(tmp_path, "predict", model, "parts", "--output", "out")
-    assert done.stdout == "2 images scored, 1 with a defect: out/predictions.csv\nheavy: []\n"
+    assert done.stdout.splitlines() == [
+        "good    score 0.07843  threshold 0.502  parts/a.png",
+        "defect  score 0.7843  threshold 0.502  parts/b.png",
+        SUMMARY,
+        "heavy: []",
+    ]
     assert done.returncode == 0
+    done = blemish(tmp_path, "predict", model, "parts", "-o", "out", "--fail-on-defect")
+    assert done.returncode == 3
 
     (tmp_path / "parts" / "c.png").touch()
-    done = blemish(tmp_path, "predict", model, "parts", "-o", "out")
-    assert done.stdout == "2 images scored, 1 with a defect: out/predictions.csv\nheavy: []\n"
+    done = blemish(tmp_path, "predict", model, "parts", "-o", "out", "--no-verdicts", "--fail-on-defect")
+    assert done.stdout.splitlines() == [SUMMARY, "heavy: []"]
     assert "error: parts/c.png: the file is empty; copy it again or remove it\n" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_threshold_on_the_command_line_is_said(model: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", 20)
+    done = blemish(tmp_path, "predict", model, "a.png", "--threshold", "-0.25", "--fail-on-defect")
+    summary = "1 image scored, 1 with a defect at threshold -0.25 as given (the file's is 0.502): predictions/"
+    assert summary in done.stdout
+    assert done.returncode == 3
+    done = blemish(tmp_path, "predict", model, "a.png", "--threshold", "nan")
+    assert done.stderr == "error: threshold 'nan': not a finite number; give one such as 2.5\n"
+    assert done.returncode == 1
+
+
+def test_many_pictures_have_lines_only_when_they_are_asked_for(model: Path, tmp_path: Path) -> None:
+    for number in range(cli.FEW + 1):
+        write_image(tmp_path / "parts" / f"{number:03}.png")
+    assert len(blemish(tmp_path, "predict", model, "parts").stdout.splitlines()) == 2
+    assert len(blemish(tmp_path, "predict", model, "parts", "--verdicts").stdout.splitlines()) == cli.FEW + 3
+
+
+def test_json_lines_go_to_stdout_alone_also_where_a_bar_is_drawn(model: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "parts" / "a.png", 20)
+    write_image(tmp_path / "parts" / "b.png", 200)
+    (tmp_path / "parts" / "c.png").touch()
+    ours, theirs = pty.openpty()  # someone watches stderr, and stdout is a pipe
+    done = blemish(tmp_path, "predict", model, "parts", "-o", "out", "--json-lines", stderr=theirs)
+    os.close(theirs)
+    *lines, _ = done.stdout.splitlines()
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text(encoding="utf-8"))
+    assert [json.loads(line) for line in lines] == written["images"]
+    told = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert SUMMARY in told
+    assert "error: parts/c.png: the file is empty" in told
     assert done.returncode == 1

@@ -272,6 +272,47 @@ def test_costs_choose_a_threshold(browser: Browser, report: Path) -> None:
     assert rows["cheapest"][1].startswith("0.00")
 
 
+def test_a_command_deploys_what_the_slider_shows(browser: Browser, report: Path) -> None:
+    open_page(browser, report, FIRST)
+    begin, end = 'blemish threshold fapm "nut & <b>bolt</b>" ', ' --because "chosen on 10 test images"'
+    assert texts(browser, "#deploy-slider") == [f'{begin}2 --because "as exported"']
+    slide(browser, 2.3)
+    (command,) = texts(browser, "#deploy-slider")
+    value = command.removeprefix(begin).removesuffix(end)
+    assert 2.2 <= float(value) < 2.5  # decides as the slider does, in few digits
+    assert len(value) <= 5
+    choose(browser, "threshold-value", "2.49999999")
+    assert texts(browser, "#deploy-slider") == [f"{begin}2.49999999{end}"]  # 2.5 would miss a defect of that score
+    open_page(browser, report, SECOND)
+    assert texts(browser, "#deploy-slider")[0].startswith("blemish threshold fapm screw 2 ")
+
+
+def test_a_command_deploys_the_cheapest_threshold(browser: Browser, report: Path) -> None:
+    open_page(browser, report, FIRST)
+    for name, value in (("reject-cost", "1"), ("escape-cost", "10"), ("prevalence", "20")):
+        choose(browser, name, value)
+    assert texts(browser, "#deploy-cheapest") == [
+        'blemish threshold fapm "nut & <b>bolt</b>" 1.45 --because "cheapest on 10 test images, where rejecting a good '
+        'part costs 1, a defect that escapes 10, and 20 percent are defective"'
+    ]
+
+
+def test_a_command_is_copied_or_marked(browser: Browser, report: Path) -> None:
+    open_page(browser, report, SECOND)
+    (command,) = texts(browser, "#deploy-slider")
+    browser.run(
+        """Object.defineProperty(navigator, "clipboard", {configurable: true, value: {
+             writeText: async (text) => { window.copied = text; }}})"""
+    )
+    browser.run("document.querySelector('[data-copies=deploy-slider]').click()")
+    browser.wait("document.querySelector('[data-copies=deploy-slider]').textContent === 'Copied'")
+    assert browser.run("window.copied") == command
+    browser.run('Object.defineProperty(navigator, "clipboard", {value: undefined})')
+    browser.run("document.querySelector('[data-copies=deploy-slider]').click()")
+    browser.wait("getSelection().toString() !== ''")
+    assert browser.run("getSelection().toString()") == command
+
+
 def test_a_share_has_the_interval_that_the_tables_have(browser: Browser, report: Path) -> None:
     open_page(browser, report, FIRST)
     shown = dict(zip(texts(browser, "#types th"), texts(browser, "#types .share .sub"), strict=True))

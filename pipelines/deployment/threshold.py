@@ -1,0 +1,111 @@
+"""The threshold that a person chose, in a copy of the exported file, with who chose it, how and on what.
+
+A copy, since `exported/` is DVC's: `dvc repro` would put a file that was changed there back to what `export` wrote.
+What lies below `deployed/` stays as it is, also when a model is trained again, until someone chooses anew.
+"""
+
+import getpass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import onnx
+
+from pipelines.errors import ArgumentError, ExportError, StageError
+from pipelines.evaluation.outcomes import Evaluation, read_tested
+from pipelines.files import atomic_file
+from pipelines.inference.detector import Detector, ModelCard, ThresholdChoice
+from pipelines.numbers import counted
+from pipelines.paths import Cell, Project
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A file with a chosen threshold."""
+
+    path: Path
+    choice: ThresholdChoice
+    left_behind: str | None  # why the choices of the file that was deployed before are not in this one
+
+
+def threshold(
+    model: str, category: str, value: float, because: str | None, by: str | None, project: Project
+) -> Deployed:
+    """Write `deployed/<model>/<category>/model.onnx`: the exported file, graph and weights as they are.
+
+    Earlier choices for the same network are kept in it; those for another, of an earlier training, are not, since its
+    scores are others. Without `by` it is who is logged in.
+
+    Raises:
+        StageError: the cell is not exported.
+        ExportError: the exported file is none of ours, or another version's.
+        ArgumentError: it is not known who chooses.
+    """
+    cell = project.cell(model, category)
+    if not cell.onnx.is_file():
+        raise StageError(f"{model} on {category} is not exported: no {cell.onnx}; run {cell.verb('export')} first")
+    card = Detector(cell.onnx).card
+    if (card.model, card.category) != (model, category):  # the names may lead anywhere: `fapm ../nut`
+        raise ExportError(f"{cell.onnx}: of {card.model} on {card.category}, not of {model} on {category}")
+    proto = onnx.load(cell.onnx)
+    before, left_behind = _deployed_before(cell, card.run_id)
+    former = card.threshold if before is None else before.threshold
+    choice = ThresholdChoice(
+        threshold=value,
+        former=former,
+        by=by or _login_name(),
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        because=because,
+        on_test_images=_on_test_images(cell, card.run_id, former, value),
+    )
+    chosen = replace(card, choices=() if before is None else before.choices).chosen(choice)
+    onnx.helper.set_model_props(proto, _metadata(proto) | chosen.to_metadata())
+    with atomic_file(cell.deployed) as temporary:
+        onnx.save(proto, temporary)
+        assert Detector(temporary).card == chosen
+    return Deployed(cell.deployed, choice, left_behind)
+
+
+def _deployed_before(cell: Cell, run_id: str) -> tuple[ModelCard | None, str | None]:
+    """The card of the file that is to be replaced, if it is of the same training; else why it is not looked at."""
+    if not cell.deployed.exists():
+        return None, None
+    try:
+        card = Detector(cell.deployed).card
+    except ExportError as error:
+        return None, str(error)
+    if card.run_id != run_id:
+        return None, f"the file deployed before was trained in run {card.run_id}, the exported one in run {run_id}"
+    return card, None
+
+
+def _on_test_images(cell: Cell, run_id: str, former: float, value: float) -> str | None:
+    """What both thresholds make of the test images, by the scores that `evaluate` left of this very training."""
+    try:
+        if Evaluation.load(cell.evaluation, "").run_id != run_id:
+            return None
+        images = read_tested(cell.evaluated)
+    except StageError:
+        return None
+    if not images:
+        return None
+    good, defects = ([image.score for image in images if image.label is label] for label in (False, True))
+    found, found_before = (sum(score > at for score in defects) for at in (value, former))
+    rejected, rejected_before = (sum(score > at for score in good) for at in (value, former))
+    return (
+        f"{found} of {counted(len(defects), 'defect')} found and {rejected} of {counted(len(good), 'good part')} "
+        f"rejected, {found_before} and {rejected_before} before"
+    )
+
+
+def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # which it is, depends on the version of Python
+        raise ArgumentError(
+            "who chooses this threshold? No name is known here of who is logged in: give --by"
+        ) from None

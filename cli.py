@@ -584,19 +584,19 @@ def preset(
 
 @app.command(rich_help_panel=USE)
 def publish(
-    name: Annotated[str, typer.Argument(help="The table's name in README.md's markers.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="The name in the markers, such as demo.", show_default=False)],
     from_report: Annotated[
         bool, typer.Option("--from-report", help="First keep the last report as benchmarks/results/NAME.json.")
     ] = False,
 ) -> None:
-    """Write a kept report's table between its markers in README.md."""
-    from pipelines.report.readme import keep_report, update_readme
+    """Write a kept report's tables between their markers in README.md and docs/results.md."""
+    from pipelines.report.readme import keep_report, update_pages
 
     project = _project()
     if from_report:
         keep_report(project, name)
-    update_readme(project, name)
-    typer.echo(f"README.md: table {name}")
+    for page in update_pages(project, name):
+        typer.echo(f"{page}: table {name}")
 
 
 @app.command(rich_help_panel=USE)

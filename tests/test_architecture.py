@@ -188,8 +188,8 @@ def test_no_imports_go_round_in_a_circle() -> None:
 def test_a_room_says_in_one_line_what_it_is(room: str) -> None:
     (line,) = (ROOT / "pipelines" / room / "__init__.py").read_text(encoding="utf-8").splitlines()[:1]
     assert ast.literal_eval(line).endswith(".")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(rf"^  {room}/ +\S", readme, re.MULTILINE), f"README's tree has no line for {room}"
+    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    assert re.search(rf"^  {room}/ +\S", page, re.MULTILINE), f"the tree has no line for {room}"
 
 
 IMPORT_ALL = """

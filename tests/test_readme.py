@@ -18,6 +18,7 @@ from conftest import CATEGORY, FAPM, draw_category, tiny_params, write_params
 import cli
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PORT = "5077"
 
 
@@ -128,8 +129,29 @@ def test_every_command_of_the_readme(shell: Shell) -> None:
     assert "\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 
 
+def test_the_readme_fits_two_screens_and_leads_to_every_page() -> None:
+    assert len(README.splitlines()) < 110
+    assert {f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")} <= set(
+        re.findall(r"\]\(([^)#]+)", README)
+    )
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            path, _, heading = link.partition("#")
+            if "://" in path:
+                continue
+            target = page.parent / path if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if heading:
+                headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in {re.sub(r"[^\w -]", "", words.lower()).replace(" ", "-") for words in headings}, link
+
+
 def test_verbs_and_targets_named_in_the_text_exist() -> None:
     verbs = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
-    assert set(re.findall(r"`blemish (\w+)", README)) <= verbs
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert set(re.findall(r"`blemish (\w+)", text)) <= verbs
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)", README)) <= targets
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets

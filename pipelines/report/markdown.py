@@ -126,6 +126,24 @@ def leaderboard_table(summary: Summary) -> str:
     return markdown_table([title for title, _ in columns], rows)
 
 
+def overview_table(summary: Summary) -> str:
+    """A row per model: what matters first of its averages, and what it takes."""
+    shown = ("image_auroc", "recall", "false_alarms", "pixel_auroc", "aupro_30", "spro_05")
+    metrics = [METRIC_BY_KEY[key] for key in shown if any(row.metrics.get(key) is not None for row in summary.averages)]
+    rows = [
+        [
+            row.model,
+            *(percent(row.metrics.get(metric.key)) for metric in metrics),
+            seconds(row.train_seconds_total),
+            decimal(row.latency_p50),
+            decimal(row.onnx_megabytes_mean),
+        ]
+        for row in summary.averages
+    ]
+    header = ["Model", *(metric.heading for metric in metrics), "Training, s", "A part, ms", "ONNX, MB"]
+    return markdown_table(header, rows, num_names=1)
+
+
 def averages_table(summary: Summary) -> str:
     """A row per model, with the average over the categories of each metric that any model has one of."""
     rows = summary.averages

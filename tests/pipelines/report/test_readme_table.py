@@ -8,8 +8,8 @@ from drawn_cells import read_summary, summary_of
 from pipelines.errors import StageError
 from pipelines.files import read_json
 from pipelines.paths import Project
-from pipelines.report.markdown import leaderboard_table
-from pipelines.report.readme import keep_report, kept_report, update_readme, with_table
+from pipelines.report.markdown import leaderboard_table, overview_table
+from pipelines.report.readme import PAGES, keep_report, kept_report, update_pages, with_tables
 
 ROOT = Path(__file__).parents[3]
 
@@ -39,12 +39,12 @@ Between \\1 and \\g<0>.
 
 def test_only_what_stands_between_the_markers_is_replaced() -> None:
     expected = README.replace("| old |", TABLE)
-    assert with_table(README, "demo", SUMMARY) == expected
-    assert with_table(expected, "demo", SUMMARY) == expected
+    assert with_tables(README, "demo", SUMMARY) == (expected, 1)
+    assert with_tables(expected, "demo", SUMMARY) == (expected, 1)
 
 
 def test_empty_markers_are_filled() -> None:
-    text = with_table(README, "demo_2", SUMMARY)
+    text, _ = with_tables(README, "demo_2", SUMMARY)
     assert text.endswith(f"<!-- results:demo_2 -->\n{TABLE}\n<!-- /results:demo_2 -->\n")
     assert "| old |" in text
 
@@ -53,7 +53,7 @@ def test_several_seeds_show_their_spread_below() -> None:
     content = summary_of(["a"], ["nut"])
     figure = {"mean": 0.975, "sd": 0.004, "values": [0.971, 0.979]}
     content["cells"][0]["seeds"] = {"seeds": [0, 1], "metrics": {"image_auroc": figure}}
-    _, text, _ = re.split("<!-- /?results:demo_2 -->", with_table(README, "demo_2", read_summary(content)))
+    _, text, _ = re.split("<!-- /?results:demo_2 -->", with_tables(README, "demo_2", read_summary(content))[0])
     table, note, seeds = text.strip().split("\n\n")
     assert table == TABLE
     assert "train.seed" in note
@@ -62,7 +62,7 @@ def test_several_seeds_show_their_spread_below() -> None:
 
 def test_text_is_taken_literally() -> None:
     summary = read_summary(summary_of(["a"], [r"\1 \g<0>"]))
-    assert r"| a | \\1 \\g&lt;0> | 4 + 8 | 98.0 |" in with_table(README, "demo", summary)
+    assert r"| a | \\1 \\g&lt;0> | 4 + 8 | 98.0 |" in with_tables(README, "demo", summary)[0]
 
 
 def test_what_no_cell_has_is_no_column() -> None:
@@ -73,18 +73,31 @@ def test_what_no_cell_has_is_no_column() -> None:
     )
 
 
-@pytest.mark.parametrize("readme", ["", README.replace("/results:demo ", "/result:demo "), README.replace("demo", "x")])
-def test_unknown_markers_are_named(readme: str) -> None:
-    with pytest.raises(StageError) as caught:
-        with_table(readme, "demo", SUMMARY)
-    lines = "<!-- results:demo --> and <!-- /results:demo -->"
-    assert str(caught.value) == f"README.md: no table 'demo'; it goes between the lines {lines}"
-
-
-def test_a_project_without_a_readme_has_no_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "readme", [None, "", README.replace("/results:demo ", "/result:demo "), README.replace("demo", "x")]
+)
+def test_unknown_markers_are_named(tmp_path: Path, readme: str | None) -> None:
     SUMMARY.save(tmp_path / "benchmarks" / "results" / "demo.json")
-    with pytest.raises(StageError, match=r"README\.md: no table 'demo'"):
-        update_readme(Project(tmp_path), "demo")
+    if readme is not None:
+        (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    with pytest.raises(StageError) as caught:
+        update_pages(Project(tmp_path), "demo")
+    lines = "<!-- results:demo --> and <!-- /results:demo -->"
+    assert str(caught.value) == f"README.md, docs/results.md: no table 'demo'; it goes between the lines {lines}"
+
+
+def test_averages_stand_where_a_page_has_room_for_no_more(tmp_path: Path) -> None:
+    SUMMARY.save(tmp_path / "benchmarks" / "results" / "demo.json")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "results.md").write_text(README, encoding="utf-8")
+    (tmp_path / "README.md").write_text("<!-- averages:demo -->\n<!-- /averages:demo -->\n", encoding="utf-8")
+    pages = update_pages(Project(tmp_path), "demo")
+    assert pages == [tmp_path / "README.md", tmp_path / "docs" / "results.md"]
+    first, header, _, row, last = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()
+    assert (first, last) == ("<!-- averages:demo -->", "<!-- /averages:demo -->")
+    assert header == "| Model | Image AUROC | False alarms | Training, s | A part, ms | ONNX, MB |"
+    assert row == "| a | 98.0 | 2.0 | 11 | 8.0 | 20.9 |"
+    assert TABLE in (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> None:
@@ -98,7 +111,7 @@ def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> Non
     (cell,) = kept["cells"]
     assert {**cell, "run_id": "0123", "run_url": CONTENT["cells"][0]["run_url"]} == CONTENT["cells"][0]
     assert kept == {**CONTENT, "cells": [cell], "tracking": None, "comparisons": []}
-    update_readme(project, "demo")
+    update_pages(project, "demo")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == README.replace("| old |", TABLE)
 
 
@@ -121,17 +134,18 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         keep_report(project, "demo")
     assert str(caught.value) == f"{project.summary}: not there; run `make demo` or `dvc repro`"
     with pytest.raises(StageError) as caught:
-        update_readme(project, "demo")
+        update_pages(project, "demo")
     remedy = "make one with `blemish publish demo --from-report`"
     assert str(caught.value) == f"{tmp_path}/benchmarks/results/demo.json: not there; {remedy}"
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == README
 
 
-def test_the_tables_of_the_readme_are_those_that_were_measured() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_tables_of_the_pages_are_those_that_were_measured() -> None:
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     names = re.findall(r"<!-- results:(\S+) -->", text)
     assert set(names) == {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     for name in names:
         summary = kept_report(Project(ROOT), name)
         assert leaderboard_table(summary) in text
-        assert with_table(text, name, summary) == text
+        assert with_tables(text, name, summary)[0] == text
+    assert overview_table(kept_report(Project(ROOT), "demo")) in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -411,6 +411,25 @@ DEFECT_FOUND = 3  # exit code; 1 is that of an error, 2 that of a wrong option
 
 
 @app.command(rich_help_panel=USE)
+def gate(
+    metric: Annotated[str, typer.Option(help="Such as recall, false_alarms or image_auroc.", show_default=False)],
+    at_least: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share, such as 0.9.", show_default=False)
+    ] = None,
+    at_most: Annotated[float | None, typer.Option(min=0, max=1, help="Likewise.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="All, if not given.", show_default=False)] = None,
+    category: Annotated[str | None, typer.Option(help="All, if not given.", show_default=False)] = None,
+) -> None:
+    """Fail unless every cell of the last report has a figure that is asked for: for CI."""
+    from pipelines.report.gate import Gate
+    from pipelines.report.gate import gate as run
+    from pipelines.settings.params import load_params
+
+    project = _project()
+    typer.echo(run(project, load_params(project.params), Gate(metric, at_least, at_most, model, category)))
+
+
+@app.command(rich_help_panel=USE)
 def predict(
     model: Annotated[Path, typer.Argument(help="The model.onnx that `export` wrote.", show_default=False)],
     sources: Annotated[list[Path], typer.Argument(help="Image files and folders.", show_default=False)],

@@ -68,7 +68,7 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
     for sentence in [promises(summary), *differing(summary), *untested(summary), *against_the_best(summary)]:
         console.print(sentence, highlight=False)
     console.print(f"{headline(best_cells(summary))}.", highlight=False)
-    lacking = [*absences(summary), *_stale(project, params, summary)]
+    lacking = what_it_lacks(project, params, summary)
     for sentence in lacking:
         console.print(sentence, highlight=False, markup=False, style="yellow")
     category = summary.categories[0]
@@ -79,6 +79,11 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
     console.print(f"Compare runs:        {'make' if (project.root / 'Makefile').exists() else 'blemish'} ui")
     console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
     return not lacking
+
+
+def what_it_lacks(project: Project, params: Params, summary: Summary) -> list[str]:
+    """A sentence for each cell that a report does not tell of, or of an earlier state."""
+    return [*absences(summary), *_stale(project, params, summary)]
 
 
 def _stale(project: Project, params: Params, summary: Summary) -> list[str]:

@@ -1,11 +1,17 @@
-"""Why a verb refused what it was to make, kept until it works: one failure must not cost the report of all others."""
+"""Why a stage refused what it was to make, kept until it works: one failure must not cost the report of all others.
+
+Only what DVC runs is kept: who calls a verb by hand reads why it fails, and what was made before is still as good.
+"""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.errors import BlemishError
 from pipelines.records import Record
+
+_OF_DVC = "DVC_STAGE"  # in the environment of every command that DVC runs
 
 
 class Refusal(Record):
@@ -17,14 +23,13 @@ class Refusal(Record):
 
 @contextlib.contextmanager
 def kept(path: Path, verb: str) -> Iterator[None]:
-    """Write down in `path` why the block failed; what the same verb left there is gone once it has worked."""
+    """Write down in `path` why a stage failed; what the same verb left there is gone once it has worked."""
     try:
         yield
-    except BlemishError as error:
-        Refusal(verb=verb, reason=str(error)).save(path)
-        raise
     except Exception as error:  # whatever it was, the report says what became of the cell
-        Refusal(verb=verb, reason=f"{type(error).__name__}: {error}").save(path)
+        if _OF_DVC in os.environ:
+            reason = str(error) if isinstance(error, BlemishError) else f"{type(error).__name__}: {error}"
+            Refusal(verb=verb, reason=reason).save(path)
         raise
     found = read(path)
     if found is not None and found.verb == verb:

@@ -68,7 +68,6 @@ def damaged_records_get_a_line(cell, blemish):
         foreign = whole.replace("run_id", "id", 1).replace(",label,", ",class,", 1)
         for damaged, verb in product(("", whole[: len(whole) // 2].rpartition(",")[0], foreign), verbs):
             path.write_text(damaged)
-            cell.refusal.unlink(missing_ok=True)  # of the verb before: `report` would show that
             line = one_line(blemish(verb) if verb == "report" else blemish(verb, cell.model, cell.category))
             assert line.startswith(f"{path}: damaged, or by another version of Blemish ("), line
             assert f"; run {cell.verb(remedy)}" in line
@@ -93,7 +92,6 @@ def damaged_arrays_get_a_line(project, blemish):
         whole = path.read_bytes()
         for damaged, verb in product((b"", whole[: len(whole) // 2], b"[3]", whole[::-1]), verbs):
             path.write_bytes(damaged)
-            cell.refusal.unlink(missing_ok=True)  # of the verb before: `report` would show that
             line = one_line(blemish(verb) if verb == "report" else blemish(verb, cell.model, cell.category))
             assert line.startswith(f"{path}: damaged, or by another version of Blemish ("), line
             assert remedy in line

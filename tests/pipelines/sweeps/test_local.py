@@ -65,8 +65,12 @@ def test_what_is_out_of_date_stands_below_the_warnings() -> None:
     }
 
 
-def test_why_a_verb_refused_is_kept_until_it_works(tmp_path: Path) -> None:
+def test_why_a_verb_refused_is_kept_until_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "refused" / "fapm" / "nut.json"
+    with pytest.raises(DatasetError), refusals.kept(path, "train"):
+        raise DatasetError("read by whoever typed it")
+    assert refusals.read(path) is None
+    monkeypatch.setenv("DVC_STAGE", "train@fapm-nut")
     with pytest.raises(DatasetError), refusals.kept(path, "train"):
         raise DatasetError("no images")
     assert refusals.read(path) == refusals.Refusal(verb="train", reason="no images")

@@ -203,8 +203,6 @@ def _header(content: bytes) -> tuple[Size, bool] | None:
 def _yaml() -> YAML:
     found = YAML()
     found.width = 4096  # a comment stays on its line
-    found.indent(mapping=2, sequence=4, offset=2)
-    found.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     return found
 
 

@@ -143,7 +143,8 @@ def _make(found: Sequence[Unit], processes: "_Processes", console: Console, jobs
                 running[unit.name] = pool.submit(make, unit)
             of = {running[unit.name]: unit for unit in found}
             for number, future in enumerate(as_completed(of), 1):
-                console.print(f"{number} of {len(found)}: {_told(of[future], future.result())}", highlight=False)
+                told = f"{number} of {len(found)}: {_told(of[future], future.result())}"
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
                 bar.update(task, completed=number)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -35,8 +35,8 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
     demo = demo_with_one_model()
     for old, new in (
         ("  root: data/demo", "  roots: data/demo"),
-        ("\n    - gear", "\n    - Fabric"),
-        ("      - gear", "      - gaer"),
+        ("\n  - gear", "\n  - Fabric"),
+        ("    - gear", "    - gaer"),
         ("  holdout: 0.25", "  holdout: 1.5"),
         ("train:\n  seed: 0", "train:\n  seed: -1"),
         ("prepared # or", "prepard # or"),

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from conftest import CATEGORY, draw_category
 from drawn_folders import draw_mvtec, draw_plain, write_image
+from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 
 from pipelines.errors import DatasetError, ParamsError
@@ -44,6 +45,9 @@ def test_what_is_written_is_short_and_in_order(pictures: Path) -> None:
     assert "\n\nmodels:\n  adfa:\n    image_size: 256 # of the square" in text  # comments stay
     assert re.findall(r"^(\w+): \{\}", text, re.MULTILINE) == ["download", "distill", "penalty", "textures"]
     assert YAML(typ="safe").load(text) == yaml.safe_load(text)
+    with modify_yaml(path):  # as `dvc exp run -S` does
+        pass
+    assert path.read_text(encoding="utf-8") == text
     assert 0 < found.minutes < 10
     nut, plate = found.categories
     assert nut.text == (

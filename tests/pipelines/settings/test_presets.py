@@ -2,6 +2,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from dvc.utils.serialize import modify_yaml
 
 from pipelines.errors import ParamsError
 from pipelines.preview.check import load_checked
@@ -92,6 +93,17 @@ def test_an_own_file_without_any_commit_is_refused(tmp_path: Path, repository: b
     with pytest.raises(ParamsError, match="not committed"):
         put_in_place("demo", target, force=False)
     assert target.read_text() == "mine: 1\n"
+
+
+@pytest.mark.parametrize("path", [PRESETS.parent / "params.yaml", *sorted(PRESETS.glob("*.yaml"))], ids=str)
+def test_a_preset_is_in_the_form_that_dvc_writes(tmp_path: Path, path: Path) -> None:
+    """So that `dvc exp run -S` changes one line of it."""
+    target = tmp_path / "params.yaml"
+    target.write_bytes(path.read_bytes())
+    with modify_yaml(target) as values:
+        values["train"]["seed"] += 1
+    before, after = (file.read_text(encoding="utf-8").splitlines() for file in (path, target))
+    assert [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]] == [("  seed: 0", "  seed: 1")]
 
 
 def test_force_overwrites(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ TEXTS = ["yes", "on", "NO", "1:30", "0b2"]
 def test_a_name_that_dvc_takes_for_a_number_is_refused(tmp_path: Path, text: str) -> None:
     demo = DEMO.read_text(encoding="utf-8")
     with pytest.raises(ParamsError, match=r"categories\.1 = .*: Input should be a valid string: put it in quotes"):
-        load_text(load_params, tmp_path, demo.replace("\n    - gear\n", f"\n    - {text}\n", 1))
-    quoted = load_text(read_yaml, tmp_path, demo.replace("\n    - gear\n", f'\n    - "{text}"\n'))
+        load_text(load_params, tmp_path, demo.replace("\n  - gear\n", f"\n  - {text}\n", 1))
+    quoted = load_text(read_yaml, tmp_path, demo.replace("\n  - gear\n", f'\n  - "{text}"\n'))
     assert quoted["data"]["categories"][1] == text
 
 

@@ -318,6 +318,7 @@ def start(
 ) -> None:
     """Look at a folder of pictures, say what is in it, and write a params.yaml for it; then `blemish run`."""
     from anomaly_models import MODELS
+    from pipelines.numbers import counted
     from pipelines.preview.start import start as begin
 
     cores = os.cpu_count() or 1
@@ -328,7 +329,7 @@ def start(
     for line in (*found.left_out, *found.notes):
         typer.echo(f"- {line}")
     typer.echo(
-        f"params.yaml: {', '.join(chosen)}; `blemish run` takes some {max(1, round(found.minutes))} minutes here. "
+        f"params.yaml: {', '.join(chosen)}; `blemish run` takes about {counted(round(found.minutes), 'minute')} here. "
         f"Other models: --models all, or some of {', '.join(MODELS)}"
     )
 

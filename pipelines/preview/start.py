@@ -227,7 +227,7 @@ def settle(values: Any, looks: Sequence[Look], models: Sequence[str], root: str)
         values[section] = {name: value for name, value in values[section].items() if name in models}
     if not any(values[section] for section in INPUTS):
         values["download"] = {}  # of photos and textures, which nobody reads
-    notes = [_rectangle(values, looks), _folds(values, looks, models)]
+    notes = [_rectangle(values, looks)]
     if drawing := [name for name in models if name in ("bgad", "diffusion_ad")]:
         notes.append(f"{some(drawing)}: name the categories that fill the picture, as fabric does, in prepare.surfaces")
     return [note for note in notes if note] + [note for found in looks for note in _notes(found, values)]
@@ -260,24 +260,15 @@ def _rectangle(values: Any, looks: Sequence[Look]) -> str:
     return f"{', '.join(chosen)}: image_size {width} x {height} (width x height), as the pictures are long{squares}"
 
 
-def _folds(values: Any, looks: Sequence[Look], models: Sequence[str]) -> str:
-    """Where a quarter of the good parts is too few to promise a rate, all set the threshold, if models allow."""
-    few = [found.name for found in looks if round(found.learnt * values["prepare"]["holdout"]) < _FEW]
-    if not few or not set(models) <= set(QUICK):
-        return ""
-    values["prepare"]["holdout"] = "folds"
-    return f"prepare.holdout: folds, so that no good part is kept back from the few of {some(few)}"
-
-
 def _notes(found: Look, values: Mapping[str, Any]) -> list[str]:
     """What the user should know of a category before anything runs."""
     told = list(found.warnings)
-    holdout = values["prepare"]["holdout"]
-    held_out = found.learnt if holdout == "folds" else round(found.learnt * holdout)
+    held_out = round(found.learnt * values["prepare"]["holdout"])
     if held_out < _FEW:
+        folds = ", or let all set it (prepare.holdout: folds)" if set(values["models"]) <= set(QUICK) else ""
         told.append(
             f"{counted(held_out, 'good part')} set the threshold and can promise {rate(1 / (held_out + 1))} false "
-            f"alarms at best; {_FEW} could promise 5 %: add good parts if you can"
+            f"alarms at best; {_FEW} could promise 5 %: add good parts{folds}"
         )
     if found.copies:
         told.append(f"{counted(found.copies, 'file')} byte for byte another's: copies stay on one side of a split")
@@ -311,4 +302,4 @@ def _minutes(looks: Iterable[Look], models: Sequence[str], cores: int) -> float:
         seconds += sum(
             fixed + learnt * found.learnt + each * tested for fixed, learnt, each in (_SECONDS[name] for name in models)
         )
-    return seconds / max(1, min(cores, 2 * len(models))) / 60 + 0.5
+    return seconds / max(1, min(cores, 2 * len(models))) / 60 + 1

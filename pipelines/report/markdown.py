@@ -15,6 +15,7 @@ from pipelines.report.seeds import SeedFigures
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _SPOKEN_OF = ("image_auroc", "aupro_30", "spro_05")  # metrics whose comparisons are written out
+_FIRST = ("image_auroc", "recall", "false_alarms", "pixel_auroc", "aupro_30", "spro_05")  # where there is room for few
 _SEED_METRICS = ("image_auroc", "recall", "false_alarms", "pixel_auroc", "pixel_f1_max", "aupro_30", "spro_05")
 _SEED_NOTE = "Mean ± standard deviation over runs that differ in nothing but `train.seed`."
 
@@ -126,32 +127,27 @@ def leaderboard_table(summary: Summary) -> str:
     return markdown_table([title for title, _ in columns], rows)
 
 
-def overview_table(summary: Summary) -> str:
-    """A row per model: what matters first of its averages, and what it takes."""
-    shown = ("image_auroc", "recall", "false_alarms", "pixel_auroc", "aupro_30", "spro_05")
-    metrics = [METRIC_BY_KEY[key] for key in shown if any(row.metrics.get(key) is not None for row in summary.averages)]
-    rows = [
-        [
-            row.model,
-            *(percent(row.metrics.get(metric.key)) for metric in metrics),
-            seconds(row.train_seconds_total),
-            decimal(row.latency_p50),
-            decimal(row.onnx_megabytes_mean),
-        ]
-        for row in summary.averages
-    ]
-    header = ["Model", *(metric.heading for metric in metrics), "Training, s", "A part, ms", "ONNX, MB"]
-    return markdown_table(header, rows, num_names=1)
-
-
 def averages_table(summary: Summary) -> str:
     """A row per model, with the average over the categories of each metric that any model has one of."""
-    rows = summary.averages
-    metrics = [metric for metric in METRICS if any(row.metrics.get(metric.key) is not None for row in rows)]
-    figures = [[percent(row.metrics.get(metric.key)) for metric in metrics] for row in rows]
-    names = [row.model for row in rows]
-    header = ["Model", *(metric.heading for metric in metrics)]
-    return markdown_table(header, [[name, *own] for name, own in zip(names, figures, strict=True)], num_names=1)
+    return markdown_table(*_averages(summary, METRIC_BY_KEY), num_names=1)
+
+
+def overview_table(summary: Summary) -> str:
+    """The same of what matters first, with what a model takes."""
+    header, rows = _averages(summary, _FIRST)
+    takes = [
+        [seconds(row.train_seconds_total), decimal(row.latency_p50), decimal(row.onnx_megabytes_mean)]
+        for row in summary.averages
+    ]
+    whole = [[*row, *more] for row, more in zip(rows, takes, strict=True)]
+    return markdown_table([*header, "Training, s", "A part, ms", "ONNX, MB"], whole, num_names=1)
+
+
+def _averages(summary: Summary, keys: Iterable[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, of the metrics that any model has an average of."""
+    known = [key for key in keys if any(row.metrics.get(key) is not None for row in summary.averages)]
+    rows = [[row.model, *(percent(row.metrics.get(key)) for key in known)] for row in summary.averages]
+    return ["Model", *(METRIC_BY_KEY[key].heading for key in known)], rows
 
 
 def _with_groups(column: Column) -> Iterator[tuple[str, Callable[[CellSummary | Average], str]]]:

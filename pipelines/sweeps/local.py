@@ -132,6 +132,7 @@ def _make(found: Sequence[Unit], processes: "_Processes", console: Console, jobs
         for needed in unit.after:  # which was begun before
             if running[needed.name].result().reason is not None:
                 return _Done(f"not made, for want of {needed.name}", 0.0)
+        unit.refusal.unlink(missing_ok=True)  # of an earlier call: what is refused now is written anew
         started = time.monotonic()
         code = processes.dvc(["repro", "--single-item", *unit.stages], unit.name)
         return _Done(None if code == 0 else processes.reason(unit), time.monotonic() - started)

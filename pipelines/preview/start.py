@@ -81,7 +81,7 @@ class Look:
         types = f" of {counted(len(self.defects), 'type')}" if len(self.defects) > 1 else ""
         test = [counted(self.good, "good part")] if self.good else []
         test += [f"{counted(defects, 'defect')}{types}, {'with' if self.masks else 'without'} masks"] if defects else []
-        sizes = "" if len(self.sizes) == 1 else f" and {counted(len(self.sizes) - 1, 'other size')}"
+        sizes = f" and {counted(len(self.sizes) - 1, 'other size')}" if len(self.sizes) > 1 else ""
         colour = "grey" if self.grey == sum(self.sizes.values()) else "colour"
         return (
             f"{self.name} (layout {self.layout}): {counted(self.learnt, 'good part')}; to test on "
@@ -107,6 +107,8 @@ def start(folder: Path, models: Sequence[str], project: Project, cores: int, *, 
         DatasetError: no category is in it; the message says what was looked at.
         ParamsError: a model is not known, or `params.yaml` has edits that would be lost, and not `force`.
     """
+    if not models:
+        raise ParamsError(f"--models: no model; name some of {', '.join(MODELS)}, or all")
     if unknown := [name for name in models if name not in MODELS]:
         raise ParamsError(f"model '{unknown[0]}': unknown{hint(unknown[0], MODELS)}; known: {', '.join(MODELS)}")
     root, names, left_out = find_categories(folder)

@@ -225,12 +225,12 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         group = [cell for cell in cells if cell.model == model]
         own = [store[cell.run_id] for cell in group if cell.run_id in store]
         seeds = average_seeds(own, runs) if len(own) == len(group) else Seeds((), {})
-        row = average([measured[model, cell.category] for cell in group], seeds.spreads())
         if any(cell.model == model and not cell.evaluated for cell in absent):
             averages.append(_without_figures(model, group))
-        else:
-            measured[model, AVERAGE] = row
-            averages.append(_average(row, group, seeds))
+            continue
+        row = average([measured[model, cell.category] for cell in group], seeds.spreads())
+        measured[model, AVERAGE] = row
+        averages.append(_average(row, group, seeds))
     comparisons, champions = judge(measured, models, [*categories, AVERAGE])
     order = ranked(models, cells, champions.get(MAIN_METRIC, {}).get(AVERAGE, _NOBODY).best)
     return Summary(

@@ -165,6 +165,7 @@ def test_edits_are_not_lost_and_models_must_be_known(root: Path, blemish: Any) -
     refused = blemish("start", "images", "--models", "fapn")
     assert refused.code == 1
     assert "model 'fapn': unknown (did you mean 'fapm'?); known: adfa, bgad, " in refused.err
+    assert "--models: no model; name some of adfa, bgad" in blemish("start", "images", "--models", ",").err
     refused = blemish("start", "images")
     assert refused.code == 1
     assert (

@@ -29,6 +29,10 @@ USE = "Use"
 
 Model = Annotated[str, typer.Argument(help="A model of params.yaml, such as fapm.", show_default=False)]
 Category = Annotated[str, typer.Argument(help="A category of params.yaml.", show_default=False)]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Of train.seeds; the first, if not given.", show_default=False),
+]
 Device = Annotated[
     str, typer.Option(envvar="BLEMISH_DEVICE", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.")
 ]
@@ -55,6 +59,17 @@ def _project() -> "Project":
     from pipelines.paths import Project
 
     return Project(Path())
+
+
+def _require_server(project: "Project") -> None:
+    """Where the runs are on a server, that it answers: said within seconds, before hours are spent.
+
+    Without one, MLflow is not even imported.
+    """
+    if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        from pipelines.tracking.store import require_answer
+
+        require_answer(project.root)
 
 
 def _console() -> "Console":
@@ -90,14 +105,14 @@ def blemish(
 
 
 def _kept(
-    params: "Params", project: "Project", model: str, category: str, verb: str
+    params: "Params", project: "Project", model: str, category: str, seed: int, verb: str
 ) -> contextlib.AbstractContextManager[None]:
     """Why a verb refuses a cell is kept for the report; what is no cell of params.yaml leaves nothing."""
     from pipelines import refusals
 
     if (model, category) not in params.cells():
         return contextlib.nullcontext()
-    return refusals.kept(project.cell(model, category).refusal, verb)
+    return refusals.kept(project.cell(model, category, seed).refusal, verb)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -119,7 +134,9 @@ def check(
     write_checked(params, project)
     if not params_only and (problems := missing(params, project)):
         raise StageError("\n  - ".join([f"params.yaml is in order, {counted(len(problems), 'thing')} not", *problems]))
-    typer.echo(f"params.yaml: {len(params.models)} models x {len(params.data.categories)} categories, no problem")
+    seeds = f" x {len(params.train.seeds)} seeds" if len(params.train.seeds) > 1 else ""
+    cells = f"{len(params.models)} models x {len(params.data.categories)} categories{seeds}"
+    typer.echo(f"params.yaml: {cells}, no problem")
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
@@ -182,6 +199,7 @@ def distill(model: Model, device: Device = "auto") -> None:
         return
     config = params.entry("distill", model, Teachers)
     with refusals.kept(project.refusal("distill", model), "distill"):
+        _require_server(project)
         if isinstance(config, DistillConfig):
             photos = project.root / params.photos
             run(model, config, photos, params.tracking.experiment, project, choose_device(device), _console())
@@ -229,6 +247,7 @@ def textures(model: Model) -> None:
 def train(
     model: Model,
     category: Category,
+    seed: Seed = None,
     device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory and steps; train nothing.")
@@ -247,12 +266,14 @@ def train(
     from pipelines.device import choose_device
     from pipelines.training.train import train as run
 
-    with _kept(params, project, model, category, "train"):
-        run(model, category, params, project, choose_device(device), _console())
+    seed = params.seed_of(seed)
+    with _kept(params, project, model, category, seed, "train"):
+        _require_server(project)
+        run(model, category, params, project, choose_device(device), _console(), seed)
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
-def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
+def evaluate(model: Model, category: Category, seed: Seed = None, device: Device = "auto") -> None:
     """Measure a trained model on the test split: metrics, threshold, scores, figures."""
     from pipelines.device import choose_device
     from pipelines.evaluation.evaluate import evaluate as run
@@ -262,14 +283,16 @@ def evaluate(model: Model, category: Category, device: Device = "auto") -> None:
 
     project = _project()
     params = load_checked(project.params)
-    with _kept(params, project, model, category, "evaluate"):
-        found = run(model, category, params, project, choose_device(device))
+    seed = params.seed_of(seed)
+    with _kept(params, project, model, category, seed, "evaluate"):
+        _require_server(project)
+        found = run(model, category, params, project, choose_device(device), seed)
     typer.echo(one_line(found))
-    cell = project.cell(model, category)
+    cell = project.cell(model, category, seed)
     evaluation = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again")
     for warning in (equal_scores(cell.evaluated), doubtful_promise(evaluation)):
         if warning:
-            typer.echo(f"warning: {model} on {category}: {warning}", err=True)
+            typer.echo(f"warning: {cell.title}: {warning}", err=True)
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
@@ -277,15 +300,18 @@ def export(model: Model, category: Category) -> None:
     """Write a trained model as one ONNX file, kept only if it reproduces the original."""
     from pipelines.deployment.export import export as run
     from pipelines.preview.check import load_checked
+    from pipelines.progress import counting
 
     project = _project()
     params = load_checked(project.params)
-    with _kept(params, project, model, category, "export"):
-        parity = run(model, category, params, project)
+    with _kept(params, project, model, category, params.seed, "export"):
+        _require_server(project)
+        with counting(_console(), f"proof of {model} on {category}") as on_progress:
+            parity = run(model, category, params, project, on_progress)
     if warning := parity.at_threshold:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(
-        f"{project.cell(model, category).onnx}: {parity.num_images} {parity.images}, maps within "
+        f"{project.cell(model, category, params.seed).onnx}: {parity.num_images} {parity.images}, maps within "
         f"{parity.map.difference:.1e}, scores within {parity.score.difference:.1e}, no decision changed"
         f"{' but by rounding' if parity.at_threshold else ''}"
     )
@@ -297,7 +323,10 @@ def latency(model: Model, category: Category) -> None:
     from pipelines.deployment.latency import latency as run
     from pipelines.settings.params import load_params
 
-    found = run(model, category, load_params(_project().params), _project())
+    project = _project()
+    params = load_params(project.params)
+    _require_server(project)
+    found = run(model, category, params, project)
     total = found.milliseconds.total
     typer.echo(
         f"{model} on {category}: {total.p50:.1f} ms from file to decision (95 % within {total.p95:.1f}), "
@@ -350,6 +379,7 @@ def run(
 
     project = _project()
     params = load_checked(project.params)
+    _require_server(project)
     if run_all(params, project, _console(), jobs or os.cpu_count() or 1):
         write_report(params, project)
     if not print_results(project, params, Console()):
@@ -363,7 +393,9 @@ def report() -> None:
     from pipelines.settings.params import load_params
 
     project = _project()
-    typer.echo(f"{run(load_params(project.params), project)}: written")
+    params = load_params(project.params)
+    _require_server(project)
+    typer.echo(f"{run(params, project)}: written")
 
 
 @app.command(rich_help_panel=USE)
@@ -391,6 +423,7 @@ def compare(
     params = load_params(project.params)
     chosen = [run_id for part in runs or [] for run_id in part.split(",") if run_id]
     experiment = experiment or params.tracking.experiment
+    _require_server(project)
     compare_runs(project.root, experiment, by, metric, chosen, params.evaluate.bootstrap, Console())
 
 
@@ -569,9 +602,11 @@ def gif(
 ) -> None:
     """Animate an evaluated model: part by part what it sees, what it decides, and what was true."""
     from pipelines.report.gif import write_gif
+    from pipelines.settings.params import load_params
 
     project = _project()
-    path = write_gif(project, model, category, output or project.root / "animations" / model / f"{category}.gif")
+    cell = project.cell(model, category, load_params(project.params).seed)
+    path = write_gif(cell, output or project.root / "animations" / model / f"{category}.gif")
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

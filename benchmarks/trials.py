@@ -69,7 +69,7 @@ def run_variant(
         for model, settings in models.items()
         for path, value in (settings or {}).items()
     }
-    params = changed(basis, changes | {"train.seed": seed})
+    params = changed(basis, changes | {"train.seeds": [seed]})
     params["models"] = {model: params["models"][model] for model in models}
     for section in ("distill", "penalty", "textures"):
         params[section] = {model: entry for model, entry in params[section].items() if model in models}
@@ -107,7 +107,8 @@ def run_cell(params: dict[str, Any], model: str, category: str, latency: bool) -
     cell = ("--model", model, "--category", category)
     for stage in ("train", "evaluate", *(("export", "latency") if latency else ())):
         verb(stage, *cell)
-    metrics = json.loads(Path("metrics", model, f"{category}.json").read_text(encoding="utf-8"))
+    seed = params["train"]["seeds"][0]
+    metrics = json.loads(Path("metrics", model, category, f"seed{seed}.json").read_text(encoding="utf-8"))
     figures = {name: metrics.get(name) for name in (*FIGURES, "recall", "false_alarms", "train_seconds")}
     row = {"model": model, "category": category} | figures
     if not latency:

@@ -1,6 +1,6 @@
 """Which code a stage's result depends on: what its module imports, followed to the end.
 
-A killed run may go on only on the same code, and DVC's `deps` must name all of it: both are held to this one answer.
+A killed run may go on only on the same code, and DVC rebuilds what other code made: both go by this one answer.
 """
 
 import ast
@@ -22,6 +22,36 @@ NO_PART_OF_A_RESULT = (
     "pipelines/training/trained.py",
     "pipelines/training/work.py",
 )
+
+
+# The module of each stage whose code `check` writes down for DVC, and what its texts are made by. `download` is none:
+# gigabytes are not fetched again because a line moved.
+STAGES = {
+    "prepare": ("pipelines/preparation/prepare.py",),
+    "distill": ("pipelines/teachers/distill.py",),
+    "penalty": ("pipelines/preparation/penalty.py",),
+    "textures": ("pipelines/preparation/textures.py",),
+    "train": ("pipelines/training/train.py",),
+    "evaluate": ("pipelines/evaluation/evaluate.py",),
+    "export": ("pipelines/deployment/export.py",),
+    "latency": ("pipelines/deployment/latency.py",),
+    "report": ("pipelines/report/report.py", "pipelines/names.py", "pipelines/numbers.py"),
+}
+
+
+def code_of_stage(stage: str) -> list[Path]:
+    """All files that a stage's result depends on but for the method's own, with what lies beside them as data.
+
+    In the order of their names.
+    """
+    code = code_of(*STAGES[stage])
+    beside = {
+        path
+        for folder in {path.parent for path in code}
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    return sorted({*code, *beside})
 
 
 def code_of(*files: str) -> list[Path]:

@@ -24,48 +24,62 @@ class _Place:
         return cell.root / self._folder / cell.model / f"{cell.category}{self._suffix}" / self._file
 
 
+class _PlaceOfSeed(_Place):
+    """Likewise, of what each seed has one of: `seed0` in the folder of its model and category."""
+
+    def __get__(self, cell: "Cell", _: object) -> Path:
+        folder = cell.root / self._folder / cell.model / cell.category
+        return folder / f"seed{cell.seed}{self._suffix}" / self._file
+
+
 @dataclass(frozen=True, slots=True)
 class Cell:
     """A model on a category under a seed, and where all that is made of it lies.
 
-    The folders are called after model and category alone: a cell trained under another seed takes the place of the one
-    before it, and only their runs stand side by side.
+    `model` is the name that the model has in params.yaml: that of its method, or of a variant of it. What is shipped is
+    made of one seed, the first of the file, and lies where no seed is named.
     """
 
     root: Path
     model: str
     category: str
-    seed: int = 0
+    seed: int
 
-    work = _Place("work")  # resumable checkpoints; no DVC output, since DVC deletes those before it runs a stage again
+    # Of resumable checkpoints; no DVC output, since DVC deletes those before it runs a stage again.
+    work = _PlaceOfSeed("work")
     # Called as no folder of the user's is, since DVC deletes it before anyone looks at the category's name.
-    trained = _Place("models", suffix=".trained")
-    weights = _Place("models", "model.safetensors", suffix=".trained")
-    run_record = _Place(
-        "models", "run.json", suffix=".trained"
-    )  # run id, and the settings that the weights were made with
-    evaluated = _Place("evaluations")
-    evaluation = _Place("evaluations", EVALUATION_FILE)
-    predictions = _Place("evaluations", PREDICTIONS_FILE)
-    pixels = _Place("evaluations", PIXELS_FILE)
-    examples = _Place("evaluations", EXAMPLES_FILE)
-    curves = _Place("evaluations", CURVES_FILE)
-    metrics = _Place("metrics", suffix=".json")  # the evaluation's figures alone, flat, for DVC to compare
+    trained = _PlaceOfSeed("models", suffix=".trained")
+    weights = _PlaceOfSeed("models", "model.safetensors", suffix=".trained")
+    # The run's id, and the settings that the weights were made with.
+    run_record = _PlaceOfSeed("models", "run.json", suffix=".trained")
+    evaluated = _PlaceOfSeed("evaluations")
+    evaluation = _PlaceOfSeed("evaluations", EVALUATION_FILE)
+    predictions = _PlaceOfSeed("evaluations", PREDICTIONS_FILE)
+    pixels = _PlaceOfSeed("evaluations", PIXELS_FILE)
+    examples = _PlaceOfSeed("evaluations", EXAMPLES_FILE)
+    curves = _PlaceOfSeed("evaluations", CURVES_FILE)
+    metrics = _PlaceOfSeed("metrics", suffix=".json")  # the evaluation's figures alone, flat, for Git
     exported = _Place("exported")
     onnx = _Place("exported", "model.onnx")
     parity = _Place("exported", "parity.json")  # the proof that the exported file is the trained model
     deployed = _Place("deployed", "model.onnx")  # the same with a threshold that a person chose; no DVC output
     latency = _Place("latency", suffix=".json")  # of the exported file, on the machine that measured it
-    refusal = _Place("refused", suffix=".json")  # why a verb refused it; absent if none did
+    refusal = _PlaceOfSeed("refused", suffix=".json")  # why a verb refused it; absent if none did
 
     @property
     def name(self) -> str:
         """What its run is called; of several seeds, those after the first are told apart."""
         return f"{self.model}-{self.category}" + (f"-seed{self.seed}" if self.seed else "")
 
+    @property
+    def title(self) -> str:
+        """For messages: "fapm on nut", of several seeds, those after the first told apart."""
+        return f"{self.model} on {self.category}" + (f", seed {self.seed}" if self.seed else "")
+
     def verb(self, verb: str) -> str:
         """The command that makes a part of it, for messages: `blemish train fapm nut`."""
-        return f"`blemish {verb} {self.model} {self.category}`"
+        seed = f" --seed {self.seed}" if self.seed and verb in ("train", "evaluate") else ""
+        return f"`blemish {verb} {self.model} {self.category}{seed}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,7 @@ class Project:
     def prepared(self, category: str) -> Path:
         return self.data / "prepared" / category
 
-    def cell(self, model: str, category: str, seed: int = 0) -> Cell:
+    def cell(self, model: str, category: str, seed: int) -> Cell:
         return Cell(self.root, model, category, seed)
 
     def work(self, stage: str, name: str) -> Path:
@@ -107,7 +121,7 @@ class Project:
     def refusal(self, verb: str, name: str) -> Path:
         """As `Cell.refusal`, of what all models or all categories need: `prepare` of a category, `distill` of a model.
 
-        No model has a hyphen in its name.
+        No name of a model has a hyphen.
         """
         return self.root / "refused" / f"all-{verb}" / f"{name}.json"
 
@@ -118,3 +132,8 @@ class Project:
     @property
     def summary(self) -> Path:
         return self.reports / "summary.json"
+
+    @property
+    def averages(self) -> Path:
+        """The averages' main figures alone, for `dvc metrics` and `dvc exp`."""
+        return self.root / "metrics" / "summary.json"

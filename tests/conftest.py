@@ -59,7 +59,7 @@ def tiny_params() -> dict[str, Any]:
         "penalty": {},
         "textures": {},
         "models": {"fapm": copy.deepcopy(FAPM)},
-        "train": {"seed": 0},
+        "train": {"seeds": [0]},
         "evaluate": {"resolution": "prepared", "region": "image", "pixel_metrics": "exact", "false_alarm_rate": 0.2}
         | {"bootstrap": 50, "learnt_defects": "tested_by_nobody"},
         "export": {"opset": 18, "max_difference": 0.01},

@@ -81,7 +81,7 @@ def write_prepared(
 
 def write_evaluation(project: Project, model: str, category: str, pictures: Sequence[Picture]) -> Path:
     """What `evaluate` would leave, in so far as the report's page is made of it."""
-    cell = project.cell(model, category)
+    cell = project.cell(model, category, 0)
     folder = cell.evaluated
     folder.mkdir(parents=True)
     rows = [scored_image(p.path, p.defect, p.label, p.score, threshold=THRESHOLDS.score) for p in pictures]
@@ -100,6 +100,7 @@ def evaluation(model: str, category: str) -> Evaluation:
         {
             **dict.fromkeys(("run_id", "data_set", "data_sha256", "index_sha256", "pixels_sha256"), "0123"),
             "model": model,
+            "method": model,
             "category": category,
             "settings": {},
             "protocol": {

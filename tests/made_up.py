@@ -130,6 +130,7 @@ def put_evaluation(
     found_of = {name: [s > threshold.value for s, t in zip(scores, types, strict=True) if t == name] for name in TYPES}
     content: dict[str, Any] = {
         "model": model,
+        "method": model,
         "category": category,
         "run_id": f"run-{model}-{category}-{seed}",
         "data_set": "made_up",
@@ -188,7 +189,7 @@ def params_of(models: list[str], categories: list[str]) -> Params:
 
 
 def put(project: Project, model: str, category: str, **options: Any) -> Evaluation:
-    return put_evaluation(project.cell(model, category).evaluated, model, category, **options)
+    return put_evaluation(project.cell(model, category, 0).evaluated, model, category, **options)
 
 
 BOTH = params_of(["a", "b"], ["nut", "my bolt"])

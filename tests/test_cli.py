@@ -54,7 +54,7 @@ def test_every_verb_on_a_small_project(root, blemish):
     assert (root / "predictions" / "overlays" / "square" / "000.png").exists()
 
     damaged_arrays_get_a_line(Project(Path()), blemish)
-    damaged_records_get_a_line(Project(Path()).cell("fapm", CATEGORY), blemish)
+    damaged_records_get_a_line(Project(Path()).cell("fapm", CATEGORY, 0), blemish)
 
 
 def damaged_records_get_a_line(cell, blemish):
@@ -81,7 +81,7 @@ def damaged_records_get_a_line(cell, blemish):
 
 
 def damaged_arrays_get_a_line(project, blemish):
-    cell, prepared = project.cell("fapm", CATEGORY), project.prepared(CATEGORY)
+    cell, prepared = project.cell("fapm", CATEGORY, 0), project.prepared(CATEGORY)
     arrays = [prepared / name for name in ("index.json", "images_64_bilinear.npy", "masks_64.npy")]
     readers = dict.fromkeys(arrays, (f"`blemish prepare {CATEGORY}`", ("train", "evaluate", "report")))
     readers[cell.weights] = cell.verb("train"), ("evaluate", "export")
@@ -143,7 +143,7 @@ def test_a_bad_image_among_good_ones(root, blemish, images):
 def test_all_problems_of_the_params_at_once(root, blemish):
     values = tiny_params()
     values["models"]["fapm"]["gird"] = values["models"]["fapm"].pop("grid")
-    values["train"]["seed"] = "zero"
+    values["train"]["seeds"] = ["zero"]
     values["evaluate"]["false_alarm_rate"] = 2.0
     values["data"]["categories"] = ["Nut", "nut"]
     write_params(root, values)
@@ -152,7 +152,7 @@ def test_all_problems_of_the_params_at_once(root, blemish):
     assert outcome.err.startswith("error: params.yaml: 5 problems\n")
     for expected in (
         "data.categories = ['Nut', 'nut']: 'Nut' and 'nut' are the same folder where case is ignored: rename one",
-        "train.seed = 'zero': Input should be a valid integer",
+        "train.seeds.0 = 'zero': Input should be a valid integer",
         "evaluate.false_alarm_rate = 2.0: Input should be less than 1",
         "models.fapm.grid: missing",
         "models.fapm.gird = 2: unknown key (did you mean 'grid'?)",
@@ -235,9 +235,9 @@ def test_disk_full_while_saving(root, blemish, monkeypatch):
 
     monkeypatch.setattr("pipelines.training.trained.serialize", full)
     message = one_line(blemish(*TRAIN))
-    assert message.startswith("models/fapm/squares.trained: No space left on device")
+    assert message.startswith("models/fapm/squares/seed0.trained: No space left on device")
     assert DiskFull.__name__ not in message
-    assert not list((root / "models" / "fapm").iterdir())
+    assert not list((root / "models" / "fapm" / "squares").iterdir())
 
 
 def test_a_grid_that_does_not_fit(root, blemish):

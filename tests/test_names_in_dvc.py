@@ -33,18 +33,22 @@ model, category = named.get("--model", ""), named.get("--category", "")
 folder = Path({
     "check": "checked", "download": f"data/{named.get('--source')}", "prepare": f"data/prepared/{category}",
     "distill": f"pretrained/{model}/teacher", "penalty": f"pretrained/{model}/penalty", "report": "reports",
-    "textures": f"pretrained/{model}/textures", "train": f"models/{model}/{category}.trained",
-    "evaluate": f"evaluations/{model}/{category}", "export": f"exported/{model}/{category}", "latency": "latency",
+    "textures": f"pretrained/{model}/textures", "train": f"models/{model}/{category}/seed0.trained",
+    "evaluate": f"evaluations/{model}/{category}/seed0", "export": f"exported/{model}/{category}", "latency": "latency",
 }[verb])
 folder.mkdir(parents=True, exist_ok=True)
 if verb == "check":
     (folder / "params.txt").write_text("good")
     (folder / "frames.txt").write_text("seen")
+    for place in ("in_models", "models", "tests", "stages"):
+        (folder / place).mkdir(exist_ok=True)
     for name in {*params["models"], *params["distill"], *params["penalty"], *params["textures"]}:
-        (folder / f"{name}.txt").write_text(str(name in params["models"]))
-    (folder / "tests").mkdir(exist_ok=True)
+        (folder / "in_models" / f"{name}.txt").write_text(str(name in params["models"]))
     for name in params["models"]:
-        (folder / "tests" / f"{name}.txt").write_text("all")
+        for place in ("models", "tests"):
+            (folder / place / f"{name}.txt").write_text("all")
+    for stage in "prepare distill penalty textures train evaluate export latency report".split():
+        (folder / "stages" / f"{stage}.txt").write_text("code")
 elif verb == "latency":
     (folder / model).mkdir(exist_ok=True)
     (folder / model / f"{category}.json").write_text("{}")
@@ -58,10 +62,13 @@ if verb == "prepare":
     (folder / "seen_by").mkdir(exist_ok=True)
     for name in params["models"]:
         (folder / "seen_by" / f"{name}.json").write_text("{}")
+if verb == "report":
+    Path("metrics").mkdir(exist_ok=True)
+    Path("metrics/summary.json").write_text("{}")
 if verb == "evaluate":
     (folder / "evaluation.json").write_text("{}")
-    Path("metrics", model).mkdir(parents=True, exist_ok=True)
-    Path("metrics", model, f"{category}.json").write_text("{}")
+    Path("metrics", model, category).mkdir(parents=True, exist_ok=True)
+    Path("metrics", model, category, "seed0.json").write_text("{}")
 """
 
 EACH_ALONE = """
@@ -171,7 +178,7 @@ def test_no_name_reaches_a_shell(place: Place) -> None:
         for verb, option in (("download", "--source"), ("prepare", "--category"), ("textures", "--model")):
             assert {call[2] for call in calls if call[:2] == [verb, option]} == set(HOSTILE), said
         cells = {tuple(call[1:]) for call in calls if call[0] == "train"}
-        assert cells == {("--model", "fapm", "--category", name) for name in HOSTILE}
+        assert cells == {("--model", "fapm", "--category", name, "--seed", "0") for name in HOSTILE}
     assert before.items() <= place.not_its_own().items()
 
 
@@ -180,7 +187,7 @@ def test_what_categories_may_be_called_dvc_finds(place: Place) -> None:
     for name in names:
         (place.root / "images" / name).mkdir()
     place.params(download={}, data={"root": "images", "categories": names})
-    done = place.run("dvc", "repro", *(f"train@fapm-{name}" for name in names))
+    done = place.run("dvc", "repro", *(f"train@fapm-{name}-0" for name in names))
     assert done.returncode == 0, done.stderr
     assert sorted(call[4] for call in place.called() if call[0] == "train") == sorted(names)
 
@@ -209,8 +216,19 @@ def test_no_name_leads_to_a_folder_that_is_not_the_project_s(place: Place, name:
     assert place.not_its_own() == before, said
     called = {tuple(call) for call in place.called()}
     assert {verb for verb, *_ in called} == set(STAGES), said
-    assert ("train", "--model", "fapm", "--category", name) in called
-    assert all((verb, "--model", name, "--category", "x") in called for verb in ("train", "evaluate", "export"))
+    assert ("train", "--model", "fapm", "--category", name, "--seed", "0") in called
+    assert all((verb, "--model", name, "--category", "x", "--seed", "0") in called for verb in ("train", "evaluate"))
+    assert ("export", "--model", name, "--category", "x") in called
+
+
+def test_no_seed_reaches_a_shell_nor_leads_elsewhere(place: Place) -> None:
+    seeds = ["x; touch P #", "/../../../../../victim/a", "/../../../../docs/a"]
+    place.params(data={"root": "images", "categories": ["x"]}, train={"seeds": seeds})
+    before = place.not_its_own()
+    said = place.each_alone("train", "evaluate", refuses="train evaluate")
+    assert {call[-1] for call in place.called()} == set(seeds), said
+    assert place.not_its_own() == before
+    assert not list(place.root.parent.rglob("P"))
 
 
 def ran(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -244,12 +262,12 @@ def test_an_output_that_stays_does_not_count_as_made(place: Place) -> None:
     place.params(download={}, data=data)
     assert place.run("dvc", "repro", "prepare@x").returncode == 0
     (place.root / "images" / "x" / "a.png").write_text("another")
-    failed = place.run("dvc", "repro", "train@fapm-x", refuses="prepare")
+    failed = place.run("dvc", "repro", "train@fapm-x-0", refuses="prepare")
     assert failed.returncode != 0
     assert [call[0] for call in place.called()] == ["prepare"]
-    assert ran(place.run("dvc", "repro", "train@fapm-x")) == ["prepare@x", "train@fapm-x"]
+    assert ran(place.run("dvc", "repro", "train@fapm-x-0")) == ["prepare@x", "train@fapm-x-0"]
     assert ran(place.run("dvc", "repro", "--force", "prepare@x")) == ["check", "prepare@x"]
-    assert ran(place.run("dvc", "repro", "train@fapm-x")) == []
+    assert ran(place.run("dvc", "repro", "train@fapm-x-0")) == []
 
 
 # What the verbs make of it

@@ -85,7 +85,7 @@ def test_the_number_you_saw_is_the_one_you_ship(root: Path, blemish: Any, fit: s
     (root / "params.yaml").write_text(values.replace("resolution: prepared", f"resolution: {resolution}"))
     works(blemish, ["check"], *STAGES, ["latency", "fapm", CATEGORY], ["report"])
     project = Project(root)
-    cell = project.cell("fapm", CATEGORY)
+    cell = project.cell("fapm", CATEGORY, 0)
     assert [frame.fit for frame in frames_in(project.prepared(CATEGORY))] == [fit]
     evaluation = Evaluation.load(cell.evaluation, "evaluate")
     assert evaluation.protocol.fit == fit
@@ -107,7 +107,7 @@ def test_borders_never_raise_an_alarm(root: Path, blemish: Any) -> None:
     folder = draw_all(root, ((120, 60),), ((50, 20),))
     changed(root, "pad")
     works(blemish, *STAGES)
-    detector = Detector(Project(root).cell("fapm", CATEGORY).onnx)
+    detector = Detector(Project(root).cell("fapm", CATEGORY, 0).onnx)
     inputs = detector.load(folder / "test/square/000.png")
     assert inputs.region is not None
     anomaly_map, _ = detector(inputs)
@@ -128,7 +128,7 @@ def test_only_the_region_of_interest_counts(root: Path, blemish: Any) -> None:
     assert "2 masks with fewer regions at 64 pixels" in told.out + told.err
     assert "lies outside of what is seen" in told.out + told.err
     works(blemish, *STAGES[1:], ["report"])
-    cell = Project(root).cell("fapm", CATEGORY)
+    cell = Project(root).cell("fapm", CATEGORY, 0)
     evaluation = Evaluation.load(cell.evaluation, "evaluate")
     assert evaluation.protocol.region == "the region of interest"
     found = scores(cell.predictions)

@@ -74,7 +74,7 @@ def test_the_number_you_saw_is_the_one_you_ship(root: Path, blemish: Any, pictur
     """The parity gate starts from the files; a defect on a seam is found as any other."""
     cut_up(root, name)
     works(blemish, ["check"], *stages(name), ["latency", name, CATEGORY])
-    cell = Project(root).cell(name, CATEGORY)
+    cell = Project(root).cell(name, CATEGORY, 0)
     evaluation = Evaluation.load(cell.evaluation, "evaluate")
     assert evaluation.protocol.image_size == Size(**PICTURE)
     assert evaluation.metrics["image_auroc"] == 1
@@ -96,7 +96,7 @@ def test_pictures_of_many_sizes_are_cut_up_at_their_own_scale(root: Path, blemis
     values["models"] = {"fapm": section("fapm") | {"image_size": 120, "fit": "native", "grid": 1}}
     write_params(root, values)
     works(blemish, ["check"], *STAGES, ["report"])
-    cell = Project(root).cell("fapm", CATEGORY)
+    cell = Project(root).cell("fapm", CATEGORY, 0)
     evaluation = Evaluation.load(cell.evaluation, "evaluate")
     assert evaluation.metrics["image_auroc"] == 1
     assert (evaluation.metrics["pixel_auroc"] or 0) > 0.9
@@ -128,7 +128,7 @@ def test_a_picture_that_is_not_resized_must_go_into_the_frame(root: Path, blemis
     write_params(root, values)
     works(blemish, *STAGES)
     draw(folder.parent / "elsewhere" / "other.png", (121, 64), seed=1)
-    onnx = str(Project(root).cell("fapm", CATEGORY).onnx)
+    onnx = str(Project(root).cell("fapm", CATEGORY, 0).onnx)
     told = fails(blemish, "predict", onnx, str(folder.parent / "elsewhere"))
     assert "121 x 64 pixels, but its model does not resize and takes up to 120 x 120" in told
 
@@ -136,7 +136,7 @@ def test_a_picture_that_is_not_resized_must_go_into_the_frame(root: Path, blemis
 def test_the_map_is_highest_on_the_defect_and_the_same_in_any_batch(root: Path, blemish: Any, pictures: Path) -> None:
     cut_up(root)
     works(blemish, *STAGES)
-    detector = Detector(Project(root).cell("fapm", CATEGORY).onnx)
+    detector = Detector(Project(root).cell("fapm", CATEGORY, 0).onnx)
     assert detector.card.input_size == Size(64, 64)
     inputs = [detector.load(pictures / f"test/square/{number:03}.png") for number in range(4)]
     maps, found = detector(Inputs.together(inputs))
@@ -157,7 +157,7 @@ def test_of_a_constant_picture_the_map_shows_no_seam(root: Path, blemish: Any, p
     values["models"] = {"fapm": section("fapm") | {"grid": 1}}  # one memory for all of them
     write_params(root, values)
     works(blemish, *STAGES)
-    detector = Detector(Project(root).cell("fapm", CATEGORY).onnx)
+    detector = Detector(Project(root).cell("fapm", CATEGORY, 0).onnx)
     anomaly_map = detector(Inputs(np.full((1, 96, 224, 3), 110, np.uint8), None))[0][0, 0]
     tile = detector.graph(np.full((1, 3, 64, 64), np.float32(110) / np.float32(255)), None)[0][0, 0]
     steepest = max(np.abs(np.diff(tile, axis=axis)).max() for axis in (0, 1))
@@ -175,7 +175,7 @@ def test_a_picture_that_is_smaller_than_a_tile_is_one(root: Path, blemish: Any) 
         values["models"] = {"adfa": section("adfa") | {"image_size": 64, "tiles": tiles}}
         write_params(root, values)
         works(blemish, *stages("adfa"))
-        found.append(scores(Project(root).cell("adfa", CATEGORY).predictions))
+        found.append(scores(Project(root).cell("adfa", CATEGORY, 0).predictions))
     assert found[1] == pytest.approx(found[0])
 
 
@@ -226,7 +226,7 @@ def test_where_nothing_of_a_tile_counts_nothing_is_learnt_from_it(root: Path, bl
     assert region[..., :40].all()
     assert not region[..., 40:].any()
     works(blemish, *STAGES[1:])
-    cell = Project(root).cell("fapm", CATEGORY)
+    cell = Project(root).cell("fapm", CATEGORY, 0)
     detector = Detector(cell.onnx)
     anomaly_map, _ = detector(detector.load(root / "images" / CATEGORY / "test/square/001.png"))
     assert (anomaly_map[..., 40:] == 0).all()

@@ -32,7 +32,9 @@ def test_squeezed_it_is_ranked_by_chance_and_at_its_own_size_it_is_not(root: Pat
         values["models"] = {"adfa": section | changes}
         write_params(root, values)
         works(blemish, ["prepare", "weld"], ["train", "adfa", "weld"], ["evaluate", "adfa", "weld"])
-        found.append(Evaluation.load(Project(root).cell("adfa", "weld").evaluation, "evaluate").metrics["image_auroc"])
+        found.append(
+            Evaluation.load(Project(root).cell("adfa", "weld", 0).evaluation, "evaluate").metrics["image_auroc"]
+        )
     squeezed, whole, tiled = found
     assert squeezed is not None
     assert whole is not None

@@ -104,7 +104,7 @@ def test_a_project_anywhere_sees_that_the_code_of_a_stage_has_changed(installed:
     code.write_text(code.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     run("blemish", "check", cwd=tmp_path, programs=installed)
     changed = [line.split() for line in dvc("status").splitlines() if "checked/" in line]
-    assert changed == [["modified:", "checked/code/prepare.txt"]]
+    assert changed == [["modified:", "checked/stages/prepare.txt"]]
 
 
 def test_an_editable_install_leads_to_the_clone(clone: Path, tmp_path: Path) -> None:

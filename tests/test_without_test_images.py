@@ -54,7 +54,8 @@ def test_the_whole_way_with_nothing_held_out(untested, blemish):
     verbs = ("check", "prepare", "train", "evaluate", "export", "latency", "report")
     said = through(blemish, *verbs, models=("fapm",))
     assert "12 good parts, maps within" in said["export", "fapm"]
-    of_cell = {name: root / f"{name}/fapm/{CATEGORY}" for name in ("evaluations", "exported", "latency")}
+    of_cell = {name: root / f"{name}/fapm/{CATEGORY}" for name in ("exported", "latency")}
+    of_cell["evaluations"] = root / f"evaluations/fapm/{CATEGORY}/seed0"
     record = json.loads((of_cell["evaluations"] / "evaluation.json").read_text())
     assert record["threshold"]["num_images"] == 12
     assert json.loads((of_cell["exported"] / "parity.json").read_text())["images"] == "good parts"
@@ -69,7 +70,7 @@ def test_the_whole_way_without_a_test_image(untested, blemish):
     warning = "warning: no image to test on: there will be a detector and its threshold, and no figures"
     assert warning in said["prepare", "fapm"]
 
-    record = json.loads((root / f"evaluations/fapm/{CATEGORY}/evaluation.json").read_text())
+    record = json.loads((root / f"evaluations/fapm/{CATEGORY}/seed0/evaluation.json").read_text())
     threshold = record["threshold"]["value"]
     assert said["evaluate", "fapm"] == f"{NOTHING}, {threshold:.4g}\n"
     assert record["threshold"]["num_images"] == 3
@@ -81,7 +82,7 @@ def test_the_whole_way_without_a_test_image(untested, blemish):
         "train_steps",
     }
     assert record["intervals"] == record["defects"] == {}
-    files = {path.name for path in (root / f"evaluations/fapm/{CATEGORY}").iterdir()}
+    files = {path.name for path in (root / f"evaluations/fapm/{CATEGORY}/seed0").iterdir()}
     assert files == {"evaluation.json", "predictions.csv"}  # no figure of nothing
 
     parity = json.loads((root / f"exported/fapm/{CATEGORY}/parity.json").read_text())
@@ -156,7 +157,7 @@ def test_the_whole_way_with_one_kind_of_part_or_one_part_to_test_on(root, blemis
     shutil.rmtree(root / "images" / CATEGORY)
     draw_category(root / "images" / CATEGORY, train=8, good=good, defect=defects)
     said = through(blemish, "prepare", "train", "evaluate", "export", "latency", "report", models=["fapm"])
-    record = json.loads((root / f"evaluations/fapm/{CATEGORY}/evaluation.json").read_text())
+    record = json.loads((root / f"evaluations/fapm/{CATEGORY}/seed0/evaluation.json").read_text())
     assert (record["metrics"]["image_auroc"] is None) == (not good or not defects)
     assert (record["metrics"]["recall"] is None) == (not defects)
     assert (record["metrics"]["false_alarms"] is None) == (not good)

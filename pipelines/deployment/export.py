@@ -10,7 +10,7 @@ one you ship.
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,16 @@ _BATCH_CHECK = 4  # the same file must also score several images at once
 _ROUNDING = 1e-5  # relative; float32 itself has 1e-7, of which deep networks make some 1e-6
 
 
-def export(model_name: str, category: str, params: Params, project: Project) -> Parity:
+def export(
+    model_name: str,
+    category: str,
+    params: Params,
+    project: Project,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Parity:
     """Write `exported/<model>/<category>`: model.onnx, and parity.json beside it as its proof. Runs on the CPU.
+
+    `on_progress` is told how many images of the proof are done, and of how many.
 
     Raises:
         ParamsError: no such model or category in the params file.
@@ -51,7 +59,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
         ExportError: the graph does not reproduce the model; nothing is kept.
     """
     params.check_category(category)
-    cell = project.cell(model_name, category, params.train.seed)
+    cell = project.cell(model_name, category, params.seed)
     trained = load_trained(cell, torch.device("cpu"))
     data = trained.data(project, torch.device("cpu"))
     prepare = trained.run.settings.prepare
@@ -95,6 +103,7 @@ def export(model_name: str, category: str, params: Params, project: Project) -> 
             tested,
             project.root / source,
             params.export.max_difference,
+            on_progress,
         )
         parity.check(model_name, category)
         parity.save(folder / cell.parity.name)
@@ -166,7 +175,13 @@ def _check_size(program: torch.onnx.ONNXProgram, model: AnomalyModel, card: Mode
 
 
 def measure_parity(
-    model: Detects, detector: Detector, data: PreparedData, tested: list[int], source: Path, max_difference: float
+    model: Detects,
+    detector: Detector,
+    data: PreparedData,
+    tested: list[int],
+    source: Path,
+    max_difference: float,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Parity:
     """Compare on every test image: original files through the exported graph, prepared arrays through the model.
 
@@ -180,7 +195,7 @@ def measure_parity(
     deviations: dict[str, list[Deviation]] = {"score": [], "map": []}
     levels: list[tuple[float, str]] = []
     disagreements: list[Decision] = []
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         path = data.index.images[row].path
         inputs, prepared = detector.load(data.index.original(row, source)), data.batch([row])
         shipped, seen = Outputs(*detector(inputs)), _predict(model, prepared.image, prepared.region)
@@ -191,6 +206,7 @@ def measure_parity(
         if len(first_images) < _BATCH_CHECK:
             first_images.append(inputs)
             alone.append(shipped)
+        on_progress(number, len(rows))
     together = Outputs(*detector(Inputs.together(first_images)))
     in_batch = [
         scale.deviation(data.index.images[row].path, several[place : place + 1], one)

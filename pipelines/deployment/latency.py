@@ -38,7 +38,7 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
     from pipelines.tracking.runs import cell_run
 
     params.check_category(category)
-    cell = project.cell(model, category, params.train.seed)
+    cell = project.cell(model, category, params.seed)
     detector = Detector(cell.onnx, threads=params.latency.threads)
     source = project.root / params.data.root / category
     index = PreparedIndex.load(project.prepared(category))

@@ -41,12 +41,13 @@ def threshold(
         ExportError: the exported file is none of ours, or another version's.
         ArgumentError: it is not known who chooses.
     """
-    cell = project.cell(model, category)
+    cell = project.cell(model, category, 0)  # the exported file lies at the same place whatever the seed
     if not cell.onnx.is_file():
         raise StageError(f"{model} on {category} is not exported: no {cell.onnx}; run {cell.verb('export')} first")
     card = Detector(cell.onnx).card
     if (card.model, card.category) != (model, category):  # the names may lead anywhere: `fapm ../nut`
         raise ExportError(f"{cell.onnx}: of {card.model} on {card.category}, not of {model} on {category}")
+    cell = replace(cell, seed=_seed(card))
     proto = onnx.load(cell.onnx)
     before, left_behind = _deployed_before(cell, card.run_id)
     former = card.threshold if before is None else before.threshold
@@ -96,6 +97,13 @@ def _on_test_images(cell: Cell, run_id: str, former: float, value: float) -> str
         f"{found} of {counted(len(defects), 'defect')} found and {rejected} of {counted(len(good), 'good part')} "
         f"rejected, {found_before} and {rejected_before} before"
     )
+
+
+def _seed(card: ModelCard) -> int:
+    """That the network was trained with."""
+    train = card.params["train"]
+    assert isinstance(train, dict), "a run's settings"
+    return int(train["seed"])
 
 
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:

@@ -27,6 +27,7 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
         "Split": _split(evaluation),
         "Code": _code(tags),
         "Seed": str(evaluation.protocol.seed),
+        "Variant": in_markdown(tags.get("variant", "")),
         "Threshold": _threshold(evaluation.threshold, evaluation.protocol.threshold_from),
         "Groups": _groups(evaluation.groups),
         "Missed defects": _images([image for image in wrong if image.label], lowest_first=True),

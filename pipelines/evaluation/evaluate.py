@@ -74,16 +74,16 @@ from pipelines.training.trained import Trained, load_trained
 
 
 def evaluate(
-    model_name: str, category: str, params: Params, project: Project, device: torch.device
+    model_name: str, category: str, params: Params, project: Project, device: torch.device, seed: int | None = None
 ) -> dict[str, float | int | None]:
-    """Write `evaluations/<model>/<category>` and `metrics/<model>/<category>.json`; gives the latter's numbers.
+    """Write `evaluations/<model>/<category>/seed<seed>` and the same in `metrics`; gives the latter's numbers.
 
     Raises:
-        ParamsError: no such model or category in the params file.
+        ParamsError: no such model, category or seed (the first, if None) in the params file.
         StageError: the cell is not trained, or its data has changed since.
     """
     params.check_category(category)
-    cell = project.cell(model_name, category, params.train.seed)
+    cell = project.cell(model_name, category, params.seed_of(seed))
     trained = load_trained(cell, device)
     data = trained.data(project, device)
     held_out, threshold_from = score_held_out_images(trained, data)
@@ -332,6 +332,7 @@ def _summarise(
     }
     return Evaluation(
         model=run.model,
+        method=run.settings.method,
         category=data.index.category,
         run_id=run.run_id,
         data_set=params.data.name,

@@ -237,7 +237,8 @@ class GroupsOutcome(Record):
 class Evaluation(Record):
     """One cell measured: `evaluation.json`."""
 
-    model: str
+    model: str  # as params.yaml calls it
+    method: str  # that it is, or is a variant of
     category: str
     run_id: str
     data_set: str

@@ -1,24 +1,27 @@
 """The whole params.yaml, with the models' own settings and all that they read; needs torch's import."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import BlemishError, DatasetError, WeightsError, hint, told
-from pipelines.files import atomic_folder
+from pipelines.files import atomic_folder, file_sha256
+from pipelines.lineage import ROOT, STAGES, code_of, code_of_stage
 from pipelines.paths import Project
 from pipelines.preparation.layouts import choose_layout
 from pipelines.preparation.listing import Findings
-from pipelines.settings.new_project import is_without_code, write_code
-from pipelines.settings.params import Params, validated
+from pipelines.settings.params import Params, method_of, validated
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
 
 if TYPE_CHECKING:
     from anomaly_models.base import Config
     from anomaly_models.common.backbones import BackboneConfig
 
+_NOT_NAMES = ("distill", "logs")  # which are folders of their own in work/
 # The sections that describe what is made for models, and the setting that must be the model's own.
 INPUTS = {"distill": "width", "penalty": "image_size", "textures": "image_size"}
 
@@ -69,31 +72,60 @@ def _backbones(params: Params) -> list["BackboneConfig"]:
 
 
 def write_checked(params: Params, project: Project) -> None:
-    """What DVC's other stages depend on: that params.yaml is in order, and of each model what they must know of it.
+    """What DVC's other stages depend on: a small file for each thing that they must know, which changes with it alone.
 
-    The first never changes; whether a model is in `models` does when it leaves or comes back, and for no other reason;
-    how it is tested when that, or a setting, changes which defects it is tested on; what the models see, for `prepare`,
-    with their sizes; and what the code is, where it lies in another place than the project. `train` depends on the
-    folder of a model's inputs, also where it wants none.
+    DVC reads all of params.yaml again for each stage that depends on a part of it, which takes minutes with hundreds of
+    cells, and knows of no code but by its place: so a cell's stages depend on these. `train` depends on the folder of a
+    model's inputs, too, also where it wants none.
     """
     from anomaly_models import MODELS
 
     for name in params.models:
         project.inputs(name).mkdir(parents=True, exist_ok=True)
     with atomic_folder(project.checked) as temporary:
-        (temporary / "params.txt").write_text("params.yaml is in order\n", encoding="utf-8")
-        for name in MODELS:
-            found = "in models" if name in params.models else "not in models"
-            (temporary / f"{name}.txt").write_text(f"{found}\n", encoding="utf-8")
-        (temporary / "tests").mkdir()
-        for name in params.models:
-            learns = params.model_config_of(name).wants.anomalies > 0
-            tested = "but for those that models learn from" if params.defects_apart(learns=learns) else "all"
-            (temporary / "tests" / f"{name}.txt").write_text(f"defects tested on: {tested}\n", encoding="utf-8")
-        seen = "".join(f"{name} sees {frame}\n" for name, frame in sorted(params.views().frames.items()))
-        (temporary / "frames.txt").write_text(seen, encoding="utf-8")
-        if is_without_code(project):
-            write_code(temporary / "code")
+        for place, text in _told(params, {*MODELS, *params.models}):
+            path = temporary / place
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+
+def _told(params: Params, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The files of `checked/` and what stands in them."""
+    yield "params.txt", "params.yaml is in order\n"
+    for name in names:
+        yield f"in_models/{name}.txt", "in models\n" if name in params.models else "not in models\n"
+    for name in params.models:
+        config, method = params.model_config_of(name), params.method_of(name)
+        code = _sha256_lines(sorted(code_of(f"anomaly_models/{method}.py")))
+        yield f"models/{name}.txt", f"method: {method}\n{_as_yaml(config.model_dump(mode='json'))}{code}"
+        tested = (
+            "but for those that models learn from" if params.defects_apart(learns=config.wants.anomalies > 0) else "all"
+        )
+        yield f"tests/{name}.txt", f"defects tested on: {tested}\n"
+    yield "frames.txt", "".join(f"{name} sees {frame}\n" for name, frame in sorted(params.views().frames.items()))
+    for stage in STAGES:
+        yield f"stages/{stage}.txt", _as_yaml(_settings_of(stage, params)) + _sha256_lines(code_of_stage(stage))
+
+
+def _settings_of(stage: str, params: Params) -> dict[str, Any]:
+    """Those of the stages that there is one of for each cell, but for what a model or its tests have a file of."""
+    match stage:
+        case "evaluate":
+            return params.evaluate.model_dump(mode="json", exclude={"bootstrap", "learnt_defects"})
+        case "export":
+            return params.export.model_dump(mode="json") | {"max_megapixels": params.prepare.max_megapixels}
+        case "latency":
+            return params.latency.model_dump(mode="json")
+    return {}
+
+
+def _as_yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(settings), sort_keys=True) if settings else ""
+
+
+def _sha256_lines(files: Iterable[Path]) -> str:
+    """As `sha256sum` prints them."""
+    return "".join(f"{file_sha256(file)}  {file.relative_to(ROOT).as_posix()}\n" for file in files)
 
 
 def missing(params: Params, project: Project) -> list[str]:
@@ -179,7 +211,7 @@ def _input_problem(
     """What is wrong with one entry of `distill`, `penalty` or `textures`, but for what its own schema says."""
     from anomaly_models import MODELS
 
-    if name not in MODELS:
+    if name not in MODELS and name not in (raw["models"] if isinstance(raw.get("models"), dict) else ()):
         yield _unknown_model(section, name)
     elif name in configs:
         of_network = configs[name].network.model_dump()
@@ -191,7 +223,22 @@ def _input_problem(
 def _unknown_model(section: str, name: Any) -> str:
     from anomaly_models import MODELS
 
-    return f"{section}.{name}: unknown model{hint(str(name), MODELS)}; known: {', '.join(MODELS)}"
+    variant = "; a variant of one says which: method: fapm" if section == "models" else ", and the variants in models"
+    return f"{section}.{name}: unknown model{hint(str(name), MODELS)}; known: {', '.join(MODELS)}{variant}"
+
+
+def _wrong_name(name: Any, method: str) -> str | None:
+    """Why a variant cannot be called so; None if it can."""
+    from anomaly_models import MODELS
+
+    if name in MODELS and name != method:
+        return f"models.{name}.method = {method!r}: {name} is a method's own name; call the variant otherwise"
+    if name not in MODELS and (re.fullmatch("[a-z][a-z0-9_]{0,59}", str(name)) is None or name in _NOT_NAMES):
+        return (
+            f"models.{name}: a variant's name has small letters, digits and underscores, up to 60, a letter first, and "
+            f"is none of {', '.join(_NOT_NAMES)}"
+        )
+    return None
 
 
 def _at(raw: Any, *keys: str) -> Any:
@@ -209,11 +256,33 @@ def _model_configs(section: object) -> tuple[dict[str, "Config"], list[str]]:
     if not isinstance(section, dict):
         return configs, problems  # already reported
     for name, values in section.items():
-        if name not in MODELS:
-            problems.append(_unknown_model("models", name))
+        method = method_of(name, values)
+        if method not in MODELS:
+            named = isinstance(values, dict) and "method" in values
+            unknown = f"models.{name}.method = {method!r}: unknown{hint(method, MODELS)}; known: {', '.join(MODELS)}"
+            problems.append(unknown if named else _unknown_model("models", name))
             continue
+        if wrong := _wrong_name(name, method):
+            problems.append(wrong)
+            continue
+        settings = (
+            {key: value for key, value in values.items() if key != "method"} if isinstance(values, dict) else values
+        )
         try:
-            configs[name] = MODELS[name].Config.model_validate(values)
+            configs[name] = MODELS[method].Config.model_validate(settings)
         except ValidationError as error:
-            problems += problems_in(error, f"models.{name}", MODELS[name].Config, values)
+            problems += problems_in(error, f"models.{name}", MODELS[method].Config, settings)
+            continue
+        problems += _teacher_problems(name, configs[name])
     return configs, problems
+
+
+def _teacher_problems(name: str, config: "Config") -> Iterator[str]:
+    """DVC follows what is made for a model in its own folder alone."""
+    parts = Path(config.wants.teacher or "").parts
+    if parts[:1] == ("pretrained",) and parts[1] != name:
+        own = f"pretrained/{name}/{'/'.join(parts[2:])}"
+        yield (
+            f"models.{name}.teacher = {config.wants.teacher!r}: another model's, whose changes would go unseen here; "
+            f"name {own}, and describe distill.{name} (with the settings of another entry, its teacher is taken over)"
+        )

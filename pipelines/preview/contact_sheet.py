@@ -55,7 +55,7 @@ def contact_sheet(
         raise ParamsError(f"model '{model_name}' draws no synthetic defects: only DiffusionAD does; name its entry")
     data = learnt_from(PreparedData(project.prepared(category), frame_of(config), device), config)
     batches = find_inputs(model_name, config, project, device).added_to(data)
-    defects = list(islice(training_defects(batches, synthesis, config.batch_size, params.train.seed), number))
+    defects = list(islice(training_defects(batches, synthesis, config.batch_size, params.seed), number))
     if len(defects) < number:
         raise ParamsError(
             f"models.{model_name}.synthesis: {len(defects)} defects on {category} in {_MOST_STEPS} steps; raise "

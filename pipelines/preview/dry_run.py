@@ -65,7 +65,7 @@ def estimate(model_name: str, category: str, params: Params, project: Project) -
     config, cut_up = whole.network, tiling(whole.image_size, whole.tiles)
     normals = len(PreparedIndex.load(project.prepared(category)).rows("train")) * (1 if cut_up is None else len(cut_up))
     with torch.device("meta"):
-        model = MODELS[model_name](config)
+        model = MODELS[params.method_of(model_name)](config)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = _bytes([*model.parameters(), *model.buffers()])
     trained_bytes = _bytes([parameter for parameter in model.parameters() if parameter.requires_grad])

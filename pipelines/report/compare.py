@@ -24,6 +24,8 @@ from pipelines.numbers import UNKNOWN, decimal, interval, narrow_interval, perce
 from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.report.seeds import average_seeds, latest, short_names
 from pipelines.report.summary import leaders
+from pipelines.settings import variants
+from pipelines.settings.variants import Variant
 from pipelines.tracking.records import CellRun
 
 if TYPE_CHECKING:
@@ -75,8 +77,8 @@ def compare_runs(
     title, table = _TABLES[by](compared, metric)
     console.print(title, style="bold", highlight=False)
     console.print(table)
-    for line in sentences(compared, metric) if by != "defect" else []:
-        console.print(line, highlight=False)
+    for line in [*_variants(compared), *(sentences(compared, metric) if by != "defect" else [])]:
+        console.print(line, highlight=False, markup=False)
 
 
 def _check_metric(metric: str, by: By) -> None:
@@ -240,6 +242,16 @@ def sentences(compared: Compared, metric: str) -> list[str]:
         best = champion(metric, group, pairs).best
         pairs = [pair for pair in pairs if best in (pair.a, pair.b)]
     return [f"{pair.text}." for pair in pairs]
+
+
+def _variants(compared: Compared) -> list[str]:
+    """What the models of one method have otherwise, as their runs tell."""
+    models: dict[str, Variant] = {}
+    for run in compared.runs.values():
+        prefix = f"models.{run.model}."
+        settings = {name.removeprefix(prefix): text for name, text in run.settings.items() if name.startswith(prefix)}
+        models.setdefault(run.model, Variant(run.model, run.tags.get("method", run.model), settings))
+    return [f"{sentence}." for sentence in variants.sentences(list(models.values())).values()]
 
 
 def _champion(metric: str, group: Sequence[Measured]) -> Champion:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON, Evaluation, ScoredImage, read_tested
 from pipelines.files import atomic_file
-from pipelines.paths import Project
+from pipelines.paths import Cell
 from pipelines.pictures.overlays import CONTOUR, FULL, coloured_map
 from pipelines.pictures.panels import (
     FAINT,
@@ -44,17 +44,16 @@ class _Part:
     verdict: Verdict
 
 
-def write_gif(project: Project, model: str, category: str, path: Path) -> Path:
+def write_gif(cell: Cell, path: Path) -> Path:
     """Write the animation of a cell to `path`.
 
     Raises:
         StageError: the cell is not evaluated, or by an earlier version.
     """
-    cell = project.cell(model, category)
     folder = cell.evaluated
     tested = read_tested(folder) if cell.evaluation.exists() else None
     if tested == []:
-        raise StageError(f"{model} on {category}: {NOTHING_TO_TEST_ON}; nothing to animate")
+        raise StageError(f"{cell.title}: {NOTHING_TO_TEST_ON}; nothing to animate")
     if tested is None or not (folder / MAPS_FILE).exists():
         raise StageError(f"{folder}: no pictures of test images; run {cell.verb('evaluate')} first")
     threshold = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again").threshold.value
@@ -63,7 +62,7 @@ def write_gif(project: Project, model: str, category: str, path: Path) -> Path:
         _Part(image, (width, height), Verdict.of(image.label, image.score, threshold))
         for image, (width, height) in zip(images, sizes, strict=True)
     ]
-    frames = list(_frames(choose(parts), folder, threshold, f"{model} on {category}"))
+    frames = list(_frames(choose(parts), folder, threshold, cell.title))
     palette = _palette([frame for frame, milliseconds in frames if milliseconds == _HOLD])
     # One palette and no dithering: what does not change between frames then costs nothing.
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame, _ in frames]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 from pipelines.evaluation.certainty import AVERAGE, Comparison
@@ -10,14 +11,14 @@ from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS, PROMISED
 from pipelines.evaluation.outcomes import GROUP_COLUMNS, NOTHING_TO_TEST_ON
 from pipelines.names import in_markdown
 from pipelines.numbers import UNKNOWN, count, decimal, interval, percent, rate, score, seconds, spread
-from pipelines.paths import CURVES_PICTURE, EXAMPLES_FILE, Project
+from pipelines.paths import CURVES_PICTURE, Project
 from pipelines.report.seeds import SeedFigures
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 
 _SPOKEN_OF = ("image_auroc", "aupro_30", "spro_05")  # metrics whose comparisons are written out
 _FIRST = ("image_auroc", "recall", "false_alarms", "pixel_auroc", "aupro_30", "spro_05")  # where there is room for few
 _SEED_METRICS = ("image_auroc", "recall", "false_alarms", "pixel_auroc", "pixel_f1_max", "aupro_30", "spro_05")
-_SEED_NOTE = "Mean ± standard deviation over runs that differ in nothing but `train.seed`."
+_SEED_NOTE = "Mean ± standard deviation over runs that differ in nothing but their seed (`train.seeds`)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ def headlines(summary: Summary) -> list[str]:
     nothing = "nothing to test on" if not any(cell.counts.num_tested for cell in summary.cells) else "no defect to find"
     lacking = {cell.model for cell in summary.absent if not cell.evaluated}
     told = [f"{row.model}: {text or ('no average' if row.model in lacking else nothing)}" for row, text in rows]
-    return [*told, *absences(summary), *untested(summary), *sentences(summary.comparisons)]
+    return [*told, *summary.variants, *absences(summary), *untested(summary), *sentences(summary.comparisons)]
 
 
 def against_the_best(summary: Summary) -> list[str]:
@@ -214,6 +215,20 @@ def against_the_best(summary: Summary) -> list[str]:
     champion = summary.champion(MAIN_METRIC, AVERAGE)
     best = champion.best if champion else None
     return sentences([c for c in summary.comparisons if best is None or best in (c.a, c.b)], [MAIN_METRIC])
+
+
+def over_seeds(summary: Summary) -> list[str]:
+    """The averages of the main metric over several seeds in one sentence, if there are any."""
+    figures = [
+        (row.model, row.seeds.seeds, row.seeds.metrics[MAIN_METRIC])
+        for row in summary.averages
+        if row.seeds and MAIN_METRIC in row.seeds.metrics
+    ]
+    told = []
+    for seeds in dict.fromkeys(seeds for _, seeds, _ in figures):
+        own = ", ".join(f"{model} {spread(found.mean, found.sd)}" for model, of, found in figures if of == seeds)
+        told.append(f"{METRIC_BY_KEY[MAIN_METRIC].title} over seeds {', '.join(map(str, seeds))}: {own}")
+    return told
 
 
 def seed_table(summary: Summary) -> str:
@@ -308,17 +323,23 @@ def defect_table(summary: Summary) -> str:
     return markdown_table(["Model", "Category", *header], rows, num_names=3)
 
 
+def _address(project: Project, path: Path) -> str:
+    """Of a file of the project, from the folder of reports."""
+    return f"../{quote(path.relative_to(project.root).as_posix())}"
+
+
 def report_markdown(summary: Summary, project: Project) -> str:
     pictures = [
         f"### {cell.model} on {in_markdown(cell.category)}\n\n"
-        f"![examples](../evaluations/{cell.model}/{quote(cell.category)}/{EXAMPLES_FILE})\n\n"
-        f"![curves](../evaluations/{cell.model}/{quote(cell.category)}/{CURVES_PICTURE})"
+        f"![examples]({_address(project, place.examples)})\n\n"
+        f"![curves]({_address(project, place.evaluated / CURVES_PICTURE)})"
         for cell in summary.cells
-        if project.cell(cell.model, cell.category).examples.exists()
+        if (place := project.cell(cell.model, cell.category, cell.seed)).examples.exists()
     ]
     parts = [
         "# Report",
         leaderboard_table(summary),
+        *(f"{sentence}." for sentence in summary.variants),
         *absences(summary),
         *untested(summary),
         " ".join([NOTES, *(f"{region[0].upper()}{region[1:]}." for region in summary.regions)]),

@@ -114,7 +114,12 @@ def write(summary: Summary, project: Project, folder: Path, originals: Originals
     """
     galleries = {}
     for category in summary.categories:
-        folders = {model: project.cell(model, category).evaluated for model in summary.best_first(category)}
+        places = {
+            cell.model: project.cell(cell.model, category, cell.seed)
+            for cell in summary.cells
+            if cell.category == category
+        }
+        folders = {model: places[model].evaluated for model in summary.best_first(category)}
         galleries[category] = CategoryGallery(project.prepared(category), folders)
     quality = choose_quality(list(galleries.values()), len(summary.cells))
     blocks = [
@@ -231,6 +236,7 @@ def _facts(summary: Summary) -> str:
         f"{models} on {categories} of {summary.data_set}, {listed(map(str, sizes))} px, "
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}. "
         f"{promises(summary)}"
+        f"{''.join(f' {sentence}.' for sentence in summary.variants)}"
         f"{''.join(f' {region[0].upper()}{region[1:]}.' for region in summary.regions)}"
     )
 
@@ -329,7 +335,7 @@ def _category(summary: Summary, name: str, project: Project, gallery: CategoryGa
         "images": [[image.path, image.defect, image.label] for image in gallery.images.values()],
         "sizes": [gallery.size(path) for path in gallery.images],
         "intervals": _intervals(gallery),
-        "cells": {cell.model: _cell(cell, project.cell(cell.model, name), gallery) for cell in cells},
+        "cells": {cell.model: _cell(cell, project.cell(cell.model, name, cell.seed), gallery) for cell in cells},
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.evaluation.certainty import Champion
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
-from pipelines.files import atomic_folder
+from pipelines.files import atomic_folder, write_json
 from pipelines.numbers import percent
 from pipelines.paths import Project
 from pipelines.report.field_tables import write_tables
@@ -17,9 +17,13 @@ from pipelines.report.markdown import COLUMNS, averages_table, headlines, report
 from pipelines.report.summary import MAIN_METRIC, CellSummary, Summary, summarise
 from pipelines.settings.params import Params
 
+_MAIN_FIGURES = (MAIN_METRIC, "recall", "false_alarms")
+
 
 def report(params: Params, project: Project) -> Path:
     """Write `reports/`: summary.json, tables, report.md, report.html with its large pictures; gives report.md.
+
+    And `metrics/summary.json`, the averages for DVC.
 
     The averages are logged to MLflow, and the best model of each category becomes its champion in the model registry.
 
@@ -41,6 +45,7 @@ def report(params: Params, project: Project) -> Path:
         write_tables(folder, summary)
         (folder / "report.md").write_text(report_markdown(summary, project), encoding="utf-8")
         html_report.write(summary, project, folder, originals)
+    write_json(project.averages, _main_figures(summary))
     run_ids = sorted(str(cell.run_id) for cell in summary.cells)
     key = hashlib.sha256(json.dumps(run_ids).encode()).hexdigest()[:16]
     with summary_run(project.root, experiment, key) as run:
@@ -53,6 +58,12 @@ def report(params: Params, project: Project) -> Path:
     for category, run_id, why in _crowned(summary):
         crown(project.root, experiment, f"{summary.data_set}-{category}", run_id, why)
     return project.reports / "report.md"
+
+
+def _main_figures(summary: Summary) -> dict[str, dict[str, float | int | None]]:
+    """By metric, then by model in the order of their names, so that what is compared stands side by side."""
+    averages = sorted(summary.averages, key=lambda row: row.model)
+    return {key: {row.model: row.metrics.get(key) for row in averages} for key in _MAIN_FIGURES}
 
 
 def _crowned(summary: Summary) -> Iterator[tuple[str, str | None, str]]:

@@ -12,11 +12,13 @@ DIGITS = 6  # of a fraction that a summary keeps: as many as anyone reads
 
 
 def latest(runs: Iterable[CellRun]) -> list[CellRun]:
-    """The last run of each cell; models in the order of their names, categories too."""
-    found: dict[tuple[str, str], CellRun] = {}
-    for run in sorted(runs, key=lambda run: run.started):
-        found[run.cell] = run
-    return [found[cell] for cell in sorted(found)]
+    """The last run of each cell, under the lowest seed that it has been trained with.
+
+    Models in the order of their names, categories too.
+    """
+    known = sorted(runs, key=lambda run: run.started)
+    found = {run.cell: run for run in known}
+    return [next(iter(seeds_of(found[cell], known).values()), found[cell]) for cell in sorted(found)]
 
 
 def seeds_of(run: CellRun, runs: Iterable[CellRun]) -> dict[int, CellRun]:

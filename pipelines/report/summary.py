@@ -35,7 +35,8 @@ from pipelines.paths import Cell, Project
 from pipelines.records import Record, reading
 from pipelines.report.seeds import DIGITS, SeedFigures, Seeds, average_seeds
 from pipelines.settings.params import Params
-from pipelines.tracking.records import CellRun
+from pipelines.settings.variants import Variant, sentences
+from pipelines.tracking.records import CellRun, as_texts
 
 if TYPE_CHECKING:
     from pipelines.tracking.pages import Pages
@@ -58,6 +59,7 @@ class Row(Record):
 class CellSummary(Row):
     """What `evaluate`, `export` and `latency` found of one cell."""
 
+    method: str
     run_id: str | None  # None in a kept report, as is its address
     run_url: str | None  # where a store shows it
     settings: dict[str, Any]  # the model's
@@ -68,6 +70,10 @@ class CellSummary(Row):
     groups: GroupsOutcome | None
     onnx_megabytes: float | None
     latency: Latency | None
+
+    @property
+    def seed(self) -> int:
+        return self.protocol.seed
 
     @property
     def figures(self) -> dict[str, float | int | None]:
@@ -98,12 +104,14 @@ class Absent(Record):
 
     model: str
     category: str
+    seed: int | None = None  # None: all that the report shows of the cell; else what this one adds to its spread
     evaluated: bool  # if so, its figures are in the report; what it lacks is the exported file
     reason: str
 
     @property
     def text(self) -> str:
-        return f"{self.model} on {self.category}: {self.reason}"
+        seed = "" if self.seed is None else f", seed {self.seed}"
+        return f"{self.model} on {self.category}{seed}: {self.reason}"
 
 
 class Tracking(Record):
@@ -151,6 +159,13 @@ class Summary(Record):
         found = {cell.model: cell.protocol.region for cell in self.cells if cell.protocol.region}
         return [f"pixel metrics of {model} on {region}, which is all it sees" for model, region in found.items()]
 
+    @property
+    def variants(self) -> list[str]:
+        """A sentence on each model that is a variant of another's method: what its settings say differently."""
+        methods = {cell.model: cell.method for cell in self.cells}
+        models = [Variant(name, methods[name], as_texts(found)) for name, found in self.models.items()]
+        return list(sentences(models).values())
+
     def champion(self, metric: str, category: str) -> Champion | None:
         """None where no cell has the metric, and for one model alone, which wins nothing."""
         return self.champions.get(metric, {}).get(category) if len(self.models) > 1 else None
@@ -195,7 +210,8 @@ def _mean_of_known(cells: Sequence[Mapping[str, float | None]], figure: str) -> 
 def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pages: "Pages | None" = None) -> Summary:
     """Everything about the cells of the params file, the best model first, and nothing of cells no longer in it.
 
-    `runs` are all of the tracking store: those that differ from a cell's own in the seed alone tell its spread.
+    What is shown of a cell is that of the first seed. The other seeds of the file, and of the `runs` of the tracking
+    store those that differ from the cell's own in the seed alone, tell its spread.
 
     Raises:
         StageError: there is no cell to tell of, or a file of one is damaged.
@@ -203,19 +219,24 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
     resamples = params.evaluate.bootstrap
     store = {run.run_id: run for run in runs}
     cells, measured, absent = list[CellSummary](), dict[tuple[str, str], Measured](), list[Absent]()
-    for model, category in params.cells():
-        place = project.cell(model, category)
+    own_runs: dict[str, CellRun] = {}
+    for model, category, seed in params.trainings():
+        place = project.cell(model, category, seed)
         found = _absence(project, place)
         if found is not None:
-            absent.append(found)
-            if not found.evaluated:
-                continue
+            absent.append(found if seed == params.seed else found.model_copy(update={"seed": seed}))
+        if (found is None or found.evaluated) and (run := _run_of(place, store)) is not None:
+            own_runs[run.run_id] = run
+    runs = [*(run for run in runs if run.run_id not in own_runs), *own_runs.values()]
+    lacking = {(cell.model, cell.category) for cell in absent if cell.seed is None and not cell.evaluated}
+    for model, category in [cell for cell in params.cells() if cell not in lacking]:
+        place = project.cell(model, category, params.seed)
         evaluation = Evaluation.load(place.evaluation, f"run {place.verb('evaluate')}, or `dvc repro` for everything")
-        run = store.get(evaluation.run_id)
+        run = own_runs.get(evaluation.run_id)
         seeds = average_seeds([run], runs) if run else Seeds((), {})
         outcome = read_outcome(place.evaluated, evaluation, model)
         measured[model, category] = measure(outcome, resamples, seeds.spreads())
-        url = pages.run(evaluation.run_id) if pages and run else None
+        url = pages.run(evaluation.run_id) if pages and evaluation.run_id in store else None
         cells.append(_cell(place, evaluation, seeds, url))
     if not cells:
         raise StageError(told([StageError(cell.text) for cell in absent], "no cell has been evaluated"))
@@ -223,9 +244,9 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
     categories = [name for name in params.data.categories if any(cell.category == name for cell in cells)]
     for model in models:
         group = [cell for cell in cells if cell.model == model]
-        own = [store[cell.run_id] for cell in group if cell.run_id in store]
+        own = [own_runs[cell.run_id] for cell in group if cell.run_id in own_runs]
         seeds = average_seeds(own, runs) if len(own) == len(group) else Seeds((), {})
-        if any(cell.model == model and not cell.evaluated for cell in absent):
+        if any(model == name for name, _ in lacking):
             averages.append(_without_figures(model, group))
             continue
         row = average([measured[model, cell.category] for cell in group], seeds.spreads())
@@ -297,10 +318,29 @@ def _without_evaluation(project: Project, place: Cell) -> str | None:
     return None
 
 
+def _run_of(place: Cell, store: Mapping[str, CellRun]) -> CellRun | None:
+    """The run of an evaluated cell as the project's own files tell of it, or else as the tracking store does."""
+    evaluation = Evaluation.load(place.evaluation, f"run {place.verb('evaluate')} again")
+    if not place.run_record.exists():
+        return store.get(evaluation.run_id)
+    with reading(place.run_record, f"run {place.verb('train')} again"):
+        settings = json.loads(place.run_record.read_bytes())["settings"]
+    return CellRun(
+        run_id=evaluation.run_id,
+        model=evaluation.model,
+        category=evaluation.category,
+        started=round(1000 * place.run_record.stat().st_mtime),
+        settings=as_texts(settings),
+        metrics=evaluation.known,
+        tags={"method": evaluation.method},
+    )
+
+
 def _cell(place: Cell, evaluation: Evaluation, seeds: Seeds, url: str | None) -> CellSummary:
     remedy = f"run {place.verb('latency')} again"
     return CellSummary(
         model=evaluation.model,
+        method=evaluation.method,
         category=evaluation.category,
         metrics=evaluation.metrics,
         intervals=_rounded(evaluation.intervals),

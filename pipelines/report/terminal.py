@@ -8,7 +8,16 @@ from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON, Evaluation
 from pipelines.numbers import narrow_interval, percent, score
 from pipelines.paths import Cell, Project
 from pipelines.report.answers import best_cells, headline
-from pipelines.report.markdown import COLUMNS, Column, absences, against_the_best, differing, promises, untested
+from pipelines.report.markdown import (
+    COLUMNS,
+    Column,
+    absences,
+    against_the_best,
+    differing,
+    over_seeds,
+    promises,
+    untested,
+)
 from pipelines.report.summary import Average, CellSummary, Summary
 from pipelines.settings.params import Params
 
@@ -65,14 +74,17 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
             "Test images: good + defective - those apart, from which a model learns; they are not in this test",
             highlight=False,
         )
-    for sentence in [promises(summary), *differing(summary), *untested(summary), *against_the_best(summary)]:
+    told = [*over_seeds(summary), *summary.variants, promises(summary), *differing(summary), *untested(summary)]
+    for sentence in [*told, *against_the_best(summary)]:
         console.print(sentence, highlight=False)
     console.print(f"{headline(best_cells(summary))}.", highlight=False)
     lacking = what_it_lacks(project, params, summary)
     for sentence in lacking:
         console.print(sentence, highlight=False, markup=False, style="yellow")
     category = summary.categories[0]
-    first = project.cell(summary.best_first(category)[0], category)
+    best = summary.rows[summary.best_first(category)[0], category]
+    assert isinstance(best, CellSummary)
+    first = project.cell(best.model, category, best.seed)
     console.print(f"The whole report:    {project.reports / 'report.html'}")
     if first.examples.exists():
         console.print(f"Defects found:       {first.examples}")
@@ -90,7 +102,7 @@ def _stale(project: Project, params: Params, summary: Summary) -> list[str]:
     """What the report does not know yet, or does not know any more."""
     shown = {(cell.model, cell.category): cell.run_id for cell in summary.cells}
     known = shown.keys() | {(cell.model, cell.category) for cell in summary.absent}
-    cells = [project.cell(*cell) for cell in params.cells()]
+    cells = [project.cell(*cell, params.seed) for cell in params.cells()]
     new = [cell for cell in cells if (cell.model, cell.category) not in known]
     told = [f"Not in this report, which is of other cells: {cell.model} on {cell.category}" for cell in new]
     told += [

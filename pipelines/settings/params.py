@@ -3,7 +3,7 @@
 import os
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -11,8 +11,10 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    PrivateAttr,
     RootModel,
     ValidationError,
+    model_validator,
 )
 
 from anomaly_models.common.settings import Settings
@@ -76,8 +78,15 @@ class DataConfig(Settings):
         return Path(self.root).resolve().name
 
 
+def _no_seed_twice(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("each seed once")
+    return seeds
+
+
 class TrainConfig(Settings):
-    seed: NonNegativeInt
+    # Every cell is trained and evaluated under each; what is exported is that of the first.
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_no_seed_twice)]
 
 
 class EvaluateConfig(Settings):
@@ -125,6 +134,41 @@ class Params(Settings):
     export: ExportConfig
     latency: LatencyConfig
     tracking: TrackingConfig
+    _methods: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _keep_methods(self) -> Self:
+        self._methods = {name: method_of(name, section) for name, section in self.models.items()}
+        return self
+
+    @property
+    def seed(self) -> int:
+        """The first, of which a model is exported and shown."""
+        return self.train.seeds[0]
+
+    def seed_of(self, asked: int | None) -> int:
+        """The one asked for, which must be the file's; the first, if none is.
+
+        Raises:
+            ParamsError: it is not.
+        """
+        if asked is not None and asked not in self.train.seeds:
+            listed = ", ".join(map(str, self.train.seeds))
+            raise ParamsError(f"seed {asked} is not in params.yaml, whose train.seeds lists: {listed}")
+        return self.seed if asked is None else asked
+
+    def method_of(self, model: str) -> str:
+        """Of a model of the file: the method that it is a variant of, its own name where that is a method's.
+
+        Raises:
+            ParamsError: no such model in the file.
+        """
+        self._require(model)
+        return self._methods[model]
+
+    def _require(self, model: str) -> None:
+        if model not in self.models:
+            raise ParamsError(f"model '{model}' is not in params.yaml, which lists: {', '.join(self.models)}")
 
     def model_config_of(self, model: str) -> "Config":
         """The validated hyper-parameters of `model`; the file must have been loaded with its models checked.
@@ -134,8 +178,7 @@ class Params(Settings):
         """
         from anomaly_models.base import Config
 
-        if model not in self.models:
-            raise ParamsError(f"model '{model}' is not in params.yaml, which lists: {', '.join(self.models)}")
+        self._require(model)
         config = self.models[model]
         assert isinstance(config, Config), "load_checked comes first"
         return config
@@ -189,6 +232,15 @@ class Params(Settings):
     def cells(self) -> list[tuple[str, str]]:
         """Every (model, category), in the file's order."""
         return [(model, category) for model in self.models for category in self.data.categories]
+
+    def trainings(self) -> list[tuple[str, str, int]]:
+        """Every (model, category, seed): the cells under the first seed, then under the next."""
+        return [(model, category, seed) for seed in self.train.seeds for model, category in self.cells()]
+
+
+def method_of(name: str, section: object) -> str:
+    """What a section of `models` says under `method`; its own name, where it says nothing."""
+    return str(section.get("method", name)) if isinstance(section, dict) else name
 
 
 def load_params(path: Path) -> Params:

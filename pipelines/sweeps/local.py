@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
@@ -67,10 +68,10 @@ def run(params: Params, project: Project, console: Console, jobs: int) -> list[s
             console.print("measuring latencies, writing the report", highlight=False)
             _require(processes, "report", ["repro"])
             return []
-        made = [cell for cell in params.cells() if project.cell(*cell).evaluation.exists()]
-        left = {unit.stages for unit, _ in failures}
-        for model, category in made:
-            if _stages(model, category) not in left:
+        failed = {unit.name for unit, _ in failures}
+        for model, category in params.cells():
+            cell = project.cell(model, category, params.seed)
+            if cell.evaluation.exists() and cell.title not in failed:
                 processes.dvc(["repro", "--single-item", f"latency@{model}-{category}"], f"latency-{model}-{category}")
     return [f"{unit.name}: {done.reason}" for unit, done in failures]
 
@@ -97,31 +98,38 @@ def units(params: Params, project: Project) -> list[Unit]:
         for name in params.data.categories
     }
     photos = {"penalty": params.photos, "textures": params.texture_photos, "distill": params.photos}
-    inputs = {
-        model: [
-            Unit(f"{verb} {model}", (f"{verb}@{model}",), project.refusal(verb, model), fetched(folder))
-            for verb, folder in photos.items()
-            if model in getattr(params, verb)
-        ]
-        for model in params.models
-    }
+    inputs: dict[str, list[Unit]] = {model: [] for model in params.models}
+    teachers: list[tuple[Any, Unit]] = []
+    for verb, folder in photos.items():
+        for model, settings in getattr(params, verb).items():
+            if model not in inputs:
+                continue
+            # A teacher of the same settings is taken over, and has to be there by then.
+            alike = [unit for known, unit in teachers if known == settings] if verb == "distill" else []
+            after = (*fetched(folder), *alike[:1])
+            unit = Unit(f"{verb} {model}", (f"{verb}@{model}",), project.refusal(verb, model), after)
+            inputs[model].append(unit)
+            if verb == "distill":
+                teachers.append((settings, unit))
     cells = [
         Unit(
-            f"{model} on {category}",
-            _stages(model, category),
-            project.cell(model, category).refusal,
-            (prepared[category], *inputs[model]),
-            project.cell(model, category),
+            cell.title,
+            _stages(cell, exported=cell.seed == params.seed),
+            cell.refusal,
+            (prepared[cell.category], *inputs[cell.model]),
+            cell,
         )
-        for model, category in params.cells()
+        for cell in (project.cell(*training) for training in params.trainings())
     ]
     # Those that a teacher is made for come last, so that no core waits for it.
     cells.sort(key=lambda unit: unit.cell is not None and unit.cell.model in params.distill)
     return [*sources.values(), *prepared.values(), *(unit for found in inputs.values() for unit in found), *cells]
 
 
-def _stages(model: str, category: str) -> tuple[str, ...]:
-    return tuple(f"{verb}@{model}-{category}" for verb in ("train", "evaluate", "export"))
+def _stages(cell: Cell, *, exported: bool) -> tuple[str, ...]:
+    name = f"{cell.model}-{cell.category}"
+    made = (f"train@{name}-{cell.seed}", f"evaluate@{name}-{cell.seed}")
+    return (*made, f"export@{name}") if exported else made
 
 
 def _make(found: Sequence[Unit], processes: "_Processes", console: Console, jobs: int) -> list[tuple[Unit, _Done]]:

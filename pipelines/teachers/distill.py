@@ -14,6 +14,7 @@ maps of its blocks (of 37 x 37 positions for DINOv2) are resized to the network'
 """
 
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ from pipelines.records import Record
 from pipelines.sources.download import ArchiveConfig, acquire
 from pipelines.teachers.config import DistillConfig, PublishedTeacherConfig
 from pipelines.tracking.runs import OpenRun
-from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.checkpoint import Checkpoint, fingerprint
 from pipelines.training.loop import Learner, Schedule, run_steps
 from pipelines.training.weights import named_convolutions, pretrained_backbone, read_state_dict
 from pipelines.training.work import Work
@@ -72,6 +73,7 @@ class TeacherRecord(Record):
     model: str
     settings: dict[str, Any]
     seconds: float | None
+    made_of: str | None = None  # a hash of the settings, the photos and the code, whichever model it is for
 
 
 # --- descriptions ----------------------------------------------------------------------------------------------------
@@ -250,16 +252,39 @@ def distill(
             "data": {"photos": photos.num_photos, "sha256": photos.sha256},
         }
         code = code_of("pipelines/teachers/distill.py")
+        made_of = fingerprint({"config": config.model_dump(), "data": photos.sha256, "device": device.type}, code)
+        if taken := _taken_over(model_name, made_of, project):
+            console.print(f"distill {model_name}: the same as {taken}'s teacher, taken over", highlight=False)
+            shutil.rmtree(work.folder)
+            return
         with work.tracked(settings, code, device, project.root, experiment) as (checkpoint, run):
             module = _fit(config, photos, device, checkpoint, run, console)
             with atomic_folder(project.input_of(model_name, "teacher")) as output:
                 state = {name: value.detach().cpu().contiguous() for name, value in module.network.state_dict().items()}
                 (output / TEACHER_FILE).write_bytes(serialize(state))
                 seconds = round(checkpoint.seconds, 3)
-                record = TeacherRecord(run_id=run.run_id, model=model_name, settings=settings, seconds=seconds)
+                record = TeacherRecord(
+                    run_id=run.run_id, model=model_name, settings=settings, seconds=seconds, made_of=made_of
+                )
                 record.save(output / TEACHER_RECORD)
             run.metrics({"train_seconds": checkpoint.seconds})
             run.file(project.input_of(model_name, "teacher") / TEACHER_FILE, "teacher")
+
+
+def _taken_over(model_name: str, made_of: str, project: Project) -> str | None:
+    """Copy the teacher of another model that was made of the same; gives the other's name, None where there is none."""
+    own = project.input_of(model_name, "teacher")
+    for found in sorted(project.inputs(model_name).parent.glob(f"*/{own.name}/{TEACHER_RECORD}")):
+        if found.parent == own or not found.stat().st_size:  # empty where the model is not in `models`
+            continue
+        record = TeacherRecord.load(found, f"delete {found.parent}")
+        weights = found.with_name(TEACHER_FILE)
+        if record.made_of == made_of and weights.is_file():
+            with atomic_folder(own) as output:
+                shutil.copy(weights, output / TEACHER_FILE)
+                record.save(output / TEACHER_RECORD)
+            return record.model
+    return None
 
 
 def fetch_published(model_name: str, config: PublishedTeacherConfig, project: Project, console: Console) -> None:
@@ -304,6 +329,8 @@ def _fit(
         module.learn_statistics(stream, config.batch_size, console)
         checkpoint.save(0, module, training)
         first_step = 0
+    else:
+        console.print(f"goes on at step {first_step} of {config.steps}, where it was killed", highlight=False)
     schedule = Schedule(config.seed, config.batch_size, first_step, config.steps)
     run_steps(Learner(module, module.losses, training), stream, schedule, checkpoint, run, console)
     return module

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 SEED = "train.seed"  # the setting in which two trainings of the same cell may differ
+MAX_TEXT = 5000  # characters that every store accepts in a tag
 TRAIN_SECONDS = "train_seconds"  # the metric of how long a training took, however often it was killed
 
 _SECTIONS = ("models", "distill", "inputs", "prepare", "train", "data")  # of a run's settings
@@ -30,6 +31,22 @@ def common_settings(settings: Mapping[str, T]) -> dict[str, T]:
     """The settings that can have a common name, under it."""
     found = {common_name(name): value for name, value in settings.items()}
     return {name: value for name, value in found.items() if name is not None}
+
+
+def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """As settings and tags are logged: under dotted names, and no longer than any store takes."""
+    return {name: str(value)[:MAX_TEXT] for name, value in flatten(values).items()}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from pipelines.environment import environment, packages
 from pipelines.errors import StageError
 from pipelines.names import as_key
 from pipelines.paths import Cell
-from pipelines.tracking.records import TRAIN_SECONDS, common_settings
+from pipelines.tracking.records import MAX_TEXT, TRAIN_SECONDS, as_texts, common_settings, flatten
 from pipelines.tracking.run_names import run_name
 from pipelines.tracking.store import (
     RUNS_PER_CALL,
@@ -52,7 +52,6 @@ _LONGEST_METRIC = 250  # characters of a name
 # MLflow's limits for one batch
 _MAX_METRICS_PER_CALL = 1000
 _MAX_PARAMS_PER_CALL = 100
-_MAX_TEXT = 5000  # characters that every store accepts in a tag
 _ENVIRONMENT_TAGS = ("python", "torch", "cpu", "gpu")  # to search by; all of it is logged as a file
 _DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as the run's description
 _POINTS_PER_CALL = 20
@@ -69,7 +68,7 @@ class OpenRun:
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings, nested mappings as dotted names. A run's settings never change, so a resumed run skips them."""
         known = self.client.get_run(self.run_id).data.params
-        new = [Param(name, value) for name, value in _as_texts(values).items() if name not in known]
+        new = [Param(name, value) for name, value in as_texts(values).items() if name not in known]
         for start in range(0, len(new), _MAX_PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, params=new[start : start + _MAX_PARAMS_PER_CALL])
 
@@ -79,7 +78,7 @@ class OpenRun:
         self.params(flat | common_settings(flat))
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        tags = [RunTag(name, value) for name, value in _as_texts(values).items()]
+        tags = [RunTag(name, value) for name, value in as_texts(values).items()]
         self.client.log_batch(self.run_id, tags=tags)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -104,7 +103,7 @@ class OpenRun:
 
     def describe(self, markdown: str) -> None:
         """Say what the run is in words, at the top of its page."""
-        self.client.set_tag(self.run_id, _DESCRIPTION, markdown[:_MAX_TEXT])
+        self.client.set_tag(self.run_id, _DESCRIPTION, markdown[:MAX_TEXT])
 
     def known_tags(self) -> dict[str, str]:
         return dict(self.client.get_run(self.run_id).data.tags)
@@ -202,7 +201,7 @@ def open_run(
         reap(client, experiment_id)
         run_id = run_id if run_id and is_known(client, run_id) else None
         if run_id is None and settings is not None:
-            name = run_name(name, _as_texts(settings), _earlier(client, experiment_id, tags))
+            name = run_name(name, as_texts(settings), _earlier(client, experiment_id, tags))
         # What a cell was trained with and for stays; what a later stage ran with stands beside it.
         origin = {**git_tags(project), **_experiment_tags()}
         origin = {f"latest.{name}" if run_id else name: value for name, value in origin.items()}
@@ -371,19 +370,3 @@ def _sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _as_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """As settings and tags are logged: under dotted names, and no longer than any store takes."""
-    return {name: str(value)[:_MAX_TEXT] for name, value in flatten(values).items()}
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

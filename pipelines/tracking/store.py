@@ -22,6 +22,7 @@ from pipelines.tracking import moved
 from pipelines.tracking.secrets import shown, without_secrets
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
+_FIRST_ANSWER = "4"  # seconds that a server has for it, twice
 RUNS_PER_CALL = 1000  # MLflow's limit for one answer
 STORE_ERRORS = (MlflowException, ParseError, sqlite3.Error)  # the second: JSON of another kind than MLflow's own
 
@@ -69,16 +70,35 @@ def errors_told(uri: str) -> Iterator[None]:
 @contextlib.contextmanager
 def told_at_once(uri: str) -> Iterator[None]:
     """A server that does not answer is asked twice, not for minutes as where hours of training would be lost."""
-    before = os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
+    with _set_for_now(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"), errors_told(uri):
+        yield
+
+
+def require_answer(project: Path) -> None:
+    """Ask a server whether it is there, so that nobody works for it in vain; a local store is not looked at.
+
+    Raises:
+        StageError: it has not answered within a quarter of a minute, or not as an MLflow server does.
+    """
+    uri = tracking_uri(project)
+    if uri.startswith("http"):
+        with _set_for_now(MLFLOW_HTTP_REQUEST_TIMEOUT=_FIRST_ANSWER), told_at_once(uri):
+            mlflow.MlflowClient(uri).search_experiments(max_results=1)
+
+
+@contextlib.contextmanager
+def _set_for_now(**variables: str) -> Iterator[None]:
+    """In the environment, which MLflow looks at with every request."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
-        with errors_told(uri):
-            yield
+        yield
     finally:
-        if before is None:
-            del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
-        else:
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def unusable(uri: str, error: Exception) -> StageError:

@@ -15,46 +15,57 @@ from pipelines.errors import StageError
 from pipelines.lineage import code_of
 from pipelines.paths import INDEX_FILE, Project
 from pipelines.settings.params import Params
+from pipelines.settings.variants import Variant, sentences
+from pipelines.tracking.records import as_texts
 from pipelines.tracking.runs import OpenRun, cell_tags
 from pipelines.training.checkpoint import Checkpoint, state_bytes
 from pipelines.training.inputs import Inputs, find_inputs
 from pipelines.training.loop import Learner, Schedule, run_steps
-from pipelines.training.trained import RunRecord, RunSettings, build, save_trained
+from pipelines.training.trained import OfTraining, RunRecord, RunSettings, build, save_trained
 from pipelines.training.work import Work
 
 _ROUNDING = 2**-21  # relative: four units in the last place of a float32
 
 
 def train(
-    model_name: str, category: str, params: Params, project: Project, device: torch.device, console: Console
+    model_name: str,
+    category: str,
+    params: Params,
+    project: Project,
+    device: torch.device,
+    console: Console,
+    seed: int | None = None,
 ) -> None:
-    """Train one cell and write `models/<model>/<category>.trained`: weights, settings and the MLflow run's id.
+    """Train one cell and write `models/<model>/<category>/seed<seed>.trained`: weights, settings, the MLflow run's id.
 
-    A run that was killed goes on from its last checkpoint and, on the CPU, ends with the same bits.
+    Without a `seed` it is the first of the file. A run that was killed goes on from its last checkpoint and, on the
+    CPU, ends with the same bits.
 
     Raises:
-        ParamsError: no such model or category in the params file.
+        ParamsError: no such model, category or seed in the params file.
         StageError: the category is not prepared, another process is training this cell, or the model cannot work with
             this data or these settings.
         WeightsError: pretrained weights are missing or do not fit.
         TrainingDiverged: a loss is not finite.
     """
     params.check_category(category)
-    config = params.model_config_of(model_name)
+    seed = params.seed_of(seed)
+    config, method = params.model_config_of(model_name), params.method_of(model_name)
     prepared = PreparedData(project.prepared(category), frame_of(config), device)
     data = learnt_from(prepared, config)
-    _require_holdout(model_name, category, data)
+    _require_holdout(model_name, category, MODELS[method].min_holdout, data)
     inputs = find_inputs(model_name, config, project, device)
     settings = RunSettings(
+        method=method,
         models={model_name: config.model_dump()},
         inputs=inputs.version,
         prepare=params.prepare,
-        train=params.train,
+        train=OfTraining(seed=seed),
         data=prepared.version,
     )
-    cell = project.cell(model_name, category, params.train.seed)
-    work = Work(title=f"{model_name} on {category}", run_name=cell.name, folder=cell.work, tags=cell_tags(cell))
-    code = code_of("pipelines/training/train.py", inspect.getfile(MODELS[model_name]))
+    cell = project.cell(model_name, category, seed)
+    work = Work(title=cell.title, run_name=cell.name, folder=cell.work, tags=cell_tags(cell))
+    code = code_of("pipelines/training/train.py", inspect.getfile(MODELS[method]))
     experiment = params.tracking.experiment
     with (
         work.locked(),
@@ -62,13 +73,15 @@ def train(
     ):
         source = project.root / params.data.root / category
         run.dataset(f"{params.data.name}/{category}", data.index.data_sha256, source)
-        run.tags({"data_set": params.data.name, "data_sha256": data.index.data_sha256, "seed": params.train.seed})
+        run.tags({"data_set": params.data.name, "data_sha256": data.index.data_sha256, "seed": seed, "method": method})
+        if variant := _variant(model_name, params):
+            run.tags({"variant": variant})
         run.file(project.prepared(category) / INDEX_FILE, "data")  # which image is in which split
         warnings: list[str] = []
         if warning := inputs.warning(data):
             _warn(warning, warnings, run, console)
         try:
-            model = _fit(inputs, config, params.train.seed, data, device, checkpoint, run, console)
+            model = _fit(inputs, method, config, seed, data, device, checkpoint, run, console)
         except contract.ModelError as error:
             raise StageError(f"{model_name} on {category}: {error}") from error
         record = RunRecord(
@@ -89,6 +102,15 @@ def train(
             _warn(f"{model_name} on {category}: {warning}", warnings, run, console)
         run.metrics(record.metrics())
         run.file(cell.weights, "checkpoint")
+
+
+def _variant(model_name: str, params: Params) -> str | None:
+    """What it has otherwise than the first model of its method, in words; None of the first itself."""
+    models = [
+        Variant(name, params.method_of(name), as_texts(params.model_config_of(name).model_dump()))
+        for name in params.models
+    ]
+    return sentences(models).get(model_name)
 
 
 def _warn(warning: str, before: list[str], run: OpenRun, console: Console) -> None:
@@ -118,9 +140,9 @@ def _predict(model: AnomalyModel, batch: Batch) -> Prediction:
     return model.forward_at(batch.image, batch.region, batch.tile.to(batch.image.device))
 
 
-def _require_holdout(model_name: str, category: str, data: Images) -> None:
+def _require_holdout(model_name: str, category: str, needed: int, data: Images) -> None:
     """Before the first step, since calibration comes after the last. Raises StageError."""
-    found, needed = len(data.rows("holdout")), MODELS[model_name].min_holdout
+    found = len(data.rows("holdout"))
     if found < needed:
         raise StageError(
             f"{model_name} on {category}: calibration needs {needed} or more held-out good images, found {found}; "
@@ -130,6 +152,7 @@ def _require_holdout(model_name: str, category: str, data: Images) -> None:
 
 def _fit(
     inputs: Inputs,
+    method: str,
     config: contract.Config,
     seed: int,
     data: Images,
@@ -138,7 +161,7 @@ def _fit(
     run: OpenRun,
     console: Console,
 ) -> AnomalyModel:
-    model = build(inputs.model_name, config, seed).to(device)
+    model = build(method, config, seed).to(device)
     normals = data.batches("train", config.batch_size)
     total_steps = model.total_steps(len(data.rows("train")))
     training = model.optimizer(total_steps)
@@ -149,6 +172,8 @@ def _fit(
             model.prepare(normals)
         checkpoint.save(0, model, training)
         first_step = 0
+    elif training is not None:
+        console.print(f"goes on at step {first_step} of {total_steps}, where it was killed", highlight=False)
     if training is not None:
         schedule = Schedule(seed, config.batch_size, first_step, total_steps)
         learner = Learner(model, model.losses, training)

@@ -17,17 +17,23 @@ from pipelines.files import atomic_folder
 from pipelines.paths import Cell, Project
 from pipelines.preparation.config import PrepareConfig
 from pipelines.records import Record, reading, refusal
-from pipelines.settings.params import TrainConfig
 from pipelines.training.weights import terms_of
+
+
+class OfTraining(Record):
+    """Of section `train`, what one training is made with."""
+
+    seed: int
 
 
 class RunSettings(Record):
     """All that decides what is trained, but for the code."""
 
+    method: str  # whose code it is; several models of the file may be variants of one
     models: dict[str, dict[str, Any]]  # the hyper-parameters of the one model, under its name
     inputs: dict[str, str]  # hashes of what it learnt from beside normal images
     prepare: PrepareConfig
-    train: TrainConfig
+    train: OfTraining
     data: DataVersion
 
 
@@ -78,8 +84,7 @@ class Trained:
     @property
     def learns_from_defects(self) -> bool:
         """Whether it was trained on real defects, if there were any."""
-        config = MODELS[self.run.model].Config.model_validate(self.run.model_settings)
-        return config.wants.anomalies > 0
+        return self.config.wants.anomalies > 0
 
     @property
     def weights(self) -> list[str]:
@@ -105,10 +110,10 @@ def load_trained(cell: Cell, device: torch.device) -> Trained:
         raise StageError(f"{cell.trained}: no trained model; run {cell.verb('train')} first")
     run = RunRecord.load(cell.run_record, f"run {cell.verb('train')} again")
     try:
-        config = MODELS[cell.model].Config.model_validate(run.model_settings)
+        config = MODELS[run.settings.method].Config.model_validate(run.model_settings)
     except ValidationError as error:
         raise refusal(cell.run_record, error, f"run {cell.verb('train')} again") from None
-    rebuilt = MODELS[cell.model](config.network)
+    rebuilt = MODELS[run.settings.method](config.network)
     with reading(cell.weights, f"run {cell.verb('train')} again"):
         state = load_file(cell.weights)
     try:
@@ -121,10 +126,10 @@ def load_trained(cell: Cell, device: torch.device) -> Trained:
     return Trained(rebuilt.to(device).eval().requires_grad_(False), run, config)
 
 
-def build(model_name: str, config: contract.Config, seed: int) -> AnomalyModel:
+def build(method: str, config: contract.Config, seed: int) -> AnomalyModel:
     """The model with its random parts drawn from `seed`; pretrained parts are still to be loaded."""
     torch.manual_seed(seed)
-    return MODELS[model_name](config.network)
+    return MODELS[method](config.network)
 
 
 def save_trained(model: AnomalyModel, run: RunRecord, cell: Cell) -> None:

@@ -53,7 +53,7 @@ def test_the_graph_is_not_blamed(project, params, console):
         happens(source / PICTURE)
         with pytest.raises(StageError, match=f"^{re.escape(str(source / PICTURE))}: {told}"):
             export("fapm", CATEGORY, params, project)
-        assert not project.cell("fapm", CATEGORY).exported.exists()
+        assert not project.cell("fapm", CATEGORY, 0).exported.exists()
     shutil.copy(project.root / "kept.png", source / PICTURE)  # put back: another date, the same file
     assert export("fapm", CATEGORY, params, project).decisions_changed == 0
 

@@ -42,10 +42,12 @@ def evaluated(project, params, trained):
 
 @pytest.mark.usefixtures("evaluated")
 def test_the_file_reproduces_the_model_and_carries_its_proof(project, params):
-    parity = export("fapm", CATEGORY, params, project)
+    told: list[tuple[int, int]] = []
+    parity = export("fapm", CATEGORY, params, project, lambda done, total: told.append((done, total)))
     assert (parity.num_images, parity.images) == (8, "test images")
+    assert told == [(number, 8) for number in range(1, 9)]
     assert parity.decisions_changed == 0
-    cell = project.cell("fapm", CATEGORY)
+    cell = project.cell("fapm", CATEGORY, 0)
     assert Parity.load(cell.parity, "export again") == parity
     assert {path.name for path in cell.exported.iterdir()} == {"model.onnx", "parity.json"}  # no external data file
     detector = Detector(cell.onnx)
@@ -87,7 +89,7 @@ def test_a_graph_that_differs_is_not_kept(project, params, monkeypatch):
     )
     with pytest.raises(ExportError, match=said):
         export("fapm", CATEGORY, params, project)
-    assert not project.cell("fapm", CATEGORY).exported.exists()
+    assert not project.cell("fapm", CATEGORY, 0).exported.exists()
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -116,17 +118,19 @@ def test_a_flipped_decision_is_refused_whatever_is_allowed(project, monkeypatch)
     values["export"]["max_difference"] = 1e6
     write_params(project.root, values)
     shifted(monkeypatch, lambda x: x * 0)
-    evaluation = Evaluation.load(project.cell("fapm", CATEGORY).evaluation, "evaluate again")
+    evaluation = Evaluation.load(project.cell("fapm", CATEGORY, 0).evaluation, "evaluate again")
     called_defects = evaluation.confusion.true_positives + evaluation.confusion.false_positives
     said = rf"changes {called_defects} of 8 decisions, of test/\S+ first, whose score was \S+ and is 0 \(threshold"
     with pytest.raises(ExportError, match=said):
         export("fapm", CATEGORY, load_checked(project.params), project)
-    assert not project.cell("fapm", CATEGORY).exported.exists()
+    assert not project.cell("fapm", CATEGORY, 0).exported.exists()
 
 
 @pytest.mark.usefixtures("evaluated")
 def test_what_one_file_cannot_hold_is_told_before_it_is_written(project, params, monkeypatch):
-    size = sum(value.nbytes for value in load_trained(project.cell("fapm", CATEGORY), CPU).model.state_dict().values())
+    size = sum(
+        value.nbytes for value in load_trained(project.cell("fapm", CATEGORY, 0), CPU).model.state_dict().values()
+    )
     monkeypatch.setattr(module, "_LARGEST", size // 2)
     monkeypatch.setattr(module.onnx, "save", None)  # would fail
     with pytest.raises(ExportError) as refused:
@@ -135,7 +139,7 @@ def test_what_one_file_cannot_hold_is_told_before_it_is_written(project, params,
         f"fapm on squares: its weights take {size / 2**30:.2f} GiB, and one ONNX file holds at most 2 (protobuf's "
         "limit); lower its coreset_ratio, which its memory grows with, or fit fewer good parts, and train it again"
     )
-    assert not project.cell("fapm", CATEGORY).exported.exists()
+    assert not project.cell("fapm", CATEGORY, 0).exported.exists()
     monkeypatch.undo()
     assert export("fapm", CATEGORY, params, project).decisions_changed == 0
 
@@ -274,7 +278,7 @@ def test_a_file_reads_pictures_by_the_filter_it_was_trained_on(project, console)
     values["models"]["fapm"]["resize"] = "lanczos"
     parity = whole_way(project, CATEGORY, values, console)
     assert parity.input_levels == 0
-    assert Detector(project.cell("fapm", CATEGORY).onnx).card.resize == "lanczos"
+    assert Detector(project.cell("fapm", CATEGORY, 0).onnx).card.resize == "lanczos"
 
 
 def test_a_file_takes_pictures_that_are_no_squares(project, console):
@@ -284,7 +288,7 @@ def test_a_file_takes_pictures_that_are_no_squares(project, console):
     parity = whole_way(project, CATEGORY, values, console)
     assert parity.input_levels == 0
     assert parity.decisions_changed == 0
-    detector = Detector(project.cell("fapm", CATEGORY).onnx)
+    detector = Detector(project.cell("fapm", CATEGORY, 0).onnx)
     assert detector.card.image_size == Size(height=64, width=128)
     assert detector.card.params["models"]["fapm"]["grid"] == {"height": 1, "width": 2}
     anomaly_map, _ = detector(detector.load(next((project.root / "images" / CATEGORY).glob("test/square/*.png"))))

@@ -89,7 +89,7 @@ def test_the_proof_runs_from_the_original_files(project, console, kind):
     parity = export("fapm", CATEGORY, params, project)
     assert (parity.num_images, parity.input_levels, parity.decisions_changed) == (8, 0.0, 0)
 
-    model = project.cell("fapm", CATEGORY).onnx
+    model = project.cell("fapm", CATEGORY, 0).onnx
     detector = Detector(model)
     card = detector.card.to_json()
     assert {name: card[name] for name in settings} == settings

@@ -25,7 +25,7 @@ MODEL, CATEGORY = CARD.model, CARD.category
 def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cell:
     """Exported, in a project that is the working directory."""
     monkeypatch.chdir(tmp_path)
-    return export(Project(Path()).cell(MODEL, CATEGORY), CARD)
+    return export(Project(Path()).cell(MODEL, CATEGORY, 0), CARD)
 
 
 def export(cell: Cell, card: ModelCard) -> Cell:

@@ -40,7 +40,7 @@ def prepared(project, params):
 
 
 def counts_of(project, model):
-    counts = Evaluation.load(project.cell(model, CATEGORY).evaluation, "evaluate again").counts
+    counts = Evaluation.load(project.cell(model, CATEGORY, 0).evaluation, "evaluate again").counts
     return counts.test_images
 
 
@@ -56,12 +56,12 @@ def test_who_is_tested_on_what(project, console):
     for model in ("fapm", "bgad"):
         evaluate(model, CATEGORY, both, project, CPU)
         assert counts_of(project, model) == "4 + 2 (2 apart)"
-        assert not learnt & {image.path for image in read_tested(project.cell(model, CATEGORY).evaluated)}
+        assert not learnt & {image.path for image in read_tested(project.cell(model, CATEGORY, 0).evaluated)}
     others = with_models(project, "fapm", "bgad", learnt_defects="tested_by_others")
     for model, expected in (("fapm", "4 + 4"), ("bgad", "4 + 2 (2 apart)")):
         evaluate(model, CATEGORY, others, project, CPU)
         assert counts_of(project, model) == expected
-    assert learnt < {image.path for image in read_tested(project.cell("fapm", CATEGORY).evaluated)}
+    assert learnt < {image.path for image in read_tested(project.cell("fapm", CATEGORY, 0).evaluated)}
     client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
     tags = {run.data.tags["model"]: run.data.tags for run in runs}

@@ -57,7 +57,7 @@ def negate(path):
 
 
 def evaluation(project):
-    return read_json(project.cell("fapm", CATEGORY).evaluation)
+    return read_json(project.cell("fapm", CATEGORY, 0).evaluation)
 
 
 @pytest.mark.usefixtures("trained")
@@ -65,11 +65,11 @@ def test_an_evaluation_is_written_whole(project, params):
     metrics = evaluate("fapm", CATEGORY, params, project, CPU)
     assert metrics["image_auroc"] == 1.0  # bright squares on noise
     assert metrics["pixel_auroc"] > 0.9
-    folder = project.cell("fapm", CATEGORY).evaluated
+    folder = project.cell("fapm", CATEGORY, 0).evaluated
     figures = {"curves.json", "curves.png", "examples.png", "maps.npz", "panels"}
     assert {path.name for path in folder.iterdir()} == figures | {"evaluation.json", "pixels.npz", "predictions.csv"}
     assert len(list(folder.glob("panels/test/*/*.jpg"))) == 8
-    flat = read_json(project.cell("fapm", CATEGORY).metrics)
+    flat = read_json(project.cell("fapm", CATEGORY, 0).metrics)
     assert flat["image_auroc"] == metrics["image_auroc"]
     assert flat["recall.square"] == evaluation(project)["defects"]["square"]["recall"]
     with (folder / "predictions.csv").open(newline="") as file:
@@ -92,7 +92,7 @@ def test_groups_of_good_parts_are_told_apart(project, console, monkeypatch):
     monkeypatch.setattr(module, "cross_fit", lambda _, groups, batches: cross_fitted.append(groups) or iter(()))
     evaluated_anew(project, params, console)
     index = {image["path"]: image["group"] for image in read_json(project.prepared(CATEGORY) / "index.json")["images"]}
-    rows = read_predictions(project.cell("fapm", CATEGORY).evaluated)
+    rows = read_predictions(project.cell("fapm", CATEGORY, 0).evaluated)
     assert {row.path: row.group for row in rows} == {row.path: index[row.path] for row in rows}
     found = evaluation(project)["groups"]
     held_out = {group["name"] for group in found["groups"] if group["held_out"]}
@@ -121,7 +121,7 @@ def test_an_evaluation_says_how_sure_it_is_and_of_which_images(project, params):
     assert found["intervals"]["image_auroc"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
     assert found["defects"]["square"]["recall_interval"] == [pytest.approx(0.025 ** (1 / 4)), 1.0]
     assert found["data_set"] == "images"
-    cell = project.cell("fapm", CATEGORY)
+    cell = project.cell("fapm", CATEGORY, 0)
     again = read_outcome(cell.evaluated, Evaluation.load(cell.evaluation, "run it again"), "fapm")
     assert again.test_set.pixels_sha256 == found["pixels_sha256"]
     assert again.pixels.normal.sum() + again.pixels.anomalous.sum() == 8 * 64 * 64
@@ -182,14 +182,14 @@ def sixth_trained(sixth_model, project, console):
 def held_out_scores(project, model):
     return {
         image.path: image.score
-        for image in read_predictions(project.cell(model, CATEGORY).evaluated)
+        for image in read_predictions(project.cell(model, CATEGORY, 0).evaluated)
         if image.split == "holdout"
     }
 
 
 def test_what_calibrates_a_model_does_not_set_its_threshold(project, sixth_model, sixth_trained):
     """The sixth model's scale is the largest distance: the held-out parts score 1 at most where they set it."""
-    cell = project.cell(sixth_model, CATEGORY)
+    cell = project.cell(sixth_model, CATEGORY, 0)
     weights = cell.weights.read_bytes()
     evaluate(sixth_model, CATEGORY, sixth_trained, project, CPU)
     assert cell.weights.read_bytes() == weights
@@ -218,7 +218,7 @@ def test_too_few_held_out_parts_to_cross_fit_promise_nothing(project, sixth_mode
     params = load_checked(project.params)
     params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"false_alarm_rate": 0.5})})
     evaluate(sixth_model, CATEGORY, params, project, CPU)
-    found = read_json(project.cell(sixth_model, CATEGORY).evaluation)
+    found = read_json(project.cell(sixth_model, CATEGORY, 0).evaluation)
     assert found["protocol"]["threshold_from"] == "held-out good parts, too few to cross-fit what they calibrate"
     assert found["threshold"]["attainable"] is False
     assert found["threshold"]["num_images_needed"] == 4
@@ -233,7 +233,7 @@ def test_where_all_good_parts_are_learnt_from_each_is_scored_by_a_model_of_the_o
     assert (found["counts"]["train"], found["counts"]["holdout"]) == (12, 0)
     assert (found["threshold"]["num_images"], found["threshold"]["expected_rate"]) == (12, pytest.approx(2 / 13))
     assert found["protocol"]["threshold_from"] == "good parts, each scored by a model of the other folds"
-    trained = load_trained(project.cell("fapm", CATEGORY), CPU)
+    trained = load_trained(project.cell("fapm", CATEGORY, 0), CPU)
     data = trained.data(project, CPU)
     rows = data.rows("train")
     others = [row for row in rows if data.index.images[row].fold != 0]
@@ -241,7 +241,7 @@ def test_where_all_good_parts_are_learnt_from_each_is_scored_by_a_model_of_the_o
     own = float(trained.model(data.batch([first]).image).score)
     trained.model.prepare([data.batch(others)])
     score = float(trained.model(data.batch([first]).image).score)
-    scores = {row.path: row.score for row in read_predictions(project.cell("fapm", CATEGORY).evaluated)}
+    scores = {row.path: row.score for row in read_predictions(project.cell("fapm", CATEGORY, 0).evaluated)}
     assert scores[data.index.images[first].path] == pytest.approx(score, rel=1e-4)
     assert own < 0.9 * score  # it is in the memory of the model that ships
 

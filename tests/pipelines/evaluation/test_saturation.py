@@ -219,7 +219,7 @@ def test_a_category_of_loco_has_spro_in_place_of_aupro(project, console, resolut
     assert 0 < metrics["spro_05"] <= 1
     assert 0 <= metrics["pixel_f1"] <= metrics["pixel_f1_max"]
     assert not metrics.keys() & {"aupro_30", "aupro_05"}
-    cell = project.cell("fapm", CATEGORY)
+    cell = project.cell("fapm", CATEGORY, 0)
     assert read_json(cell.metrics)["spro_05"] == metrics["spro_05"]
     evaluation = Evaluation.load(cell.evaluation, "again")
     assert set(evaluation.intervals) >= {"spro_05", "pixel_f1"}
@@ -237,7 +237,7 @@ def put_mixed(project):
     """Two models on a category with AUPRO, and on one that has sPRO in its place."""
     for model, auroc in (("a", 0.98), ("b", 0.75)):
         put(project, model, "nut", auroc=auroc)
-        folder = project.cell(model, "my bolt").evaluated
+        folder = project.cell(model, "my bolt", 0).evaluated
         found = put(project, model, "my bolt", auroc=auroc, seed=1)
         spro = found.metrics["aupro_05"]
         metrics = {name: value for name, value in found.metrics.items() if not name.startswith("aupro")}
@@ -275,7 +275,7 @@ def test_a_category_without_masks_still_leaves_no_average(project):
     put(project, "a", "my bolt", masks=False)
     cells = [
         measure(read_outcome(folder, Evaluation.load(folder / "evaluation.json", "again"), "a"), 20)
-        for folder in (project.cell("a", "nut").evaluated, project.cell("a", "my bolt").evaluated)
+        for folder in (project.cell("a", "nut", 0).evaluated, project.cell("a", "my bolt", 0).evaluated)
     ]
     row = average(cells)
     assert not row.values.keys() & {"aupro_30", "spro_05", "pixel_f1"}

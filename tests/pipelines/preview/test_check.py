@@ -25,8 +25,8 @@ def test_models_need_not_be_checked(tmp_path: Path) -> None:
 
 
 def test_without_its_models_the_rest_is_still_checked(tmp_path: Path) -> None:
-    assert problems_of(load_params, tmp_path, {"models.fapm.crop": 512, "train.seed": -1}) == [
-        "train.seed = -1: Input should be greater than or equal to 0"
+    assert problems_of(load_params, tmp_path, {"models.fapm.crop": 512, "train.seeds": [-1]}) == [
+        "train.seeds.0 = -1: Input should be greater than or equal to 0"
     ]
 
 
@@ -38,7 +38,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
         ("\n  - gear", "\n  - Fabric"),
         ("    - gear", "    - gaer"),
         ("  holdout: 0.25", "  holdout: 1.5"),
-        ("train:\n  seed: 0", "train:\n  seed: -1"),
+        ("the first is exported\n  seeds:\n  - 0", "the first is exported\n  seeds:\n  - -1"),
         ("prepared # or", "prepard # or"),
         ("opset: 18", "opset: 9"),
         ("max_difference: 0.01", "max_difference: 0,01"),
@@ -65,7 +65,7 @@ def test_every_problem_is_listed_at_once(tmp_path: Path) -> None:
   data.categories = ['fabric', 'Fabric']: 'fabric' and 'Fabric' are the same folder where case is ignored: rename one
   data.roots = 'data/demo': unknown key (did you mean 'root'?)
   prepare.holdout = 1.5: Input should be less than 1
-  train.seed = -1: Input should be greater than or equal to 0
+  train.seeds.0 = -1: Input should be greater than or equal to 0
   evaluate.resolution = 'prepard': Input should be 'prepared' or 'native'
   export.opset = 9: Input should be greater than or equal to 18
   export.max_difference = '0,01': Input should be a valid number
@@ -115,6 +115,80 @@ def test_what_is_said_of_models(tmp_path: Path, changes: dict[str, Any], expecte
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True)), found
 
 
+WIDE = changed({})["models"]["fapm"] | {"method": "fapm", "grid": 8}
+
+
+def test_a_method_may_have_variants(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed({"models.fapm_wide": WIDE})))
+    params = load_checked(path)
+    assert {name: params.method_of(name) for name in params.models} == {"fapm": "fapm", "fapm_wide": "fapm"}
+    assert [str(params.model_config_of(name).grid) for name in params.models] == ["4", "8"]
+    write_checked(params, Project(tmp_path))
+    told = (tmp_path / "checked" / "models" / "fapm_wide.txt").read_text()
+    assert told.startswith("method: fapm\nadaptive_ratio: 2\n")
+    assert "\ngrid: 8\n" in told
+    assert "  anomaly_models/fapm.py\n" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"models.wide": WIDE | {"method": "fap"}},
+            "models.wide.method = 'fap': unknown (did you mean 'fapm'?); known: ",
+        ),
+        ({"models.wide": WIDE | {"method": 3}}, "models.wide.method = '3': unknown; known: adfa, "),
+        ({"models.wide": WIDE | {"gird": 8}}, "models.wide.gird = 8: unknown key (did you mean 'grid'?)"),
+        ({"models.adfa": WIDE}, "models.adfa.method = 'fapm': adfa is a method's own name; call the variant otherwise"),
+        ({"models.fapm-wide": WIDE}, "models.fapm-wide: a variant's name has small letters, digits and underscores"),
+        ({"models.Fapm": WIDE}, "models.Fapm: a variant's name has small letters"),
+        ({"models.../x": WIDE}, "models.../x: a variant's name has small letters"),
+        ({"models.logs": WIDE}, "models.logs: a variant's name has small letters"),
+        ({"models.wide": {"grid": 8}}, "models.wide: unknown model; known: "),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    values = changed({})
+    for key, section in changes.items():
+        values["models"][key.removeprefix("models.")] = section
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ParamsError) as caught:
+        load_checked(tmp_path / "params.yaml")
+    _, problem = str(caught.value).split("\n")
+    assert problem.strip().startswith(expected)
+
+
+def test_a_teacher_is_the_variants_own(tmp_path: Path) -> None:
+    """DVC looks for what is made for a model in the folder of its name."""
+    values = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    teacher = values["models"]["efficient_ad"]["teacher"]
+    values["models"]["wide"] = values["models"]["efficient_ad"] | {"method": "efficient_ad"}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(
+        ParamsError, match=f"models.wide.teacher = '{teacher}': another model's, .* name pretrained/wide/"
+    ):
+        load_checked(path)
+    values["models"]["wide"]["teacher"] = teacher.replace("/efficient_ad/", "/wide/")
+    values["distill"]["wide"] = values["distill"]["efficient_ad"]
+    path.write_text(yaml.safe_dump(values))
+    assert load_checked(path).method_of("wide") == "efficient_ad"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        ([], "train.seeds = []: List should have at least 1 item"),
+        ([0, 0], "train.seeds = [0, 0]: each seed once"),
+        (0, "train.seeds = 0: Input should be a valid list"),
+    ],
+)
+def test_seeds_that_cannot_be(tmp_path: Path, seeds: Any, expected: str) -> None:
+    (found,) = problems_of(load_params, tmp_path, {"train.seeds": seeds})
+    assert found.startswith(expected)
+
+
 @pytest.mark.parametrize("preset", ["demo", "folder", "mvtec_ad"])
 @pytest.mark.parametrize("kept", ["fapm", "bgad"])
 def test_a_model_can_leave_models_alone(tmp_path: Path, preset: str, kept: str) -> None:
@@ -151,12 +225,15 @@ def test_what_dvc_is_told(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(changed({})))
     write_checked(load_checked(path), Project(tmp_path))
-    told = {file.name: file.read_text() for file in (tmp_path / "checked").glob("*.txt")}
-    assert told.pop("params.txt") == "params.yaml is in order\n"
-    assert told.pop("fapm.txt") == "in models\n"
-    assert told.pop("frames.txt") == "fapm sees 256 (bilinear)\n"
-    assert set(told.values()) == {"not in models\n"}
-    assert set(told) == {"adfa.txt", "bgad.txt", "diffusion_ad.txt", "efficient_ad.txt"}
+    checked = tmp_path / "checked"
+    assert {file.name: file.read_text() for file in checked.glob("*.txt")} == {
+        "params.txt": "params.yaml is in order\n",
+        "frames.txt": "fapm sees 256 (bilinear)\n",
+    }
+    told = {file.stem: file.read_text() for file in (checked / "in_models").iterdir()}
+    assert told.pop("fapm") == "in models\n"
+    assert told == dict.fromkeys(("adfa", "bgad", "diffusion_ad", "efficient_ad"), "not in models\n")
+    assert [file.name for file in (checked / "models").iterdir()] == ["fapm.txt"]
     assert list((tmp_path / "pretrained").iterdir()) == [tmp_path / "pretrained" / "fapm"]  # what `train` depends on
 
 

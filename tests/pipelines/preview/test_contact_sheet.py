@@ -60,7 +60,7 @@ def defects_of(project):
     config = params.model_config_of("diffusion_ad")
     data = PreparedData(project.prepared(CATEGORY), Frame(Size.square(SIZE), "bilinear", "stretch"), CPU)
     batches = find_inputs("diffusion_ad", config, project, CPU).added_to(data)
-    return training_defects(batches, config.wants.synthesis, config.batch_size, params.train.seed)
+    return training_defects(batches, config.wants.synthesis, config.batch_size, params.seed)
 
 
 @pytest.mark.parametrize("surface", [True, False])

@@ -32,8 +32,8 @@ def log_run(
 ) -> str:
     """A run as `train`, `evaluate` and `latency` leave it."""
     evaluation = put_evaluation(folder, model, category, auroc=auroc, seed=seed, good=60, defect=60, **changes)
-    with runs.cell_run(Cell(root, model, category), "tests", None) as run:
-        run.settings({"train": {"seed": seed}, "models": {model: evaluation.settings}})
+    with runs.cell_run(Cell(root, model, category, seed), "tests", None) as run:
+        run.settings({"method": model, "train": {"seed": seed}, "models": {model: evaluation.settings}})
         run.metrics(evaluation.known)
         run.metrics({"latency.total.p50": 12.5, "onnx_megabytes": 20.0})
         for path in folder.iterdir():
@@ -199,7 +199,7 @@ def test_a_fresh_project_has_no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_run_of_another_version_says_what_to_do(root: Path, tmp_path: Path) -> None:
-    with runs.cell_run(Cell(root, "ancient", "nut"), "tests", None) as run:
+    with runs.cell_run(Cell(root, "ancient", "nut", 0), "tests", None) as run:
         run.metrics({"threshold": 1.0, "image_auroc": 0.9})
     message = rf"^run {run.run_id} \(ancient on nut\): holds no evaluation/predictions.csv; "
     with pytest.raises(StageError, match=message):
@@ -207,7 +207,7 @@ def test_a_run_of_another_version_says_what_to_do(root: Path, tmp_path: Path) ->
 
 
 def test_nothing_evaluated_yet(root: Path, tmp_path: Path) -> None:
-    with runs.cell_run(Cell(root, "fapm", "nut"), "empty", None):
+    with runs.cell_run(Cell(root, "fapm", "nut", 0), "empty", None):
         pass
     with pytest.raises(StageError, match=r"^experiment 'empty': no run has been evaluated yet; run `dvc repro`$"):
         compare_runs(root, "empty", "model", None, (), 50, Console(quiet=True))

@@ -33,7 +33,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def gallery_of(project: Project) -> CategoryGallery:
-    return CategoryGallery(project.prepared("nut"), {model: project.cell(model, "nut").evaluated for model in "ab"})
+    return CategoryGallery(project.prepared("nut"), {model: project.cell(model, "nut", 0).evaluated for model in "ab"})
 
 
 def decoded(uri: str | None) -> np.ndarray:
@@ -64,7 +64,7 @@ def test_inputs_and_masks_are_shared_and_each_model_has_its_map(project: Project
 
 def test_maps_follow_their_images(project: Project) -> None:
     pictures = gallery_of(project).pictures(FINE)
-    kept = KeptMaps.load(project.cell("b", "nut").evaluated)
+    kept = KeptMaps.load(project.cell("b", "nut", 0).evaluated)
     # the highest value is the score over its threshold; the scale ends at twice the threshold
     for place, row, peak in ((0, 2, 1.5), (1, 1, 0.6), (2, 0, 0.75)):
         levels = decoded(pictures.maps["b"][place])

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import tiny_params, write_params
 from drawn_cells import THRESHOLDS, picture, write_evaluation
 from made_up import scored_image
 from PIL import Image
@@ -64,7 +65,7 @@ def frames(path: Path) -> list[tuple[np.ndarray, int]]:
 
 
 def test_each_part_alone_then_the_answer_then_the_truth(project: Project, tmp_path: Path) -> None:
-    path = write_gif(project, "fapm", "squares", tmp_path / "new" / "demo.gif")
+    path = write_gif(project.cell("fapm", "squares", 0), tmp_path / "new" / "demo.gif")
     found = frames(path)
     assert [milliseconds for _, milliseconds in found] == [500, 500, 1000] * 3
     assert all(frame.shape[1] == 1000 for frame, _ in found)
@@ -83,14 +84,15 @@ def test_each_part_alone_then_the_answer_then_the_truth(project: Project, tmp_pa
 def test_nothing_evaluated(tmp_path: Path) -> None:
     project = Project(tmp_path)
     with pytest.raises(StageError) as caught:
-        write_gif(project, "fapm", "gear", tmp_path / "demo.gif")
-    folder = project.cell("fapm", "gear").evaluated
+        write_gif(project.cell("fapm", "gear", 0), tmp_path / "demo.gif")
+    folder = project.cell("fapm", "gear", 0).evaluated
     assert str(caught.value) == f"{folder}: no pictures of test images; run `blemish evaluate fapm gear` first"
     assert not (tmp_path / "demo.gif").exists()
 
 
 def test_the_verb(project: Project, blemish: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.root)
+    write_params(project.root, tiny_params())
     outcome = blemish("gif", "fapm", "squares")
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith("animations/fapm/squares.gif: 0.")

@@ -31,7 +31,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def write(project: Project, smaller: int = SMALL, originals: Originals | None = None) -> LargePictures:
-    gallery = CategoryGallery(project.prepared("nut"), {"fapm": project.cell("fapm", "nut").evaluated})
+    gallery = CategoryGallery(project.prepared("nut"), {"fapm": project.cell("fapm", "nut", 0).evaluated})
     originals = originals or Originals(project.root / "parts", READING)
     return write_large(gallery, originals, project.root / "new", project.reports, smaller)
 

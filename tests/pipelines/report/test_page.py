@@ -301,7 +301,7 @@ def test_a_threshold_that_promises_too_much_says_so(project: Project) -> None:
 def test_names_cannot_become_code(tmp_path: Path) -> None:
     project = Project(tmp_path)
     write_cells(project, ["fapm"], ["nut"])
-    predictions = project.cell("fapm", "nut").predictions
+    predictions = project.cell("fapm", "nut", 0).predictions
     predictions.write_text(predictions.read_text(encoding="utf-8").replace(",cut,", f',"{HOSTILE}",'), encoding="utf-8")
     summary = summary_of(["fapm"], ["nut"])
     summary["data_set"] = HOSTILE
@@ -324,7 +324,7 @@ def test_a_hostile_category_is_escaped_in_text_and_address(project: Project) -> 
     summary["categories"] = [name]
     summary["cells"][0]["category"] = name
     summary["champions"] = {}
-    for folder_of in (lambda category: project.cell("fapm", category).evaluated, project.prepared):
+    for folder_of in (lambda category: project.cell("fapm", category, 0).evaluated, project.prepared):
         folder_of(name).parent.mkdir(parents=True)
         folder_of("nut").rename(folder_of(name))
     text = written(project, summary)

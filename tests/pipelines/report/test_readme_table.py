@@ -56,7 +56,7 @@ def test_several_seeds_show_their_spread_below() -> None:
     _, text, _ = re.split("<!-- /?results:demo_2 -->", with_tables(README, "demo_2", read_summary(content))[0])
     table, note, seeds = text.strip().split("\n\n")
     assert table == TABLE
-    assert "train.seed" in note
+    assert "train.seeds" in note
     assert "| a | nut | 0, 1 | 97.5 ± 0.4 |" in seeds
 
 

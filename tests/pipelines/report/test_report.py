@@ -35,7 +35,7 @@ def write_latency(project: Project, model: str, category: str, network: float = 
     slow = {"p50": network, "p95": 2 * network, "p99": 3 * network}
     parts = {"decode": fast, "resize": fast, "network": slow, "postprocess": fast, "total": slow}
     found = {"threads": threads, "milliseconds": parts, "throughput": {"batch_size": 8, "images_per_second": 55.24}}
-    write_json(project.cell(model, category).latency, LATENCY | found)
+    write_json(project.cell(model, category, 0).latency, LATENCY | found)
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_each_category_has_its_champion(project: Project, monkeypatch: pytest.Mo
 
 
 def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
-    project.cell("a", "my bolt").examples.touch()
+    project.cell("a", "my bolt", 0).examples.touch()
     path = report(BOTH, project)
     assert path == project.root / "reports" / "report.md"
     names = ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json")
@@ -263,7 +263,7 @@ def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str
     assert "## Who is best" in text
     assert text.count("![examples](") == 1
     # a name with a space would end the link
-    assert "![examples](../evaluations/a/my%20bolt/examples.png)" in text
+    assert "![examples](../evaluations/a/my%20bolt/seed0/examples.png)" in text
     assert {file.name for file in (project.reports / "tables").iterdir()} == {
         f"{metric}.{kind}"
         for metric in ("image_auroc", "pixel_auroc", "pixel_f1", "pixel_f1_max", "aupro_30")
@@ -319,17 +319,17 @@ def test_results_are_printed_with_what_to_do_next(project: Project, runs: list[t
     assert "my bolt" in text
     assert "30+40" in text
     assert "Image AUROC: a beats b by " in text
-    assert f"blemish predict {project.cell('a', 'nut').onnx} IMAGE_OR_FOLDER" in text
+    assert f"blemish predict {project.cell('a', 'nut', 0).onnx} IMAGE_OR_FOLDER" in text
     assert len(runs) == 1
 
 
 @pytest.mark.usefixtures("runs")
 def test_results_lead_to_the_best_model(project: Project) -> None:
     for category in ("nut", "my bolt"):
-        project.cell("a", category).examples.touch()
+        project.cell("a", category, 0).examples.touch()
     report(params_of(["b", "a"], ["my bolt", "nut"]), project)
     text = printed(project, width=200)
-    first = project.cell("a", "my bolt")
+    first = project.cell("a", "my bolt", 0)
     assert f"Defects found:       {first.examples}" in text
     assert f"blemish predict {first.onnx} IMAGE_OR_FOLDER" in text
     cells = [cell for cell in Summary.of(project).cells if cell.model == "a"]
@@ -355,7 +355,7 @@ def test_the_promise_stands_beside_the_false_alarms(project: Project, runs: list
 
 
 def test_what_the_report_lacks_is_told_everywhere(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
-    Refusal(verb="train", reason="a loss that is not finite").save(project.cell("a", "nut").refusal)
+    Refusal(verb="train", reason="a loss that is not finite").save(project.cell("a", "nut", 0).refusal)
     report(BOTH, project)
     told = "Not in this report: a on nut: refused by train: a loss that is not finite"
     assert told in printed(project)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from drawn_cells import LATENCY
-from made_up import BOTH, params_of, put, put_both
+from made_up import BOTH, params_of, put, put_both, put_evaluation
 
 from pipelines.deployment.records import Latency
 from pipelines.errors import StageError
@@ -11,7 +11,7 @@ from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import write_json
 from pipelines.paths import Project
 from pipelines.refusals import Refusal
-from pipelines.report.markdown import absences
+from pipelines.report.markdown import absences, over_seeds
 from pipelines.report.summary import Summary, Tracking, summarise
 from pipelines.tracking.pages import Pages
 from pipelines.tracking.records import CellRun
@@ -71,7 +71,7 @@ def test_without_defects_the_fewest_false_alarms_come_first(project: Project) ->
     for model, alarms in (("a", 4), ("b", 1)):
         evaluation = put(project, model, "nut", good=30, defect=0)
         evaluation = evaluation.model_copy(update={"metrics": evaluation.metrics | {"false_alarms": alarms / 30}})
-        evaluation.save(project.cell(model, "nut").evaluation)
+        evaluation.save(project.cell(model, "nut", 0).evaluation)
     summary = summarise(params_of(["a", "b"], ["nut"]), project)
     assert summary.rows["a", "nut"].metrics["image_auroc"] is None
     assert summary.best_first() == summary.best_first("nut") == list(summary.models) == ["b", "a"]
@@ -109,7 +109,7 @@ def test_a_cell_that_is_not_evaluated_is_named(project: Project) -> None:
 
 def test_a_cell_that_was_refused_leaves_the_others_as_they_are(project: Project) -> None:
     whole = summarise(BOTH, project)
-    Refusal(verb="train", reason="a loss that is not finite").save(project.cell("a", "nut").refusal)
+    Refusal(verb="train", reason="a loss that is not finite").save(project.cell("a", "nut", 0).refusal)
     summary = summarise(BOTH, project)
     assert [cell.text for cell in summary.absent] == ["a on nut: refused by train: a loss that is not finite"]
     places = [("b", "nut"), ("b", "my bolt"), ("a", "my bolt")]  # whoever lacks a category comes last
@@ -129,7 +129,7 @@ def test_a_cell_that_was_refused_leaves_the_others_as_they_are(project: Project)
 
 def test_a_cell_that_was_not_exported_keeps_its_figures(project: Project) -> None:
     whole = summarise(BOTH, project)
-    Refusal(verb="export", reason="the graph differs").save(project.cell("a", "nut").refusal)
+    Refusal(verb="export", reason="the graph differs").save(project.cell("a", "nut", 0).refusal)
     summary = summarise(BOTH, project)
     assert (summary.cells, summary.averages) == (whole.cells, whole.averages)
     assert [cell.text for cell in summary.absent] == ["a on nut: refused by export: the graph differs"]
@@ -150,8 +150,8 @@ def test_what_all_models_or_categories_need_and_lack(project: Project) -> None:
 
 
 def test_an_evaluation_of_an_earlier_training_is_not_shown(project: Project) -> None:
-    cell = project.cell("a", "nut")
-    write_json(cell.run_record, {"run_id": evaluation_of(project, "nut").run_id})
+    cell = project.cell("a", "nut", 0)
+    write_json(cell.run_record, {"run_id": evaluation_of(project, "nut").run_id, "settings": {"train": {"seed": 0}}})
     assert summarise(BOTH, project).absent == ()
     write_json(cell.run_record, {"run_id": "later"})
     (absent,) = summarise(BOTH, project).absent
@@ -159,7 +159,7 @@ def test_an_evaluation_of_an_earlier_training_is_not_shown(project: Project) -> 
 
 
 def test_what_a_model_costs(project: Project) -> None:
-    cell = project.cell("a", "nut")
+    cell = project.cell("a", "nut", 0)
     cell.exported.mkdir(parents=True)
     cell.onnx.write_bytes(bytes(1_234_567))
     write_json(cell.latency, LATENCY)
@@ -205,7 +205,7 @@ def test_models_tested_on_different_images_have_no_champion(project: Project) ->
 
 
 def evaluation_of(project: Project, category: str) -> Evaluation:
-    return Evaluation.load(project.cell("a", category).evaluation, "evaluate again")
+    return Evaluation.load(project.cell("a", category, 0).evaluation, "evaluate again")
 
 
 def run_of(evaluation: Evaluation, seed: int, **metrics: float) -> CellRun:
@@ -234,6 +234,43 @@ def test_several_seeds_are_a_mean_and_a_spread(project: Project) -> None:
 
     assert p(alone) <= 0.05
     assert p(summary) > 0.1  # a tenth between two seeds says little of a third
+
+
+def test_the_seeds_of_the_file_need_no_store(project: Project) -> None:
+    """What is shown is the first seed's; one that is not there is named, and the others tell the spread."""
+    params = BOTH.model_copy(update={"train": BOTH.train.model_copy(update={"seeds": [0, 1, 2]})})
+    for model, auroc in (("a", 0.9), ("b", 0.7)):
+        for category in BOTH.data.categories:
+            for seed in (0, 1):
+                cell = project.cell(model, category, seed)
+                if seed:
+                    put_evaluation(cell.evaluated, model, category, auroc=auroc, seed=seed)
+                run_id = Evaluation.load(cell.evaluation, "").run_id
+                settings = {"method": model, "models": {model: {"grid": 8}}, "train": {"seed": seed}}
+                write_json(cell.run_record, {"run_id": run_id, "settings": settings})
+    summary = summarise(params, project)
+    assert [(row.model, row.seeds.seeds) for row in summary.averages] == [("a", (0, 1)), ("b", (0, 1))]
+    assert {cell.seed for cell in summary.cells} == {0}
+    values = [Evaluation.load(project.cell("a", "nut", seed).evaluation, "").known["image_auroc"] for seed in (0, 1)]
+    assert summary.rows["a", "nut"].seeds.metrics["image_auroc"].values == pytest.approx(values, abs=1e-6)
+    assert [cell.text.partition(";")[0] for cell in summary.absent] == [
+        f"{model} on {category}, seed 2: not evaluated" for model, category in params.cells()
+    ]
+    assert summary.rows["a", "average"].metrics["image_auroc"] is not None
+    (told,) = over_seeds(summary)
+    assert told.startswith("Image AUROC over seeds 0, 1: a ")
+    other = params.model_copy(update={"train": params.train.model_copy(update={"seeds": [1, 0]})})
+    assert {cell.seed for cell in summarise(other, project).cells} == {1}
+
+
+def test_a_run_with_other_settings_is_no_other_seed_of_it(project: Project) -> None:
+    params = BOTH.model_copy(update={"train": BOTH.train.model_copy(update={"seeds": [0, 1]})})
+    put_evaluation(project.cell("a", "nut", 1).evaluated, "a", "nut", auroc=0.9, seed=1)
+    for seed, grid in ((0, 8), (1, 4)):
+        cell = project.cell("a", "nut", seed)
+        settings = {"method": "a", "models": {"a": {"grid": grid}}, "train": {"seed": seed}}
+        write_json(cell.run_record, {"run_id": Evaluation.load(cell.evaluation, "").run_id, "settings": settings})
+    assert summarise(params, project).rows["a", "nut"].seeds is None
 
 
 def test_links_to_the_runs_that_the_store_has(project: Project) -> None:

@@ -7,25 +7,17 @@ from typing import Any
 import pytest
 import yaml
 
-from anomaly_models import MODELS
+from pipelines import lineage
 from pipelines.errors import ParamsError, StageError
-from pipelines.files import file_sha256
 from pipelines.lineage import ROOT
 from pipelines.paths import Project
+from pipelines.preview import check
 from pipelines.preview.check import load_checked, write_checked
-from pipelines.settings import new_project
-from pipelines.settings.new_project import begin, dvc_yaml, write_code
+from pipelines.settings.new_project import begin, dvc_yaml
 from pipelines.settings.presets import PRESETS
 
 OURS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 MADE: dict[str, dict[str, Any]] = yaml.safe_load(dvc_yaml())
-CODE, TOLD = ("anomaly_models/", "pipelines/"), "checked/code/"
-
-
-def without(stage: dict[str, Any], *beginnings: str) -> dict[str, Any]:
-    """A stage that depends on none of these, does not say how it is called, nor whether it runs always."""
-    kept = [dep for dep in stage["deps"] if not dep.startswith(beginnings)]
-    return {key: value for key, value in stage.items() if key not in ("cmd", "always_changed")} | {"deps": kept}
 
 
 def test_the_stages_are_the_repositorys_but_for_code_and_command() -> None:
@@ -34,23 +26,12 @@ def test_the_stages_are_the_repositorys_but_for_code_and_command() -> None:
         key: value for key, value in OURS.items() if key != "stages"
     }
     for name, stage in MADE["stages"].items():
-        assert without(stage, TOLD) == without(OURS["stages"][name], *CODE), name
-        assert stage["cmd"] == OURS["stages"][name]["cmd"].replace("python cli.py", "blemish")
-    assert [name for name, stage in MADE["stages"].items() if "always_changed" in stage] == ["check"]
+        ours = OURS["stages"][name]
+        expected = ours | {"cmd": ours["cmd"].replace("python cli.py", "blemish")}
+        if name == "check":
+            expected |= {"deps": ["params.yaml"], "always_changed": True}
+        assert stage == expected, name
     assert "cli.py" not in dvc_yaml()
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_what_check_tells_of_the_code_is_what_the_repositorys_stages_depend_on(tmp_path: Path, model: str) -> None:
-    write_code(tmp_path / "code")
-    for name, stage in MADE["stages"].items():
-        told = [dep.removeprefix(TOLD).replace("${item.model}", model) for dep in stage["deps"] if TOLD in dep]
-        lines = [line for file in told for line in (tmp_path / "code" / file).read_text().splitlines()]
-        named = [ROOT / dep.replace("${item.model}", model) for dep in OURS["stages"][name]["deps"] if CODE[1] in dep]
-        named += [ROOT / dep.replace("${item.model}", model) for dep in OURS["stages"][name]["deps"] if CODE[0] in dep]
-        files = {file for path in named for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()}
-        files = {file for file in files if file.suffix != ".pyc"}
-        assert set(lines) == {f"{file_sha256(file)}  {file.relative_to(ROOT).as_posix()}" for file in files}, name
 
 
 @pytest.fixture
@@ -59,41 +40,41 @@ def other_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "other"
     for name in ("anomaly_models", "pipelines"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(new_project, "ROOT", root)
+    monkeypatch.setattr(lineage, "ROOT", root)
+    monkeypatch.setattr(check, "ROOT", root)
     return root
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ("anomaly_models/fapm.py", {"models/fapm.txt"}),
-        ("pipelines/report/templates/report.css", {"report.txt"}),
-        ("pipelines/teachers/distill.py", {"distill.txt"}),
-        ("pipelines/deployment/records.py", {"export.txt", "latency.txt", "report.txt"}),
+        ("anomaly_models/fapm.py", {"models/fapm.txt", "models/fapm_wide.txt"}),
+        ("anomaly_models/common/wiener.py", {"models/diffusion_ad.txt"}),
+        ("pipelines/report/templates/report.css", {"stages/report.txt"}),
+        ("pipelines/teachers/distill.py", {"stages/distill.txt"}),
+        ("pipelines/deployment/records.py", {f"stages/{name}.txt" for name in ("export", "latency", "report")}),
+        ("pipelines/training/loop.py", {"stages/train.txt", "stages/distill.txt"}),
         ("pipelines/settings/presets.py", set()),
     ],
 )
 def test_only_what_depends_on_changed_code_is_told_of(
     tmp_path: Path, other_version: Path, changed: str, told: set[str]
 ) -> None:
-    write_code(tmp_path / "before")
+    """A method's variants all do."""
+    values = yaml.safe_load((PRESETS / "demo.yaml").read_text(encoding="utf-8"))
+    values["models"]["fapm_wide"] = values["models"]["fapm"] | {"method": "fapm", "grid": 8}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    params, checked = load_checked(tmp_path / "params.yaml"), tmp_path / "checked"
+
+    def content() -> dict[str, str]:
+        write_checked(params, Project(tmp_path))
+        return {path.relative_to(checked).as_posix(): path.read_text() for path in checked.rglob("*.txt")}
+
+    before = content()
     with (other_version / changed).open("a", encoding="utf-8") as file:
         file.write("\n")
-    write_code(tmp_path / "after")
-    files = [path.relative_to(tmp_path / "after") for path in (tmp_path / "after").rglob("*.txt")]
-    differing = [
-        path for path in files if (tmp_path / "before" / path).read_text() != (tmp_path / "after" / path).read_text()
-    ]
-    assert {path.as_posix() for path in differing} == told
-
-
-def test_check_tells_of_the_code_only_where_it_lies_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = load_checked(PRESETS / "demo.yaml")
-    write_checked(params, Project(tmp_path))
-    assert (tmp_path / "checked" / "code" / "train.txt").is_file()
-    monkeypatch.setattr(new_project, "ROOT", tmp_path)
-    write_checked(params, Project(tmp_path))
-    assert not (tmp_path / "checked" / "code").exists()
+    after = content()
+    assert {name for name in after if before[name] != after[name]} == told
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_a_preset_is_in_the_form_that_dvc_writes(tmp_path: Path, path: Path) -> 
     target = tmp_path / "params.yaml"
     target.write_bytes(path.read_bytes())
     with modify_yaml(target) as values:
-        values["train"]["seed"] += 1
+        values["prepare"]["seed"] += 1
     before, after = (file.read_text(encoding="utf-8").splitlines() for file in (path, target))
     assert [pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]] == [("  seed: 0", "  seed: 1")]
 

@@ -54,7 +54,40 @@ def test_a_unit_waits_for_what_it_needs_and_nothing_for_long(tmp_path: Path) -> 
     assert needed[f"efficient_ad on {OTHER}"] == [f"prepare {OTHER}", "distill efficient_ad"]
     places = [unit.name for unit in found]
     assert all(places.index(name) < places.index(unit) for unit, names in needed.items() for name in names)
-    assert found[-1].stages == tuple(f"{verb}@efficient_ad-{OTHER}" for verb in ("train", "evaluate", "export"))
+    name = f"efficient_ad-{OTHER}"
+    assert found[-1].stages == (f"train@{name}-0", f"evaluate@{name}-0", f"export@{name}")
+
+
+def test_each_seed_is_a_unit_and_the_first_is_exported(tmp_path: Path) -> None:
+    found = units(params_of(both_models() | {"train": {"seeds": [3, 0]}}), Project(tmp_path))
+    stages = {unit.name: unit.stages for unit in found if unit.cell is not None and unit.cell.category == CATEGORY}
+    assert stages == {
+        f"fapm on {CATEGORY}, seed 3": (
+            f"train@fapm-{CATEGORY}-3",
+            f"evaluate@fapm-{CATEGORY}-3",
+            f"export@fapm-{CATEGORY}",
+        ),
+        f"fapm on {CATEGORY}": (f"train@fapm-{CATEGORY}-0", f"evaluate@fapm-{CATEGORY}-0"),
+        f"efficient_ad on {CATEGORY}, seed 3": (
+            f"train@efficient_ad-{CATEGORY}-3",
+            f"evaluate@efficient_ad-{CATEGORY}-3",
+            f"export@efficient_ad-{CATEGORY}",
+        ),
+        f"efficient_ad on {CATEGORY}": (f"train@efficient_ad-{CATEGORY}-0", f"evaluate@efficient_ad-{CATEGORY}-0"),
+    }
+
+
+def test_a_teacher_of_the_same_settings_is_waited_for(tmp_path: Path) -> None:
+    """Since it is taken over then, and two at once would be made twice."""
+    values = both_models()
+    values["models"]["efficient_ad_wide"] = values["models"]["efficient_ad"] | {"method": "efficient_ad"}
+    values["distill"] = {name: {"width": "tiny"} for name in ("efficient_ad", "efficient_ad_wide")}
+    after = {unit.name: [other.name for other in unit.after] for unit in units(params_of(values), Project(tmp_path))}
+    assert after["distill efficient_ad"] == ["download demo_textures"]
+    assert after["distill efficient_ad_wide"] == ["download demo_textures", "distill efficient_ad"]
+    values["distill"]["efficient_ad_wide"] = {"width": "small"}
+    after = {unit.name: [other.name for other in unit.after] for unit in units(params_of(values), Project(tmp_path))}
+    assert after["distill efficient_ad_wide"] == ["download demo_textures"]
 
 
 def test_what_is_out_of_date_stands_below_the_warnings() -> None:
@@ -66,7 +99,7 @@ def test_what_is_out_of_date_stands_below_the_warnings() -> None:
 
 
 def test_why_a_verb_refused_is_kept_until_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "refused" / "fapm" / "nut.json"
+    path = tmp_path / "refused" / "fapm" / "nut" / "seed0.json"
     with pytest.raises(DatasetError), refusals.kept(path, "train"):
         raise DatasetError("read by whoever typed it")
     assert refusals.read(path) is None
@@ -118,7 +151,7 @@ def test_one_failure_costs_nothing_else(root: Path) -> None:
     assert f"fapm on {CATEGORY}: Image AUROC 100.0" in told
     assert f"Not in this report: fapm on {OTHER}: {reason}" in shown
     project = Project(root)
-    assert project.cell("fapm", CATEGORY).latency.exists()
+    assert project.cell("fapm", CATEGORY, 0).latency.exists()
     assert OTHER not in (project.reports / "leaderboard.csv").read_text()
     assert reason in (project.reports / "report.md").read_text()
     assert ran(root, "results")[0] == 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,11 @@ def make_teacher(project: Project, name: str, config: DistillConfig = CONFIG) ->
     distill(name, config, project.root / "photos", "test", project, CPU, quiet())
 
 
+def forget_teachers(project: Project) -> None:
+    """Which would be taken over."""
+    shutil.rmtree(project.inputs("any").parent, ignore_errors=True)
+
+
 def teacher_of(project: Project, name: str) -> dict[str, Tensor]:
     return load_file(project.input_of(name, "teacher") / "teacher.safetensors")
 
@@ -236,8 +242,26 @@ def test_a_transformer_teaches(project: Project, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in teacher_of(project, "vit").values())
 
 
+def test_a_teacher_of_the_same_settings_is_taken_over(project: Project, monkeypatch) -> None:
+    forget_teachers(project)
+    make_teacher(project, "efficient_ad")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_fit", None)  # would fail: nothing is learnt
+        make_teacher(project, "wide")
+    first, second = teacher_of(project, "efficient_ad"), teacher_of(project, "wide")
+    assert all(first[name].equal(second[name]) for name in first)
+    record = TeacherRecord.load(project.input_of("wide", "teacher") / "run.json", "distil again")
+    assert record.model == "efficient_ad"  # whose run it is
+    assert not project.work("distill", "wide").exists()
+    make_teacher(project, "another", CONFIG.model_copy(update={"seed": 1}))
+    assert read_json(project.input_of("another", "teacher") / "run.json")["run_id"] != record.run_id
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monkeypatch) -> None:
+    forget_teachers(project)
     make_teacher(project, "whole")
+    whole = teacher_of(project, "whole")
+    forget_teachers(project)
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)  # after every step
     with monkeypatch.context() as patch:
         original = DescribedPhotos.training_batch
@@ -259,7 +283,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(project: Project, monk
         make_teacher(project, "killed")
     assert read_json(project.input_of("killed", "teacher") / "run.json")["run_id"] == run_id
     assert len(losses_of(project, run_id, "distillation")) == CONFIG.steps
-    whole, resumed = teacher_of(project, "whole"), teacher_of(project, "killed")
+    resumed = teacher_of(project, "killed")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -271,9 +295,12 @@ def test_other_settings_start_afresh(project: Project, monkeypatch) -> None:
         with pytest.raises(TypeError):
             make_teacher(project, "changed")
     config = CONFIG.model_copy(update={"steps": 1, "seed": 1})
+    forget_teachers(project)
     make_teacher(project, "changed", config)
+    changed = teacher_of(project, "changed")
+    forget_teachers(project)
     make_teacher(project, "fresh", config)
-    changed, fresh = teacher_of(project, "changed"), teacher_of(project, "fresh")
+    fresh = teacher_of(project, "fresh")
     assert all(torch.equal(changed[name], fresh[name]) for name in fresh)
 
 

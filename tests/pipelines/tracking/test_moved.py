@@ -54,7 +54,7 @@ def evaluate(project: Path, run_id: str | None = None, text: str = "1") -> str:
     (project / "work").mkdir(exist_ok=True)
     onnx.save(model, project / "work" / "model.onnx")
     (project / "work" / "scores.csv").write_text(text)
-    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, run_id) as run:
+    with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, run_id) as run:
         run.metrics({"threshold": 1.5})
         run.file(project / "work" / "scores.csv", "evaluation")
         run.onnx_model(project / "work" / "model.onnx", Size.square(8), takes_region=False, by_tile=False)

@@ -24,7 +24,8 @@ from pipelines.errors import StageError
 from pipelines.paths import Cell
 from pipelines.tracking import cells, pages, registry, runs
 from pipelines.tracking.pages import page_of, serve
-from pipelines.tracking.runs import OpenRun, cell_run, flatten, git_tags, summary_run
+from pipelines.tracking.records import flatten
+from pipelines.tracking.runs import OpenRun, cell_run, git_tags, summary_run
 from pipelines.tracking.store import tracking_uri
 
 # SQLAlchemy warns of what MLflow's tables ask of it.
@@ -43,7 +44,7 @@ from mlflow.telemetry.client import get_telemetry_client
 
 assert get_telemetry_client() is None, "telemetry is on"
 project, what = Path(sys.argv[1]), sys.argv[2]
-with cell_run(Cell(project, "fapm", what), "parts", None) as run:
+with cell_run(Cell(project, "fapm", what, 0), "parts", None) as run:
     run.params({"what": what})
     run.metrics({"loss": 1.0})
     (project / f"{what}.id").write_text(run.run_id)
@@ -118,7 +119,7 @@ def status(project: Path, run_id: str) -> str:
 
 
 def open_cell(project: Path, run_id: str | None = None, experiment: str = EXPERIMENT) -> str:
-    with cell_run(Cell(project, "fapm", "bolt"), experiment, run_id) as run:
+    with cell_run(Cell(project, "fapm", "bolt", 0), experiment, run_id) as run:
         return run.run_id
 
 
@@ -126,7 +127,7 @@ def open_cell(project: Path, run_id: str | None = None, experiment: str = EXPERI
 
 
 def test_a_run_is_running_and_then_finished(project: Path) -> None:
-    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as run:
+    with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, None) as run:
         assert status(project, run.run_id) == "RUNNING"
     (found,) = runs_in(project)
     assert found.info.run_id == run.run_id
@@ -144,7 +145,7 @@ def test_a_run_is_running_and_then_finished(project: Path) -> None:
     [(RuntimeError, "FAILED"), (StageError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
 )
 def test_an_exception_ends_the_run_and_goes_on(project: Path, error: type[BaseException], expected: str) -> None:
-    with pytest.raises(error), cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as run:
+    with pytest.raises(error), cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, None) as run:
         raise error
     assert status(project, run.run_id) == expected
     assert mlflow.active_run() is None
@@ -152,7 +153,7 @@ def test_an_exception_ends_the_run_and_goes_on(project: Path, error: type[BaseEx
 
 def test_sigterm_ends_the_run_and_then_has_its_old_meaning(project: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped, cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as run:
+    with pytest.raises(SystemExit) as stopped, cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, None) as run:
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.code == 143
     assert status(project, run.run_id) == "KILLED"
@@ -188,12 +189,12 @@ def duration(project: Path, run_id: str) -> float:
 
 
 def test_a_run_lasts_as_long_as_its_training(project: Path) -> None:
-    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as run:
+    with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, None) as run:
         run.metrics({"train_seconds": 3600.5})
     assert duration(project, run.run_id) == 3600.5
     open_cell(project, run.run_id)  # a later stage
     assert duration(project, run.run_id) == 3600.5
-    with pytest.raises(StageError), cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, run.run_id):
+    with pytest.raises(StageError), cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, run.run_id):
         raise StageError("fails")
     assert (status(project, run.run_id), duration(project, run.run_id)) == ("FAILED", 3600.5)
     client_of(project).update_run(run.run_id, "RUNNING")
@@ -243,7 +244,7 @@ def test_whose_runs_are_marked(project: Path, tags: dict[str, str], expected: st
 def test_a_known_run_is_opened_again(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_cell(project)
     monkeypatch.setenv("DVC_STAGE", "evaluate@fapm-bolt")
-    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, first) as run:
+    with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, first) as run:
         assert run.run_id == first
         assert status(project, first) == "RUNNING"
     (found,) = runs_in(project)
@@ -315,7 +316,7 @@ def test_the_same_key_opens_the_same_summary(project: Path) -> None:
 
 @pytest.fixture
 def run(project: Path) -> Iterator[OpenRun]:
-    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as opened:
+    with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, None) as opened:
         yield opened
 
 
@@ -344,9 +345,9 @@ def test_what_methods_share_has_one_name(run: OpenRun) -> None:
 
 
 def test_a_resumed_run_keeps_its_settings(project: Path) -> None:
-    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as first:
+    with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, None) as first:
         first.params({"seed": 0})
-    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, first.run_id) as again:
+    with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, first.run_id) as again:
         again.params({"seed": 1, "more": 2})
         assert logged(again).params == {"seed": "0", "more": "2"}
 
@@ -423,7 +424,7 @@ def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, graph: Pat
 def test_the_champion_is_the_exported_model_of_a_run(project: Path, graph: Path) -> None:
     ids = {}
     for model in ("fapm", "adfa", "unexported"):
-        with cell_run(Cell(project, model, "nut"), EXPERIMENT, None) as run:
+        with cell_run(Cell(project, model, "nut", 0), EXPERIMENT, None) as run:
             ids[model] = run.run_id
             if model != "unexported":
                 run.onnx_model(graph, Size.square(8), takes_region=False, by_tile=False)
@@ -471,7 +472,7 @@ def test_every_package_is_logged_once(project: Path) -> None:
 
 
 def test_the_environment_is_logged_whole_and_tagged_in_part(project: Path) -> None:
-    with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as run:
+    with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, None) as run:
         tags = logged(run).tags
     (path,) = (project / "mlartifacts").rglob("environment.json")
     found = json.loads(path.read_text())
@@ -567,7 +568,7 @@ def test_a_short_run_is_drawn_too_and_one_that_is_only_opened_is_not(project: Pa
 
 
 def evaluated(project: Path, model: str = "fapm", seed: int = 0) -> str:
-    with cell_run(Cell(project, model, "bolt"), EXPERIMENT, None) as run:
+    with cell_run(Cell(project, model, "bolt", 0), EXPERIMENT, None) as run:
         run.settings({"models": {model: {"grid": 4}}, "train": {"seed": seed}})
         run.metrics({"threshold": 1.5, "image_auroc": 0.9})
         return run.run_id
@@ -609,7 +610,7 @@ def test_files_are_fetched_for_as_long_as_they_are_needed(project: Path, tmp_pat
     (tmp_path / "scores.csv").write_text("1")
     ids = []
     for has_file in (True, False):
-        with cell_run(Cell(project, "fapm", "bolt"), EXPERIMENT, None) as run:
+        with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, None) as run:
             if has_file:
                 run.file(tmp_path / "scores.csv", "evaluation")
         ids.append(run.run_id)
@@ -698,7 +699,7 @@ def test_a_server_has_a_page_of_its_own(project: Path, monkeypatch: pytest.Monke
 
 
 def test_the_address_leads_to_the_runs(project: Path) -> None:
-    with cell_run(Cell(project, "fapm", "nut"), "tests", None) as run:
+    with cell_run(Cell(project, "fapm", "nut", 0), "tests", None) as run:
         experiment_id = run.client.get_run(run.run_id).info.experiment_id
     page = f"/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     assert page_of(project, "tests", 5123, FIGURES) == f"http://127.0.0.1:5123{page}&viewStateShareKey=figures"

@@ -39,10 +39,10 @@ def test_from_textures_to_a_file_that_decides(root, blemish, efficient_ad, monke
     cell = ("efficient_ad", CATEGORY)
     succeed(blemish, ["download", "demo_textures"], ["prepare", CATEGORY])
     succeed(blemish, ["distill", "efficient_ad"], ["penalty", "efficient_ad"], ["train", *cell])
-    run = read_json(root / "models/efficient_ad" / f"{CATEGORY}.trained" / "run.json")
+    run = read_json(root / "models/efficient_ad" / CATEGORY / "seed0.trained" / "run.json")
     teacher = hashlib.sha256((root / TEACHER).read_bytes()).hexdigest()
     assert run["settings"]["inputs"]["teacher_sha256"] == teacher
-    whole = load_file(root / "models/efficient_ad" / f"{CATEGORY}.trained" / "model.safetensors")
+    whole = load_file(root / "models/efficient_ad" / CATEGORY / "seed0.trained" / "model.safetensors")
 
     losses = EfficientAD.losses
 
@@ -57,7 +57,7 @@ def test_from_textures_to_a_file_that_decides(root, blemish, efficient_ad, monke
         patch.setattr(EfficientAD, "losses", interrupted)
         assert blemish("train", *cell).code != 0
     succeed(blemish, ["train", *cell])
-    resumed = load_file(root / "models/efficient_ad" / f"{CATEGORY}.trained" / "model.safetensors")
+    resumed = load_file(root / "models/efficient_ad" / CATEGORY / "seed0.trained" / "model.safetensors")
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     succeed(blemish, ["evaluate", *cell], ["export", *cell])
 
@@ -102,14 +102,16 @@ def test_a_sixth_model_gets_what_it_wants(root, blemish, sixth_model, demanding)
         assert batch.label.tolist() == [False] * 3 + [True] * 2
         assert batch.foreground.shape == (5, 1, 64, 64)
         assert batch.penalty.shape == batch.texture.shape == batch.image.shape
-    inputs = read_json(root / "models" / sixth_model / f"{CATEGORY}.trained" / "run.json")["settings"]["inputs"]
+    inputs = read_json(root / "models" / sixth_model / CATEGORY / "seed0.trained" / "run.json")["settings"]["inputs"]
     assert inputs.keys() == {"teacher_sha256", "penalty_sha256", "textures_sha256"}
     succeed(blemish, ["synthesis", CATEGORY, "--model", sixth_model, "--number", "1"])
 
 
 def test_a_model_that_wants_nothing_gets_nothing(root, blemish, sixth_model):
     succeed(blemish, ["prepare", CATEGORY], ["train", sixth_model, CATEGORY])
-    assert read_json(root / "models" / sixth_model / f"{CATEGORY}.trained" / "run.json")["settings"]["inputs"] == {}
+    assert (
+        read_json(root / "models" / sixth_model / CATEGORY / "seed0.trained" / "run.json")["settings"]["inputs"] == {}
+    )
 
 
 def test_what_is_missing_is_one_line(root, blemish, efficient_ad):

@@ -1,3 +1,4 @@
+import io
 import itertools
 import os
 import signal
@@ -18,13 +19,14 @@ from tiny_models import SETTINGS
 from anomaly_models.adfa import ADFA
 from anomaly_models.base import Prediction
 from anomaly_models.common.settings import Size
+from anomaly_models.fapm import FAPM
 from pipelines.errors import ParamsError, StageError, TrainingDiverged
 from pipelines.pictures.frames import Frame
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.tracking import store
 from pipelines.training import loop, train
-from pipelines.training.trained import RunRecord
+from pipelines.training.trained import RunRecord, load_trained
 
 CPU = torch.device("cpu")
 CLI = Path(train.__file__).resolve().parents[2] / "cli.py"
@@ -39,7 +41,7 @@ def prepared(project, params):
 def run(project, model, console):
     params = load_checked(project.params)
     train.train(model, CATEGORY, params, project, CPU, console)
-    return load_file(project.cell(model, CATEGORY).weights)
+    return load_file(project.cell(model, CATEGORY, 0).weights)
 
 
 def runs(project):
@@ -58,7 +60,7 @@ def same(first, second):
 @pytest.mark.usefixtures("prepared")
 def test_a_cell_leaves_weights_settings_and_a_finished_run(project, console):
     run(project, "fapm", console)
-    record = RunRecord.load(project.cell("fapm", CATEGORY).run_record, "train again")
+    record = RunRecord.load(project.cell("fapm", CATEGORY, 0).run_record, "train again")
     assert record.model_settings["grid"] == 2
     assert record.train_images == 9
     (only,) = runs(project)
@@ -66,7 +68,36 @@ def test_a_cell_leaves_weights_settings_and_a_finished_run(project, console):
     assert only.info.status == "FINISHED"
     assert only.data.params["models.fapm.backbone.weights"] == "package"
     assert only.data.tags["data_sha256"] == record.settings.data.sha256
-    assert not project.cell("fapm", CATEGORY).work.exists()
+    assert not project.cell("fapm", CATEGORY, 0).work.exists()
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_variant_is_of_its_method_and_says_how_it_differs(project, console):
+    values = tiny_params()
+    values["models"]["wide"] = values["models"]["fapm"] | {"method": "fapm", "neighbours": 3}
+    values["train"]["seeds"] = [0, 3]
+    write_params(project.root, values)
+    params = load_checked(project.params)
+    prepare(
+        project.root / "images" / CATEGORY,
+        CATEGORY,
+        params.prepare,
+        params.views().frames,
+        project.prepared(CATEGORY),
+        lambda *_: None,
+    )
+    train.train("wide", CATEGORY, params, project, CPU, console, seed=3)
+    cell = project.cell("wide", CATEGORY, 3)
+    record = RunRecord.load(cell.run_record, "train again")
+    assert (record.settings.method, record.settings.train.seed) == ("fapm", 3)
+    assert isinstance(load_trained(cell, CPU).model, FAPM)
+    (only,) = runs(project)
+    assert only.info.run_name == f"wide-{CATEGORY}-seed3"
+    before = values["models"]["fapm"]["neighbours"]
+    assert only.data.tags["variant"] == f"wide is fapm with neighbours 3 ({before})"
+    assert (only.data.tags["method"], only.data.tags["model"]) == ("fapm", "wide")
+    with pytest.raises(ParamsError, match=r"^seed 1 is not in params.yaml, whose train.seeds lists: 0, 3$"):
+        train.train("wide", CATEGORY, params, project, CPU, console, seed=1)
 
 
 @pytest.mark.usefixtures("prepared")
@@ -85,7 +116,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(project, sixth_model, consol
     monkeypatch.setattr(train.PreparedData, "training_batch", watched)
     with pytest.raises(KeyboardInterrupt):
         run(project, sixth_model, console)
-    assert same(run(project, sixth_model, console), whole)
+    told = io.StringIO()
+    assert same(run(project, sixth_model, Console(file=told, width=100)), whole)
+    assert told.getvalue().splitlines()[0] == f"goes on at step {killed_at} of 12, where it was killed"
     assert seen == [*range(killed_at + 1), *range(killed_at, 12)]  # resumed, not repeated
     assert statuses(project) == ["FINISHED", "FINISHED"]  # the same run went on
 
@@ -124,7 +157,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(project, sixth_model,
     with pytest.raises(TrainingDiverged, match=r"^step 3: a loss is not finite \(distance = nan\)"):
         run(project, sixth_model, console)
     assert centres[-1].isfinite().all()
-    assert not project.cell(sixth_model, CATEGORY).trained.exists()
+    assert not project.cell(sixth_model, CATEGORY, 0).trained.exists()
     assert statuses(project) == ["FAILED"]
 
 
@@ -210,8 +243,8 @@ def test_fitting_sees_normals_and_never_a_test_image(project, sixth_model, param
 
 @pytest.mark.usefixtures("prepared")
 def test_two_processes_do_not_train_one_cell(project, params, console):
-    project.cell("fapm", CATEGORY).work.parent.mkdir(parents=True)
-    lock = FileLock(project.cell("fapm", CATEGORY).work.parent / f".{CATEGORY}.lock")
+    project.cell("fapm", CATEGORY, 0).work.parent.mkdir(parents=True)
+    lock = FileLock(project.cell("fapm", CATEGORY, 0).work.parent / ".seed0.lock")
     with lock, pytest.raises(StageError, match=r"^fapm on squares: another process is training this"):
         train.train("fapm", CATEGORY, params, project, CPU, console)
 
@@ -235,7 +268,7 @@ def test_a_model_that_may_train_need_not(project, console, monkeypatch):
     values["models"] = {"adfa": SETTINGS["adfa"] | coreset | untrained}
     write_params(project.root, values)
     whole = run(project, "adfa", console)
-    record = RunRecord.load(project.cell("adfa", CATEGORY).run_record, "train again")
+    record = RunRecord.load(project.cell("adfa", CATEGORY, 0).run_record, "train again")
     assert record.train_steps == 0
     with monkeypatch.context() as interrupted:
         interrupted.setattr(ADFA, "calibrate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -252,7 +285,7 @@ def test_kill_9_leaves_nothing_running_and_the_same_model(project, console):
     command = [sys.executable, CLI, "train", "fapm", CATEGORY]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, cwd=project.root, env=environment, stderr=subprocess.PIPE, text=True)
-    work, deadline = project.cell("fapm", CATEGORY).work, time.monotonic() + 60
+    work, deadline = project.cell("fapm", CATEGORY, 0).work, time.monotonic() + 60
     while process.poll() is None and not list(work.glob("*/run.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

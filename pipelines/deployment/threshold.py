@@ -101,9 +101,8 @@ def _on_test_images(cell: Cell, run_id: str, former: float, value: float) -> str
 
 def _seed(card: ModelCard) -> int:
     """That the network was trained with."""
-    train = card.params["train"]
-    assert isinstance(train, dict), "a run's settings"
-    return int(train["seed"])
+    train = card.params.get("train")
+    return int(train.get("seed", 0)) if isinstance(train, dict) else 0
 
 
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:

@@ -205,7 +205,7 @@ def headlines(summary: Summary) -> list[str]:
     ]
     rows = zip(summary.averages, figures, strict=True)
     nothing = "nothing to test on" if not any(cell.counts.num_tested for cell in summary.cells) else "no defect to find"
-    lacking = {cell.model for cell in summary.absent if not cell.evaluated}
+    lacking = {cell.model for cell in summary.absent if cell.without_figures}
     told = [f"{row.model}: {text or ('no average' if row.model in lacking else nothing)}" for row, text in rows]
     return [*told, *summary.variants, *absences(summary), *untested(summary), *sentences(summary.comparisons)]
 

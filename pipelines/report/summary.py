@@ -109,6 +109,11 @@ class Absent(Record):
     reason: str
 
     @property
+    def without_figures(self) -> bool:
+        """Whether the report has none of the cell; not where just one more seed of it is absent."""
+        return self.seed is None and not self.evaluated
+
+    @property
     def text(self) -> str:
         seed = "" if self.seed is None else f", seed {self.seed}"
         return f"{self.model} on {self.category}{seed}: {self.reason}"
@@ -228,7 +233,7 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         if (found is None or found.evaluated) and (run := _run_of(place, store)) is not None:
             own_runs[run.run_id] = run
     runs = [*(run for run in runs if run.run_id not in own_runs), *own_runs.values()]
-    lacking = {(cell.model, cell.category) for cell in absent if cell.seed is None and not cell.evaluated}
+    lacking = {(cell.model, cell.category) for cell in absent if cell.without_figures}
     for model, category in [cell for cell in params.cells() if cell not in lacking]:
         place = project.cell(model, category, params.seed)
         evaluation = Evaluation.load(place.evaluation, f"run {place.verb('evaluate')}, or `dvc repro` for everything")

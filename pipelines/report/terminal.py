@@ -82,8 +82,7 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
     for sentence in lacking:
         console.print(sentence, highlight=False, markup=False, style="yellow")
     category = summary.categories[0]
-    best = summary.rows[summary.best_first(category)[0], category]
-    assert isinstance(best, CellSummary)
+    best = best_cells(summary, category)[0]
     first = project.cell(best.model, category, best.seed)
     console.print(f"The whole report:    {project.reports / 'report.html'}")
     if first.examples.exists():

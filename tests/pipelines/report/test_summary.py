@@ -11,7 +11,7 @@ from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import write_json
 from pipelines.paths import Project
 from pipelines.refusals import Refusal
-from pipelines.report.markdown import absences, over_seeds
+from pipelines.report.markdown import absences, headlines, over_seeds
 from pipelines.report.summary import Summary, Tracking, summarise
 from pipelines.tracking.pages import Pages
 from pipelines.tracking.records import CellRun
@@ -261,6 +261,17 @@ def test_the_seeds_of_the_file_need_no_store(project: Project) -> None:
     assert told.startswith("Image AUROC over seeds 0, 1: a ")
     other = params.model_copy(update={"train": params.train.model_copy(update={"seeds": [1, 0]})})
     assert {cell.seed for cell in summarise(other, project).cells} == {1}
+
+
+def test_a_second_seed_that_is_absent_takes_no_average(tmp_path: Path) -> None:
+    """Without a defect there is no figure to tell, which is not the absent seed's doing."""
+    project = Project(tmp_path)
+    put(project, "a", "nut", good=10, defect=0)
+    params = params_of(["a"], ["nut"])
+    summary = summarise(params.model_copy(update={"train": params.train.model_copy(update={"seeds": [0, 1]})}), project)
+    (absent,) = summary.absent
+    assert (absent.seed, absent.without_figures) == (1, False)
+    assert headlines(summary)[0] == "a: no defect to find"
 
 
 def test_a_run_with_other_settings_is_no_other_seed_of_it(project: Project) -> None:

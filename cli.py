@@ -250,7 +250,7 @@ def train(
     seed: Seed = None,
     device: Device = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory and steps; train nothing.")
+        bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory, steps and time; train nothing.")
     ] = False,
 ) -> None:
     """Train one model on one category; goes on where a killed run stopped."""
@@ -259,9 +259,12 @@ def train(
     project = _project()
     params = load_checked(project.params)
     if dry_run:
+        from pipelines.device import choose_device
         from pipelines.preview.dry_run import estimate
+        from pipelines.preview.minutes import time_to_train
 
         typer.echo("\n".join(estimate(model, category, params, project).lines()))
+        typer.echo(f"time         {time_to_train(model, category, params, project, choose_device(device))}")
         return
     from pipelines.device import choose_device
     from pipelines.training.train import train as run
@@ -646,10 +649,11 @@ def publish(
 ) -> None:
     """Write a kept report's tables between their markers in README.md and docs/results.md."""
     from pipelines.report.readme import keep_report, update_pages
+    from pipelines.settings.params import load_params
 
     project = _project()
     if from_report:
-        keep_report(project, name)
+        keep_report(project, load_params(project.params).tracking.experiment, name)
     for page in update_pages(project, name):
         typer.echo(f"{page}: table {name}")
 

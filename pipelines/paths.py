@@ -6,6 +6,7 @@ from typing import Literal
 
 INDEX_FILE = "index.json"  # of a folder of arrays: what its rows are
 PREDICTIONS_FILE = "predictions.csv"  # a row per image, of `evaluate` and of `predict`
+SUMMARY_FILE = "summary.json"  # of a report
 # Of an evaluation, in the project and in its run
 EVALUATION_FILE = "evaluation.json"
 PIXELS_FILE = "pixels.npz"  # absent without masks
@@ -125,13 +126,15 @@ class Project:
         """
         return self.root / "refused" / f"all-{verb}" / f"{name}.json"
 
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports"
+    def report(self, experiment: str) -> Path:
+        """The folder of the report of a tracking experiment, beside those of others.
 
-    @property
-    def summary(self) -> Path:
-        return self.reports / "summary.json"
+        An experiment may be called as a path is, `/Users/me/parts`.
+        """
+        return self.root / "reports" / experiment.removeprefix("/")
+
+    def summary(self, experiment: str) -> Path:
+        return self.report(experiment) / SUMMARY_FILE
 
     @property
     def averages(self) -> Path:

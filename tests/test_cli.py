@@ -44,7 +44,7 @@ def test_every_verb_on_a_small_project(root, blemish):
     exported = works(blemish, EXPORT)
     assert "8 test images, maps within" in exported
     assert "no decision changed" in exported
-    assert blemish("report").out == "reports/report.md: written\n"
+    assert blemish("report").out == "reports/tests/report.md: written\n"
     results = works(blemish, ["results"])
     assert "squares" in results
     assert "blemish predict exported/fapm/squares/model.onnx" in results
@@ -126,7 +126,7 @@ def test_a_promise_to_one_group_alone_is_told_everywhere(root, blemish):
     assert blemish(*EVALUATE).err == f"warning: fapm on squares: {told}\n"
     works(blemish, EXPORT, ["report"])
     assert Detector(root / "exported/fapm/squares/model.onnx").card.groups == told
-    assert f"- fapm on squares: {told}." in (root / "reports/report.md").read_text(encoding="utf-8")
+    assert f"- fapm on squares: {told}." in (root / "reports/tests/report.md").read_text(encoding="utf-8")
 
 
 def test_a_bad_image_among_good_ones(root, blemish, images):

@@ -47,5 +47,5 @@ def test_from_nothing_to_a_report_and_a_prediction(tmp_path: Path) -> None:
     ):
         done = offline(*command, root=root)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert (root / "reports" / "report.html").stat().st_size > 10_000
+    assert (root / "reports" / "tests" / "report.html").stat().st_size > 10_000
     assert len((root / "predictions" / "predictions.csv").read_text().splitlines()) == 1 + 6

@@ -107,11 +107,11 @@ def test_check_repro_report_predict(shell: Shell) -> None:
             rows = list(csv.DictReader(file))
         assert [Path(row["path"]).name for row in rows] == ["größer 0.png", "größer 1.png"]
         assert float(rows[0]["score"]) < float(rows[1]["score"])
-    summary = json.loads((shell.root / "reports" / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((shell.root / "reports" / "my_images" / "summary.json").read_text(encoding="utf-8"))
     assert [cell["model"] for cell in summary["cells"]] == ["fapm", "efficient_ad"]
     assert all(cell["metrics"]["image_auroc"] is not None for cell in summary["cells"])
     assert all(cell["metrics"].get("pixel_auroc") is None for cell in summary["cells"])  # no masks
-    page = (shell.root / "reports" / "report.html").read_text(encoding="utf-8")
+    page = (shell.root / "reports" / "my_images" / "report.html").read_text(encoding="utf-8")
     assert CATEGORY in page
     assert "Kratzer tief 1.png" in page
     index = json.loads((shell.root / "data/prepared" / CATEGORY / "index.json").read_text(encoding="utf-8"))

@@ -62,13 +62,13 @@ def test_every_stage_runs_once(root, reproduced):
     stages |= {f"{verb}@{cell}" for verb in ("export", "latency") for cell in cells}
     stages |= {f"prepare@{category}" for category in CATEGORIES} | {"check", "download@demo_textures", "report"}
     assert set(reproduced) == stages
-    summary = json.loads((root / "reports" / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((root / "reports" / "tests" / "summary.json").read_text(encoding="utf-8"))
     assert [cell["category"] for cell in summary["cells"]] == CATEGORIES
     assert all(cell["metrics"]["image_auroc"] == 1.0 for cell in summary["cells"])
     assert len(list(root.glob("exported/fapm/*/model.onnx"))) == 2
     assert all(cell["latency"]["milliseconds"]["total"]["p50"] > 0 for cell in summary["cells"])
     assert all(f"/runs/{cell['run_id']}?" in cell["run_url"] for cell in summary["cells"])
-    assert {path.name for path in (root / "reports").iterdir()} >= {"report.html", "report.md", "tables.md"}
+    assert {path.name for path in (root / "reports" / "tests").iterdir()} >= {"report.html", "report.md", "tables.md"}
 
 
 def test_one_run_per_cell_and_a_summary(root, reproduced):
@@ -104,7 +104,7 @@ def test_metrics_are_those_of_the_averages(root, reproduced):
     averages = shown["metrics/summary.json"]["data"]
     assert list(averages) == ["image_auroc", "recall", "false_alarms"]
     assert averages["image_auroc"] == {"fapm": 1.0}
-    summary = json.loads((root / "reports" / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((root / "reports" / "tests" / "summary.json").read_text(encoding="utf-8"))
     assert averages["false_alarms"] == {"fapm": summary["averages"][0]["metrics"]["false_alarms"]}
     cell = "metrics/fapm/squares/seed0.json"
     asked = json.loads(dvc(root, "metrics", "show", "--json", cell))[""]["data"]
@@ -112,10 +112,10 @@ def test_metrics_are_those_of_the_averages(root, reproduced):
 
 
 def test_the_report_comes_back_from_the_cache(root, reproduced):
-    page = root / "reports" / "report.html"
+    page = root / "reports" / "tests" / "report.html"
     content = page.read_bytes()
     shutil.rmtree(page.parent)
-    dvc(root, "checkout", "reports")
+    dvc(root, "checkout", "reports/tests")
     assert page.read_bytes() == content
 
 
@@ -200,10 +200,10 @@ def test_a_variant_and_seeds_are_trained_beside_what_is_there(root):
         expected |= {f"{verb}@wide-{category}-{seed}" for verb in ("train", "evaluate") for seed in (0, 1)}
         expected |= {f"{verb}@wide-{category}" for verb in ("export", "latency")}
     assert made == expected
-    summary = json.loads((root / "reports" / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((root / "reports" / "tests" / "summary.json").read_text(encoding="utf-8"))
     assert {row["model"]: row["seeds"]["seeds"] for row in summary["averages"]} == {"fapm": [0, 1], "wide": [0, 1]}
     told = f"wide is fapm with neighbours 4 ({fapm['neighbours']})"
-    assert told in (root / "reports" / "report.html").read_text(encoding="utf-8")
+    assert told in (root / "reports" / "tests" / "report.html").read_text(encoding="utf-8")
     assert ran(dvc(root, "repro")) == []
     with (root / "anomaly_models" / "adfa.py").open("a", encoding="utf-8") as file:
         file.write("\n")

@@ -60,7 +60,7 @@ def test_the_whole_way_with_nothing_held_out(untested, blemish):
     assert record["threshold"]["num_images"] == 12
     assert json.loads((of_cell["exported"] / "parity.json").read_text())["images"] == "good parts"
     assert json.loads(of_cell["latency"].with_suffix(".json").read_text())["images"] == "good parts"
-    page = (root / "reports/report.html").read_text(encoding="utf-8")
+    page = (root / "reports/tests/report.html").read_text(encoding="utf-8")
     assert "was set on 12 good parts, each scored by a model of the other folds, for" in page
 
 
@@ -116,14 +116,14 @@ def test_the_whole_way_without_a_test_image(untested, blemish):
 
 
 def tells_what_there_is(root):
-    text = (root / "reports/report.md").read_text()
+    text = (root / "reports/tests/report.md").read_text()
     assert f"{CATEGORY}: {NOTHING}." in text
     assert "![" not in text
     headings = re.findall(r"^## (.*)", text, re.MULTILINE)
     assert headings == ["Thresholds", "Latency"]
     assert "Milliseconds of one image at a time (held-out good parts)" in text
-    assert f"{CATEGORY}: {NOTHING}." in (root / "reports/tables.md").read_text()
-    assert f"{CATEGORY}: {NOTHING}." in (root / "reports/report.html").read_text()
+    assert f"{CATEGORY}: {NOTHING}." in (root / "reports/tests/tables.md").read_text()
+    assert f"{CATEGORY}: {NOTHING}." in (root / "reports/tests/report.html").read_text()
 
 
 def is_tracked(root, threshold):
@@ -142,7 +142,7 @@ def is_tracked(root, threshold):
 
 def is_a_page_without_broken_pictures(root):
     with browse(chromium()) as browser:
-        browser.open(root / "reports/report.html")
+        browser.open(root / "reports/tests/report.html")
         assert browser.run("document.querySelectorAll('img, canvas:not(#scale)').length") == 0
         assert browser.run("document.querySelector('#overview .verdict').textContent") == f"{CATEGORY}: {NOTHING}."
         browser.run(f"location.hash = '#/{CATEGORY}'")
@@ -163,7 +163,7 @@ def test_the_whole_way_with_one_kind_of_part_or_one_part_to_test_on(root, blemis
     assert (record["metrics"]["false_alarms"] is None) == (not good)
     assert (record["metrics"].get("pixel_auroc") is None) == (not defects)
     assert f"{good + defects} test images, maps within" in said["export", "fapm"]
-    text = (root / "reports/report.md").read_text()
+    text = (root / "reports/tests/report.md").read_text()
     assert ("## Defect types" in text) == bool(defects)
     assert "## Examples" in text
     assert blemish("results").code == blemish("compare").code == blemish("gif", "fapm", CATEGORY).code == 0
@@ -192,7 +192,7 @@ def test_an_untested_category_beside_a_tested_one(root, blemish):
             assert outcome.code == 0, outcome.err
     for verb in ("report", "results", "compare"):
         assert blemish(verb).code == 0
-    text = (root / "reports/report.md").read_text()
+    text = (root / "reports/tests/report.md").read_text()
     assert f"untested: {NOTHING}." in text
     assert f"{CATEGORY}: {NOTHING}." not in text
     lines = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith(("| fapm", "| **fapm"))}

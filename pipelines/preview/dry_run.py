@@ -1,4 +1,4 @@
-"""What training a cell would take, without training: parameters, FLOPs, memory, steps.
+"""What training a cell would take, without training: parameters, FLOPs, memory, steps. Minutes: minutes.py.
 
 Networks are built on torch's meta device: shapes without numbers, so that even the largest answers in seconds.
 """

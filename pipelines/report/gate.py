@@ -35,7 +35,7 @@ def gate(project: Project, params: Params, asked: Gate) -> str:
         )
     if asked.at_least is None and asked.at_most is None:
         raise StageError(f"{asked.metric}: nothing is asked for; give --at-least or --at-most, as a share such as 0.9")
-    summary = Summary.of(project)
+    summary = Summary.of(project, params.tracking.experiment)
     cells = [
         cell for cell in summary.cells if asked.model in (None, cell.model) and asked.category in (None, cell.category)
     ]

@@ -1,5 +1,6 @@
 """The summary as tables and sentences for report.md, the README and MLflow."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -323,18 +324,19 @@ def defect_table(summary: Summary) -> str:
     return markdown_table(["Model", "Category", *header], rows, num_names=3)
 
 
-def _address(project: Project, path: Path) -> str:
-    """Of a file of the project, from the folder of reports."""
-    return f"../{quote(path.relative_to(project.root).as_posix())}"
+def _address(place: Path, path: Path) -> str:
+    """Of a file of the project, from the folder of the report."""
+    return quote(Path(os.path.relpath(path, place)).as_posix())
 
 
-def report_markdown(summary: Summary, project: Project) -> str:
+def report_markdown(summary: Summary, project: Project, place: Path) -> str:
+    """For report.md in `place`."""
     pictures = [
         f"### {cell.model} on {in_markdown(cell.category)}\n\n"
-        f"![examples]({_address(project, place.examples)})\n\n"
-        f"![curves]({_address(project, place.evaluated / CURVES_PICTURE)})"
+        f"![examples]({_address(place, found.examples)})\n\n"
+        f"![curves]({_address(place, found.evaluated / CURVES_PICTURE)})"
         for cell in summary.cells
-        if (place := project.cell(cell.model, cell.category, cell.seed)).examples.exists()
+        if (found := project.cell(cell.model, cell.category, cell.seed)).examples.exists()
     ]
     parts = [
         "# Report",

@@ -107,10 +107,10 @@ class _Answer:
     headline: str
 
 
-def write(summary: Summary, project: Project, folder: Path, originals: Originals) -> Path:
+def write(summary: Summary, project: Project, folder: Path, place: Path, originals: Originals) -> Path:
     """Write `folder`/report.html from summary.json's content and the evaluations of its cells; gives its path.
 
-    The folder will be the project's `reports`: what the page links to is counted from there.
+    The folder will be moved to `place`: what the page links to is counted from there.
     """
     galleries = {}
     for category in summary.categories:
@@ -125,7 +125,7 @@ def write(summary: Summary, project: Project, folder: Path, originals: Originals
     blocks = [
         _category(summary, category, project, gallery)
         | {"pictures": asdict(gallery.pictures(quality))}
-        | {"large": asdict(write_large(gallery, originals, folder, project.reports, quality.side))}
+        | {"large": asdict(write_large(gallery, originals, folder, place, quality.side))}
         for category, gallery in galleries.items()
     ]
     path = folder / "report.html"

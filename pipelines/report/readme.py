@@ -16,13 +16,13 @@ PAGES = ("README.md", "docs/results.md")
 _TABLES = {"results": results_tables, "averages": overview_table}
 
 
-def keep_report(project: Project, name: str) -> None:
-    """Copy the last report's numbers to `benchmarks/results/<name>.json`, which is committed.
+def keep_report(project: Project, experiment: str, name: str) -> None:
+    """Copy the numbers of an experiment's last report to `benchmarks/results/<name>.json`, which is committed.
 
     Raises:
         StageError: there is no report yet, or it is damaged.
     """
-    Summary.of(project).for_keeping().save(_kept(project, name))
+    Summary.of(project, experiment).for_keeping().save(_kept(project, name))
 
 
 def update_pages(project: Project, name: str) -> list[Path]:

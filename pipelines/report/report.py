@@ -10,7 +10,7 @@ from pipelines.evaluation.certainty import Champion
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
 from pipelines.files import atomic_folder, write_json
 from pipelines.numbers import percent
-from pipelines.paths import Project
+from pipelines.paths import SUMMARY_FILE, Project
 from pipelines.report.field_tables import write_tables
 from pipelines.report.large import Originals
 from pipelines.report.markdown import COLUMNS, averages_table, headlines, report_markdown
@@ -21,9 +21,9 @@ _MAIN_FIGURES = (MAIN_METRIC, "recall", "false_alarms")
 
 
 def report(params: Params, project: Project) -> Path:
-    """Write `reports/`: summary.json, tables, report.md, report.html with its large pictures; gives report.md.
+    """Write `reports/<experiment>/`: summary.json, tables, report.md, report.html and its pictures; gives report.md.
 
-    And `metrics/summary.json`, the averages for DVC.
+    And `metrics/summary.json`, the averages for DVC. Reports of other experiments stay.
 
     The averages are logged to MLflow, and the best model of each category becomes its champion in the model registry.
 
@@ -37,14 +37,15 @@ def report(params: Params, project: Project) -> Path:
     from pipelines.tracking.runs import summary_run
 
     experiment = params.tracking.experiment
+    place = project.report(experiment)
     originals = Originals(project.root / params.data.root, params.prepare.reading)
     summary = summarise(params, project, cell_runs(project.root, experiment), pages(project.root, experiment))
-    with atomic_folder(project.reports) as folder:
-        summary.save(folder / project.summary.name)
+    with atomic_folder(place) as folder:
+        summary.save(folder / SUMMARY_FILE)
         _write_leaderboard(folder / "leaderboard.csv", summary.cells)
         write_tables(folder, summary)
-        (folder / "report.md").write_text(report_markdown(summary, project), encoding="utf-8")
-        html_report.write(summary, project, folder, originals)
+        (folder / "report.md").write_text(report_markdown(summary, project, place), encoding="utf-8")
+        html_report.write(summary, project, folder, place, originals)
     write_json(project.averages, _main_figures(summary))
     run_ids = sorted(str(cell.run_id) for cell in summary.cells)
     key = hashlib.sha256(json.dumps(run_ids).encode()).hexdigest()[:16]
@@ -53,11 +54,11 @@ def report(params: Params, project: Project) -> Path:
         run.tags({"cells": " ".join(run_ids), "categories": ", ".join(summary.categories)})
         told = "\n".join(f"- {line}" for line in headlines(summary))
         run.describe(f"{averages_table(summary)}\n\n{told}\n\nAll tables are under `report/`.")
-        for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", project.summary.name):
-            run.file(project.reports / name, "report")
+        for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", SUMMARY_FILE):
+            run.file(place / name, "report")
     for category, run_id, why in _crowned(summary):
         crown(project.root, experiment, f"{summary.data_set}-{category}", run_id, why)
-    return project.reports / "report.md"
+    return place / "report.md"
 
 
 def _main_figures(summary: Summary) -> dict[str, dict[str, float | int | None]]:

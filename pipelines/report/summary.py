@@ -144,13 +144,13 @@ class Summary(Record):
     champions: dict[str, dict[str, Champion]]  # by metric and category, for metrics that any cell has
 
     @classmethod
-    def of(cls, project: Project) -> Self:
-        """The last report's.
+    def of(cls, project: Project, experiment: str) -> Self:
+        """The last report's of a tracking experiment.
 
         Raises:
             StageError: there is none, or it is damaged.
         """
-        return cls.load(project.summary, "run `make demo` or `dvc repro`")
+        return cls.load(project.summary(experiment), "run `make demo` or `dvc repro`")
 
     @property
     def rows(self) -> Mapping[tuple[str, str], CellSummary | Average]:

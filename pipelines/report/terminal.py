@@ -51,7 +51,7 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    summary = Summary.of(project)
+    summary = Summary.of(project, params.tracking.experiment)
     by_region = _region_metric([cell.metrics for cell in summary.cells])
     keys = ("image_auroc", "recall", "false_alarms", PROMISED, by_region, "latency_ms")
     shown = [c for c in COLUMNS if c.key in keys]
@@ -84,7 +84,7 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
     category = summary.categories[0]
     best = best_cells(summary, category)[0]
     first = project.cell(best.model, category, best.seed)
-    console.print(f"The whole report:    {project.reports / 'report.html'}")
+    console.print(f"The whole report:    {project.report(params.tracking.experiment) / 'report.html'}")
     if first.examples.exists():
         console.print(f"Defects found:       {first.examples}")
     console.print(f"Compare runs:        {'make' if (project.root / 'Makefile').exists() else 'blemish'} ui")

@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -110,8 +110,20 @@ class LatencyConfig(Settings):
     batch_size: PositiveInt  # images at once, for the throughput
 
 
+def _experiment(name: str) -> str:
+    """Also of a folder below `reports`, which DVC writes as it stands: an experiment may be called as a path is."""
+    parts = PurePosixPath(name.removeprefix("/")).parts
+    odd = name != name.strip() or not name.isprintable() or set(name) & set("\\$")
+    if odd or not parts or ".." in parts or any(len(part.encode()) > _LONGEST_NAME for part in parts):
+        raise ValueError(
+            "the report's folder in reports/ is called so: not with '..', $, a backslash, spaces at the ends, what "
+            f"cannot be printed, or more than {_LONGEST_NAME} bytes"
+        )
+    return name
+
+
 class TrackingConfig(Settings):
-    experiment: Annotated[str, Field(min_length=1)]
+    experiment: Annotated[str, Field(min_length=1), AfterValidator(_experiment)]
 
 
 class Params(Settings):

@@ -1,5 +1,7 @@
 """What a cell would take is told without training it."""
 
+import re
+
 import pytest
 from conftest import CATEGORY, FAPM, tiny_params, write_params
 from tiny_models import SETTINGS
@@ -35,6 +37,7 @@ def test_a_trained_model(told):
     megabytes = (4 * 8_057_856 + 12 * 5_363_712) / 1e6  # weights; gradients and two moments
     assert lines["memory"].startswith(f"{megabytes:.0f} MB for weights, gradients and optimiser")
     assert lines["steps"] == "9 of 2 (2.0 epochs of 9 normal images)"
+    assert lines["time"].startswith("unknown: teacher never-read.safetensors: no such file; run `blemish distill eff")
 
 
 def test_a_gradient_free_model(told):
@@ -43,6 +46,10 @@ def test_a_gradient_free_model(told):
     assert lines["FLOPs"].endswith("the backbone alone, what it is compared with depends on the images")
     assert lines["memory"] == "3 MB for weights, gradients and optimiser; 0 MB for a batch's activations"
     assert lines["steps"] == "none: one pass over 9 normal images"
+    assert re.fullmatch(
+        r"about \d+ s on this machine, were nothing else running: \d+ s for passes over the images, 0 s for steps",
+        lines["time"],
+    )
 
 
 def test_a_transformer_is_measured_on_what_it_sees(root, told):

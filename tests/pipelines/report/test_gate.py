@@ -18,7 +18,7 @@ MODELS, CATEGORIES = ["fapm", "bgad"], ["nut", "bolt"]  # image AUROC 98.0 and 9
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    read_summary(summary_of(MODELS, CATEGORIES)).save(Project(tmp_path).summary)
+    read_summary(summary_of(MODELS, CATEGORIES)).save(Project(tmp_path).summary("tests"))
     return Project(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_the_verb_ends_with_an_exit_code(root: Path, blemish: Any) -> None:
     values["models"] = {"fapm": values["models"]["fapm"]}
     values["data"]["categories"] = ["nut"]
     (root / "params.yaml").write_text(yaml.safe_dump(values))
-    read_summary(summary_of(["fapm"], ["nut"])).save(Project(root).summary)
+    read_summary(summary_of(["fapm"], ["nut"])).save(Project(root).summary("tests"))
     passed = blemish("gate", "--metric", "image_auroc", "--at-least", "0.9")
     assert (passed.code, passed.out) == (0, "Image AUROC at least 90.0 in 1 cell\n")
     assert blemish("gate", "--metric", "image_auroc", "--at-least", "0.99").code == 1

@@ -33,7 +33,7 @@ def project(tmp_path: Path) -> Project:
 def write(project: Project, smaller: int = SMALL, originals: Originals | None = None) -> LargePictures:
     gallery = CategoryGallery(project.prepared("nut"), {"fapm": project.cell("fapm", "nut", 0).evaluated})
     originals = originals or Originals(project.root / "parts", READING)
-    return write_large(gallery, originals, project.root / "new", project.reports, smaller)
+    return write_large(gallery, originals, project.root / "new", project.report("parts"), smaller)
 
 
 def pixels(project: Project, address: str | None) -> np.ndarray:
@@ -44,7 +44,7 @@ def pixels(project: Project, address: str | None) -> np.ndarray:
 def test_one_picture_is_kept_of_each_original_with_1024_pixels_at_most(project: Project) -> None:
     found = write(project)
     assert found.pictures == ["pictures/nut/test/cut/a%20b.png.webp", "pictures/nut/test/good/0.png.webp"]
-    assert found.originals == ["../parts/nut/test/cut/a%20b.png", "../parts/nut/test/good/0.png"]
+    assert found.originals == ["../../parts/nut/test/cut/a%20b.png", "../../parts/nut/test/good/0.png"]
     wide, square = (pixels(project, address) for address in found.pictures)
     assert (wide.shape, square.shape) == ((256, 1024, 3), (64, 64, 3))
     assert (abs(wide - 200).max(), abs(square - 100).max()) <= (3, 3)
@@ -53,7 +53,7 @@ def test_one_picture_is_kept_of_each_original_with_1024_pixels_at_most(project: 
 def test_nothing_is_kept_where_the_small_picture_has_as_many_pixels(project: Project) -> None:
     found = write(project, smaller=64)
     assert found.pictures == ["pictures/nut/test/cut/a%20b.png.webp", None]
-    assert found.originals[1] == "../parts/nut/test/good/0.png"
+    assert found.originals[1] == "../../parts/nut/test/good/0.png"
 
 
 def test_what_was_prepared_stands_in_for_an_original_that_is_gone_or_another(project: Project) -> None:
@@ -71,7 +71,7 @@ def test_an_original_that_is_refused_by_now_is_shown_as_it_was_prepared(project:
     rules = replace(READING, max_megapixels=1)
     found = write(project, originals=Originals(project.root / "parts", rules))
     assert pixels(project, found.pictures[0]).shape == (16, 64, 3)
-    assert found.originals[0] == "../parts/nut/test/cut/a%20b.png"
+    assert found.originals[0] == "../../parts/nut/test/cut/a%20b.png"
 
 
 def test_the_originals_may_lie_outside_of_the_project(
@@ -80,4 +80,6 @@ def test_the_originals_may_lie_outside_of_the_project(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     shutil.move(project.root / "parts", elsewhere / "parts")
     (address, _) = write(project, originals=Originals(elsewhere / "parts", READING)).originals
-    assert (project.reports / str(address).replace("%20", " ")).resolve() == elsewhere / "parts" / "nut" / WIDE.path
+    assert (
+        project.report("parts") / str(address).replace("%20", " ")
+    ).resolve() == elsewhere / "parts" / "nut" / WIDE.path

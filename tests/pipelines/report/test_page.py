@@ -33,7 +33,7 @@ def write_cells(project: Project, models: list[str], categories: list[str]) -> N
 
 
 def written(project: Project, summary: dict[str, Any]) -> str:
-    path = html_report.write(read_summary(summary), project, project.root, NO_ORIGINALS)
+    path = html_report.write(read_summary(summary), project, project.root, project.root, NO_ORIGINALS)
     assert path == project.root / "report.html"
     return path.read_text(encoding="utf-8")
 

@@ -57,7 +57,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cells(Project(root))
     summary = summary_of(MODELS, CATEGORIES, num_good=5, num_defects=5)
     summary["cells"][0]["groups"] = groups()
-    return html_report.write(read_summary(summary), Project(root), root, NO_ORIGINALS)
+    return html_report.write(read_summary(summary), Project(root), root, root, NO_ORIGINALS)
 
 
 @pytest.fixture(scope="module")
@@ -438,9 +438,10 @@ def long_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         crop.save(source / part.path)
     hashes = {part.path: file_sha256(source / part.path) for part in pictures[:2]}
     write_prepared(project, "rail", pictures, hashes)
-    project.reports.mkdir()
+    place = project.report("parts")
+    place.mkdir(parents=True)
     summary = read_summary(summary_of(["fapm"], ["rail"], num_good=0, num_defects=3))
-    return html_report.write(summary, project, project.reports, Originals(source.parent, READING))
+    return html_report.write(summary, project, place, place, Originals(source.parent, READING))
 
 
 def stage(browser: Browser) -> list[int]:
@@ -456,7 +457,7 @@ def test_the_viewer_loads_the_large_picture_and_zooms(browser: Browser, long_par
     assert stage(browser) == [244, 1024]
     assert texts(browser, "#stage-note") == ["244 × 1024 of 300 × 1260 pixels."]
     address = browser.run("decodeURI(document.getElementById('original').href)")
-    assert address == (long_parts.parents[1] / "parts/rail/test/cut/0 %.png").as_uri().replace("%20", " ").replace(
+    assert address == (long_parts.parents[2] / "parts/rail/test/cut/0 %.png").as_uri().replace("%20", " ").replace(
         "%25", "%"
     )
     width = "document.querySelector('#stage canvas').getBoundingClientRect().width"
@@ -543,7 +544,7 @@ def test_a_large_report_stays_small_and_quick(
             write_evaluation(Project(tmp_path), model, category, pictures)
     good = (num_images + 2) // 3
     summary = read_summary(summary_of(models, categories, num_good=good, num_defects=num_images - good))
-    path = html_report.write(summary, Project(tmp_path), tmp_path, NO_ORIGINALS)
+    path = html_report.write(summary, Project(tmp_path), tmp_path, tmp_path, NO_ORIGINALS)
     assert path.stat().st_size < megabytes * 1e6
     open_page(browser, path, f"#/{categories[-1]}")
     assert int(browser.run("document.documentElement.dataset.ready")) < 2000

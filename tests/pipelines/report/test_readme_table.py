@@ -102,9 +102,9 @@ def test_averages_stand_where_a_page_has_room_for_no_more(tmp_path: Path) -> Non
 
 def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    SUMMARY.save(project.summary)
+    SUMMARY.save(project.summary("demo"))
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
-    keep_report(project, "demo")
+    keep_report(project, "demo", "demo")
     kept = read_json(tmp_path / "benchmarks" / "results" / "demo.json")
     assert "0123" not in json.dumps(kept)
     assert "127.0.0.1" not in json.dumps(kept)
@@ -118,11 +118,11 @@ def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> Non
 @pytest.mark.parametrize("content", ["", "{}", json.dumps(CONTENT | {"cells": [{"model": "a"}]})])
 def test_a_damaged_summary_is_one_line(tmp_path: Path, content: str) -> None:
     project = Project(tmp_path)
-    project.reports.mkdir()
-    project.summary.write_text(content, encoding="utf-8")
+    project.report("demo").mkdir(parents=True)
+    project.summary("demo").write_text(content, encoding="utf-8")
     with pytest.raises(StageError) as caught:
-        keep_report(project, "demo")
-    assert str(caught.value).startswith(f"{project.summary}: damaged, or by another version of Blemish (")
+        keep_report(project, "demo", "demo")
+    assert str(caught.value).startswith(f"{project.summary('demo')}: damaged, or by another version of Blemish (")
     assert str(caught.value).endswith("); run `make demo` or `dvc repro`")
     assert len(str(caught.value).splitlines()) == 1
 
@@ -131,8 +131,8 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     project = Project(tmp_path)
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
     with pytest.raises(StageError) as caught:
-        keep_report(project, "demo")
-    assert str(caught.value) == f"{project.summary}: not there; run `make demo` or `dvc repro`"
+        keep_report(project, "demo", "demo")
+    assert str(caught.value) == f"{project.summary('demo')}: not there; run `make demo` or `dvc repro`"
     with pytest.raises(StageError) as caught:
         update_pages(project, "demo")
     remedy = "make one with `blemish publish demo --from-report`"

@@ -1,6 +1,7 @@
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipelines.report.report import report
 from pipelines.report.seeds import SeedFigure, SeedFigures
 from pipelines.report.summary import Summary, summarise
 from pipelines.report.terminal import one_line, print_results
-from pipelines.settings.params import Params
+from pipelines.settings.params import Params, TrackingConfig
 from pipelines.tracking.pages import Pages
 
 FEW = threshold() | {"value": 1.23456, "num_images": 10, "rank": 10, "expected_rate": 0.0909, "attainable": False}
@@ -99,7 +100,7 @@ def test_a_bar_in_a_name_does_not_end_its_cell() -> None:
 def test_names_mean_nothing_in_markdown(project: Project) -> None:
     found = {"count": 12, "recall": 0.75, "recall_interval": (0.428, 0.945), "recall_at_rate": 0.5, "auroc": 0.95}
     put(project, "a", "nut", defects={"<b>x|`y` _z_": found})
-    text = markdown.report_markdown(summarise(ONE, project), project)
+    text = markdown.report_markdown(summarise(ONE, project), project, project.report("demo"))
     assert "| a | nut | &lt;b>x\\|\\`y\\` \\_z\\_ | 12 |" in text
     assert "<b>" not in text
 
@@ -118,7 +119,7 @@ def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None
 
 def test_the_promise_between_groups(project: Project) -> None:
     summary = summarise(BOTH, project)
-    assert markdown.ASSUMED in markdown.report_markdown(summary, project)
+    assert markdown.ASSUMED in markdown.report_markdown(summary, project, project.report("demo"))
     assert "Left-out groups" not in markdown.leaderboard_table(summary)
     for model in ("a", "b"):
         put(project, model, "nut", groups=groups(), good=30, defect=40)
@@ -126,7 +127,7 @@ def test_the_promise_between_groups(project: Project) -> None:
     header, _, first, *_ = (line.split(" | ") for line in markdown.leaderboard_table(summary).splitlines())
     assert header[header.index("Promised") + 1] == "Left-out groups"
     assert first[header.index("Left-out groups")] == "12.5 (0.0 to 25.0)"
-    text = markdown.report_markdown(summary, project)
+    text = markdown.report_markdown(summary, project, project.report("demo"))
     assert "- a on nut: the 2 groups of held-out good parts score differently, so that" in text
     assert "| a | nut | &lt;i>wed | 0 | 8 | 1 | 1.5 | 25.0 | 1 | 1 | 2.2 |" in text
     assert f"my bolt: {markdown.ASSUMED}" in text
@@ -227,7 +228,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
         opened.append((experiment, key, Recorder()))
         yield opened[-1][2]
 
-    def write_html(_summary: Any, _project: Project, folder: Path, _originals: Any) -> Path:
+    def write_html(_summary: Any, _project: Project, folder: Path, _place: Path, _originals: Any) -> Path:
         (folder / "report.html").touch()
         return folder / "report.html"
 
@@ -255,21 +256,21 @@ def test_each_category_has_its_champion(project: Project, monkeypatch: pytest.Mo
 def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
     project.cell("a", "my bolt", 0).examples.touch()
     path = report(BOTH, project)
-    assert path == project.root / "reports" / "report.md"
+    assert path == project.root / "reports" / "demo" / "report.md"
     names = ("report.html", "report.md", "tables.md", "leaderboard.csv", "summary.json")
-    assert {file.name for file in project.reports.iterdir()} == {*names, "tables"}
+    assert {file.name for file in project.report("demo").iterdir()} == {*names, "tables"}
     text = path.read_text(encoding="utf-8")
     assert markdown.leaderboard_table(summarise(BOTH, project)) in text
     assert "## Who is best" in text
     assert text.count("![examples](") == 1
     # a name with a space would end the link
-    assert "![examples](../evaluations/a/my%20bolt/seed0/examples.png)" in text
-    assert {file.name for file in (project.reports / "tables").iterdir()} == {
+    assert "![examples](../../evaluations/a/my%20bolt/seed0/examples.png)" in text
+    assert {file.name for file in (project.report("demo") / "tables").iterdir()} == {
         f"{metric}.{kind}"
         for metric in ("image_auroc", "pixel_auroc", "pixel_f1", "pixel_f1_max", "aupro_30")
         for kind in ("csv", "tex")
     }
-    with (project.reports / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
+    with (project.report("demo") / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["cell"] for row in rows] == ["a-nut", "a-my bolt", "b-nut", "b-my bolt"]
     assert (rows[0]["test_normal"], rows[0]["test_anomalous"], rows[0]["seed"]) == ("30", "40", "0")
@@ -284,6 +285,19 @@ def test_the_report_is_written_and_logged(project: Project, runs: list[tuple[str
     assert run.tagged["categories"] == "nut, my bolt"
     assert "- Image AUROC: a beats b by " in run.description
     assert run.files == [f"report/{name}" for name in names]
+
+
+@pytest.mark.usefixtures("runs")
+def test_each_experiment_keeps_its_report(project: Project) -> None:
+    first = report(ONE, project)
+    told = first.read_text(encoding="utf-8")
+    other = ONE.model_copy(update={"tracking": TrackingConfig(experiment="/Users/me/second try")})
+    project.cell("a", "nut", 0).examples.touch()
+    second = report(other, project)
+    assert second == project.root / "reports" / "Users" / "me" / "second try" / "report.md"
+    assert first.read_text(encoding="utf-8") == told
+    (picture,) = re.findall(r"!\[examples\]\((.*)\)", second.read_text(encoding="utf-8"))
+    assert (second.parent / picture).resolve() == project.cell("a", "nut", 0).examples.resolve()
 
 
 def test_one_model_has_nobody_to_beat(project: Project, runs: list[tuple[str, str, Recorder]]) -> None:
@@ -332,7 +346,7 @@ def test_results_lead_to_the_best_model(project: Project) -> None:
     first = project.cell("a", "my bolt", 0)
     assert f"Defects found:       {first.examples}" in text
     assert f"blemish predict {first.onnx} IMAGE_OR_FOLDER" in text
-    cells = [cell for cell in Summary.of(project).cells if cell.model == "a"]
+    cells = [cell for cell in Summary.of(project, "demo").cells if cell.model == "a"]
     found = sum(cell.confusion.true_positives for cell in cells)
     rejected = sum(cell.confusion.false_positives for cell in cells)
     assert f"a finds {found} of 60 defects and rejects {rejected} of 50 good parts." in text
@@ -359,10 +373,10 @@ def test_what_the_report_lacks_is_told_everywhere(project: Project, runs: list[t
     report(BOTH, project)
     told = "Not in this report: a on nut: refused by train: a loss that is not finite"
     assert told in printed(project)
-    assert told in (project.reports / "report.md").read_text(encoding="utf-8")
+    assert told in (project.report("demo") / "report.md").read_text(encoding="utf-8")
     assert told in runs[0][2].description
     assert "a: no average" in runs[0][2].description
-    tables = (project.reports / "tables.md").read_text(encoding="utf-8")
+    tables = (project.report("demo") / "tables.md").read_text(encoding="utf-8")
     assert "| a | - | - | **95.0** |" in tables.splitlines()
 
 
@@ -389,10 +403,10 @@ def test_results_fit_a_terminal_of_eighty_columns(project: Project, runs: list[t
     assert "20+20-6" in text
     assert "40+40-12" in text  # of the average
     assert "Test images: good + defective - those apart, from which a model learns;" in text
-    report_md = (project.reports / "report.md").read_text(encoding="utf-8")
+    report_md = (project.report("demo") / "report.md").read_text(encoding="utf-8")
     assert "| efficient_ad | nut | 20 + 20 (6 apart) |" in report_md
     assert (
-        (project.reports / "leaderboard.csv")
+        (project.report("demo") / "leaderboard.csv")
         .read_text(encoding="utf-8")
         .splitlines()[1]
         .startswith("efficient_ad-hazelnut_toy,efficient_ad,hazelnut_toy,0,20,20,6,")
@@ -415,4 +429,4 @@ def test_the_terminal_compares_with_the_best_alone(project: Project) -> None:
 def test_without_a_report_there_are_no_results(tmp_path: Path) -> None:
     with pytest.raises(StageError) as caught:
         printed(Project(tmp_path))
-    assert str(caught.value) == f"{tmp_path}/reports/summary.json: not there; run `make demo` or `dvc repro`"
+    assert str(caught.value) == f"{tmp_path}/reports/demo/summary.json: not there; run `make demo` or `dvc repro`"

@@ -305,6 +305,6 @@ def test_good_parts_alone_can_be_summed_up(tmp_path: Path) -> None:
 
 def test_everything_can_be_read_back_and_is_short(project: Project) -> None:
     summary = summarise(BOTH, project)
-    summary.save(project.summary)
-    assert Summary.of(project) == summary
+    summary.save(project.summary("demo"))
+    assert Summary.of(project, "demo") == summary
     assert len(summary.model_dump_json()) < 60_000

@@ -46,6 +46,13 @@ SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette, elpv"
             ["evaluate.pixel_metrics = 'fast': Input should be 'exact' or 'streaming'"],
         ),
         ({"tracking.experiment": ""}, ["tracking.experiment = '': String should have at least 1 character"]),
+        *(
+            (
+                {"tracking.experiment": name},
+                [f"tracking.experiment = {name!r}: the report's folder in reports/ is called so"],
+            )
+            for name in ("a/../../b", "..", "/", ".", "${data.root}", "a\\b", "a ", "a\tb", "x" * 201)
+        ),
         ({"data": 5}, ["data = 5: Input should be a mapping"]),
         ({"data": None}, ["data = None: Input should be a mapping"]),
         ({"download": 5}, ["download = 5: Input should be a mapping"]),

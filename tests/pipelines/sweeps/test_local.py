@@ -152,15 +152,15 @@ def test_one_failure_costs_nothing_else(root: Path) -> None:
     assert f"Not in this report: fapm on {OTHER}: {reason}" in shown
     project = Project(root)
     assert project.cell("fapm", CATEGORY, 0).latency.exists()
-    assert OTHER not in (project.reports / "leaderboard.csv").read_text()
-    assert reason in (project.reports / "report.md").read_text()
+    assert OTHER not in (project.report("tests") / "leaderboard.csv").read_text()
+    assert reason in (project.report("tests") / "report.md").read_text()
     assert ran(root, "results")[0] == 1
 
     damaged.write_bytes(whole)
     code, shown, told = ran(root, "run", "--jobs", "2")
     assert code == 0, told
     assert "Not in this report" not in shown
-    assert OTHER in (project.reports / "leaderboard.csv").read_text()
+    assert OTHER in (project.report("tests") / "leaderboard.csv").read_text()
     assert not list((root / "refused").rglob("*.json"))
     code, shown, told = ran(root, "run")
     assert (code, told) == (0, "")

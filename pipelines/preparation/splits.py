@@ -206,8 +206,7 @@ def _draw(
     At least one is drawn and at least `reserve` are left. A group that would make too many images is passed over; where
     each would, the smallest is drawn.
     """
-    num_images = sum(map(len, groups))
-    wanted = min(max(math.floor(share * num_images + 0.5), 1), num_images - reserve)
+    wanted = number_drawn(sum(map(len, groups)), share, reserve)
     order = [int(position) for position in rng.permutation(len(groups))]
     chosen: set[int] = set()
     for position in order:
@@ -218,6 +217,11 @@ def _draw(
         chosen = {min(order, key=lambda position: len(groups[position]))}
     rest = [group for position, group in enumerate(groups) if position not in chosen]
     return [groups[position] for position in sorted(chosen)], rest
+
+
+def number_drawn(num_images: int, share: float, reserve: int) -> int:
+    """How many of so many images are drawn where all are groups of their own."""
+    return min(max(math.floor(share * num_images + 0.5), 1), num_images - reserve)
 
 
 def _deal(units: list[list[str]], rng: np.random.Generator) -> dict[str, int]:

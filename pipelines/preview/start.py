@@ -23,7 +23,9 @@ from pipelines.paths import Project
 from pipelines.pictures.images import is_litter
 from pipelines.preparation.layouts import choose_layout, list_category, shown_layouts
 from pipelines.preparation.listing import Findings, Listing, some
+from pipelines.preparation.splits import number_drawn
 from pipelines.preview.check import INPUTS
+from pipelines.settings.new_project import keep_out_of_git
 from pipelines.settings.params import validated
 from pipelines.settings.presets import PRESETS, replace
 from pipelines.settings.problems import refusal
@@ -54,7 +56,9 @@ class Look:
     name: str
     layout: Layout
     learnt: int  # good parts to learn from and to hold out
-    good: int  # to test on; 0 where some of those to learn from are taken
+    held_out: int  # of them, as published
+    good: int  # to test on
+    takes_good: bool  # to test on some of those to learn from
     defects: Counter[str]  # by type
     masks: bool
     sizes: Counter[Size]
@@ -79,13 +83,13 @@ class Look:
         """In one line."""
         defects = sum(self.defects.values())
         types = f" of {counted(len(self.defects), 'type')}" if len(self.defects) > 1 else ""
-        test = [counted(self.good, "good part")] if self.good else []
+        test = [counted(self.good, "good part")] if self.good else ["a quarter of them"] if self.takes_good else []
         test += [f"{counted(defects, 'defect')}{types}, {'with' if self.masks else 'without'} masks"] if defects else []
         sizes = f" and {counted(len(self.sizes) - 1, 'other size')}" if len(self.sizes) > 1 else ""
         colour = "grey" if self.grey == sum(self.sizes.values()) else "colour"
         return (
             f"{self.name} (layout {self.layout}): {counted(self.learnt, 'good part')}; to test on "
-            f"{' and '.join(test) or 'a quarter of them'}; {self.size.width} x {self.size.height} pixels{sizes}, "
+            f"{' and '.join(test) or 'nothing'}; {self.size.width} x {self.size.height} pixels{sizes}, "
             f"{colour}"
         )
 
@@ -122,6 +126,8 @@ def start(folder: Path, models: Sequence[str], project: Project, cores: int, *, 
     if problems:
         raise refusal(project.params, problems)
     replace(text.encode(), project.params, force, f"`blemish start {folder} --force`")
+    if kept := keep_out_of_git(project, _pictures_in(root, names, project)):
+        notes.append(f".gitignore: {', '.join(kept)}, since pictures are not for Git")
     return Started(looks, tuple(left_out), tuple(notes), _minutes(looks, models, cores))
 
 
@@ -170,7 +176,9 @@ def look(source: Path) -> Look:
         name=source.name,
         layout=layout,
         learnt=len(listing.training) + len(listing.holdout or []),
+        held_out=len(listing.holdout or []),
         good=len(listing.test_normal),
+        takes_good=listing.takes_test_normal,
         defects=Counter(listing.anomalous.values()),
         masks=bool(listing.masks),
         sizes=sizes,
@@ -216,6 +224,14 @@ def _written(root: Path, project: Project) -> str:
     """A folder in the project as DVC writes it, any other with all of its path."""
     own = project.root.resolve()
     return root.relative_to(own).as_posix() if root.is_relative_to(own) else str(root)
+
+
+def _pictures_in(root: Path, names: Sequence[str], project: Project) -> list[str]:
+    """The folders of the project that hold them, relative to it."""
+    written = _written(root, project)
+    if Path(written).is_absolute():
+        return []
+    return list(names) if written == "." else [written]
 
 
 def settle(values: Any, looks: Sequence[Look], models: Sequence[str], root: str) -> list[str]:
@@ -265,7 +281,7 @@ def _rectangle(values: Any, looks: Sequence[Look]) -> str:
 def _notes(found: Look, values: Mapping[str, Any]) -> list[str]:
     """What the user should know of a category before anything runs."""
     told = list(found.warnings)
-    held_out = round(found.learnt * values["prepare"]["holdout"])
+    held_out = _held_out(found, values["prepare"])
     if held_out < _FEW:
         folds = ", or let all set it (prepare.holdout: folds)" if set(values["models"]) <= set(QUICK) else ""
         told.append(
@@ -290,6 +306,16 @@ def _notes(found: Look, values: Mapping[str, Any]) -> list[str]:
             "pixels wide, raise image_size or set tiles (docs/frames.md)"
         )
     return [f"{found.name}: {note}" for note in told]
+
+
+def _held_out(found: Look, settings: Mapping[str, Any]) -> int:
+    """Good parts that will set the threshold, but for copies, which stay together."""
+    left = found.learnt
+    if found.held_out or left < (3 if found.takes_good else 2):  # else `prepare` refuses
+        return found.held_out
+    if found.takes_good:
+        left -= number_drawn(left, settings["test_normal"], reserve=2)
+    return number_drawn(left, settings["holdout"], reserve=1)
 
 
 def _area(size: Any) -> int:

@@ -6,7 +6,8 @@ depends on, so that another version of Blemish rebuilds what depends on code tha
 """
 
 import io
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipelines.errors import StageError
@@ -14,6 +15,8 @@ from pipelines.files import atomic_file
 from pipelines.lineage import ROOT
 from pipelines.paths import Project
 from pipelines.settings.presets import put_in_place
+
+_MEANT, _AS_IT_IS = r"[\\*?\[]", r"\\\g<0>"  # signs that Git takes for patterns
 
 STAGES = ROOT / "dvc.yaml"
 HEADER = """\
@@ -77,6 +80,22 @@ def dvc_yaml() -> str:
 def _write(path: Path, text: str) -> None:
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def keep_out_of_git(project: Project, folders: Iterable[str]) -> list[str]:
+    """Add folders of the project to its `.gitignore`, if it has one; gives the lines that were not there."""
+    path = project.root / ".gitignore"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    new = [line for folder in folders if not {line := _ignoring(folder), _ignoring(folder.split("/")[0])} & set(lines)]
+    _complete(path, "".join(f"{line}\n" for line in new))
+    return new
+
+
+def _ignoring(folder: str) -> str:
+    """The line for a folder, whatever signs are in its name."""
+    return f"/{re.sub(_MEANT, _AS_IT_IS, folder)}/"
 
 
 def _complete(path: Path, text: str) -> bool:

@@ -235,7 +235,7 @@
       ? "Moved: a threshold chosen by looking at the test images promises nothing for other parts."
       : "This is the deployed threshold; it has not seen the test images.";
     const { defects, good } = found;
-    $("deploy-slider").textContent = deploying(state.threshold, moved ? `chosen on ${good + defects} test images` : "as exported");
+    show("deploy-slider", deploying(state.threshold, moved ? `chosen on ${good + defects} test images` : "as exported");
     drawHistogram();
     drawCosts();
     drawTypes();
@@ -259,6 +259,11 @@
 
   function deploying(threshold, because) {
     return `blemish threshold ${quoted(state.model)} ${quoted(state.category)} ${written(threshold)} --because "${because}"`;
+  }
+
+  /** A command, of whose options no line ends after the first hyphen. */
+  function show(id, command) {
+    $(id).replaceChildren(...command.split(/(--[a-z]+)/).map((part) => (part.startsWith("--") ? element("span", { class: "option" }, part) : part)));
   }
 
   async function copy(button) {
@@ -385,8 +390,8 @@
     drawCostCurve(all, best);
     const [reject, escape, prevalence] = ["reject-cost", "escape-cost", "prevalence"].map((id) => $(id).value || "0");
     const { defects, good } = counts();
-    $("deploy-cheapest").textContent = deploying(best.threshold, `cheapest on ${good + defects} test images, where rejecting a `
-      + `good part costs ${reject}, a defect that escapes ${escape}, and ${prevalence} percent are defective`);
+    show("deploy-cheapest", deploying(best.threshold, `cheapest on ${good + defects} test images, where rejecting a `
+      + `good part costs ${reject}, a defect that escapes ${escape}, and ${prevalence} percent are defective`));
   }
 
   function drawCostCurve(all, best) {

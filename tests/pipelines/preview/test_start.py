@@ -1,6 +1,7 @@
 """A folder of pictures becomes a short params.yaml, or a line that says what is wrong with it."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from ruamel.yaml import YAML
 
 from pipelines.errors import DatasetError, ParamsError
 from pipelines.paths import Project
+from pipelines.preparation.layouts import choose_layout, list_category
+from pipelines.preparation.listing import Findings
+from pipelines.preparation.splits import split
 from pipelines.preview.check import load_checked
 from pipelines.preview.start import Started, start
 
@@ -54,7 +58,9 @@ def test_what_is_written_is_short_and_in_order(pictures: Path) -> None:
         "nut (layout mvtec): 10 good parts; to test on 2 good parts and 3 defects of 2 types, with masks; 30 x 20 "
         "pixels, colour"
     )
-    assert plate.text.startswith("plate (layout folder): 10 good parts; to test on 3 defects of 2 types, with masks; ")
+    assert plate.text.startswith(
+        "plate (layout folder): 10 good parts; to test on a quarter of them and 3 defects of 2 types, with masks; "
+    )
 
 
 def test_of_what_others_need_nothing_is_lost(pictures: Path) -> None:
@@ -90,11 +96,44 @@ def test_a_name_is_text_for_every_reader(pictures: Path, name: str) -> None:
 def test_what_few_good_parts_can_promise(pictures: Path) -> None:
     notes = begun(pictures).notes
     assert values(pictures)["prepare"]["holdout"] == 0.25
-    told = "nut: 2 good parts set the threshold and can promise 33.3\xa0% false alarms at best; 19 could promise 5 %: "
+    told = "nut: 3 good parts set the threshold and can promise 25\xa0% false alarms at best; 19 could promise 5 %: "
     assert f"{told}add good parts, or let all set it (prepare.holdout: folds)" in notes
     notes = begun(pictures, "bgad", force=True).notes
     assert f"{told}add good parts" in notes  # it cannot take folds
     assert "bgad: name the categories that fill the picture, as fabric does, in prepare.surfaces" in notes
+
+
+@pytest.mark.parametrize(("layout", "number"), [("nut/train/good", 30), ("nut/normal", 45), ("nut/normal", 6)])
+def test_as_many_are_told_to_set_the_threshold_as_will(tmp_path: Path, layout: str, number: int) -> None:
+    for seed in range(number):
+        write_image(tmp_path / "parts" / layout / f"{seed:03}.png", seed)
+    notes = begun(tmp_path / "parts").notes
+    settings = load_checked(tmp_path / "params.yaml").prepare
+    source = tmp_path / "parts" / "nut"
+    listing = list_category(source, choose_layout(source, "auto", Findings()), Findings())
+    items = split(source, listing, {}, {path: path for path in listing.training}, {}, settings, Findings())
+    held_out = sum(item.split == "holdout" for item in items)
+    assert any(note.startswith(f"nut: {held_out} good parts set") or held_out == 1 for note in notes)
+
+
+def test_pictures_stay_out_of_git(pictures: Path) -> None:
+    project = pictures.parent
+    assert not any(".gitignore" in note for note in begun(pictures).notes)  # nothing there speaks of Git
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    (project / ".gitignore").write_text("/data/", encoding="utf-8")
+    odd = pictures.rename(project / "a[b]* c!")
+    said = ".gitignore: /a\\[b]\\* c!/, since pictures are not for Git"
+    assert said in begun(odd, force=True).notes
+    assert said not in begun(odd, force=True).notes
+    assert (project / ".gitignore").read_text(encoding="utf-8").split("\n") == ["/data/", "", "/a\\[b]\\* c!/", ""]
+    picture = next(odd.rglob("*.png"))
+    ignored = subprocess.run(["git", "check-ignore", str(picture)], cwd=project, check=False, capture_output=True)
+    assert ignored.returncode == 0
+    inside = odd.rename(project / "data")
+    begun(inside, force=True)
+    assert "/data/nut" not in (project / ".gitignore").read_text(encoding="utf-8")
+    one = (inside / "nut").rename(project / "nut")
+    assert ".gitignore: /nut/, since pictures are not for Git" in begun(one, force=True).notes
 
 
 def test_long_pictures_are_not_squeezed(tmp_path: Path) -> None:

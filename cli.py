@@ -61,12 +61,14 @@ def _project() -> "Project":
     return Project(Path())
 
 
-def _require_server(project: "Project") -> None:
-    """Where the runs are on a server, that it answers: said within seconds, before hours are spent.
+def _on_server() -> bool:
+    """Whether the runs are kept by one; if not, MLflow need not even be imported to ask it anything."""
+    return os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
 
-    Without one, MLflow is not even imported.
-    """
-    if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+
+def _require_server(project: "Project") -> None:
+    """Where the runs are on a server, that it answers: said within seconds, before hours are spent."""
+    if _on_server():
         from pipelines.tracking.store import require_answer
 
         require_answer(project.root)
@@ -385,7 +387,16 @@ def run(
     _require_server(project)
     if run_all(params, project, _console(), jobs or os.cpu_count() or 1):
         write_report(params, project)
-    if not print_results(project, params, Console()):
+    complete = print_results(project, params, Console())
+    if _on_server():
+        from pipelines.report.summary import Summary
+        from pipelines.tracking.cells import warning_of_absent
+
+        cells = Summary.of(project, params.tracking.experiment).cells
+        runs = {str(cell.run_id): f"{cell.model} on {cell.category}" for cell in cells}
+        if warning := warning_of_absent(project.root, runs):
+            typer.echo(f"warning: {warning}", err=True)
+    if not complete:
         raise typer.Exit(1)
 
 

@@ -68,7 +68,10 @@ def compare_runs(
     _check_metric(metric, by)
     runs = cell_runs(project, experiment)
     if not runs:
-        raise StageError(f"experiment '{experiment}': no run has been evaluated yet; run `dvc repro`")
+        raise StageError(
+            f"experiment '{experiment}': no run has been evaluated yet; run `dvc repro`, or with --force where all was "
+            "made while MLFLOW_TRACKING_URI named another store"
+        )
     chosen = [_find(runs, run_id) for run_id in run_ids] or latest(runs)
     names = short_names(chosen)
     files = (EVALUATION_FILE, PREDICTIONS_FILE, PIXELS_FILE)

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from pipelines.errors import StageError
 from pipelines.tracking.records import CellRun, common_settings
 from pipelines.tracking.secrets import shown
-from pipelines.tracking.store import RUNS_PER_CALL, bring_along, local_uri, told_at_once, tracking_uri
+from pipelines.tracking.store import RUNS_PER_CALL, bring_along, is_known, local_uri, told_at_once, tracking_uri
 
 _DOWNLOADS_AT_ONCE = 8
 
@@ -36,6 +36,24 @@ def cell_runs(project: Path, experiment: str) -> list[CellRun]:
             known = ", ".join(f"'{other.name}'" for other in client.search_experiments())
             raise StageError(f"experiment '{experiment}' is not in {shown(uri)}, which has: {known}")
         return [_cell_run(run) for run in _finished(client, found.experiment_id) if _is_evaluated(run)]
+
+
+def warning_of_absent(project: Path, runs: Mapping[str, str]) -> str | None:
+    """What to do where the store lacks some of the `runs`, names by id: they are in the one that was set before.
+
+    Raises:
+        StageError: the store cannot be reached.
+    """
+    uri = tracking_uri(project)
+    with told_at_once(uri):
+        client = mlflow.MlflowClient(uri)
+        absent = [name for run_id, name in runs.items() if not is_known(client, run_id)]
+    if not absent:
+        return None
+    return (
+        f"{shown(uri)} lacks {len(absent)} of {len(runs)} runs, such as that of {absent[0]}, made while another store "
+        "was set: unset MLFLOW_TRACKING_URI to see them, or make all anew with `dvc repro --force`"
+    )
 
 
 def _finished(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[Run]:

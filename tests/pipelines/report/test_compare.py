@@ -209,8 +209,18 @@ def test_a_run_of_another_version_says_what_to_do(root: Path, tmp_path: Path) ->
 def test_nothing_evaluated_yet(root: Path, tmp_path: Path) -> None:
     with runs.cell_run(Cell(root, "fapm", "nut", 0), "empty", None):
         pass
-    with pytest.raises(StageError, match=r"^experiment 'empty': no run has been evaluated yet; run `dvc repro`$"):
+    with pytest.raises(StageError, match=r"^experiment 'empty': no run has been evaluated yet; run `dvc repro`, or"):
         compare_runs(root, "empty", "model", None, (), 50, Console(quiet=True))
+
+
+def test_what_was_made_for_another_store_is_told_of(root: Path) -> None:
+    with runs.cell_run(Cell(root, "fapm", "nut", 0), "tests", None) as run:
+        pass
+    assert cells.warning_of_absent(root, {run.run_id: "fapm on nut"}) is None
+    told = cells.warning_of_absent(root, {run.run_id: "fapm on nut", "0" * 32: "adfa on nut"})
+    assert str(told).startswith(
+        f"sqlite:///{root}/mlflow.db lacks 1 of 2 runs, such as that of adfa on nut, made while "
+    )
 
 
 # Over the network

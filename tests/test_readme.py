@@ -81,7 +81,7 @@ def walk_as_a_newcomer(shell: Shell) -> None:
         printed = shell.type(command)
         assert re.search(rf"fapm .* {CATEGORY} .* 100\.0", printed)
         assert "make ui" in printed
-    assert (shell.root / "reports" / "demo" / "report.html").stat().st_size > 10_000
+    assert (shell.root / "reports" / "tests" / "report.html").stat().st_size > 10_000
     assert "fapm" in shell.type("blemish compare")
     shell.type("blemish gif fapm gear")
     assert list(shell.root.rglob("*.gif"))

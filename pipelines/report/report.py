@@ -35,9 +35,11 @@ def report(params: Params, project: Project) -> Path:
     from pipelines.tracking.pages import pages
     from pipelines.tracking.registry import crown
     from pipelines.tracking.runs import summary_run
+    from pipelines.tracking.store import prepare_store
 
     experiment = params.tracking.experiment
     place = project.report(experiment)
+    prepare_store(project.root, experiment)  # a store that knows no run of these cells yet adds none to their figures
     originals = Originals(project.root / params.data.root, params.prepare.reading)
     summary = summarise(params, project, cell_runs(project.root, experiment), pages(project.root, experiment))
     with atomic_folder(place) as folder:

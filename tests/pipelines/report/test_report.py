@@ -232,6 +232,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Recorder]]:
         (folder / "report.html").touch()
         return folder / "report.html"
 
+    monkeypatch.setattr("pipelines.tracking.store.prepare_store", lambda *_: ("", ""))
     monkeypatch.setattr("pipelines.tracking.runs.summary_run", summary_run)
     monkeypatch.setattr("pipelines.tracking.pages.pages", lambda *_: Pages("http://127.0.0.1:5000", "3"))
     monkeypatch.setattr("pipelines.tracking.cells.cell_runs", lambda *_: [])

@@ -137,7 +137,8 @@ def check(
     if not params_only and (problems := missing(params, project)):
         raise StageError("\n  - ".join([f"params.yaml is in order, {counted(len(problems), 'thing')} not", *problems]))
     seeds = f" x {len(params.train.seeds)} seeds" if len(params.train.seeds) > 1 else ""
-    cells = f"{len(params.models)} models x {len(params.data.categories)} categories{seeds}"
+    categories = counted(len(params.data.categories), "category", "categories")
+    cells = f"{counted(len(params.models), 'model')} x {categories}{seeds}"
     typer.echo(f"params.yaml: {cells}, no problem")
 
 

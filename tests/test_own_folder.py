@@ -92,7 +92,7 @@ def test_check_repro_report_predict(shell: Shell) -> None:
     params.write_text(edited(params.read_text(encoding="utf-8")), encoding="utf-8")
     said = {command: shell.type(command) for command in COMMANDS.strip().splitlines()}
     check, repro, _, results, *predictions = said.values()
-    assert "params.yaml: 2 models x 1 categories, no problem" in check
+    assert "params.yaml: 2 models x 1 category, no problem" in check
     stages = {line.split("'")[1] for line in repro.splitlines() if line.startswith("Running stage")}
     cells = [f"{model}-{CATEGORY}" for model in ("fapm", "efficient_ad")]
     of_cells = {f"{verb}@{cell}" for verb in ("export", "latency") for cell in cells}

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from clone import REPOSITORY, commit, copy_project, environment
 from conftest import CATEGORY, FAPM, draw_category, tiny_params, write_params
+from dvc.cli import parse_args
 
 import cli
 
@@ -155,3 +158,34 @@ def test_verbs_and_targets_named_in_the_text_exist() -> None:
     assert set(re.findall(r"`blemish (\w+)", text)) <= verbs
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+
+
+def commands_of(program: str) -> set[str]:
+    """Those of all pages, of a block or within a line, as they are typed."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    typed = [line for block in re.findall(r"```(?:sh|yaml)\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    found = [re.search(rf"(?:^|[ /])({program} [^#]*)", line) for line in typed]
+    within = re.findall(rf"(?<!`)`({program} [^`]*)`", text)
+    return {" ".join(command.split()) for command in [match[1] for match in found if match] + within}
+
+
+def test_options_named_in_the_text_are_known() -> None:
+    """A verb may stand without its arguments; what does follow it must be understood."""
+    app: Any = typer.main.get_command(cli.app)
+    commands = [shlex.split(command)[1:] for command in commands_of("blemish") if "import" not in command]
+    assert len(commands) > 25
+    for verb, *arguments in commands:
+        if verb.startswith("--"):
+            continue
+        try:
+            app.commands[verb].make_context(verb, arguments)
+        except Exception as error:
+            if type(error).__name__ != "MissingParameter":
+                raise
+
+
+def test_dvc_knows_what_the_text_asks_of_it() -> None:
+    commands = commands_of("dvc")
+    assert len(commands) > 15
+    for command in commands:
+        parse_args(shlex.split(command)[1:])

@@ -1,6 +1,7 @@
 """The command line: every verb is one function of `pipelines`, and only this module prints errors and exits."""
 
 import contextlib
+import errno
 import os
 import shlex
 import sys
@@ -671,7 +672,7 @@ def publish(
 
 
 @app.command(rich_help_panel=USE)
-def ui(port: Annotated[int, typer.Option(help="Port of the page.")] = 5000) -> None:
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the page.")] = 5000) -> None:
     """Serve the MLflow page on this machine; print where it shows the figures of all runs."""
     from pipelines.evaluation.measures import TEN
     from pipelines.settings.params import load_params
@@ -695,6 +696,10 @@ def main() -> None:
             app()
     except BlemishError as error:
         sys.exit(masked(f"error: {error}"))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        sys.exit(f"error: {str(error.filename)[:60]}...: {error.strerror}")
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] in ("anomaly_models", "pipelines"):
             raise

@@ -1,11 +1,11 @@
 """Where the artifacts of the project's own store lie: MLflow keeps absolute addresses, and projects move."""
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock
+
+from pipelines.tracking.database import opened
 
 LOCK = ".mlflow.lock"  # beside the database: whoever makes or changes what all its users share
 _FOLDER = "mlartifacts"
@@ -29,24 +29,15 @@ def bring_along(project: Path, database: Path) -> None:
     The project was moved, and there is nothing in the old place; or it was copied, and the original is not this
     project's to write to. Files are not touched: a copy made without its artifacts has none of its earlier runs.
     """
-    with _opened(database) as connection:
+    with opened(database) as connection:
         if not _elsewhere(connection, artifact_root(project)):
             return
-    with FileLock(project / LOCK), _opened(database) as connection, connection:
+    with FileLock(project / LOCK), opened(database) as connection, connection:
         connection.execute("BEGIN IMMEDIATE")
         for old in _elsewhere(connection, artifact_root(project)):  # another process may have been first
             for table, column in _COLUMNS:
                 if _has(connection, table, column):
                     _rewrite(connection, table, column, old, artifact_root(project))
-
-
-@contextlib.contextmanager
-def _opened(database: Path) -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(database, timeout=60, isolation_level=None)
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def _elsewhere(connection: sqlite3.Connection, here: str) -> list[str]:

@@ -39,6 +39,7 @@ from pipelines.tracking.run_names import run_name
 from pipelines.tracking.store import (
     RUNS_PER_CALL,
     STORE_ERRORS,
+    asked_briefly,
     errors_told,
     is_known,
     prepare_store,
@@ -64,6 +65,7 @@ class OpenRun:
 
     run_id: str
     client: mlflow.MlflowClient
+    on_server: bool
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log settings, nested mappings as dotted names. A run's settings never change, so a resumed run skips them."""
@@ -100,6 +102,20 @@ class OpenRun:
         ]
         for start in range(0, len(metrics), _MAX_METRICS_PER_CALL):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + _MAX_METRICS_PER_CALL])
+
+    def are_taken(self, points: list[tuple[str, float, int, float]]) -> bool:
+        """Log them as `timed_points` does, or say that the server is away just now; of a local store, errors are told.
+
+        Points that were logged before, whether or not the answer arrived, are not there twice: each has its own time.
+        """
+        try:
+            with asked_briefly():
+                self.timed_points(points)
+        except STORE_ERRORS:
+            if not self.on_server:
+                raise
+            return False
+        return True
 
     def describe(self, markdown: str) -> None:
         """Say what the run is in words, at the top of its page."""
@@ -208,7 +224,7 @@ def open_run(
         tags = {**tags, **_process_tags(), **origin}
         # A known run is opened where it is, even if the experiment has another name by now.
         run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)
-        opened = OpenRun(run.info.run_id, client)
+        opened = OpenRun(run.info.run_id, client, uri.startswith("http"))
         try:
             if run_id is None:
                 _log_environment(opened)
@@ -260,13 +276,15 @@ def _log_environment(run: OpenRun) -> None:
 def _sampled(run: OpenRun) -> Iterator[None]:
     """Log what this process uses, at first every second and then ever more rarely; a resumed run goes on in time."""
     history = run.client.get_metric_history(run.run_id, _MEMORY)
-    stop = threading.Event()
-    sampler = threading.Thread(
-        target=_sample, args=(run, stop, max((point.step for point in history), default=0)), daemon=True
-    )
+    stop, away = threading.Event(), threading.Event()
+    before = max((point.step for point in history), default=0)
+    sampler = threading.Thread(target=_sample, args=(run, stop, away, before), daemon=True)
     sampler.start()
     try:
         yield
+    except STORE_ERRORS:  # nobody waits for such a store once more, for a few points of a chart
+        away.set()
+        raise
     finally:
         stop.set()
         sampler.join()
@@ -279,7 +297,7 @@ _MEMORY, _CPU, _GPU_MEMORY = (
 )
 
 
-def _sample(run: OpenRun, stop: threading.Event, seconds_before: int) -> None:
+def _sample(run: OpenRun, stop: threading.Event, away: threading.Event, seconds_before: int) -> None:
     """A point's step is the run's age in seconds, so that the charts of several runs lie over one another.
 
     Points are gathered and sent a few at a time, each with its own time, which MLflow's page draws them by.
@@ -297,7 +315,7 @@ def _sample(run: OpenRun, stop: threading.Event, seconds_before: int) -> None:
         if torch is not None and torch.cuda.is_initialized():
             used[_GPU_MEMORY] = torch.cuda.memory_allocated() / 1e6
         points += [(name, value, step, time.time()) for name, value in used.items()]
-        if ended or len(points) >= _POINTS_PER_CALL:
+        if (ended and not away.is_set()) or len(points) >= _POINTS_PER_CALL:
             with contextlib.suppress(*STORE_ERRORS):  # a gap in a chart is no reason to lose the training
                 run.timed_points(points)
             points = []

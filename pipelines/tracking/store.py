@@ -19,10 +19,14 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import StageError
 from pipelines.tracking import moved
+from pipelines.tracking.database import begin, require_whole
 from pipelines.tracking.secrets import shown, without_secrets
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
 _FIRST_ANSWER = "4"  # seconds that a server has for it, twice
+# Of databases that a store may be in, by the name that Python imports: what to install.
+_DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "pymysql": "pymysql", "pyodbc": "pyodbc"}
+_DRIVERS |= {"MySQLdb": "mysqlclient"}
 RUNS_PER_CALL = 1000  # MLflow's limit for one answer
 STORE_ERRORS = (MlflowException, ParseError, sqlite3.Error)  # the second: JSON of another kind than MLflow's own
 
@@ -32,7 +36,11 @@ def tracking_uri(project: Path) -> str:
 
 
 def local_uri(project: Path) -> str:
-    path = str(database(project))
+    return _address(database(project))
+
+
+def _address(database: Path) -> str:
+    path = str(database)
     address = re.sub("[%?#]", lambda mark: quote(mark[0]), path)  # they mean something in an address
     # MLflow makes a folder of the address as it is written, unless it names the driver.
     return f"sqlite:///{path}" if address == path else f"sqlite+pysqlite:///{address}"
@@ -51,6 +59,7 @@ def bring_along(project: Path) -> None:
     uri = tracking_uri(project)
     if uri == local_uri(project) and database(project).exists():
         with errors_told(uri):
+            require_whole(database(project))
             moved.bring_along(project, database(project))
 
 
@@ -65,6 +74,12 @@ def errors_told(uri: str) -> Iterator[None]:
         yield
     except STORE_ERRORS as error:
         raise unusable(uri, error) from None  # whose own text has the address as it is
+    except ModuleNotFoundError as error:
+        if error.name not in _DRIVERS:
+            raise
+        raise StageError(
+            f"tracking store {shown(uri)}: the package that reaches it is missing; `pip install {_DRIVERS[error.name]}`"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -82,8 +97,13 @@ def require_answer(project: Path) -> None:
     """
     uri = tracking_uri(project)
     if uri.startswith("http"):
-        with _set_for_now(MLFLOW_HTTP_REQUEST_TIMEOUT=_FIRST_ANSWER), told_at_once(uri):
+        with asked_briefly(), errors_told(uri):
             mlflow.MlflowClient(uri).search_experiments(max_results=1)
+
+
+def asked_briefly() -> contextlib.AbstractContextManager[None]:
+    """A server that is away, or takes a call and says nothing, costs seconds."""
+    return _set_for_now(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT=_FIRST_ANSWER)
 
 
 @contextlib.contextmanager
@@ -105,12 +125,18 @@ def unusable(uri: str, error: Exception) -> StageError:
     reason = (
         "does not answer" if "Max retries exceeded" in str(error) else " ".join(without_secrets(str(error)).split())
     )
-    return StageError(f"tracking store {shown(uri)}: {reason}; mend it, or check MLFLOW_TRACKING_URI")
+    remedy = "mend it, or check MLFLOW_TRACKING_URI"
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        remedy = "put a copy of it in place, or move it away and the next run begins another"
+    return StageError(f"tracking store {shown(uri)}: {reason}; {remedy}")
 
 
 def prepare_store(project: Path, experiment: str) -> tuple[str, str]:
     """Create the database and the experiment exactly once, however many processes ask; gives URI and experiment id."""
     uri = tracking_uri(project)
+    if uri == local_uri(project):
+        with errors_told(uri), FileLock(project / moved.LOCK):
+            begin(database(project), _make)
     bring_along(project)
     with errors_told(uri), FileLock(project / moved.LOCK):
         client = mlflow.MlflowClient(uri)
@@ -127,6 +153,11 @@ def prepare_store(project: Path, experiment: str) -> tuple[str, str]:
             f"--experiment-id {found.experiment_id}`), or change tracking.experiment in params.yaml"
         )
     return uri, str(found.experiment_id)
+
+
+def _make(path: Path) -> None:
+    """A database with MLflow's tables and its first experiment."""
+    mlflow.MlflowClient(_address(path)).search_experiments(max_results=1)
 
 
 def is_known(client: mlflow.MlflowClient, run_id: str) -> bool:

@@ -26,6 +26,9 @@ def fingerprint(settings: Mapping[str, Any], sources: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+Point = tuple[str, float, int, float]  # of a curve: its name, value, step, and time in seconds since 1970
+
+
 class Checkpoint:
     """The resumable state of one training run: a file in a folder named after the run's fingerprint.
 
@@ -39,6 +42,7 @@ class Checkpoint:
         self._seconds_before = 0.0
         self.folder = folder / fingerprint
         self.path = self.folder / "checkpoint.pt"
+        self.points: list[Point] = []  # up to this step, which the tracking store may not have taken yet
 
     @property
     def seconds(self) -> float:
@@ -55,6 +59,7 @@ class Checkpoint:
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict() if optimizer else None,
             "scheduler": scheduler.state_dict() if scheduler else None,
+            "points": self.points,
         }
         # Given a name, torch.save would write from C++ and not say why it failed on a full disk.
         with atomic_file(self.path) as temporary, temporary.open("wb") as file:
@@ -86,6 +91,7 @@ class Checkpoint:
             optimizer.load_state_dict(state["optimizer"])
             scheduler.load_state_dict(state["scheduler"])
         self._seconds_before = float(state["seconds"])
+        self.points = [(str(name), float(value), int(at), float(when)) for name, value, at, when in state["points"]]
         return int(state["step"])
 
     def forget_all(self) -> None:

@@ -18,10 +18,11 @@ from pipelines.data.arrays import BatchSource
 from pipelines.errors import StageError, TrainingDiverged
 from pipelines.progress import progress_bar
 from pipelines.tracking.runs import OpenRun
-from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.checkpoint import Checkpoint, Point
 
 CHECKPOINT_SECONDS = 30.0  # how much work a kill may cost; has no effect on the result
 LOG_POINTS = 200  # points in a curve, however long training is
+_SOON, _RAREST = 30.0, 600.0  # seconds after which a server that is away is asked again: at first, and at the most
 Training = tuple[Optimizer, LRScheduler] | None
 B = TypeVar("B")  # what a batch is to this learner
 
@@ -47,7 +48,7 @@ class Schedule:
 
 @dataclass(slots=True)
 class _Curves:
-    """The points of a run's curves, held back until the checkpoint that covers them.
+    """The points of a run's curves, held back until the checkpoint that covers them and keeps them.
 
     Loss terms are averaged between the points; their sums stay on the device until then. Learning rate and gradient
     norm are those of the step at the point. `progress_percent` goes with them: an axis on which runs of different
@@ -56,7 +57,7 @@ class _Curves:
 
     every: int
     total: int
-    points: list[tuple[str, float, int]] = field(default_factory=list)
+    points: list[Point]
     _sums: dict[str, Tensor] = field(default_factory=dict)
     _count: int = 0
 
@@ -73,7 +74,7 @@ class _Curves:
                 "gradient_norm": _gradient_norm(optimizer),
                 **{f"loss.{name}": mean for name, mean in zip(self._sums, means, strict=True)},
             }
-            self.points += [(name, value, step + 1) for name, value in found.items()]
+            self.points += [(name, value, step + 1, time.time()) for name, value in found.items()]
             self._sums, self._count = {}, 0
 
 
@@ -104,11 +105,13 @@ def run_steps(
     Raises:
         StageError: the schedule begins at a step that it does not have.
         TrainingDiverged: a term is not finite; the parameters are those before the step.
+        MlflowException: after the last step, the tracking store does not take the curves, which the checkpoint keeps.
     """
     seed, first, total = schedule.seed, schedule.first, schedule.total
     if not 0 <= first <= total:
         raise StageError(f"{checkpoint.path}: damaged (step {first} of {total}); delete it to start afresh")
-    curves = _Curves(every=max(1, total // LOG_POINTS), total=total)
+    curves = _Curves(max(1, total // LOG_POINTS), total, checkpoint.points)
+    sending = _Sending(run, curves.points, console)
     generator = torch.Generator(device=data.device)
     saved = time.monotonic()
     learner.module.train()
@@ -123,10 +126,46 @@ def run_steps(
                 _optimise(terms, learner.training, step, curves)
             _show(bar, task, step + 1, rate, curves)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == total:
-                run.metric_points(curves.points)
-                curves.points.clear()
                 checkpoint.save(step + 1, learner.module, learner.training)
+                sending.some()
                 saved = time.monotonic()
+    sending.rest()
+
+
+@dataclass(slots=True)
+class _Sending:
+    """Points go to the tracking store with every checkpoint, which has them until they are taken.
+
+    While a server is away, training goes on, and it is asked ever more rarely.
+    """
+
+    run: OpenRun
+    points: list[Point]
+    console: Console
+    _wait: float = _SOON
+    _next: float = 0.0
+
+    def some(self) -> None:
+        if time.monotonic() < self._next:
+            return
+        if self.run.are_taken(self.points):
+            self.points.clear()
+            self._wait = _SOON
+            return
+        if self._wait == _SOON:
+            self._say("the tracking server is away; training goes on, and its curves are kept until it is back")
+        self._next = time.monotonic() + self._wait
+        self._wait = min(2 * self._wait, _RAREST)
+
+    def rest(self) -> None:
+        """Of a training that is done. For a server that is away it waits as long as MLflow does, some minutes."""
+        if self._wait > _SOON:
+            self._say("training is done, and kept; waiting for the tracking server")
+        self.run.timed_points(self.points)
+        self.points.clear()
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
 
 
 def _optimise(terms: dict[str, Tensor], training: tuple[Optimizer, LRScheduler], step: int, curves: _Curves) -> None:

@@ -146,7 +146,7 @@ def test_what_a_user_put_elsewhere_stays_there(project: Path, tmp_path: Path) ->
 
 def test_a_store_that_is_no_database_is_one_line(project: Path) -> None:
     (project / "mlflow.db").write_text("this was a database" * 1000)
-    with pytest.raises(StageError, match=r"^tracking store sqlite:.*: file is not a database; mend it") as caught:
+    with pytest.raises(StageError, match=r"^tracking store sqlite:.*: file is not a database; put a copy") as caught:
         cells.cell_runs(project, EXPERIMENT)
     assert "\n" not in str(caught.value)
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -528,7 +529,7 @@ class Recorder:
 def sampled(monkeypatch: pytest.MonkeyPatch, seconds: float, before: int = 0) -> Recorder:
     clock, run = Clock(seconds), Recorder()
     monkeypatch.setattr(runs, "time", clock)
-    runs._sample(run, clock, before)  # type: ignore[arg-type]
+    runs._sample(run, clock, threading.Event(), before)  # type: ignore[arg-type]
     return run
 
 

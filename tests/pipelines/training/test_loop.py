@@ -1,9 +1,11 @@
 """What the loop logs, and when it stops, on a learner of two numbers."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,13 +30,22 @@ class Steps:
 
 
 class Points(list):
-    """What an open run is to the loop."""
+    """What an open run is to the loop; a server that is `away` takes nothing."""
 
-    def metric_points(self, points) -> None:
+    away = False
+
+    def are_taken(self, points) -> bool:
+        if not self.away:
+            self.timed_points(points)
+        return not self.away
+
+    def timed_points(self, points) -> None:
+        if self.away:
+            raise MlflowException("away")
         self.extend(points)
 
     def of(self, name: str) -> list[tuple[int, float]]:
-        return [(step, value) for found, value, step in self if found == name]
+        return [(step, value) for found, value, step, _ in self if found == name]
 
 
 class Pair(nn.Module):
@@ -50,15 +61,18 @@ class Pair(nn.Module):
         yield {"first": self.a.square() / 2, "second": self.b.square() / 2, "monitor": batch.detach()}
 
 
-def run(tmp_path, pair: Pair, rates=(0.1, 0.1), total: int = STEPS, clip: float | None = None) -> Points:
+def run(
+    tmp_path, pair: Pair, rates=(0.1, 0.1), total: int = STEPS, clip: float | None = None, points: Points | None = None
+) -> Points:
     groups = [{"params": [pair.a], "lr": rates[0]}, {"params": [pair.b], "lr": rates[1]}]
     optimizer = torch.optim.SGD(groups)
     if clip is not None:
         optimizer.register_step_pre_hook(clip_gradients(clip))
     training = optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    points = Points()
-    schedule = Schedule(seed=0, batch_size=1, first=0, total=total)
+    points = Points() if points is None else points
     checkpoint = Checkpoint(tmp_path, "0")
+    first = checkpoint.load(pair, training, torch.device("cpu")) or 0
+    schedule = Schedule(seed=0, batch_size=1, first=first, total=total)
     run_steps(Learner(pair, pair.losses, training), Steps(), schedule, checkpoint, points, Console(quiet=True))
     return points
 
@@ -72,6 +86,65 @@ def test_losses_are_logged_by_step(tmp_path) -> None:
     assert history == [(step, torch.tensor(a).square().item() / 2) for step, (a, _) in enumerate(pair.seen, start=1)]
     # an axis on which runs of different length lie over one another
     assert points.of("progress_percent")[5::6] == [(6, 50.0), (12, 100.0)]
+
+
+class Clock:
+    """Another hour passes with each look at it."""
+
+    time = staticmethod(time.time)
+    now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 3600
+        return self.now
+
+
+class BackAfter(Points):
+    """A server that is back when it has been asked so often."""
+
+    def __init__(self, asked: int) -> None:
+        super().__init__()
+        self.asked, self.left = 0, asked
+
+    def are_taken(self, points) -> bool:
+        self.asked, self.left = self.asked + 1, self.left - 1
+        self.away = self.left >= 0
+        return super().are_taken(points)
+
+
+@pytest.mark.parametrize("outage", [1, 5, STEPS - 1])
+def test_an_outage_stops_no_training_and_costs_no_point(tmp_path, monkeypatch, outage: int) -> None:
+    undisturbed = run(tmp_path / "undisturbed", Pair())
+    monkeypatch.setattr(loop, "time", Clock())
+    points = run(tmp_path / "disturbed", Pair(), points=BackAfter(outage))
+    assert points.asked == STEPS  # with every checkpoint
+    assert [point[:3] for point in points] == [point[:3] for point in undisturbed]
+
+
+def test_a_server_that_is_away_is_asked_rarely(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+    points, asked = Points(), []
+    monkeypatch.setattr(Points, "are_taken", lambda _, found: bool(asked.append(len(found))))
+    run(tmp_path, Pair(), points=points)
+    assert len(asked) == 1
+    assert len(points.of("loss.first")) == STEPS  # sent in the end
+
+
+def test_what_a_server_has_not_taken_in_the_end_is_kept_and_sent_by_the_next_call(tmp_path) -> None:
+    pair, points = Pair(), Points()
+    points.away = True
+    with pytest.raises(MlflowException):
+        run(tmp_path, pair, points=points)
+    assert not points
+    kept = Checkpoint(tmp_path, "0")
+    again = Pair()
+    points.away = False
+    run(tmp_path, again, points=points)
+    assert not again.seen  # no step is taken twice
+    assert again.a.item() == pair.a.item()
+    assert [point[:3] for point in points] == [point[:3] for point in run(tmp_path / "undisturbed", Pair())]
+    assert kept.load(Pair(), None, torch.device("cpu")) == STEPS
+    assert kept.points == list(points)  # with their own times, by which a store knows them again
 
 
 def test_losses_are_averaged_between_points(tmp_path, monkeypatch) -> None:

@@ -1,0 +1,69 @@
+"""The project's own store, an SQLite file: begun whole or not at all, and looked at before it is used."""
+
+import contextlib
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.files import atomic_file
+
+_WAIT = 60.0  # seconds for another process that is writing
+_TABLES = {"experiments", "runs", "params", "metrics", "latest_metrics", "tags"}  # without which nothing can be read
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[sqlite3.Connection]:
+    """Raises sqlite3.Error, also where bytes are damaged that were text."""
+    connection = sqlite3.connect(path, timeout=_WAIT, isolation_level=None)
+    try:
+        yield connection
+    except UnicodeDecodeError as error:
+        raise sqlite3.DatabaseError(f"damaged ({error.reason})") from None
+    finally:
+        connection.close()
+
+
+def begin(path: Path, make: Callable[[Path], None]) -> None:
+    """Let `make` write a database elsewhere, for seconds, and put it in place whole.
+
+    What a process left that was killed while it made one in place, as earlier versions did, is set aside. Call it under
+    the lock of the store.
+    """
+    if path.exists():
+        if not _is_half_made(path):
+            return
+        aside = path.with_name(f"{path.name}.half-made")
+        path.replace(aside)
+        print(f"{path}: begun and never finished; it is now {aside.name}, and a new one is made", file=sys.stderr)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, atomic_file(path) as temporary:
+        made = Path(folder) / path.name
+        make(made)
+        with opened(made) as source, opened(temporary) as target:
+            source.backup(target)
+
+
+def require_whole(path: Path) -> None:
+    """Raise sqlite3.DatabaseError if pages are damaged, or tables are missing."""
+    with opened(path) as connection:
+        (found,) = _first(connection, "PRAGMA quick_check(1)")
+        if found != "ok":
+            raise sqlite3.DatabaseError(f"damaged ({' '.join(str(found).split())})")
+        if missing := _TABLES - _tables(connection):
+            raise sqlite3.DatabaseError(f"damaged (no table {', '.join(sorted(missing))})")
+
+
+def _is_half_made(path: Path) -> bool:
+    """Whether there is no experiment in it: MLflow writes the first one last, when all tables are there."""
+    with opened(path) as connection:
+        return "experiments" not in _tables(connection) or _first(connection, "SELECT 1 FROM experiments") is None
+
+
+def _first(connection: sqlite3.Connection, query: str) -> Any:
+    return connection.execute(query).fetchone()
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

@@ -1,8 +1,8 @@
 """The project's own store, an SQLite file: begun whole or not at all, and looked at before it is used."""
 
 import contextlib
+import logging
 import sqlite3
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.files import atomic_file
 
+_LOG = logging.getLogger(__name__)  # whose warnings Python writes to stderr as they are, if nobody asked otherwise
 _WAIT = 60.0  # seconds for another process that is writing
 _TABLES = {"experiments", "runs", "params", "metrics", "latest_metrics", "tags"}  # without which nothing can be read
 
@@ -37,7 +38,7 @@ def begin(path: Path, make: Callable[[Path], None]) -> None:
             return
         aside = path.with_name(f"{path.name}.half-made")
         path.replace(aside)
-        print(f"{path}: begun and never finished; it is now {aside.name}, and a new one is made", file=sys.stderr)
+        _LOG.warning("%s: begun and never finished; it is now %s, and a new one is made", path, aside.name)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, atomic_file(path) as temporary:
         made = Path(folder) / path.name
         make(made)

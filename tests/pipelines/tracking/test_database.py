@@ -58,7 +58,7 @@ def test_a_store_that_could_not_be_begun_leaves_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize("statements", [(), ("CREATE TABLE experiments (name TEXT)",), ("CREATE TABLE a (b TEXT)",)])
 def test_a_half_made_store_is_set_aside(
-    path: Path, capsys: pytest.CaptureFixture[str], statements: tuple[str, ...]
+    path: Path, caplog: pytest.LogCaptureFixture, statements: tuple[str, ...]
 ) -> None:
     path.touch()
     write(path, *statements)
@@ -66,9 +66,9 @@ def test_a_half_made_store_is_set_aside(
     begin(path, make)
     require_whole(path)
     assert (path.parent / "mlflow.db.half-made").read_bytes() == before
-    assert capsys.readouterr().err == (
-        f"{path}: begun and never finished; it is now mlflow.db.half-made, and a new one is made\n"
-    )
+    assert caplog.messages == [
+        f"{path}: begun and never finished; it is now mlflow.db.half-made, and a new one is made"
+    ]
 
 
 @pytest.mark.parametrize("share", [0.0003, 0.01, 0.3])

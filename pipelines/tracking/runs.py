@@ -56,6 +56,7 @@ _MAX_PARAMS_PER_CALL = 100
 _ENVIRONMENT_TAGS = ("python", "torch", "cpu", "gpu")  # to search by; all of it is logged as a file
 _DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as the run's description
 _POINTS_PER_CALL = 20
+_LAST_POINTS = 15.0  # seconds for a chart's last points, at the end of a run
 _CLOCK_SLACK = 5.0  # seconds by which a process's start seems to move when the clock is set
 
 
@@ -287,7 +288,7 @@ def _sampled(run: OpenRun) -> Iterator[None]:
         raise
     finally:
         stop.set()
-        sampler.join()
+        sampler.join(0 if away.is_set() else _LAST_POINTS)  # it may have begun to wait for the store by itself
 
 
 _MEMORY, _CPU, _GPU_MEMORY = (

@@ -35,7 +35,7 @@ class WeightsError(BlemishError):
 
 
 class TrainingDiverged(BlemishError):
-    """A loss that is not finite."""
+    """A loss that is not finite, or what a finished model says."""
 
 
 class StageError(BlemishError):

@@ -3,14 +3,31 @@
 import math
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, NonNegativeInt, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    NonNegativeInt,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+_LARGEST = 2.0**127  # a float32 goes to just below its double
 
 
 class Settings(BaseModel):
-    """Frozen and typed strictly; unknown keys and numbers that are not finite are refused."""
+    """Frozen and typed strictly; unknown keys and numbers that are not finite, for networks either, are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _finite_in_32_bits(cls, value: Any) -> Any:
+        if isinstance(value, float) and abs(value) > _LARGEST:
+            raise ValueError(f"networks compute with numbers up to {_LARGEST:.2g}")
+        return value
 
 
 class Size(NamedTuple):

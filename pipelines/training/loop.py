@@ -104,7 +104,8 @@ def run_steps(
 
     Raises:
         StageError: the schedule begins at a step that it does not have.
-        TrainingDiverged: a term is not finite; the parameters are those before the step.
+        TrainingDiverged: a term is not finite, and the parameters are those before the step; or a parameter is not
+            after the last step, which no term has seen.
         MlflowException: after the last step, the tracking store does not take the curves, which the checkpoint keeps.
     """
     seed, first, total = schedule.seed, schedule.first, schedule.total
@@ -129,7 +130,19 @@ def run_steps(
                 checkpoint.save(step + 1, learner.module, learner.training)
                 sending.some()
                 saved = time.monotonic()
+    _require_finite(learner.module, total)
     sending.rest()
+
+
+def _require_finite(module: nn.Module, steps: int) -> None:
+    numbers = [parameter.detach() for parameter in module.parameters()]
+    bad = sum(int((~number.isfinite()).sum()) for number in numbers)
+    if bad:
+        weights = sum(number.numel() for number in numbers)
+        raise TrainingDiverged(
+            f"after step {steps}: {bad:,} of {weights:,} weights are not finite; lower the learning rate or check the "
+            "data"
+        )
 
 
 @dataclass(slots=True)

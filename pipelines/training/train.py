@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -11,7 +12,7 @@ from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel, Batch, Prediction
 from pipelines.data.batches import Images, PreparedData, frame_of
 from pipelines.data.tiled import learnt_from
-from pipelines.errors import StageError
+from pipelines.errors import StageError, TrainingDiverged
 from pipelines.lineage import code_of
 from pipelines.paths import INDEX_FILE, Project
 from pipelines.settings.params import Params
@@ -46,7 +47,7 @@ def train(
         StageError: the category is not prepared, another process is training this cell, or the model cannot work with
             this data or these settings.
         WeightsError: pretrained weights are missing or do not fit.
-        TrainingDiverged: a loss is not finite.
+        TrainingDiverged: a loss is not finite, or a weight, a map or a score of the finished model.
     """
     params.check_category(category)
     seed = params.seed_of(seed)
@@ -84,6 +85,7 @@ def train(
             model = _fit(inputs, method, config, seed, data, device, checkpoint, run, console)
         except contract.ModelError as error:
             raise StageError(f"{model_name} on {category}: {error}") from error
+        scores = _holdout_scores(model, model_name, data)
         record = RunRecord(
             run_id=run.run_id,
             model=model_name,
@@ -96,7 +98,7 @@ def train(
             state_megabytes=round(state_bytes(model.state_dict()) / 1e6, 3),
         )
         save_trained(model, record, cell)
-        if warning := _equal_scores_warning(model, model_name, data):
+        if warning := _equal_scores_warning(scores, model_name, category):
             _warn(warning, warnings, run, console)
         for warning in model.warnings():
             _warn(f"{model_name} on {category}: {warning}", warnings, run, console)
@@ -121,13 +123,24 @@ def _warn(warning: str, before: list[str], run: OpenRun, console: Console) -> No
 
 
 @torch.no_grad()
-def _equal_scores_warning(model: AnomalyModel, model_name: str, data: Images) -> str | None:
+def _holdout_scores(model: AnomalyModel, model_name: str, data: Images) -> list[float]:
+    """Of the held-out good images, one by one. Raises TrainingDiverged if a score or a map is not finite."""
+    predictions = [_predict(model, batch) for batch in data.batches("holdout", batch_size=1)]
+    bad = sum(not bool(found.score.isfinite().all() and found.anomaly_map.isfinite().all()) for found in predictions)
+    if bad:
+        raise TrainingDiverged(
+            f"{model_name} on {data.index.category}: what the trained model says of {bad} of {len(predictions)} "
+            "held-out good images is not finite; lower the learning rate or check the data"
+        )
+    return [float(found.score) for found in predictions]
+
+
+def _equal_scores_warning(scores: Sequence[float], model_name: str, category: str) -> str | None:
     """What to do if the held-out images have one score, up to rounding: it then says nothing about a part."""
-    scores = [float(_predict(model, batch).score) for batch in data.batches("holdout", batch_size=1)]
     if len(scores) < 2 or not math.isclose(min(scores), max(scores), rel_tol=_ROUNDING):
         return None
     return (
-        f"{model_name} on {data.index.category}: all {len(scores)} held-out good images score {scores[0]:.6g}, so that "
+        f"{model_name} on {category}: all {len(scores)} held-out good images score {scores[0]:.6g}, so that "
         "the threshold means nothing; the score is saturated (another image_score or other settings of the model may "
         "help), or the images are constant or copies of one another (look at them)"
     )

@@ -145,3 +145,11 @@ def test_no_setting_is_infinite(tmp_path: Path, value: float) -> None:
         load_text(load_checked, tmp_path, yaml.safe_dump(values))
     message = str(caught.value)
     assert [path for path in paths if f"{path} = {value!r}: Input should be a finite number" not in message] == []
+
+
+@pytest.mark.parametrize("value", [1e300, -1e39, 3.5e38])
+def test_no_setting_is_beyond_a_networks_numbers(tmp_path: Path, value: float) -> None:
+    values = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    put(values, {"models.bgad.learning_rate": value})
+    with pytest.raises(ParamsError, match=r"models\.bgad\.learning_rate = "):
+        load_text(load_checked, tmp_path, yaml.safe_dump(values))

@@ -161,6 +161,37 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(project, sixth_model,
     assert statuses(project) == ["FAILED"]
 
 
+@pytest.mark.usefixtures("prepared")
+def test_weights_that_are_not_finite_after_the_last_step_are_no_model(project, sixth_model, console, monkeypatch):
+    """No loss sees what the last step has made."""
+    step = torch.optim.AdamW.step
+
+    def stepped(self, *arguments, **named):
+        step(self, *arguments, **named)
+        self.param_groups[0]["params"][0].data[1] = float("inf")
+
+    monkeypatch.setattr(MeanColour, "losses", lambda self, *_: iter([{"distance": self.centre[0].square()}]))
+    monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
+    expected = r"^after step \d+: 1 of 3 weights are not finite; lower the learning rate or check the data$"
+    with pytest.raises(TrainingDiverged, match=expected):
+        run(project, sixth_model, console)
+    assert not project.cell(sixth_model, CATEGORY, 0).trained.exists()
+    assert statuses(project) == ["FAILED"]
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_no_model(project, sixth_model, console, monkeypatch, value):
+    distances(monkeypatch, [1.0, value, 2.0])
+    expected = (
+        "^mean_colour on squares: what the trained model says of 1 of 3 held-out good images is not finite; lower"
+    )
+    with pytest.raises(TrainingDiverged, match=expected):
+        run(project, sixth_model, console)
+    assert not project.cell(sixth_model, CATEGORY, 0).trained.exists()
+    assert statuses(project) == ["FAILED"]
+
+
 def distances(monkeypatch, values):
     """Let the sixth model's map be one of these numbers after the other, over the whole image."""
     drawn = itertools.cycle(values)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ def fingerprint(settings: Mapping[str, Any], sources: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+_LOG = logging.getLogger(__name__)  # whose warnings Python writes to stderr as they are, if nobody asked otherwise
 Point = tuple[str, float, int, float]  # of a curve: its name, value, step, and time in seconds since 1970
 
 
@@ -70,13 +72,23 @@ class Checkpoint:
     ) -> int | None:
         """Fill the model and its optimiser; gives the next step to take, or None if there is no checkpoint yet.
 
+        One that cannot be read, as a power cut may leave it, is set aside, so that its cell can be trained.
+
         Raises:
-            StageError: the file is damaged, or was made with other settings, data or code.
+            StageError: what the file holds does not fit, or was made with other settings, data or code.
         """
         if not self.path.exists():
             return None
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        try:
+            with reading(self.path, f"it is now {aside.name}, and training begins anew"):
+                state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+                state["fingerprint"], state["step"]
+        except StageError as error:
+            _LOG.warning("%s", error)
+            self.path.replace(aside)
+            return None
         with reading(self.path, "delete it to start afresh"):
-            state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
             return self._fill(state, model, training)
 
     def _fill(self, state: dict[str, Any], model: nn.Module, training: tuple[Optimizer, LRScheduler] | None) -> int:

@@ -195,20 +195,36 @@ def test_bytes_of_a_state() -> None:
     assert state_bytes({"a": torch.zeros(3, 2), "b": torch.zeros(5, dtype=torch.uint8)}) == 29
 
 
-def test_a_damaged_checkpoint_gets_a_line(tmp_path: Path) -> None:
-    net = Net(0)
-    state = training(net)
+def test_a_checkpoint_that_cannot_be_read_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It kept its cell from being trained until somebody found and deleted it."""
     checkpoint = Checkpoint(tmp_path / "cell", "abc")
-    checkpoint.save(2, net, state)
+    checkpoint.save(2, Net(0), training(Net(0)))
     whole = checkpoint.path.read_bytes()
-    damaged = [b"", whole[:100], whole[: len(whole) // 2], whole[::-1], b"{}"]
-    for number, wrong in enumerate(({"step": "x"}, {"model": 3}, {"model": {}}, {"seconds": None})):
-        found = torch.load(checkpoint.path, weights_only=True) | wrong
-        torch.save(found, tmp_path / str(number))
-        damaged.append((tmp_path / str(number)).read_bytes())
     torch.save([1], tmp_path / "list")
-    for content in [*damaged, (tmp_path / "list").read_bytes()]:
+    torch.save({"step": 1}, tmp_path / "part")
+    others = [(tmp_path / name).read_bytes() for name in ("list", "part")]
+    for content in [b"", whole[:100], whole[: len(whole) // 2], whole[::-1], b"{}", *others]:
+        caplog.clear()
         checkpoint.path.write_bytes(content)
+        model, state = Net(1), training(Net(1))
+        assert checkpoint.load(model, state, CPU) is None
+        assert_equal(model.state_dict(), Net(1).state_dict())  # nothing of it was taken
+        assert not checkpoint.path.exists()
+        aside = checkpoint.path.with_name("checkpoint.pt.damaged")
+        assert aside.read_bytes() == content
+        (line,) = caplog.messages
+        assert line.startswith(f"{checkpoint.path}: damaged, or by another version of Blemish (")
+        assert line.endswith("); it is now checkpoint.pt.damaged, and training begins anew")
+        assert "\n" not in line
+
+
+def test_a_checkpoint_that_does_not_fit_gets_a_line(tmp_path: Path) -> None:
+    net = Net(0)
+    checkpoint = Checkpoint(tmp_path / "cell", "abc")
+    checkpoint.save(2, net, training(net))
+    whole = torch.load(checkpoint.path, weights_only=True)
+    for wrong in ({"step": "x"}, {"model": 3}, {"model": {}}, {"seconds": None}, {"points": 5}, {"points": [("a",)]}):
+        torch.save(whole | wrong, checkpoint.path)
         with pytest.raises(StageError) as caught:
             checkpoint.load(Net(1), training(Net(1)), CPU)
         message = str(caught.value)

@@ -55,6 +55,13 @@ class Stage(TyperCommand):
             del others[place : place + 2]
         return super().parse_args(ctx, [*others, "--", *values])
 
+    def invoke(self, ctx: Any) -> Any:
+        if "DVC_STAGE" in os.environ:
+            from pipelines.callers import end_with_callers
+
+            end_with_callers()
+        return super().invoke(ctx)
+
 
 def _project() -> "Project":
     from pipelines.paths import Project

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from pipelines import refusals
+from pipelines import callers, refusals
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.paths import Cell, Project
@@ -271,4 +271,5 @@ def _environment() -> dict[str, str]:
         "PATH": path,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         "DVC_NO_ANALYTICS": "true",
+        callers.RUN: str(os.getpid()),
     }

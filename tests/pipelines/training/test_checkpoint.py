@@ -1,3 +1,4 @@
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -231,3 +232,27 @@ def test_a_checkpoint_that_does_not_fit_gets_a_line(tmp_path: Path) -> None:
         assert message.startswith(f"{checkpoint.path}: damaged, or by another version of Blemish (")
         assert message.endswith("); delete it to start afresh")
         assert len(message.splitlines()) == 1
+
+
+class RunsCode:
+    """As pickle writes it, reading it makes a file."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.witness,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_never_runs_code(tmp_path: Path, legacy: bool) -> None:
+    checkpoint, witness = Checkpoint(tmp_path / "cell", "abc"), tmp_path / "ran"
+    checkpoint.save(2, Net(0), None)
+    hostile = {"fingerprint": "abc", "step": RunsCode(witness)}
+    torch.save(hostile, checkpoint.path, _use_new_zipfile_serialization=not legacy)
+    assert checkpoint.load(Net(1), None, CPU) is None
+    checkpoint.path.write_bytes(pickle.dumps(hostile))
+    assert checkpoint.load(Net(1), None, CPU) is None
+    assert not witness.exists()
+    pickle.loads(pickle.dumps(hostile))
+    assert witness.exists()  # it would have

@@ -200,6 +200,7 @@ def _cell(model: str, category: str, value: float, num_good: int, num_defects: i
         "intervals": {"image_auroc": [value - 0.02, min(1.0, value + 0.02)]},
         "counts": counts,
         "run_url": "http://127.0.0.1:5000/#/experiments/1/runs/0123",
+        "runs_of_seeds": {},
         "onnx_megabytes": 20.9,
         "latency": {
             "hardware": "A CPU (2 cores)",

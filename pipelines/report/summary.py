@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic import Field
+
 from pipelines import refusals
 from pipelines.deployment.records import Latency
 from pipelines.errors import StageError, told
@@ -61,6 +63,9 @@ class CellSummary(Row):
 
     method: str
     run_id: str | None  # None in a kept report, as is its address
+    runs_of_seeds: dict[str, str] = Field(
+        default_factory=dict
+    )  # of the file's other seeds, by seed; none in a kept report
     run_url: str | None  # where a store shows it
     settings: dict[str, Any]  # the model's
     protocol: Protocol
@@ -183,7 +188,8 @@ class Summary(Record):
 
     def for_keeping(self) -> Self:
         """Without what means nothing outside the store that made it, and the thousands of comparisons."""
-        cells = tuple(cell.model_copy(update={"run_id": None, "run_url": None}) for cell in self.cells)
+        nothing: dict[str, Any] = {"run_id": None, "run_url": None, "runs_of_seeds": {}}
+        cells = tuple(cell.model_copy(update=nothing) for cell in self.cells)
         return self.model_copy(update={"tracking": None, "comparisons": (), "cells": cells})
 
 
@@ -225,12 +231,18 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
     store = {run.run_id: run for run in runs}
     cells, measured, absent = list[CellSummary](), dict[tuple[str, str], Measured](), list[Absent]()
     own_runs: dict[str, CellRun] = {}
+    of_seeds: dict[tuple[str, str], dict[str, str]] = {cell: {} for cell in params.cells()}
     for model, category, seed in params.trainings():
         place = project.cell(model, category, seed)
         found = _absence(project, place)
         if found is not None:
             absent.append(found if seed == params.seed else found.model_copy(update={"seed": seed}))
-        if (found is None or found.evaluated) and (run := _run_of(place, store)) is not None:
+        if found is not None and not found.evaluated:
+            continue
+        if seed != params.seed:
+            remedy = f"run {place.verb('evaluate')} again"
+            of_seeds[model, category][str(seed)] = Evaluation.load(place.evaluation, remedy).run_id
+        if (run := _run_of(place, store)) is not None:
             own_runs[run.run_id] = run
     runs = [*(run for run in runs if run.run_id not in own_runs), *own_runs.values()]
     lacking = {(cell.model, cell.category) for cell in absent if cell.without_figures}
@@ -242,7 +254,8 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         outcome = read_outcome(place.evaluated, evaluation, model)
         measured[model, category] = measure(outcome, resamples, seeds.spreads())
         url = pages.run(evaluation.run_id) if pages and evaluation.run_id in store else None
-        cells.append(_cell(place, evaluation, seeds, url))
+        found_of_seeds = {"runs_of_seeds": of_seeds[model, category]}
+        cells.append(_cell(place, evaluation, seeds, url).model_copy(update=found_of_seeds))
     if not cells:
         raise StageError(told([StageError(cell.text) for cell in absent], "no cell has been evaluated"))
     averages, models = [], list(dict.fromkeys(cell.model for cell in cells))

@@ -18,7 +18,7 @@ from pipelines.report.markdown import (
     promises,
     untested,
 )
-from pipelines.report.summary import Average, CellSummary, Summary
+from pipelines.report.summary import Absent, Average, CellSummary, Summary
 from pipelines.settings.params import Params
 
 if TYPE_CHECKING:
@@ -99,20 +99,29 @@ def what_it_lacks(project: Project, params: Params, summary: Summary) -> list[st
 
 def _stale(project: Project, params: Params, summary: Summary) -> list[str]:
     """What the report does not know yet, or does not know any more."""
-    shown = {(cell.model, cell.category): cell.run_id for cell in summary.cells}
-    known = shown.keys() | {(cell.model, cell.category) for cell in summary.absent}
+    shown = {_cell(cell): cell.run_id for cell in summary.cells}
+    known = shown.keys() | {_cell(cell) for cell in summary.absent}
     cells = [project.cell(*cell, params.seed) for cell in params.cells()]
     new = [cell for cell in cells if (cell.model, cell.category) not in known]
     told = [f"Not in this report, which is of other cells: {cell.model} on {cell.category}" for cell in new]
     told += [
         f"No longer in params.yaml: {model} on {name}" for model, name in shown if (model, name) not in params.cells()
     ]
-    evaluated = {(cell.model, cell.category): _evaluated_run(cell) for cell in cells}
+    runs = {(*cell, str(params.seed)): run for cell, run in shown.items()}
+    runs |= {(*_cell(cell), seed): run for cell in summary.cells for seed, run in cell.runs_of_seeds.items()}
     later = [
-        f"{model} on {name}" for (model, name), run in evaluated.items() if run and shown.get((model, name), run) != run
+        f"{model} on {name}" + ("" if seed == params.seed else f", seed {seed}")
+        for model, name, seed in params.trainings()
+        if (model, name) in shown
+        and (run := _evaluated_run(project.cell(model, name, seed)))
+        and runs.get((model, name, str(seed))) != run
     ]
     told += [f"Trained or evaluated anew since this report: {name}" for name in later]
     return [*told, "`blemish run` brings it up to date"] if told else []
+
+
+def _cell(of: CellSummary | Absent | Cell) -> tuple[str, str]:
+    return of.model, of.category
 
 
 def _evaluated_run(cell: Cell) -> str | None:

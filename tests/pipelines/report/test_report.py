@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from drawn_cells import LATENCY, groups, threshold
-from made_up import BOTH, params_of, put, put_both
+from made_up import BOTH, params_of, put, put_both, put_evaluation
 from rich.console import Console
 
 from pipelines.errors import StageError
@@ -389,6 +389,20 @@ def test_a_report_of_other_cells_is_told(project: Project, runs: list[tuple[str,
     assert "No longer in params.yaml: a on nut" in text
     put(project, "a", "nut", run_id="trained-again", good=30, defect=40)
     assert "Trained or evaluated anew since this report: a on nut" in printed(project, params=ONE)
+    assert len(runs) == 1
+
+
+def test_a_second_seed_that_was_trained_after_the_report_is_told(
+    project: Project, runs: list[tuple[str, str, Recorder]]
+) -> None:
+    two = ONE.model_copy(update={"train": ONE.train.model_copy(update={"seeds": [0, 1]})})
+    second = project.cell("a", "nut", 1).evaluated
+    put_evaluation(second, "a", "nut", run_id="first", good=30, defect=40)
+    report(two, project)
+    assert "anew since" not in printed(project, params=two)
+    put_evaluation(second, "a", "nut", run_id="second", good=30, defect=40)
+    assert "Trained or evaluated anew since this report: a on nut, seed 1" in printed(project, params=two)
+    assert "Trained or evaluated anew since this report: a on nut\n" not in printed(project, params=two)
     assert len(runs) == 1
 
 

@@ -100,6 +100,13 @@ def damaged_arrays_get_a_line(project, blemish):
             assert line.startswith(f"{path}: damaged, or by another version of Blemish ("), line
             assert remedy in line
         path.write_bytes(whole)
+    whole = cell.weights.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-9] ^= 1  # within the last tensor, where any number is a number
+    cell.weights.write_bytes(flipped)
+    told = f"{cell.weights}: damaged, or by another version of Blemish (not the bytes that were written); run "
+    assert one_line(blemish("evaluate", cell.model, cell.category)) == f"{told}{cell.verb('train')} again"
+    cell.weights.write_bytes(whole)
 
 
 def test_good_parts_alone_make_a_detector(root, blemish, images):
@@ -237,7 +244,7 @@ def test_disk_full_while_saving(root, blemish, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipelines.training.trained.serialize", full)
+    monkeypatch.setattr("pipelines.training.trained.RunRecord.save", full)
     message = one_line(blemish(*TRAIN))
     assert message.startswith("models/fapm/squares/seed0.trained: No space left on device")
     assert DiskFull.__name__ not in message

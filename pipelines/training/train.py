@@ -1,5 +1,6 @@
 """The loop: any model, from prepared arrays to trained weights; resumable at any moment, ended by a bad loss."""
 
+import hashlib
 import inspect
 import math
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from pipelines.tracking.runs import OpenRun, cell_tags
 from pipelines.training.checkpoint import Checkpoint, state_bytes
 from pipelines.training.inputs import Inputs, find_inputs
 from pipelines.training.loop import Learner, Schedule, run_steps
-from pipelines.training.trained import OfTraining, RunRecord, RunSettings, build, save_trained
+from pipelines.training.trained import OfTraining, RunRecord, RunSettings, build, save_trained, weights_of
 from pipelines.training.work import Work
 
 _ROUNDING = 2**-21  # relative: four units in the last place of a float32
@@ -86,6 +87,7 @@ def train(
         except contract.ModelError as error:
             raise StageError(f"{model_name} on {category}: {error}") from error
         scores = _holdout_scores(model, model_name, data)
+        weights = weights_of(model)
         record = RunRecord(
             run_id=run.run_id,
             model=model_name,
@@ -96,8 +98,9 @@ def train(
             train_images=len(data.index.rows("train")),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             state_megabytes=round(state_bytes(model.state_dict()) / 1e6, 3),
+            weights_sha256=hashlib.sha256(weights).hexdigest(),
         )
-        save_trained(model, record, cell)
+        save_trained(weights, record, cell)
         if warning := _equal_scores_warning(scores, model_name, category):
             _warn(warning, warnings, run, console)
         for warning in model.warnings():

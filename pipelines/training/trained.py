@@ -13,7 +13,7 @@ from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel
 from pipelines.data.batches import DataVersion, PreparedData, frame_of
 from pipelines.errors import StageError
-from pipelines.files import atomic_folder
+from pipelines.files import atomic_folder, file_sha256
 from pipelines.paths import Cell, Project
 from pipelines.preparation.config import PrepareConfig
 from pipelines.records import Record, reading, refusal
@@ -49,6 +49,7 @@ class RunRecord(Record):
     train_images: int
     parameters: int
     state_megabytes: float
+    weights_sha256: str  # of their file, in which a flipped bit would be a number like any other
 
     @model_validator(mode="after")
     def _has_settings(self) -> Self:
@@ -63,7 +64,7 @@ class RunRecord(Record):
 
     def metrics(self) -> dict[str, float]:
         """What it took, for MLflow."""
-        return self.model_dump(exclude={"run_id", "model", "category", "settings"})
+        return self.model_dump(exclude={"run_id", "model", "category", "settings", "weights_sha256"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,8 @@ def load_trained(cell: Cell, device: torch.device) -> Trained:
         raise refusal(cell.run_record, error, f"run {cell.verb('train')} again") from None
     rebuilt = MODELS[run.settings.method](config.network)
     with reading(cell.weights, f"run {cell.verb('train')} again"):
+        if file_sha256(cell.weights) != run.weights_sha256:
+            raise ValueError("not the bytes that were written")
         state = load_file(cell.weights)
     try:
         rebuilt.load_state_dict(state)
@@ -132,9 +135,13 @@ def build(method: str, config: contract.Config, seed: int) -> AnomalyModel:
     return MODELS[method](config.network)
 
 
-def save_trained(model: AnomalyModel, run: RunRecord, cell: Cell) -> None:
+def weights_of(model: AnomalyModel) -> bytes:
+    """All that the model has learnt, as a safetensors file holds it."""
+    return serialize({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
+
+
+def save_trained(weights: bytes, run: RunRecord, cell: Cell) -> None:
     with atomic_folder(cell.trained) as temporary:
-        state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         # Through Python's own file: safetensors' file writer hides a full disk behind an error of its own.
-        (temporary / cell.weights.name).write_bytes(serialize(state))
+        (temporary / cell.weights.name).write_bytes(weights)
         run.save(temporary / cell.run_record.name)

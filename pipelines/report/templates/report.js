@@ -235,7 +235,7 @@
       ? "Moved: a threshold chosen by looking at the test images promises nothing for other parts."
       : "This is the deployed threshold; it has not seen the test images.";
     const { defects, good } = found;
-    show("deploy-slider", deploying(state.threshold, moved ? `chosen on ${good + defects} test images` : "as exported");
+    show("deploy-slider", deploying(state.threshold, moved ? `chosen on ${good + defects} test images` : "as exported"));
     drawHistogram();
     drawCosts();
     drawTypes();

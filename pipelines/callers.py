@@ -20,7 +20,8 @@ _EVERY = 1.0  # s
 
 def end_with_callers() -> None:
     """As SIGTERM does, within seconds after DVC or `blemish run` has ended. For what DVC calls, and no person."""
-    threading.Thread(target=_watch, args=(_callers(),), daemon=True).start()
+    with contextlib.suppress(psutil.Error):  # a system that hides processes from one another
+        threading.Thread(target=_watch, args=(_callers(),), daemon=True).start()
 
 
 def _callers() -> list[psutil.Process]:
@@ -47,3 +48,5 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:
+        return True

@@ -63,9 +63,8 @@ class CellSummary(Row):
 
     method: str
     run_id: str | None  # None in a kept report, as is its address
-    runs_of_seeds: dict[str, str] = Field(
-        default_factory=dict
-    )  # of the file's other seeds, by seed; none in a kept report
+    # Of the file's other seeds, by seed; none in a kept report.
+    runs_of_seeds: dict[str, str] = Field(default_factory=dict)
     run_url: str | None  # where a store shows it
     settings: dict[str, Any]  # the model's
     protocol: Protocol

@@ -25,7 +25,7 @@ class Settings(BaseModel):
     @field_validator("*")
     @classmethod
     def _finite_in_32_bits(cls, value: Any) -> Any:
-        if isinstance(value, float) and abs(value) > _LARGEST:
+        if isinstance(value, float) and _LARGEST < abs(value) < math.inf:  # infinity is the line's above to refuse
             raise ValueError(f"networks compute with numbers up to {_LARGEST:.2g}")
         return value
 

@@ -128,14 +128,17 @@ def _warn(warning: str, before: list[str], run: OpenRun, console: Console) -> No
 @torch.no_grad()
 def _holdout_scores(model: AnomalyModel, model_name: str, data: Images) -> list[float]:
     """Of the held-out good images, one by one. Raises TrainingDiverged if a score or a map is not finite."""
-    predictions = [_predict(model, batch) for batch in data.batches("holdout", batch_size=1)]
-    bad = sum(not bool(found.score.isfinite().all() and found.anomaly_map.isfinite().all()) for found in predictions)
+    scores, bad = list[float](), 0
+    for batch in data.batches("holdout", batch_size=1):
+        found = _predict(model, batch)
+        bad += not bool(found.score.isfinite().all() and found.anomaly_map.isfinite().all())
+        scores.append(float(found.score))
     if bad:
         raise TrainingDiverged(
-            f"{model_name} on {data.index.category}: what the trained model says of {bad} of {len(predictions)} "
+            f"{model_name} on {data.index.category}: what the trained model says of {bad} of {len(scores)} "
             "held-out good images is not finite; lower the learning rate or check the data"
         )
-    return [float(found.score) for found in predictions]
+    return scores
 
 
 def _equal_scores_warning(scores: Sequence[float], model_name: str, category: str) -> str | None:

@@ -234,7 +234,7 @@ import sys
 from pathlib import Path
 from pipelines.preview.check import load_checked, require_packages
 require_packages(load_checked(Path("presets/demo.yaml")))
-found = {"timm", "torchvision", "mlflow"} & set(sys.modules)
+found = {"timm", "torchvision", "mlflow", "kornia", "scipy.ndimage"} & set(sys.modules)
 assert not found, sorted(found)
 """
 

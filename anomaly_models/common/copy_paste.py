@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from kornia.color import hsv_to_rgb, rgb_to_hsv
 from torch import Tensor
 
 from anomaly_models.common.randomness import generator_on
@@ -195,6 +194,8 @@ def _in_pieces(grid: Tensor, generator: torch.Generator) -> Tensor:
 
 def recoloured(image: Tensor, active: dict[str, Tensor], generator: torch.Generator) -> Tensor:
     """Noise, filters, brightness and contrast, hue, saturation and value, where they are active."""
+    from kornia.color import hsv_to_rgb, rgb_to_hsv  # slow to import, and `check` needs none of it
+
     number = len(image)
     sigma = _between(*NOISE, number, generator)
     noise = torch.randn(image.shape, generator=generator, device=image.device)

@@ -5,7 +5,6 @@ A region (B, 1, H, W), 1 where an image counts and 0 elsewhere, is None where al
 
 import torch
 from einops import rearrange
-from kornia.filters import get_gaussian_kernel1d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,6 +63,8 @@ class GaussianBlur(nn.Module):
     kernel: Tensor  # (2 * radius + 1,)
 
     def __init__(self, sigma: float) -> None:
+        from kornia.filters import get_gaussian_kernel1d  # slow to import, and `check` needs none of it
+
         super().__init__()
         self.radius = blur_radius(sigma)
         kernel = get_gaussian_kernel1d(2 * self.radius + 1, sigma).flatten()

@@ -8,8 +8,8 @@ import functools
 import math
 
 import numpy as np
+import scipy
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from pipelines.sources.demo_surfaces import (
     Array,
@@ -120,7 +120,7 @@ def _on_leg(rng: Rng) -> tuple[float, float]:
 def _rolled_steel(rng: Rng, side: int, place: tuple[Array, Array, Array], stamp: Array, angle: float) -> Surface:
     """Rolling marks along x: their reflection is broad across them, so the plate's brightness turns with it."""
     x, y, edge = place
-    marks = ndimage.gaussian_filter1d(rng.standard_normal(2048).astype(np.float32), 2.0)
+    marks = scipy.ndimage.gaussian_filter1d(rng.standard_normal(2048).astype(np.float32), 2.0)
     waver = np.float32(0.004) * smooth_noise(rng, side, 4, 4)
     marks = marks[np.clip((y + waver + 1) * 1024, 0, 2047).astype(np.intp)]
     fine = rng.standard_normal((side, side), dtype=np.float32)
@@ -214,7 +214,7 @@ def _dent(x: Array, y: Array, defect: Defect) -> tuple[Array, Array]:
 def _satin_steel(rng: Rng, side: int, place: tuple[Array, Array, Array], etched: Array) -> Surface:
     """Brushed lengthwise, with one soft highlight somewhere along it and black etching."""
     x, y, edge = place
-    marks = ndimage.gaussian_filter1d(rng.standard_normal(1024).astype(np.float32), 0.8)
+    marks = scipy.ndimage.gaussian_filter1d(rng.standard_normal(1024).astype(np.float32), 0.8)
     marks = marks[np.clip((x + 0.5) * 1024, 0, 1023).astype(np.intp)]
     streaks = smooth_noise(rng, side, 5, side // 2)
     cloud = fractal_noise(rng, side, 3, 3)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pipelines.sources.demo_plates import draw_bracket, draw_ruler
 from pipelines.sources.demo_surfaces import (
@@ -291,7 +291,7 @@ def _break(x: Array, y: Array, tooth: int, defect: Defect) -> Array:
 def _steel(rng: Rng, side: int, shape: tuple[Array, Array, Array], stamp: Array) -> Surface:
     """Face-turned steel: circular tool marks that split the lamp's reflection into two bright fans."""
     radius, angle, edge = shape
-    marks = ndimage.gaussian_filter1d(rng.standard_normal(1024).astype(np.float32), 1.0)
+    marks = scipy.ndimage.gaussian_filter1d(rng.standard_normal(1024).astype(np.float32), 1.0)
     marks = marks[np.clip(radius * 1024, 0, 1023).astype(np.intp)]
     fan = np.float32(rng.normal(-0.8, 0.06))
     sharp = np.cos(angle - fan) ** 2
@@ -488,7 +488,7 @@ def _exposure(category: str, defect: Defect, key: tuple[int, ...], image_size: i
     gain = (1 + batch_variation(camera_rng, 0.005, 0.02)) / SUPERSAMPLING**2
     light = light * (falloff * gain)
     blur = camera_rng.uniform(0.4, 0.65) * light.shape[1] / 256
-    return np.moveaxis(ndimage.gaussian_filter(light, (0, blur, blur)), 0, -1)
+    return np.moveaxis(scipy.ndimage.gaussian_filter(light, (0, blur, blur)), 0, -1)
 
 
 def _lit(surface: Surface, rng: Rng) -> Array:
@@ -525,11 +525,11 @@ def _develop(light: Array, key: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def visible_difference(clean: Array, faulty: Array) -> NDArray[np.bool_]:
     """Where two exposures (H, W, 3) of one part differ visibly, without specks and pinholes, (H, W)."""
-    difference = ndimage.gaussian_filter(np.abs(faulty - clean).max(axis=-1), 0.6)
+    difference = scipy.ndimage.gaussian_filter(np.abs(faulty - clean).max(axis=-1), 0.6)
     seen = difference > max(VISIBLE, 0.12 * float(difference.max()))
-    closed = ndimage.binary_closing(np.pad(seen, 2), iterations=2)[2:-2, 2:-2]
-    filled = ndimage.binary_fill_holes(closed)
-    pieces, count = ndimage.label(filled, structure=np.ones((3, 3)))
+    closed = scipy.ndimage.binary_closing(np.pad(seen, 2), iterations=2)[2:-2, 2:-2]
+    filled = scipy.ndimage.binary_fill_holes(closed)
+    pieces, count = scipy.ndimage.label(filled, structure=np.ones((3, 3)))
     area = np.bincount(pieces.ravel(), minlength=count + 1)
     keep = area >= 0.05 * area[1:].max(initial=0)
     keep[0] = False

@@ -9,9 +9,9 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 Array = NDArray[np.floating]  # float32 in fact: twice as fast as float64, and more than enough for eight bits
 Rng = np.random.Generator
@@ -209,7 +209,7 @@ def misprint(ink: Array, glyphs: int, defect: Defect) -> Array:
     elif fault == 1:
         ink[:, span] = np.roll(part, round(defect.between(0.12, 0.4) * ink.shape[0]), axis=0)
     elif fault == 2:
-        smear = ndimage.uniform_filter1d(part, round(defect.between(0.25, 1.5) * width), axis=1)
+        smear = scipy.ndimage.uniform_filter1d(part, round(defect.between(0.25, 1.5) * width), axis=1)
         ink[:, span] = np.float32(0.35) * part + np.float32(0.65) * smear
     else:
         ghost = np.roll(part, round(defect.between(0.15, 0.5) * width), axis=1)
@@ -249,7 +249,9 @@ def lay(ground: Surface, part: Surface, edge: Array, rng: Rng) -> Surface:
     cover = smoothstep(-pixel, pixel, edge)
     coarse = np.asarray(Image.fromarray(cover).resize((side // 4, side // 4), Image.Resampling.BOX))
     offset = rng.uniform(0.03, 0.045) * side / 8
-    soft = ndimage.shift(ndimage.gaussian_filter(coarse, 0.011 * side / 4), (offset, offset), order=1, mode="nearest")
+    soft = scipy.ndimage.shift(
+        scipy.ndimage.gaussian_filter(coarse, 0.011 * side / 4), (offset, offset), order=1, mode="nearest"
+    )
     shadow = np.asarray(Image.fromarray(soft.astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR))
     ground_light = 1 - np.float32(0.62) * np.clip(shadow, 0, 1)
     albedo = mix(ground.albedo * ground_light, part.albedo, cover)

@@ -80,7 +80,6 @@ def scored_image(
         label=label,
         score=score,
         decision=decision,
-        milliseconds=1.5,
         group=group,
     )
 

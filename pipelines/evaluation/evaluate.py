@@ -8,7 +8,6 @@ there is a threshold and no figure.
 
 import hashlib
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -143,8 +142,8 @@ def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[He
         return SplitBatches(learnt, learnt.rows_of([rows[place] for place in places]), batch_size)
 
     def scored_by(model: AnomalyModel, place: int) -> HeldOutImage:
-        anomaly_map, score, milliseconds = _predict(whole(model, trained.config), data.batch([rows[place]]))
-        return HeldOutImage(data.index.images[rows[place]].path, score, float(anomaly_map.max()), milliseconds)
+        anomaly_map, score = _predict(whole(model, trained.config), data.batch([rows[place]]))
+        return HeldOutImage(data.index.images[rows[place]].path, score, float(anomaly_map.max()))
 
     if data.index.by_folds:
         fold_of = [fold for row in rows if (fold := data.index.images[row].fold) is not None]
@@ -201,7 +200,7 @@ def score_test_images(
 
 def _test_image(model: Detects, data: PreparedData, row: int, originals: Originals, compared: Size) -> TestImage:
     entry, batch, shape = data.index.images[row], data.batch([row]), data.frame.shape
-    framed, score, milliseconds = _predict(model, batch)
+    framed, score = _predict(model, batch)
     anomaly_map = shape.restored(framed, entry.original, 0)
     rgb = rearrange(batch.image * 255, "1 c h w -> h w c").round().byte().cpu().numpy()
     truth, regions = None, None
@@ -218,7 +217,6 @@ def _test_image(model: Detects, data: PreparedData, row: int, originals: Origina
         truth=truth,
         width=entry.width,
         height=entry.height,
-        milliseconds=milliseconds,
         regions=regions,
     )
 
@@ -254,14 +252,11 @@ def _regions(data: PreparedData, row: int, truth: Mask, originals: Originals, co
     return Regions.of_defects(masks, saturations, _counted(data, row, masks[0].shape, compared))
 
 
-def _predict(model: Detects, batch: Batch) -> tuple[Map, float, float]:
-    """Map (H, W), score and milliseconds of a batch of one image: a larger one may round differently."""
-    started = time.perf_counter()
+def _predict(model: Detects, batch: Batch) -> tuple[Map, float]:
+    """Map (H, W) and score of a batch of one image: a larger one may round differently."""
     with torch.no_grad():
         prediction = model(batch.image, batch.region)
-    # Copying to the CPU waits for the device, so that the time is that of the whole answer.
-    anomaly_map, score = prediction.anomaly_map[0, 0].cpu().numpy(), float(prediction.score[0])
-    return anomaly_map, score, 1000 * (time.perf_counter() - started)
+    return prediction.anomaly_map[0, 0].cpu().numpy(), float(prediction.score[0])
 
 
 class _ComparedPixels(NamedTuple):

@@ -272,7 +272,6 @@ class TestImage(Picture):
 
     __test__ = False  # nothing for pytest to collect
 
-    milliseconds: float  # that the model took for it, alone
     regions: Regions | None  # at the size at which pixels are compared; None where the category has no masks
 
 
@@ -283,7 +282,6 @@ class HeldOutImage:
     path: str
     score: float
     peak: float  # the map's highest value
-    milliseconds: float
 
     def or_higher(self, other: "HeldOutImage") -> "HeldOutImage":
         """This one, with the figures of another calibration where they are higher."""
@@ -299,7 +297,6 @@ class ScoredImage(Settings):
     label: bool
     score: float
     decision: Literal["good", "defect"]
-    milliseconds: float
     group: Annotated[str | None, BeforeValidator(lambda text: text or None)]
 
 
@@ -319,7 +316,6 @@ def scored(
             label=label,
             score=image.score,
             decision="defect" if image.score > threshold else "good",
-            milliseconds=image.milliseconds,
             group=groups[image.path],
         )
 
@@ -332,8 +328,7 @@ def write_predictions(folder: Path, images: Iterable[ScoredImage]) -> None:
         writer = csv.writer(file)
         writer.writerow(ScoredImage.model_fields)
         for i in images:
-            figures = [repr(i.score), i.decision, f"{i.milliseconds:.2f}"]
-            writer.writerow([i.path, i.split, i.defect, int(i.label), *figures, i.group])
+            writer.writerow([i.path, i.split, i.defect, int(i.label), repr(i.score), i.decision, i.group])
 
 
 def read_predictions(folder: Path, remedy: str = "evaluate again") -> list[ScoredImage]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import PositiveInt
 
 from pipelines.errors import StageError
 from pipelines.records import Record
@@ -21,6 +22,7 @@ class Begun(Record):
     """Beside the checkpoint: the MLflow run that a killed process goes on with."""
 
     run_id: str
+    threads: PositiveInt  # of torch on the CPU, by which the last digits of a sum depend
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,27 @@ class Work:
     ) -> Iterator[tuple[Checkpoint, OpenRun]]:
         """Open the checkpoint and the MLflow run of these settings and this code, or go on with those of a killed run.
 
-        When the block ends well, checkpoints and caches are removed. Call it inside `locked`.
+        It goes on with as many threads as it began with, so that its bits are those of a run that nobody killed. When
+        the block ends well, checkpoints and caches are removed. Call it inside `locked`.
         """
         checkpoint = Checkpoint(self.folder, fingerprint({**settings, "device": device.type}, sources))
         run_file = checkpoint.folder / RUN_FILE
         begun = Begun.load(run_file, f"delete {checkpoint.folder} to begin anew") if run_file.exists() else None
-        known = begun.run_id if begun else None
-        with open_run(root, experiment, self.run_name, self.tags, known, settings=settings, sampled=True) as run:
-            Begun(run_id=run.run_id).save(run_file)
+        known, threads = (begun.run_id, begun.threads) if begun else (None, torch.get_num_threads())
+        opened = open_run(root, experiment, self.run_name, self.tags, known, settings=settings, sampled=True)
+        with _computing_with(threads), opened as run:
+            Begun(run_id=run.run_id, threads=threads).save(run_file)
             run.settings(settings)
-            run.tags({"device": device.type})
+            run.tags({"device": device.type, "threads": str(threads)})
             yield checkpoint, run
         checkpoint.forget_all()
+
+
+@contextlib.contextmanager
+def _computing_with(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -89,10 +89,10 @@ def write_evaluation(cell: Cell, run_id: str, monkeypatch: pytest.MonkeyPatch) -
     cell.evaluated.mkdir(parents=True, exist_ok=True)
     with cell.predictions.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "split", "defect", "label", "score", "decision", "milliseconds", "group"])
+        writer.writerow(["path", "split", "defect", "label", "score", "decision", "group"])
         for number, (defect, label, score) in enumerate(rows):
-            writer.writerow([f"{number}.png", "test", defect, label, score, "good", 1.0, ""])
-        writer.writerow(["held.png", "holdout", "good", 0, 5.0, "good", 1.0, ""])
+            writer.writerow([f"{number}.png", "test", defect, label, score, "good", ""])
+        writer.writerow(["held.png", "holdout", "good", 0, 5.0, "good", ""])
 
     class Record:
         def __init__(self) -> None:

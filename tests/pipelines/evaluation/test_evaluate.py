@@ -74,12 +74,11 @@ def test_an_evaluation_is_written_whole(project, params):
     assert flat["recall.square"] == evaluation(project)["defects"]["square"]["recall"]
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "split", "defect", "label", "score", "decision", "milliseconds", "group"]
+    assert list(rows[0]) == ["path", "split", "defect", "label", "score", "decision", "group"]
     assert [row["split"] for row in rows] == ["test"] * 8 + ["holdout"] * 3
     assert [row["defect"] for row in rows] == ["good"] * 4 + ["square"] * 4 + ["good"] * 3
     threshold = evaluation(project)["threshold"]
     assert all((float(row["score"]) > threshold["value"]) == (row["decision"] == "defect") for row in rows)
-    assert all(float(row["milliseconds"]) > 0 for row in rows)
     # the file explains the threshold: it is one of the held-out scores, by its rank
     held_out = sorted(float(row["score"]) for row in rows if row["split"] == "holdout")
     assert threshold["value"] == held_out[threshold["rank"] - 1]
@@ -145,7 +144,7 @@ def test_recall_at_the_same_rate_for_all():
 
     def image(score, defect="good"):
         blank = np.zeros((1, 1), np.float32)
-        return module.TestImage("", defect, defect != "good", score, blank, blank, None, 1, 1, 1.0, None)
+        return module.TestImage("", defect, defect != "good", score, blank, blank, None, 1, 1, None)
 
     results = [image(float(score)) for score in range(20)]
     results += [image(score, "cut") for score in (17.5, 18.0, 18.5, 19.5)]

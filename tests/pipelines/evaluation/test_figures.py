@@ -18,7 +18,7 @@ from pipelines.pictures.panels import KeptMaps, Picture, Thresholds, panels, rea
 def results(good: Sequence[float], defects: Sequence[float]) -> list[TestImage]:
     blank = np.zeros((2, 2), dtype=np.float32)
     return [
-        TestImage(f"{label}/{row}", "cut" if label else "good", label, score, blank, blank, None, 2, 2, 1.0, None)
+        TestImage(f"{label}/{row}", "cut" if label else "good", label, score, blank, blank, None, 2, 2, None)
         for row, (label, score) in enumerate([*((False, s) for s in good), *((True, s) for s in defects)])
     ]
 
@@ -88,7 +88,7 @@ PICTURES = (
 
 def outcomes(pictures: Sequence[Picture] = PICTURES) -> list[TestImage]:
     fields = dataclasses.fields(Picture)
-    return [TestImage(*(getattr(p, field.name) for field in fields), 1.0, None) for p in pictures]
+    return [TestImage(*(getattr(p, field.name) for field in fields), None) for p in pictures]
 
 
 def test_all_pictures_of_a_cell_are_drawn(tmp_path: Path) -> None:

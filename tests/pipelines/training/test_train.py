@@ -124,6 +124,32 @@ def test_an_interrupted_run_ends_with_the_same_bits(project, sixth_model, consol
 
 
 @pytest.mark.usefixtures("prepared")
+def test_a_run_goes_on_with_the_threads_that_it_began_with(project, sixth_model, console, monkeypatch):
+    """By which the last digits depend; a machine with less to spare is slower, and the bits stay."""
+    training_batch, seen, here = train.PreparedData.training_batch, [], torch.get_num_threads()
+
+    def watched(self, seed, step, batch_size):
+        seen.append(torch.get_num_threads())
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return training_batch(self, seed, step, batch_size)
+
+    monkeypatch.setattr(train.PreparedData, "training_batch", watched)
+    try:
+        torch.set_num_threads(here + 1)
+        with pytest.raises(KeyboardInterrupt):
+            run(project, sixth_model, console)
+        assert torch.get_num_threads() == here + 1
+    finally:
+        torch.set_num_threads(here)
+    run(project, sixth_model, console)
+    assert set(seen) == {here + 1}
+    assert torch.get_num_threads() == here
+    (only,) = runs(project)
+    assert only.data.tags["threads"] == str(here + 1)
+
+
+@pytest.mark.usefixtures("prepared")
 def test_changed_settings_do_not_resume(project, sixth_model, console, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
 

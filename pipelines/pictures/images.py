@@ -7,6 +7,7 @@ profiles are ignored and CMYK is converted by the plain formula; transparent pix
 
 import io
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,15 +86,23 @@ def read(path: Path, reading: Reading) -> Picture:
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """The pixels (H, W, 3), before white where they are transparent; in bands, each of which Pillow copies twice."""
+    """The pixels (H, W, 3), before white where they are transparent."""
     result = np.empty((image.height, image.width, 3), dtype=np.uint8)
-    for top in range(0, image.height, _BAND):
-        band = image.crop((0, top, image.width, min(image.height, top + _BAND)))
-        if band.has_transparency_data:
-            colour = band.convert("RGBA")
-            band = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
-        result[top : top + _BAND] = np.asarray(band.convert("RGB"))
+    for rows, band in _bands(image):
+        result[rows] = np.asarray((_before_white(band) if band.has_transparency_data else band).convert("RGB"))
     return result
+
+
+def _before_white(image: Image.Image) -> Image.Image:
+    colour = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour)
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Rows, and the image of them: what Pillow converts it copies, twice."""
+    for top in range(0, image.height, _BAND):
+        bottom = min(image.height, top + _BAND)
+        yield slice(top, bottom), image.crop((0, top, image.width, bottom))
 
 
 def load_rgb(path: Path, reading: Reading) -> NDArray[np.uint8]:
@@ -122,8 +131,11 @@ def load_mask(path: Path, max_megapixels: int | None = None) -> NDArray[np.bool_
     decoded = _decode(path, _MASK_FORMATS, None, max_megapixels)
     if isinstance(decoded, Raster):
         return decoded.is_marked()
-    rgba = np.asarray(decoded.convert("RGBA"))
-    return (rgba[..., :3] != 0).any(axis=2) & (rgba[..., 3] != 0)
+    marked = np.empty((decoded.height, decoded.width), dtype=bool)
+    for rows, band in _bands(decoded):
+        rgba = np.asarray(band.convert("RGBA"))
+        marked[rows] = (rgba[..., :3] != 0).any(axis=2) & (rgba[..., 3] != 0)
+    return marked
 
 
 def resize_mask(mask: NDArray[np.bool_], size: Size) -> NDArray[np.bool_]:

@@ -1,7 +1,9 @@
 """Writes that are either whole or not there, whatever kills the process."""
 
 import contextlib
+import ctypes
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -18,6 +20,8 @@ if sys.platform != "win32":
     import fcntl
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_RANDOM = 8  # characters that tempfile puts into a name
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 class Busy(BlemishError):
@@ -58,11 +62,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     with reporting_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    temporary.chmod(0o644)  # mkstemp's 0600 would follow the file into caches and artifact stores
+        _sweep(path)
+        temporary, handle = _temporary(path)
     try:
+        temporary.chmod(0o644)  # mkstemp's 0600 would follow the file into caches and artifact stores
         with reporting_full_disk(path):
             yield temporary
             with temporary.open("rb+") as file:
@@ -70,6 +73,46 @@ def atomic_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _temporary(path: Path) -> tuple[Path, int | None]:
+    """An empty file beside `path`, and the handle that keeps others from sweeping it away.
+
+    None on Windows, where they do not, and where a file that is open cannot take another name.
+    """
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        if sys.platform == "win32":
+            os.close(handle)
+            return Path(name), None
+        _lock(handle)
+        if Path(name).exists():
+            return Path(name), handle
+        os.close(handle)  # swept away before it was locked
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of `path`; what a living one writes is locked."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'?' * _RANDOM}{glob.escape(path.suffix)}"):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:  # another process may sweep as well
+            if _lock(file.fileno()):
+                leftover.unlink()
+
+
+def _lock(handle: int) -> bool:
+    """Keep other processes from an open file or folder, by the system's lock on it, which ends with this process.
+
+    False if another one has it, and on Windows, which has no such locks.
+    """
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -77,8 +120,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder that replaces `path` only when the block ends well.
 
     One process at a time writes a folder: all that is not yet whole lies beside it, in a folder that is locked. What a
-    killed process left there is swept away by the next; killed while `path` was being replaced, it may have moved the
-    old folder there, and that is put back.
+    killed process left there is swept away by the next. On Linux old and new change places in one step; elsewhere a
+    process that is killed between two may have moved the old folder there, and the next one puts it back.
 
     Raises:
         Busy: another process is writing the folder.
@@ -94,12 +137,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             new.mkdir()
             yield new
-            if path.exists():
-                path.replace(old)  # deleting takes a while, and a kill in the middle would leave half a folder
-            new.replace(path)
+            if not (path.exists() and _exchanged(new, path)):
+                if path.exists():
+                    path.replace(old)  # deleting takes a while, and a kill in the middle would leave half a folder
+                new.replace(path)
         finally:
             _put_back(old, path)
             shutil.rmtree(place, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system or the file system does not offer that."""
+    if not sys.platform.startswith("linux"):
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _put_back(old: Path, path: Path) -> None:
@@ -109,9 +161,9 @@ def _put_back(old: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def _held(place: Path, path: Path) -> Iterator[None]:
-    """Make the folder and keep it from other processes: by the system's lock on it, which ends with the process.
+    """Make the folder and keep it from other processes; on Windows it is not kept from them.
 
-    No file marks the lock: a killed process would leave it behind. Systems without such locks (Windows) have none.
+    No file marks the lock: a killed process would leave it behind.
     """
     if sys.platform == "win32":
         place.mkdir(exist_ok=True)
@@ -123,13 +175,11 @@ def _held(place: Path, path: Path) -> Iterator[None]:
             handle = os.open(place, os.O_RDONLY)
         except FileNotFoundError:
             continue  # its writer has just finished
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_open_as(handle, place):
-                break
-        except BlockingIOError:
+        if not _lock(handle):
             os.close(handle)
-            raise Busy(f"{path}: another process is writing it; wait for it to end, and run again") from None
+            raise Busy(f"{path}: another process is writing it; wait for it to end, and run again")
+        if _is_open_as(handle, place):
+            break
         os.close(handle)
     try:
         yield

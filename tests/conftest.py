@@ -31,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--renew-goldens", action="store_true", help="write tests/goldens.json anew (tests/test_goldens.py)"
     )
+    parser.addoption("--torture", action="store_true", help="all of tests/torture, of which CI runs a part: hours")
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig: pytest.Config) -> bool:
+    return bool(pytestconfig.getoption("--torture"))
 
 
 FAPM = SETTINGS["fapm"] | {

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 import psutil
@@ -328,7 +330,16 @@ def reap(client: mlflow.MlflowClient, experiment_id: str) -> list[str]:
     dead = [run for run in running if _is_ours_and_dead(run)]
     for run in dead:
         _terminate(client, run, RunStatus.KILLED)
+        _sweep(run)
     return [run.info.run_id for run in dead]
+
+
+def _sweep(run: Run) -> None:
+    """Remove what MLflow had half copied to a folder of this machine when the process was killed."""
+    place = urlsplit(run.info.artifact_uri)
+    if place.scheme in ("", "file"):
+        for half in Path(url2pathname(place.path)).rglob(".artifact.uploading.*"):
+            half.unlink(missing_ok=True)
 
 
 def _is_ours_and_dead(run: Run) -> bool:

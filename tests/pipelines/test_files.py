@@ -1,6 +1,7 @@
 import errno
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,52 @@ def test_processes_that_write_a_folder_at_once_leave_one_whole_result(tmp_path: 
         assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems rename twice")
+def test_a_folder_is_replaced_in_one_step(tmp_path: Path) -> None:
+    """Watched while it is written again and again, it is there at every moment."""
+    target = tmp_path / "out"
+    with atomic_folder(target) as temporary:
+        (temporary / "a").write_text("0")
+    watched, done = [], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            watched.append(target.exists())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(200):
+        with atomic_folder(target) as temporary:
+            (temporary / "a").write_text(str(number))
+    done.set()
+    watcher.join()
+    assert all(watched)
+    assert len(watched) > 200
+    assert (target / "a").read_text() == "199"
+
+
+def test_what_a_killed_process_left_of_a_file_is_swept_away(tmp_path: Path) -> None:
+    """Only of this file, and nothing that another process is writing at the time."""
+    target = tmp_path / "a[1].json"
+    dead = [tmp_path / f".{name}.{random}.json" for name, random in ((target.name, "abcd_123"), ("b.json", "abcd_123"))]
+    for path in dead:
+        path.write_text("half")
+    with atomic_file(target) as living:
+        living.write_text("first")
+        write_json(target, "second")
+        assert names(tmp_path) == sorted([living.name, dead[1].name, target.name])
+    assert target.read_text() == "first"
+    assert names(tmp_path) == sorted([dead[1].name, target.name])
+
+
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    """Where a system or a file system cannot exchange two folders."""
     code = """
 import os, sys
 from pathlib import Path
+from pipelines import files
 from pipelines.files import atomic_folder
+files._exchanged = lambda *_: False
 replace = Path.replace
 def dying(source, target):
     replace(source, target)

@@ -19,7 +19,7 @@ LOCKED := awk '/^[a-z]/ {left_out = /^(torch|torchvision|triton|nvidia-.*|cuda-.
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extras demo solar pipeline test test-slow coverage lint format repro ui report bench lock wheel \
+.PHONY: help setup extras demo solar pipeline test test-slow torture coverage lint format repro ui report bench lock wheel \
   wheelhouse
 
 help: ## List the targets
@@ -57,6 +57,9 @@ test: setup lint ## Everything CI runs: linters, types, tests
 
 test-slow: setup ## The tests that take minutes
 	pytest -m slow
+
+torture: setup ## Kills, full disks, starved processes, damaged files, in all counts: an hour or two
+	OMP_NUM_THREADS=1 pytest tests/torture --torture -n auto --dist loadfile
 
 coverage: setup ## Which lines the tests run: the figure, and htmlcov/index.html
 	OMP_NUM_THREADS=1 pytest -m "not slow" -n auto --dist loadfile --cov --cov-report term --cov-report html

@@ -695,7 +695,6 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pag
 
 def main() -> None:
     """Run the command line; errors that are the user's to mend become one message on stderr and exit code 1."""
-    from pipelines.errors import BlemishError
     from pipelines.tracking.secrets import discreet_output, masked
 
     # A third of what `check` takes would be spent on looking for garbage among torch's classes, of which there is none.
@@ -707,17 +706,27 @@ def main() -> None:
     try:
         with discreet_output():
             app()
-    except BlemishError as error:
-        sys.exit(masked(f"error: {error}"))
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+    except Exception as error:
+        if (line := _in_a_line(error)) is None:
             raise
-        sys.exit(f"error: {str(error.filename)[:60]}...: {error.strerror}")
-    except ModuleNotFoundError as error:
+        sys.exit(masked(f"error: {line}"))
+
+
+def _in_a_line(error: Exception) -> str | None:
+    """What the user can mend; None for a bug."""
+    from pipelines.errors import BlemishError
+    from pipelines.memory import out_of_memory
+
+    if isinstance(error, BlemishError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:60]}...: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError):
         if str(error.name).partition(".")[0] in ("anomaly_models", "pipelines"):
-            raise
+            return None
         reason = "is not installed, as in an installation for `predict` alone; install Blemish whole"
-        sys.exit(f"error: the package '{error.name}' {reason}")
+        return f"the package '{error.name}' {reason}"
+    return out_of_memory(error)
 
 
 if __name__ == "__main__":

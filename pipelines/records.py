@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from anomaly_models.common.settings import Settings
 from pipelines.errors import BlemishError, StageError
 from pipelines.files import write_json
+from pipelines.memory import out_of_memory
 
 _LONGEST_REASON = 200  # characters
 
@@ -63,9 +64,11 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     """Raise StageError, in one line, whatever the bytes of `path` make fail within."""
     try:
         yield
-    except (BlemishError, MemoryError):
+    except BlemishError:
         raise
     except Exception as error:  # damaged bytes make numpy, torch and safetensors fail in any way there is
+        if out_of_memory(error):
+            raise
         raise refusal(path, error, remedy) from None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.errors import BlemishError
+from pipelines.memory import out_of_memory
 from pipelines.records import Record
 
 _OF_DVC = "DVC_STAGE"  # in the environment of every command that DVC runs
@@ -28,8 +29,8 @@ def kept(path: Path, verb: str) -> Iterator[None]:
         yield
     except Exception as error:  # whatever it was, the report says what became of the cell
         if _OF_DVC in os.environ:
-            reason = str(error) if isinstance(error, BlemishError) else f"{type(error).__name__}: {error}"
-            Refusal(verb=verb, reason=reason).save(path)
+            other = out_of_memory(error) or f"{type(error).__name__}: {error}"
+            Refusal(verb=verb, reason=str(error) if isinstance(error, BlemishError) else other).save(path)
         raise
     found = read(path)
     if found is not None and found.verb == verb:

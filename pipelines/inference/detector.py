@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from anomaly_models.common.settings import Sides, Size, Tiles
 from pipelines.errors import ArgumentError, ExportError, ImageError
+from pipelines.memory import out_of_memory
 from pipelines.pictures import images
 from pipelines.pictures.frames import Fit, Frame, Window, greyed, read_back, size_of
 from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
@@ -261,6 +262,8 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+        if out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         raise ExportError(f"{path}: not an ONNX model that onnxruntime can run ({reason})") from None
 

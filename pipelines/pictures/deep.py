@@ -58,7 +58,7 @@ def read_tiff(content: bytes, path: Path, page: int | None, max_megapixels: int 
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             found = _full_pages(file)
             return _raster(found[select_page(len(found), path, page)], content, path, max_megapixels)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # nearly any class, by the kind of damage
         why = " ".join(str(error).split())

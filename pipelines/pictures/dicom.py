@@ -55,7 +55,7 @@ def read(content: bytes, path: Path, reading: Reading) -> NDArray[np.uint8]:
         syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
         _check_syntax(syntax, path)
         return _shown(pydicom.dcmread(io.BytesIO(content), specific_tags=_KEYWORDS), syntax, path, reading)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except pydicom.errors.InvalidDicomError:
         raise ImageError(f"{path}: not a DICOM file; save it as one or remove it") from None

@@ -178,7 +178,7 @@ def _decode(path: Path, formats: tuple[str, ...], page: int | None, max_megapixe
             white_is_zero = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         why = ": a mask that is compressed with loss marks more than was drawn" if formats == _MASK_FORMATS else ""

@@ -16,6 +16,7 @@ from typing import Any, TextIO, cast
 from urllib.parse import quote, unquote
 
 from pipelines.errors import BlemishError
+from pipelines.memory import out_of_memory
 
 _ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -65,7 +66,9 @@ def discreet_output() -> Iterator[None]:
             yield
         except BlemishError:
             raise  # the caller's to print
-        except Exception:  # any bug: its traceback is printed here, where it is masked, and not by Python
+        except Exception as error:  # any bug: its traceback is printed here, where it is masked, and not by Python
+            if out_of_memory(error):
+                raise  # likewise
             traceback.print_exc()
             sys.exit(1)
 

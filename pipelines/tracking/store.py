@@ -121,12 +121,23 @@ def _set_for_now(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+# Of what SQLAlchemy says, what the database's driver said: "(sqlite3.OperationalError) disk I/O error"
+_OF_DRIVER = re.compile(r"\(\w+(?:\.\w+)+\) (.+?)(?: \[SQL: | \(Background on this error |$)")
+_NOT_WRITTEN = ("disk I/O error", "disk is full", "readonly database", "unable to open database file")
+
+
 def unusable(uri: str, error: Exception) -> StageError:
-    reason = (
-        "does not answer" if "Max retries exceeded" in str(error) else " ".join(without_secrets(str(error)).split())
-    )
+    reason = " ".join(without_secrets(str(error)).split())
+    if "Max retries exceeded" in reason:
+        reason = "does not answer"
+    elif found := _OF_DRIVER.search(reason):
+        reason = found[1]
     remedy = "mend it, or check MLFLOW_TRACKING_URI"
-    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+    if any(told in reason for told in _NOT_WRITTEN):
+        remedy = "free some space, or see to it that this user may write there, and run again"
+    elif "database is locked" in reason:
+        remedy = "another process has it: wait for it to end, and run again"
+    elif isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
         remedy = "put a copy of it in place, or move it away and the next run begins another"
     return StageError(f"tracking store {shown(uri)}: {reason}; {remedy}")
 

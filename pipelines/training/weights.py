@@ -21,6 +21,7 @@ from anomaly_models.base import AnomalyModel, ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
 from anomaly_models.common.settings import Size
 from pipelines.errors import WeightsError
+from pipelines.memory import out_of_memory
 from pipelines.training.packaged import packaged, state_file, timm_names
 
 _REMEDY = "give a local file (weights: PATH), or take tf_efficientnet_lite0 with weights: package"
@@ -121,6 +122,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # bytes that are no checkpoint make torch's unpickler fail in any way there is
+        if out_of_memory(error):
+            raise
         raise WeightsError(f"weights {path}: not a readable state dict ({_reason(error)})") from error
     if not _is_state_dict(content):
         found = f"a mapping of {list(content)[:_SHOWN]}" if isinstance(content, Mapping) else type(content).__name__

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipelines.errors import StageError
 from pipelines.tracking.database import begin, require_whole
-from pipelines.tracking.store import bring_along, errors_told, prepare_store
+from pipelines.tracking.store import bring_along, errors_told, prepare_store, unusable
 
 BEGINS = "import sys; from pathlib import Path; from pipelines.tracking.store import prepare_store; "
 BEGINS += "print('begins', flush=True); prepare_store(Path(sys.argv[1]), 'tests')"
@@ -133,3 +134,41 @@ def test_a_driver_that_is_missing_is_named(module: str, package: str) -> None:
 def test_other_modules_that_are_missing_are_our_own_fault() -> None:
     with pytest.raises(ModuleNotFoundError), errors_told("sqlite:///x"):
         raise ModuleNotFoundError("No module named 'x'", name="x")
+
+
+def test_a_store_that_cannot_be_written_is_told_with_the_remedy(tmp_path: Path) -> None:
+    """A limit on the size of a file is to SQLite what a full disk is; MLflow says 90 lines about it."""
+    code = """
+import resource, sys
+from pathlib import Path
+from pipelines.errors import StageError
+from pipelines.tracking.runs import open_run
+from pipelines.tracking.store import prepare_store
+root = Path(sys.argv[1])
+prepare_store(root, "tests")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with open_run(root, "tests", "name", {"model": "m"}, None):
+        pass
+except StageError as error:
+    sys.exit(str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    remedy = "free some space, or see to it that this user may write there, and run again"
+    assert done.stderr == f"tracking store sqlite:///{tmp_path / 'mlflow.db'}: disk I/O error; {remedy}\n"
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("(sqlite3.OperationalError) database is locked [SQL: SELECT 1] (Background on this error at: x)", "another"),
+        ("(sqlite3.OperationalError) attempt to write a readonly database\n[SQL: INSERT]", "free some space"),
+        ("(psycopg2.errors.DiskFull) could not extend file: no space\n(Background on this error at: x)", "mend it"),
+    ],
+)
+def test_of_what_sqlalchemy_says_the_drivers_words_are_told(told: str, expected: str) -> None:
+    message = str(unusable("sqlite:///mlflow.db", MlflowException(told)))
+    assert expected in message
+    assert "SQL:" not in message
+    assert "Background" not in message
+    assert "Error)" not in message

@@ -38,13 +38,13 @@ def reporting_full_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refusal = _refusal(error)
+        refusal = full_disk(error)
         if refusal is None:
             raise
         raise DiskFull(f"{path}: {refusal.strerror}; nothing was kept of it: free some space and run again") from error
 
 
-def _refusal(error: BaseException | None) -> OSError | None:
+def full_disk(error: BaseException | None) -> OSError | None:
     """What the operating system said, which may lie below: torch.save ends in a RuntimeError about positions."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_SPACE:

@@ -7,7 +7,6 @@ import shutil
 import tarfile
 import time
 import zipfile
-import zlib
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -20,13 +19,15 @@ from rich.progress import DownloadColumn, MofNCompleteColumn, Progress, TaskID, 
 from urllib3.exceptions import HTTPError, MaxRetryError
 
 from anomaly_models.common.settings import Settings
-from pipelines.errors import DownloadError, ParamsError
-from pipelines.files import DiskFull, atomic_folder, reporting_full_disk
+from pipelines.errors import BlemishError, DownloadError, ParamsError
+from pipelines.files import DiskFull, atomic_folder, full_disk, reporting_full_disk
+from pipelines.memory import out_of_memory
 from pipelines.progress import counting, progress_bar
 from pipelines.sources import demo_data, solar_cells
 from pipelines.sources.catalogue import SOURCES, Source, Terms
 
 _CHUNK = 1 << 16  # bytes; what has come of one is lost when the connection breaks
+_INFLATED, _NO_BOMB = 20, 10**9  # as many times its size, or bytes, an archive may unpack to
 _TIMEOUT = (15.0, 60.0)  # seconds: to connect, and without a byte
 _PAUSES = (1.0, 4.0)  # seconds between the three tries
 _TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}  # and every 5xx
@@ -199,8 +200,11 @@ class _Acquisition:
                     self.unpack_zip(archive, temporary)
                 else:
                     self.unpack_tar(archive, temporary, self.source.packing)
-            except _DAMAGES as error:
-                raise DownloadError(f"{archive}: damaged, cut short or unsafe ({error}); {self.remedy}") from error
+            except Exception as error:  # tarfile and zipfile raise nearly any class on damaged bytes
+                if isinstance(error, BlemishError) or full_disk(error) or out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise DownloadError(f"{archive}: damaged, cut short or unsafe ({reason}); {self.remedy}") from error
             if self.source.top_folder is not None:
                 _move_up(temporary, self.source.top_folder)
             missing = [name for name in self.source.contents if not (temporary / name).exists()]
@@ -215,7 +219,10 @@ class _Acquisition:
             _decompress(compressed, packing) as decompressed,
             tarfile.open(fileobj=decompressed, mode="r|") as members,
         ):
+            known = _Members(archive)
             for member in members:
+                known.add(member.name, member.size)
+                self.check_space(member.size)
                 members.extract(member, target, filter="data")
                 self.progress.update(task, completed=compressed.tell())
             while decompressed.read(_CHUNK):
@@ -225,6 +232,9 @@ class _Acquisition:
         with zipfile.ZipFile(archive) as packed:
             members = packed.infolist()
             size = sum(member.file_size for member in members)  # no member gives more than it states
+            known = _Members(archive)
+            for member in members:
+                known.add(member.filename, member.file_size)
             self.check_space(size)
             task = self.progress.add_task(f"{self.name}: extracting", total=size)
             for member in members:
@@ -232,8 +242,22 @@ class _Acquisition:
                 self.progress.advance(task, member.file_size)
 
 
-# What Python raises for an archive that is broken, cut short, none, or refused by tarfile's "data" filter.
-_DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile)
+class _Members:
+    """What an archive holds so far: pictures are compressed already, so one that inflates holds something else."""
+
+    def __init__(self, archive: Path) -> None:
+        self._most = max(_INFLATED * archive.stat().st_size, _NO_BOMB)
+        self._size = 0
+        self._names: dict[str, str] = {}
+
+    def add(self, name: str, size: int) -> None:
+        """Raises ValueError: too much, or a name that another system takes for one that is there."""
+        self._size += size
+        if self._size > self._most:
+            raise ValueError(f"it would unpack to more than {self._most / 1e9:.1f} GB")
+        other = self._names.setdefault(name.casefold().rstrip("/"), name.rstrip("/"))
+        if other != name.rstrip("/"):
+            raise ValueError(f"{other} and {name} are one file where case does not count")
 
 
 def _decompress(file: IO[bytes], packing: Literal["tar.gz", "tar.xz"]) -> gzip.GzipFile | lzma.LZMAFile:

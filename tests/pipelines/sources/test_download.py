@@ -444,6 +444,32 @@ def test_a_damaged_archive_with_the_right_hash_is_refused(tmp_path, publish, con
     assert_no_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "members",
+    [
+        [(special("dtd/a", tarfile.SYMTYPE, "b"), b""), (special("dtd/b", tarfile.SYMTYPE, "a"), b""), ("dtd/a/x", b"")],
+        [("dtd/images", b"a file"), (PHOTO, b"photo")],
+        [(special("dtd/link", tarfile.LNKTYPE, "dtd/nowhere"), b"")],
+        [(PHOTO, b"photo"), (PHOTO.upper(), b"photo")],
+    ],
+    ids=["a loop of links", "a file for a folder", "a link to nowhere", "two names, one file elsewhere"],
+)
+def test_members_that_cannot_be_written_are_refused_in_a_line(tmp_path, publish, members):
+    publish(tar_of(*members))
+    with pytest.raises(DownloadError, match=r"damaged, cut short or unsafe \(") as caught:
+        fetch(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert_no_dataset(tmp_path)
+
+
+def test_an_archive_that_inflates_is_no_data_set(tmp_path, publish, monkeypatch):
+    monkeypatch.setattr("pipelines.sources.download._NO_BOMB", 1_000_000)
+    publish(tar_of((PHOTO, b"photo"), ("dtd/images/zeros", bytes(3_000_000))))
+    with pytest.raises(DownloadError, match="it would unpack to more than 0.0 GB"):
+        fetch(tmp_path)
+    assert_no_dataset(tmp_path)
+
+
 def test_an_archive_without_the_folders_it_should_hold(tmp_path, publish):
     publish(tar_of(("dtd/labels/test1.txt", b"labels")))
     with pytest.raises(DownloadError, match=r"holds no images; set download.dtd.archive"):

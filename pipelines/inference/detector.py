@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
+from pydantic import FiniteFloat, TypeAdapter
 
 from anomaly_models.common.settings import Sides, Size, Tiles
 from pipelines.errors import ArgumentError, ExportError, ImageError
@@ -22,6 +22,7 @@ from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
 from pipelines.pictures.reading import AboveWhite, Reading
 from pipelines.pictures.reading import Window as DicomWindow
 from pipelines.pictures.tiles import score_of, tiling
+from pipelines.records import reading
 
 FORMAT = "6"  # of the metadata below
 
@@ -59,8 +60,8 @@ class ModelCard:
     page: int | None  # of files that hold several; None: such a file is refused
     dicom_window: DicomWindow  # what of a DICOM's values is shown
     max_megapixels: int  # larger pictures are refused
-    threshold: float  # a score above it is a defect
-    pixel_threshold: float  # likewise for the map
+    threshold: FiniteFloat  # a score above it is a defect
+    pixel_threshold: FiniteFloat  # likewise for the map
     # Of good parts, that the held-out ones promise at the threshold; not what was asked for. None: a person chose it.
     false_alarm_rate: float | None
     groups: (
@@ -125,6 +126,8 @@ class ModelCard:
 
 
 _CARD = TypeAdapter(ModelCard)
+_AGAIN = "export it again, or copy it again"
+_LONGEST_REASON = 200  # characters
 
 
 class Inputs(NamedTuple):
@@ -151,8 +154,10 @@ class Detector:
         self.path = path
         self._session = open_session(path, providers, threads)
         self.card = _read_card(path, self._session)
-        self._of_interest = None if self.card.region is None else read_back(self.card.region)
-        self._tiling = tiling(self.card.image_size, self.card.tiles)
+        with reading(path, _AGAIN):
+            self._of_interest = None if self.card.region is None else read_back(self.card.region)
+            self._tiling = tiling(self.card.image_size, self.card.tiles)
+        _require_match(path, self._session, self.card)
 
     @property
     def provider(self) -> str:
@@ -220,7 +225,16 @@ class Detector:
         """
         given = {"region": region, "tile": None if tile is None else np.array([tile], dtype=np.int64)}
         feed = {"image": image} | {name: value for name, value in given.items() if value is not None}
-        anomaly_map, score = self._session.run(["anomaly_map", "score"], feed)
+        try:
+            anomaly_map, score = self._session.run(["anomaly_map", "score"], feed)
+        except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
+            if out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:_LONGEST_REASON]
+            raise ExportError(f"{self.path}: onnxruntime cannot run it ({reason}); {_AGAIN}") from None
+        if (anomaly_map.shape, score.shape) != ((len(image), 1, *image.shape[2:]), (len(image),)):
+            shapes = f"{anomaly_map.shape} and {score.shape}"
+            raise ExportError(f"{self.path}: its maps and scores for {image.shape} have shapes {shapes}; {_AGAIN}")
         return anomaly_map, score
 
     def restored(self, anomaly_map: Map, rgb: Pixels) -> Map:
@@ -264,7 +278,7 @@ def open_session(
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
         if out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
         raise ExportError(f"{path}: not an ONNX model that onnxruntime can run ({reason})") from None
 
 
@@ -276,5 +290,19 @@ def _read_card(path: Path, session: onnxruntime.InferenceSession) -> ModelCard:
         raise ExportError(
             f"{path}: written in format {metadata['blemish.format']}, this version reads {FORMAT}; export it again"
         )
-    fields = ModelCard.__dataclass_fields__
-    return _CARD.validate_python({name: json.loads(metadata[f"blemish.{name}"]) for name in fields})
+    with reading(path, _AGAIN):
+        if missing := [name for name in ModelCard.__dataclass_fields__ if f"blemish.{name}" not in metadata]:
+            raise ValueError(f"no blemish.{missing[0]} in its metadata")
+        return _CARD.validate_python({n: json.loads(metadata[f"blemish.{n}"]) for n in ModelCard.__dataclass_fields__})
+
+
+def _require_match(path: Path, session: onnxruntime.InferenceSession, card: ModelCard) -> None:
+    """Raise ExportError if the graph takes or gives something else than its card says."""
+    size = card.input_size
+    expected = {"image": [3, *size]} | ({"region": [1, *size]} if card.takes_region else {})
+    expected |= {"tile": []} if card.by_tile else {}
+    found = {value.name: value.shape[1:] for value in session.get_inputs()}
+    if found != expected:
+        raise ExportError(f"{path}: its graph takes {found}, its metadata say {expected}; {_AGAIN}")
+    if missing := {"anomaly_map", "score"} - {value.name for value in session.get_outputs()}:
+        raise ExportError(f"{path}: its graph gives no {', '.join(sorted(missing))}; {_AGAIN}")

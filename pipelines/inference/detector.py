@@ -283,7 +283,8 @@ def open_session(
 
 
 def _read_card(path: Path, session: onnxruntime.InferenceSession) -> ModelCard:
-    metadata = session.get_modelmeta().custom_metadata_map
+    with reading(path, _AGAIN):
+        metadata = session.get_modelmeta().custom_metadata_map
     if "blemish.format" not in metadata:
         raise ExportError(f"{path}: an ONNX model, but not one that `blemish export` wrote; it has no threshold")
     if metadata["blemish.format"] != FORMAT:
@@ -301,8 +302,10 @@ def _require_match(path: Path, session: onnxruntime.InferenceSession, card: Mode
     size = card.input_size
     expected = {"image": [3, *size]} | ({"region": [1, *size]} if card.takes_region else {})
     expected |= {"tile": []} if card.by_tile else {}
-    found = {value.name: value.shape[1:] for value in session.get_inputs()}
+    with reading(path, _AGAIN):  # names are bytes, and need not be text
+        found = {value.name: value.shape[1:] for value in session.get_inputs()}
+        given = {value.name for value in session.get_outputs()}
     if found != expected:
         raise ExportError(f"{path}: its graph takes {found}, its metadata say {expected}; {_AGAIN}")
-    if missing := {"anomaly_map", "score"} - {value.name for value in session.get_outputs()}:
+    if missing := {"anomaly_map", "score"} - given:
         raise ExportError(f"{path}: its graph gives no {', '.join(sorted(missing))}; {_AGAIN}")

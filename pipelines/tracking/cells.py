@@ -1,6 +1,7 @@
 """Evaluated runs read back, and their files fetched."""
 
 import contextlib
+import gc
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,8 @@ def cell_runs(project: Path, experiment: str) -> list[CellRun]:
         if found is None or not found.experiment_id:
             known = ", ".join(f"'{other.name}'" for other in client.search_experiments())
             raise StageError(f"experiment '{experiment}' is not in {shown(uri)}, which has: {known}")
-        return [_cell_run(run) for run in _finished(client, found.experiment_id) if _is_evaluated(run)]
+        with _uncollected():
+            return [_cell_run(run) for run in _finished(client, found.experiment_id) if _is_evaluated(run)]
 
 
 def warning_of_absent(project: Path, runs: Mapping[str, str]) -> str | None:
@@ -54,6 +56,18 @@ def warning_of_absent(project: Path, runs: Mapping[str, str]) -> str | None:
         f"{shown(uri)} lacks {len(absent)} of {len(runs)} runs, such as that of {absent[0]}, made while another store "
         "was set: unset MLFLOW_TRACKING_URI to see them, or make all anew with `dvc repro --force`"
     )
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """MLflow makes 160 objects for each run, all of them alive: to look for garbage among them takes the longest."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _finished(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[Run]:

@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
+AUDIT := .audit
+AUDITORS := $(AUDIT)/.installed
 
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -20,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup extras demo solar pipeline test test-slow torture coverage lint format repro ui report bench lock wheel \
-  wheelhouse
+  wheelhouse audit sbom
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,17 +92,30 @@ bench: setup ## Measure speed and memory
 COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --upgrade --quiet \
   --custom-compile-command "make lock"
 
-lock: setup ## Renew the three locks from pyproject.toml (needs uv)
+lock: setup ## Renew the four locks from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	  [extras.pop(name) for name in ("dev", "images", "medical")]; print(*sum(extras.values(), []), sep="\n")' \
 	  | $(COMPILE) - --no-deps --no-annotate --output-file requirements-extras.lock
 	$(COMPILE) --group predict --constraint requirements.lock --output-file requirements-predict.lock
+	$(COMPILE) --group audit --output-file requirements-audit.lock
 
 wheel: setup ## Build the wheel, in dist/, for projects outside of this folder
 	rm -rf build dist
 	pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	rm -rf build
+
+$(AUDITORS): requirements-audit.lock
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements-audit.lock
+	@touch $@
+
+audit: $(AUDITORS) ## Known vulnerabilities of what the locks pin; OSV=all.zip reads a copy of OSV's records of PyPI
+	$(AUDIT)/bin/python .ci/audit.py $(OSV)
+
+sbom: wheel $(AUDITORS) ## What the wheel needs, beside it: dist/sbom.cdx.json (CycloneDX)
+	PYTHONWARNINGS=ignore $(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible requirements.lock \
+	  --output-file dist/sbom.cdx.json
 
 # One package of the lock has no wheel, which is built here.
 wheelhouse: wheel ## The wheel and all that it needs in wheelhouse/, for a machine without a network

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LOCKS = ["requirements.lock", "requirements-extras.lock", "requirements-predict.lock", "requirements-audit.lock"]
 PINNED = re.compile(
     r"^([a-z0-9.-]+)==(\S+)(?: ; .*)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE
 )
@@ -17,7 +18,7 @@ def locked(name: str) -> dict[str, str]:
     return {package: version for package, version, _ in PINNED.findall((ROOT / name).read_text(encoding="utf-8"))}
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-extras.lock", "requirements-predict.lock"])
+@pytest.mark.parametrize("name", LOCKS)
 def test_every_line_is_a_pin_a_hash_or_a_comment(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert [line for line in PINNED.sub("", text).splitlines() if line and not line.lstrip().startswith("#")] == []

@@ -3,13 +3,15 @@
 import re
 import shutil
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from conftest import CATEGORY, FAPM, draw_category, tiny_params, write_params
 from made_up import distill_settings
 from tiny_models import SETTINGS
-from verbs import run
+from verbs import LOG, run
 
 TEACHER = "pretrained/efficient_ad/teacher/teacher.safetensors"
 _BACKBONE = {"backbone": FAPM["backbone"]}  # of real weights, so that scores differ
@@ -44,7 +46,7 @@ _RESULTS = {
 _ID = re.compile(rb"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 _SECONDS = re.compile(rb'"((?:train_)?seconds)": [0-9.e-]+')
 _FIGURE = re.compile(rb"[0-9.]+")
-_KEPT = {".out", ".mlflow.lock", ".dvc", ".git", ".gitignore", ".dvcignore"}
+_KEPT = {LOG, ".mlflow.lock", ".dvc", ".git", ".gitignore", ".dvcignore"}
 
 
 def cases(thorough: bool) -> list[tuple[str, str]]:
@@ -55,11 +57,11 @@ def cases(thorough: bool) -> list[tuple[str, str]]:
     return found
 
 
-def lay_out(root: Path, model: str) -> list[tuple[str, ...]]:
+def lay_out(root: Path, model: str, changes: Mapping[str, Any] = MappingProxyType({})) -> list[tuple[str, ...]]:
     """Write the images and params.yaml; gives the verbs that make all of it, in DVC's order."""
     draw_category(root / "images" / CATEGORY)
     inputs = INPUTS.get(model, {})
-    write_params(root, tiny_params() | inputs | {"models": {model: MODELS[model]}})
+    write_params(root, tiny_params() | inputs | {"models": {model: MODELS[model]}} | changes)
     verbs: list[tuple[str, ...]] = [("download", "demo_textures"), ("prepare", CATEGORY)]
     verbs += [(verb, model) for verb in inputs]
     verbs += [(verb, model, CATEGORY) for verb in ("train", "evaluate", "export", "latency")]

@@ -29,7 +29,7 @@ _PRELOADED = """
 """
 _CONTEXT.set_forkserver_preload(_PRELOADED.split())
 
-_LOG = ".out"  # of the verb; no result
+LOG = ".out"  # of the verb; no result
 
 Fault = Callable[[], None]  # what is done to the process before its verb begins
 
@@ -45,11 +45,6 @@ class Ended:
     @property
     def lines(self) -> list[str]:
         return self.output.splitlines()
-
-    @property
-    def is_one_refusal(self) -> bool:
-        """Whether it says what is wrong and no more: exit code 1, and a last paragraph that is the error."""
-        return self.code == 1 and "Traceback" not in self.output and "error: " in self.output
 
 
 def nothing() -> None:
@@ -110,30 +105,41 @@ class LittleMemory:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def begin(root: Path, arguments: tuple[str, ...], fault: Fault = nothing) -> BaseProcess:
-    process = _CONTEXT.Process(target=_play, args=(root, arguments, fault))
-    process.start()
-    return process
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A verb that runs."""
+
+    process: BaseProcess
+    log: Path
+    at: float  # seconds of the monotonic clock
+
+    def ended(self, kill_after: float | None = None) -> Ended:
+        """Wait for its end; SIGKILL it after so many seconds, if it still runs then."""
+        if kill_after is not None:
+            self.process.join(kill_after)
+            self.process.kill()
+        self.process.join()
+        assert self.process.exitcode is not None
+        output = self.log.read_text(encoding="utf-8", errors="replace")
+        return Ended(self.process.exitcode, output, time.monotonic() - self.at)
+
+
+def begin(root: Path, *arguments: str, fault: Fault = nothing, log: str = LOG) -> Begun:
+    begun = Begun(_CONTEXT.Process(target=_play, args=(root, arguments, fault, log)), root / log, time.monotonic())
+    begun.process.start()
+    return begun
 
 
 def run(root: Path, *arguments: str, fault: Fault = nothing, kill_after: float | None = None) -> Ended:
-    """Call a verb in the project; SIGKILL it after so many seconds, if it still runs then."""
-    started = time.monotonic()
-    process = begin(root, arguments, fault)
-    if kill_after is not None:
-        process.join(kill_after)
-        process.kill()
-    process.join()
-    code = process.exitcode
-    assert code is not None
-    return Ended(code, (root / _LOG).read_text(encoding="utf-8", errors="replace"), time.monotonic() - started)
+    """Call a verb in the project, and wait for its end."""
+    return begin(root, *arguments, fault=fault).ended(kill_after)
 
 
-def _play(root: Path, arguments: tuple[str, ...], fault: Fault) -> None:
+def _play(root: Path, arguments: tuple[str, ...], fault: Fault, name: str) -> None:
     import cli
     from pipelines.training import loop
 
-    log = os.open(root / _LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    log = os.open(root / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115

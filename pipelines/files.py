@@ -5,6 +5,7 @@ import ctypes
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -193,6 +194,18 @@ def _is_open_as(handle: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[io.BytesIO]:
+    """Collect what an encoder writes, and write it when the block ends well.
+
+    Pillow's encoders of JPEG and GIF write to a file by themselves, and take a short write, as on a full disk, for a
+    whole one: the picture would be cut off, and nobody told.
+    """
+    content = io.BytesIO()
+    yield content
+    path.write_bytes(content.getbuffer())
 
 
 def file_sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipelines.files import written_whole
 from pipelines.pictures.overlays import (
     CONTOUR,
     FULL,
@@ -228,10 +229,11 @@ def strip_file(folder: Path, path: str) -> Path:
 
 
 def save_strip(folder: Path, picture: Picture, thresholds: Thresholds) -> None:
-    file = strip_file(folder, picture.path)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Full colour resolution: the contour is one pixel wide.
-    strip(picture, thresholds).save(file, format="JPEG", quality=85, subsampling=0)
+    path = strip_file(folder, picture.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        # Full colour resolution: the contour is one pixel wide.
+        strip(picture, thresholds).save(file, format="JPEG", quality=85, subsampling=0)
 
 
 @dataclass(frozen=True, slots=True)

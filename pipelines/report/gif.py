@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import NOTHING_TO_TEST_ON, Evaluation, ScoredImage, read_tested
-from pipelines.files import atomic_file
+from pipelines.files import atomic_file, written_whole
 from pipelines.paths import Cell
 from pipelines.pictures.overlays import CONTOUR, FULL, coloured_map
 from pipelines.pictures.panels import (
@@ -66,9 +66,9 @@ def write_gif(cell: Cell, path: Path) -> Path:
     palette = _palette([frame for frame, milliseconds in frames if milliseconds == _HOLD])
     # One palette and no dithering: what does not change between frames then costs nothing.
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame, _ in frames]
-    with atomic_file(path) as temporary:
+    with atomic_file(path) as temporary, written_whole(temporary) as file:
         indexed[0].save(
-            temporary,
+            file,
             format="GIF",
             save_all=True,
             append_images=indexed[1:],

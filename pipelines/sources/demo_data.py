@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from anomaly_models.common.settings import Settings
 from pipelines.errors import hint
+from pipelines.files import written_whole
 from pipelines.sources.demo_scenes import DEFECTS, photograph
 from pipelines.sources.demo_surfaces import GOOD
 from pipelines.sources.demo_textures import TEXTURES, draw_texture
@@ -102,6 +103,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     if path.suffix == ".jpg":
-        image.save(path, quality=_JPEG_QUALITY)
+        with written_whole(path) as file:
+            image.save(file, "JPEG", quality=_JPEG_QUALITY)
     else:
         image.save(path, compress_level=_PNG_LEVEL)

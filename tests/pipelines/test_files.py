@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from pipelines.files import DiskFull, atomic_file, atomic_folder, write_json
+from PIL import Image
+from pipelines.files import DiskFull, atomic_file, atomic_folder, write_json, written_whole
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 folder, what = Path(sys.argv[1]), sys.argv[2]
@@ -26,6 +27,9 @@ try:
             temporary.write_bytes(bytes(20_000))
     elif what == "json":
         write_json(folder / "a.json", ["x" * 20_000])
+    elif what == "picture":
+        with atomic_file(folder / "a.bin") as temporary, written_whole(temporary) as file:
+            Image.effect_noise((200, 200), 50).save(file, "JPEG")
     else:
         with atomic_folder(folder / "sub") as temporary:
             write_json(temporary / "a.json", ["x" * 20_000])
@@ -235,7 +239,9 @@ with atomic_folder(Path(sys.argv[1])) as temporary:
     assert names(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize(("what", "named"), [("file", "a.bin"), ("json", "a.json"), ("folder", "sub")])
+@pytest.mark.parametrize(
+    ("what", "named"), [("file", "a.bin"), ("json", "a.json"), ("picture", "a.bin"), ("folder", "sub")]
+)
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path: Path, what: str, named: str) -> None:
     for name in ("a.bin", "a.json"):
         (tmp_path / name).write_text("old")

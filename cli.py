@@ -689,6 +689,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the pag
 
     project = _project()
     experiment = load_params(project.params).tracking.experiment
+    _require_server(project)
     typer.echo(f"The runs of '{experiment}': {page_of(project.root, experiment, port, TEN)}")
     serve(project.root, port)
 

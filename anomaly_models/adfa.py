@@ -66,7 +66,8 @@ from anomaly_models.common.scoring import (
     resize_map,
     within,
 )
-from anomaly_models.common.settings import Settings, Size
+from anomaly_models.common.settings import Settings
+from anomaly_models.common.sizes import Size
 from anomaly_models.common.statistics import Moments
 
 GATE_KERNEL = 9  # channels that the gate sees at once; fixed, not the adaptive size of the ECA paper

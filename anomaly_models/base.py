@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from anomaly_models.common.settings import Settings, Sides, Size, Tiles
+from anomaly_models.common.settings import Settings, Sides, Tiles
+from anomaly_models.common.sizes import Size
 from anomaly_models.common.synthesis import SynthesisConfig
 
 

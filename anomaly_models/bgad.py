@@ -86,7 +86,8 @@ from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
 from anomaly_models.common.copy_paste import Pasted, paste_defects
 from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import cells_within, highest, size_of, within
-from anomaly_models.common.settings import Settings, Size
+from anomaly_models.common.settings import Settings
+from anomaly_models.common.sizes import Size
 from anomaly_models.common.statistics import Moments
 
 NUM_BLOCKS = 8  # per flow

@@ -77,7 +77,8 @@ from torch.utils.checkpoint import checkpoint
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, Progress, Wants
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import mean_of_highest, resize_map, size_of, within
-from anomaly_models.common.settings import Settings, Sides, Size
+from anomaly_models.common.settings import Settings, Sides
+from anomaly_models.common.sizes import Size
 from anomaly_models.common.synthesis import SynthesisConfig, Synthesised, synthesise
 from anomaly_models.common.wiener import (
     MOST_IMAGES,

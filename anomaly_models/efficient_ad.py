@@ -37,7 +37,7 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import cells_within, highest, resize_map, size_of, within
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics, vectors_of
 
 Width = Literal["tiny", "small", "medium"]

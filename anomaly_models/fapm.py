@@ -42,7 +42,8 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
 from anomaly_models.common.memory_bank import MemoryBank, Part, greedy_coreset
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, cells_within, resize_map, size_of, within
-from anomaly_models.common.settings import Settings, Sides, Size
+from anomaly_models.common.settings import Settings, Sides
+from anomaly_models.common.sizes import Size
 
 
 class ComparedRule(Settings):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from made_up import scored_image
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.index import FORMAT, IndexedImage, PreparedIndex, SeenBy, images_file, masks_file
 from pipelines.evaluation.measures import METRIC_BY_KEY
 from pipelines.evaluation.outcomes import Confusion, Counts, Evaluation, write_predictions

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import DatasetError
 from pipelines.pictures.frames import Frame
 from pipelines.preparation.config import AnomalousTrainConfig, PrepareConfig

@@ -42,7 +42,8 @@ ALLOWED = {
     "sweeps": "report(terminal) evaluation(outcomes) settings",
 }
 GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
-GROUND_OF_MODELS = {"anomaly_models/__init__.py", "anomaly_models/common/settings.py"}  # the names, the settings base
+# The names, what settings and sizes are.
+GROUND_OF_MODELS = {f"anomaly_models/{name}.py" for name in ("__init__", "common/settings", "common/sizes")}
 
 # A machine on the line runs `predict` without torch, and the rest answers sooner for it.
 TORCH_FREE = (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, ModelError
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 
 WIDE = {"height": 64, "width": 128}
 HIGH = {"height": 128, "width": 64}

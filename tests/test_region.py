@@ -16,7 +16,7 @@ from anomaly_models.adfa import ADFA
 from anomaly_models.base import AnomalyModel, Batch, Prediction
 from anomaly_models.common.foreground import foreground_mask
 from anomaly_models.common.scoring import GaussianBlur, cells_within, highest, mean_of_highest
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.fapm import FAPM
 
 CORNER = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1)

@@ -17,7 +17,7 @@ from test_pictures_of_any_shape import SIZES, STAGES, draw, draw_all, fails, sco
 
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Config
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.batches import PreparedData, frame_of
 from pipelines.data.tiled import TiledData, learnt_from, whole
 from pipelines.deployment.export import write_graph

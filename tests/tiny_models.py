@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Prediction
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.efficient_ad import EfficientAD
 from pipelines.deployment.export import write_graph
 from pipelines.inference.detector import Detector, ModelCard

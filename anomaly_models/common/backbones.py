@@ -21,7 +21,8 @@ from pydantic import Field, NonNegativeInt, field_validator, model_validator
 from torch import Tensor, nn
 
 from anomaly_models.base import ModelError
-from anomaly_models.common.settings import Settings, Size
+from anomaly_models.common.settings import Settings
+from anomaly_models.common.sizes import Size
 
 if TYPE_CHECKING:
     from timm.models.eva import Eva

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import size_of
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 
 NUM_OPERATIONS = 3  # of the ten, that each paste draws
 # How often an operation that was drawn acts, in the order of the paper's code.

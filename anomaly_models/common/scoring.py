@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 
 
 def resize_map(anomaly_map: Tensor, size: Size) -> Tensor:

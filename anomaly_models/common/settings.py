@@ -1,7 +1,7 @@
 """What every section of a file of settings is. It stands here since the pipeline knows the models, and not they it."""
 
 import math
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+
+from anomaly_models.common.sizes import Size, Tiled
 
 _LARGEST = 2.0**127  # a float32 goes to just below its double
 
@@ -28,29 +30,6 @@ class Settings(BaseModel):
         if isinstance(value, float) and _LARGEST < abs(value) < math.inf:  # infinity is the line's above to refuse
             raise ValueError(f"networks compute with numbers up to {_LARGEST:.2g}")
         return value
-
-
-class Size(NamedTuple):
-    """Height and width of a picture, a map or a grid, in the order of tensors."""
-
-    height: int
-    width: int
-
-    @classmethod
-    def square(cls, side: int) -> "Size":
-        return cls(side, side)
-
-    def __str__(self) -> str:
-        """One number for a square, else width and height, as cameras and viewers say it: 1920x1080."""
-        return str(self.width) if self.height == self.width else f"{self.width}x{self.height}"
-
-    @property
-    def area(self) -> int:
-        return self.height * self.width
-
-    def divided(self, by: int) -> "Size":
-        """What is left of it at a stride, rounded down."""
-        return Size(self.height // by, self.width // by)
 
 
 def _read(value: Any) -> Size:
@@ -71,7 +50,7 @@ def _written(size: Size) -> int | dict[str, int]:
 Sides = Annotated[Size, BeforeValidator(_read), PlainSerializer(_written)]
 
 
-class Tiles(Settings):
+class Tiles(Settings, Tiled):
     """How a picture is cut up, for a network that sees a part of it at a time."""
 
     side: Sides  # of a tile, pixels of the picture as `image_size` makes it; one that is smaller is a single tile
@@ -82,15 +61,3 @@ class Tiles(Settings):
         if self.overlap >= min(self.side):
             raise ValueError(f"overlap {self.overlap} is not below side {self.side}: tiles would not advance; lower it")
         return self
-
-    def of(self, picture: Size) -> Size:
-        """The size of the tiles of a picture."""
-        return Size(min(self.side.height, picture.height), min(self.side.width, picture.width))
-
-    def number(self, picture: Size) -> Size:
-        """How many tiles stand above and beside one another."""
-        advances = (
-            math.ceil((whole - side) / (side - self.overlap))
-            for whole, side in zip(picture, self.of(picture), strict=True)
-        )
-        return Size(*(1 + advance for advance in advances))

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 
 MOST_IMAGES = 512  # that a filter learns from: 400 MB at 256 pixels, and an eigenproblem of a second
 LEAST_SHARE = 1e-12  # of the pictures' sum of squares; a direction with less is rounding

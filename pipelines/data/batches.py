@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from anomaly_models.base import Batch, Config
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.data.index import PreparedIndex, Split, frames_in, images_file, masks_file
 from pipelines.errors import StageError

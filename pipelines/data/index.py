@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic_core import from_json
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly_models.common.settings import Sides, Size
+from anomaly_models.common.settings import Sides
+from anomaly_models.common.sizes import Size
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
 from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE

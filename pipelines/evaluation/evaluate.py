@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 
 from anomaly_models.base import AnomalyModel, Batch, ModelError
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.batches import PreparedData, SplitBatches
 from pipelines.data.index import PreparedIndex
 from pipelines.data.tiled import Detects, learnt_from, whole

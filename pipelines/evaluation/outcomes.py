@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator
 
-from anomaly_models.common.settings import Settings, Sides, Size
+from anomaly_models.common.settings import Settings, Sides
+from anomaly_models.common.sizes import Size
 from pipelines.data.index import GOOD, Split
 from pipelines.evaluation.curves import Bools, Floats, f1
 from pipelines.evaluation.regions import Pixels, Regions

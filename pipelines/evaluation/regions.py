@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.pictures.frames import WHOLE, Shape, Window, size_of
 from pipelines.pictures.overlays import Map, Mask
 

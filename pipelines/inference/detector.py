@@ -13,7 +13,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, TypeAdapter
 
-from anomaly_models.common.settings import Sides, Size, Tiles
+from anomaly_models.common.settings import Sides, Tiles
+from anomaly_models.common.sizes import Size
 from pipelines.errors import ArgumentError, ExportError, ImageError
 from pipelines.memory import out_of_memory
 from pipelines.pictures import images

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.pictures.images import Filter, resize_mask, resize_rgb
 
 Fit = Literal["stretch", "pad", "crop", "native"]

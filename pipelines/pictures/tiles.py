@@ -11,7 +11,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_models.common.settings import Size, Tiles
+from anomaly_models.common.settings import Tiles
+from anomaly_models.common.sizes import Size
 from pipelines.pictures.frames import Window
 
 Map = NDArray[np.float32]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import RootModel
 from rich.console import Console
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.pictures import images
 from pipelines.preparation.photo_sets import PhotoSetConfig, make_photo_set
 

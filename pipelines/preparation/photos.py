@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import DatasetError, ImageError, told
 from pipelines.files import atomic_folder, read_json, write_json
 from pipelines.paths import INDEX_FILE

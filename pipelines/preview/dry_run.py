@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Config
 from anomaly_models.common.backbones import Backbone
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.index import PreparedIndex
 from pipelines.paths import Project
 from pipelines.pictures.tiles import tiling

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from anomaly_models import MODELS
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.index import Layout
 from pipelines.errors import DatasetError, ParamsError, hint
 from pipelines.numbers import counted, rate

@@ -34,7 +34,7 @@ from anomaly_models.common.backbones import Backbone, PatchTokens
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import resize_map, size_of
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from anomaly_models.efficient_ad import CHANNELS, Precision, Width, convolutions_in, patch_description_network
 from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image

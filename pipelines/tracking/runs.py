@@ -31,7 +31,7 @@ from mlflow.entities import (
     RunTag,
 )
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.environment import environment, packages
 from pipelines.errors import StageError
 from pipelines.names import as_key

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from anomaly_models.base import AnomalyModel, ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import WeightsError
 from pipelines.memory import out_of_memory
 from pipelines.training.packaged import packaged, state_file, timm_names

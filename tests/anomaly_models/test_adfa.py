@@ -17,7 +17,7 @@ from anomaly_models import adfa
 from anomaly_models.adfa import ADFA, ADFAConfig, Centres, SoftTopKSettings, top_k_weights
 from anomaly_models.base import Batch, ModelError, Prediction, Progress
 from anomaly_models.common.memory_bank import greedy_coreset
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 
 SIDE = 64  # maps of 16 x 16 and 8 x 8
 GRID = 16

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anomaly_models.base import ModelError
 from anomaly_models.common.backbones import Backbone, BackboneConfig, PatchTokens
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 
 
 def config(

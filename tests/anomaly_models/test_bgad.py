@@ -36,7 +36,7 @@ from anomaly_models.base import Batch, ModelError, Progress
 from anomaly_models.bgad import BGAD, BGADConfig, ConditionalFlow
 from anomaly_models.common.backbones import Backbone, BackboneConfig
 from anomaly_models.common.copy_paste import Pasted
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.evaluation.metrics import ExactPixelMetrics
 
 SIZE = 64

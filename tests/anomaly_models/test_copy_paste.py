@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anomaly_models.common import copy_paste
 from anomaly_models.common.copy_paste import PROBABILITIES, connected_pieces, move_pieces, paste_defects, warped_grid
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 
 SIDE = 32
 

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from anomaly_models import diffusion_ad
 from anomaly_models.base import Batch, ModelError, Progress
 from anomaly_models.common.scoring import mean_of_highest
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.common.synthesis import Synthesised
 from anomaly_models.diffusion_ad import DiffusionAD, DiffusionADConfig, ResidualBlock, Scale, focal_loss, signal_shares
 

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as torchvision_functional
 
 from anomaly_models import efficient_ad
 from anomaly_models.base import Batch, ModelError, Progress
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.efficient_ad import EfficientAD, EfficientADConfig, Width, patch_description_network
 
 SIZE = 128

@@ -5,7 +5,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from anomaly_models.common.scoring import GaussianBlur, resize_map
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 
 
 @pytest.mark.parametrize("side", [16, 64, 100])

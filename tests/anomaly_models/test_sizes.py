@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from anomaly_models.common.settings import Settings, Sides, Size
+from anomaly_models.common.settings import Settings, Sides
+from anomaly_models.common.sizes import Size
 
 
 class Holder(Settings):

@@ -6,7 +6,7 @@ from drawn_batches import patterns, seeded
 from torch import Tensor
 
 from anomaly_models.common import wiener
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.common.wiener import EvenSample, FixedWienerFilter, WienerFilter, reduced
 
 SIZE, SMALL = 32, 16

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data import batches as data
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError

@@ -7,7 +7,7 @@ import torch
 from conftest import CATEGORY, tiny_params, write_params
 
 from anomaly_models.base import Batch
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data import streams as foregrounds
 from pipelines.data.batches import PreparedData
 from pipelines.data.streams import WithAnomalies, WithForeground, WithPhotos, anomalies_warning

@@ -10,7 +10,7 @@ import torch
 from conftest import CATEGORY, draw_part, tiny_params, write_params
 
 from anomaly_models.base import Prediction
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.batches import PreparedData
 from pipelines.deployment import latency as latency_module
 from pipelines.deployment.export import export, measure_parity

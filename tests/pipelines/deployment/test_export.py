@@ -9,7 +9,7 @@ import torch
 from conftest import CATEGORY, tiny_params, write_params
 from PIL import Image
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.deployment import export as module
 from pipelines.deployment.export import export
 from pipelines.deployment.records import Deviation, Parity

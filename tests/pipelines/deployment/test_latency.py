@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from conftest import CATEGORY, draw_part
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles

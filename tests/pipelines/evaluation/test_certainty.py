@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import StageError
 from pipelines.evaluation.certainty import (
     Champion,

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from anomaly_models import MODELS
 from anomaly_models.base import ModelError
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.evaluation import evaluate as module

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from made_up import put_evaluation, scored_image
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import (
     Evaluation,

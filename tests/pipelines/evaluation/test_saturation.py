@@ -10,7 +10,7 @@ from conftest import CATEGORY, tiny_params, write_params
 from made_up import BOTH, put
 from PIL import Image
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.evaluation.certainty import average, compare, measure
 from pipelines.evaluation.chance import differences
 from pipelines.evaluation.evaluate import evaluate

@@ -16,7 +16,7 @@ from bright_model import CARD, SIDE, write_model
 from PIL import Image
 
 import cli
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import ArgumentError, DatasetError, ExportError
 from pipelines.inference.detector import Decision, Detector, Inputs, as_threshold
 from pipelines.inference.marked import marked

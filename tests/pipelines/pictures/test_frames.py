@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anomaly_models.base import Config
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.pictures import frames
 from pipelines.pictures.frames import OUTSIDE, WHOLE, Fit, Frame, Shape, greyed, read_back, written
 from pipelines.pictures.images import resize_rgb

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from anomaly_models.base import Config
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import ImageError
 from pipelines.pictures import images
 from pipelines.pictures.reading import Reading

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from anomaly_models.common.settings import Size, Tiles
+from anomaly_models.common.settings import Tiles
+from anomaly_models.common.sizes import Size
 from pipelines.pictures.overlays import Map
 from pipelines.pictures.tiles import Tiling, score_of, tiling
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 from rich.console import Console
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.photo_sets import PhotoSet
 from pipelines.errors import DatasetError, StageError
 from pipelines.files import read_json

@@ -11,7 +11,7 @@ import torch
 from drawn_folders import CONFIG, write_image
 from rich.console import Console
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.arrays import Rows, stream_rows, to_image
 from pipelines.errors import DatasetError, ImageError
 from pipelines.files import DiskFull

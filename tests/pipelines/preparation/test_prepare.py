@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 from shared_data import shared_folder
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.index import PreparedIndex, SeenBy, frames_in
 from pipelines.errors import DatasetError, ImageError, StageError
 from pipelines.files import DiskFull, read_json

@@ -12,7 +12,7 @@ import pytest
 from drawn_folders import CONFIG, HEIGHT, WIDTH, draw_mvtec, made, masks_of, paths_of, problem, write_image, write_mask
 from PIL import Image
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.index import Layout
 from pipelines.pictures import images
 from pipelines.preparation.published import NEEDED

@@ -8,7 +8,7 @@ from drawn_folders import write_image
 from PIL import Image
 from rich.console import Console
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.photo_sets import PhotoSet
 from pipelines.errors import StageError
 from pipelines.paths import Project

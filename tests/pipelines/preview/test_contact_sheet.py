@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from anomaly_models import diffusion_ad
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.data.batches import PreparedData
 from pipelines.paths import Project
 from pipelines.pictures.frames import Frame

@@ -5,7 +5,7 @@ from pathlib import Path
 import drawn_cells
 import pytest
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.evaluation.certainty import AVERAGE, Champion
 from pipelines.report.field_tables import FieldTable, Row, field_tables, write_tables
 from pipelines.report.literature import MVTEC_AD_ORDER

@@ -25,7 +25,7 @@ from torch import Tensor
 from anomaly_models.base import Progress
 from anomaly_models.common.imagenet import grey
 from anomaly_models.common.scoring import resize_map
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.efficient_ad import patch_description_network
 from pipelines.errors import DatasetError, StageError, WeightsError
 from pipelines.files import read_json

@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from onnx import TensorProto, helper
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import StageError
 from pipelines.paths import Cell
 from pipelines.tracking import cells, registry

@@ -20,7 +20,7 @@ import pytest
 from mlflow.entities import Run
 from onnx import TensorProto, helper
 
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from pipelines.errors import StageError
 from pipelines.paths import Cell
 from pipelines.tracking import cells, pages, registry, runs

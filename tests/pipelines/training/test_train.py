@@ -18,7 +18,7 @@ from tiny_models import SETTINGS
 
 from anomaly_models.adfa import ADFA
 from anomaly_models.base import Prediction
-from anomaly_models.common.settings import Size
+from anomaly_models.common.sizes import Size
 from anomaly_models.fapm import FAPM
 from pipelines.errors import ParamsError, StageError, TrainingDiverged
 from pipelines.pictures.frames import Frame

@@ -1,7 +1,6 @@
 """What stages leave for one another: typed records as JSON, arrays; read back whole or refused in one line."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,11 +9,8 @@ from numpy.typing import DTypeLike, NDArray
 from pydantic import ValidationError
 
 from anomaly_models.common.settings import Settings
-from pipelines.errors import BlemishError, StageError
 from pipelines.files import write_json
-from pipelines.memory import out_of_memory
-
-_LONGEST_REASON = 200  # characters
+from pipelines.unreadable import reading, refusal
 
 
 class Record(Settings):
@@ -57,29 +53,3 @@ def read_arrays(path: Path, names: Sequence[str], remedy: str) -> list[NDArray[A
         if len({array.shape[:1] for array in arrays}) > 1:
             raise ValueError("arrays of different length")
         return arrays
-
-
-@contextlib.contextmanager
-def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Raise StageError, in one line, whatever the bytes of `path` make fail within."""
-    try:
-        yield
-    except BlemishError:
-        raise
-    except Exception as error:  # damaged bytes make numpy, torch and safetensors fail in any way there is
-        if out_of_memory(error):
-            raise
-        raise refusal(path, error, remedy) from None
-
-
-def refusal(path: Path, error: Exception, remedy: str) -> StageError:
-    """Why a file cannot be read, in one line."""
-    if isinstance(error, FileNotFoundError):
-        return StageError(f"{path}: not there; {remedy}")
-    if isinstance(error, OSError) and error.strerror:
-        return StageError(f"{path}: {error.strerror}; {remedy}")
-    reason = " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-    return StageError(f"{path}: damaged, or by another version of Blemish ({reason}); {remedy}")

@@ -22,7 +22,8 @@ from pipelines.data.batches import PreparedData, frame_of
 from pipelines.data.tiled import TiledData, learnt_from, whole
 from pipelines.deployment.export import write_graph
 from pipelines.evaluation.outcomes import Evaluation
-from pipelines.inference.detector import Detector, Inputs
+from pipelines.inference.detector import Detector
+from pipelines.inference.engine import Inputs
 from pipelines.paths import Project
 from pipelines.pictures.tiles import tiling
 from pipelines.preview.check import load_checked

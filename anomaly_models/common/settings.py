@@ -42,12 +42,8 @@ def _read(value: Any) -> Size:
     return Size(height, width)
 
 
-def _written(size: Size) -> int | dict[str, int]:
-    return size.height if size.height == size.width else size._asdict()
-
-
 # A size in a file: one number for a square, or a mapping of `height` and `width`.
-Sides = Annotated[Size, BeforeValidator(_read), PlainSerializer(_written)]
+Sides = Annotated[Size, BeforeValidator(_read), PlainSerializer(Size.written)]
 
 
 class Tiles(Settings, Tiled):

@@ -14,6 +14,15 @@ class Size(NamedTuple):
     def square(cls, side: int) -> "Size":
         return cls(side, side)
 
+    @classmethod
+    def read(cls, written: "int | dict[str, int]") -> "Size":
+        """What `written` gave."""
+        return cls(**written) if isinstance(written, dict) else cls.square(written)
+
+    def written(self) -> "int | dict[str, int]":
+        """As settings have it: a number for a square, else height and width by name."""
+        return self.height if self.height == self.width else self._asdict()
+
     def __str__(self) -> str:
         """One number for a square, else width and height, as cameras and viewers say it: 1920x1080."""
         return str(self.width) if self.height == self.width else f"{self.width}x{self.height}"

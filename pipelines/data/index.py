@@ -15,8 +15,9 @@ from pipelines.errors import StageError
 from pipelines.files import file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.frames import Frame, Shape, read_back
-from pipelines.pictures.reading import AboveWhite, Window
-from pipelines.records import reading
+from pipelines.pictures.reading import AboveWhite
+from pipelines.pictures.windows import Window
+from pipelines.unreadable import reading
 
 FORMAT = 6  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder", "visa", "loco", "ad2", "btad", "mtd", "dtd_synthetic"]

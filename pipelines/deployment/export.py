@@ -29,7 +29,8 @@ from pipelines.deployment.records import Decision, Deviation, Parity
 from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.files import atomic_folder
-from pipelines.inference.detector import Detector, Inputs, ModelCard
+from pipelines.inference.detector import Detector, ModelCard
+from pipelines.inference.engine import Inputs
 from pipelines.memory import out_of_memory
 from pipelines.paths import Project
 from pipelines.pictures.images import to_input

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pipelines.data.index import PreparedIndex
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles, Throughput, Tried
 from pipelines.environment import cpu_name
-from pipelines.inference.detector import Detector, Inputs
+from pipelines.inference.detector import Detector
+from pipelines.inference.engine import Inputs
 from pipelines.paths import Project
 from pipelines.pictures.overlays import Map, Mask, Pixels
 from pipelines.settings.params import LatencyConfig, Params

@@ -14,7 +14,8 @@ import onnx
 from pipelines.errors import ArgumentError, ExportError, StageError
 from pipelines.evaluation.outcomes import Evaluation, read_tested
 from pipelines.files import atomic_file
-from pipelines.inference.detector import Detector, ModelCard, ThresholdChoice
+from pipelines.inference.card import ThresholdChoice
+from pipelines.inference.detector import Detector, ModelCard
 from pipelines.numbers import counted
 from pipelines.paths import Cell, Project
 

@@ -21,7 +21,8 @@ from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.pictures.frames import Fit
 from pipelines.pictures.images import Filter
 from pipelines.pictures.panels import Picture
-from pipelines.records import Record, read_arrays, reading, refusal
+from pipelines.records import Record, read_arrays
+from pipelines.unreadable import reading, refusal
 
 NOTHING_TO_TEST_ON = "no image to test on, hence no figure: there is a detector, and its threshold from held-out parts"
 EVALUATION_FOLDER = "evaluation"  # where a run keeps what `evaluate` wrote

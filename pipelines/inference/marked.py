@@ -7,7 +7,7 @@ import math
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.inference.detector import Decision
+from pipelines.inference.card import Decision
 from pipelines.pictures.overlays import Pixels
 
 # Okabe and Ito's, darkened so that white can be read on it; the words say the same.

@@ -11,7 +11,8 @@ from typing import get_args
 
 from pipelines.errors import ArgumentError, DatasetError, ExportError, ImageError
 from pipelines.files import atomic_file, write_json
-from pipelines.inference.detector import Decision, Detector, ModelCard
+from pipelines.inference.card import Card, Decision
+from pipelines.inference.engine import Engine
 from pipelines.inference.marked import marked
 from pipelines.numbers import counted, score, scores_apart
 from pipelines.paths import PREDICTIONS_FILE
@@ -112,7 +113,7 @@ def _no_image(path: Path) -> str:
 
 
 def predict(
-    detector: Detector,
+    detector: Engine,
     sources: Iterable[Path],
     destination: Path,
     on_result: Callable[[Result, int], None],
@@ -145,7 +146,7 @@ def predict(
     return results
 
 
-def summed_up(results: list[Result], card: ModelCard, threshold: float | None) -> str:
+def summed_up(results: list[Result], card: Card, threshold: float | None) -> str:
     """How many of what, and at which threshold: the one that was given, or the card's."""
     scored = sum(result.error is None for result in results)
     defects = sum(result.decision == "defect" for result in results)
@@ -196,7 +197,7 @@ class _Sorted:
             shutil.copyfile(image.path, temporary)
 
 
-def _predict_one(detector: Detector, card: ModelCard, image: Found, overlays: _Names, copies: _Sorted | None) -> Result:
+def _predict_one(detector: Engine, card: Card, image: Found, overlays: _Names, copies: _Sorted | None) -> Result:
     path = image.path
     if image.error is not None:
         return _failed(path, image.error)
@@ -240,7 +241,7 @@ def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def save_overlay(path: Path, rgb: Pixels, anomaly_map: Map, card: ModelCard, value: float) -> None:
+def save_overlay(path: Path, rgb: Pixels, anomaly_map: Map, card: Card, value: float) -> None:
     """Write the heat map over the picture, both (H, W), and what was decided of it below."""
     overlay = heat_overlay(rgb, anomaly_map, card.pixel_threshold)
     shown, threshold = scores_apart(value, card.threshold)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ImageError
 from pipelines.pictures.damage import find_damage_in_jpeg_part
-from pipelines.pictures.reading import DicomWindow, Reading, Window, check_size, select_page
+from pipelines.pictures.reading import DicomWindow, PlainWindow, Reading, WantedWindow, check_size, select_page
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -134,13 +134,13 @@ def _find_damage(dataset: "Dataset", syntax: "UID", frame: int, num_frames: int)
 # -------------------------------------------------------------------------------------------------------------- window
 
 
-def _table(dataset: "Dataset", frame: int, path: Path, wanted: Window) -> tuple[int, NDArray[np.uint8]]:
+def _table(dataset: "Dataset", frame: int, path: Path, wanted: WantedWindow) -> tuple[int, NDArray[np.uint8]]:
     """The lowest value that can be stored, and what it and each above it is shown as."""
     bits = int(dataset.BitsStored)
     lowest = -(1 << (bits - 1)) if dataset.PixelRepresentation == 1 else 0
     stored = np.arange(lowest, lowest + (1 << bits))
     slope, intercept = _rescale(dataset, frame, path)
-    window = wanted if isinstance(wanted, DicomWindow) else _window_in_file(dataset, frame, path)
+    window = _window_in_file(dataset, frame, path) if wanted == "file" else wanted
     shown = _full_range(stored, slope) if window is None else _windowed(stored * slope + intercept, window)
     return lowest, 255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
 
@@ -183,7 +183,7 @@ def _window_in_file(dataset: "Dataset", frame: int, path: Path) -> DicomWindow |
     first = _number(centre, 0.0), _number(width, 0.0)
     if not np.isfinite(first).all() or first[1] < 1:
         raise ImageError(f"{path}: its window shows nothing; {remedy}")
-    return DicomWindow(centre=first[0], width=first[1])
+    return PlainWindow(*first)
 
 
 def _number(value: Any, otherwise: float) -> float:

@@ -6,14 +6,12 @@ Every reader keeps to these rules, whatever decodes the file.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Discriminator, Field, Tag
 
-from anomaly_models.common.settings import Settings
 from pipelines.errors import ImageError
 from pipelines.numbers import counted
 
@@ -24,21 +22,24 @@ _DEEPEST = 65535
 _WHITE = 255
 
 
-class DicomWindow(Settings):
+class DicomWindow(Protocol):
     """In the units of the modality, after slope and intercept; 0 to 255 as PS3.3 C.11.2.1.2.1 says."""
 
-    centre: float
-    width: Annotated[float, Field(ge=1)]
-
-
-def _is_named(value: Any) -> str:
-    return "named" if isinstance(value, str) else "given"
+    @property
+    def centre(self) -> float: ...
+    @property
+    def width(self) -> float: ...
 
 
 # The first that a file names, or one for all files.
-Window = Annotated[
-    Annotated[Literal["file"], Tag("named")] | Annotated[DicomWindow, Tag("given")], Discriminator(_is_named)
-]
+WantedWindow = Literal["file"] | DicomWindow
+
+
+class PlainWindow(NamedTuple):
+    """One that was read, and has not to be checked."""
+
+    centre: float
+    width: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Reading:
     white_level: int  # likewise as white, above black
     above_white: AboveWhite  # what becomes of a value above white
     page: int | None  # of a file that holds several; None: such a file is refused
-    dicom_window: Window  # what of a DICOM's values is shown
+    dicom_window: WantedWindow  # what of a DICOM's values is shown
     max_megapixels: int | None  # larger pictures are refused; None: as a photo
 
 

@@ -11,8 +11,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly_models.common.settings import Tiles
-from anomaly_models.common.sizes import Size
+from anomaly_models.common.sizes import Size, Tiled
 from pipelines.pictures.frames import Window
 
 Map = NDArray[np.float32]
@@ -24,7 +23,7 @@ _BAND = 256  # rows of a map that are ranked at once
 class Tiling:
     """The tiles of pictures of one size: of one size themselves, evenly apart, the outer ones flush with the edges."""
 
-    def __init__(self, picture: Size, tiles: Tiles) -> None:
+    def __init__(self, picture: Size, tiles: Tiled) -> None:
         self.picture, self.tile = picture, tiles.of(picture)
         self._rows, self._columns = (
             _starts(whole, side, number)
@@ -61,7 +60,7 @@ class Tiling:
 
 
 @cache
-def tiling(picture: Size, tiles: Tiles | None) -> Tiling | None:
+def tiling(picture: Size, tiles: Tiled | None) -> Tiling | None:
     """How pictures of a size are cut up; None if they are not. Made once, with the shares of its tiles."""
     return None if tiles is None else Tiling(picture, tiles)
 

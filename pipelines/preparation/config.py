@@ -21,7 +21,8 @@ from anomaly_models.common.settings import Settings, Sides
 from pipelines.data.index import Layout
 from pipelines.pictures.frames import Fit, Frame
 from pipelines.pictures.images import Filter
-from pipelines.pictures.reading import AboveWhite, Reading, Window
+from pipelines.pictures.reading import AboveWhite, Reading
+from pipelines.pictures.windows import Window
 
 Corner: TypeAlias = Annotated[tuple[NonNegativeInt, NonNegativeInt], Field(strict=False)]  # x, y of the upright picture
 Polygon: TypeAlias = Annotated[tuple[Corner, ...], Field(strict=False, min_length=3)]

@@ -28,7 +28,6 @@ from pipelines.files import atomic_file, read_json
 from pipelines.numbers import UNKNOWN, count, counted, decimal, interval, listed, percent, rate, score, spread
 from pipelines.paths import Cell, Project
 from pipelines.pictures.overlays import FULL, coloured_map, opacity
-from pipelines.records import reading
 from pipelines.report.answers import best_cells, headline, meaning, standing
 from pipelines.report.examples import DECISIONS, Example, examples
 from pipelines.report.gallery import CategoryGallery, choose_quality
@@ -36,6 +35,7 @@ from pipelines.report.large import Originals, write_large
 from pipelines.report.markdown import ASSUMED, absences, differing, promises, untested
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 from pipelines.report.terms import OF_METRICS, TERMS, explained
+from pipelines.unreadable import reading
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LEVELS = 256  # of a kept map

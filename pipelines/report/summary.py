@@ -34,11 +34,12 @@ from pipelines.evaluation.outcomes import (
     read_outcome,
 )
 from pipelines.paths import Cell, Project
-from pipelines.records import Record, reading
+from pipelines.records import Record
 from pipelines.report.seeds import DIGITS, SeedFigures, Seeds, average_seeds
 from pipelines.settings.params import Params
 from pipelines.settings.variants import Variant, sentences
 from pipelines.tracking.records import CellRun, as_texts
+from pipelines.unreadable import reading
 
 if TYPE_CHECKING:
     from pipelines.tracking.pages import Pages

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pipelines.errors import StageError
 from pipelines.files import atomic_file
-from pipelines.records import reading
+from pipelines.unreadable import reading
 
 
 def fingerprint(settings: Mapping[str, Any], sources: Iterable[Path]) -> str:

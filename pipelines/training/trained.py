@@ -16,8 +16,9 @@ from pipelines.errors import StageError
 from pipelines.files import atomic_folder, file_sha256
 from pipelines.paths import Cell, Project
 from pipelines.preparation.config import PrepareConfig
-from pipelines.records import Record, reading, refusal
+from pipelines.records import Record
 from pipelines.training.weights import terms_of
+from pipelines.unreadable import reading, refusal
 
 
 class OfTraining(Record):

@@ -16,7 +16,8 @@ from pipelines.deployment.records import Deviation, Parity
 from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.outcomes import Evaluation
-from pipelines.inference.detector import Detector, Inputs
+from pipelines.inference.detector import Detector
+from pipelines.inference.engine import Inputs
 from pipelines.pictures import frames
 from pipelines.pictures.images import to_input
 from pipelines.preparation.prepare import prepare

@@ -9,7 +9,8 @@ from anomaly_models.common.sizes import Size
 from pipelines.deployment import latency as module
 from pipelines.deployment.latency import PARTS, measure
 from pipelines.deployment.records import Latency, Milliseconds, Percentiles
-from pipelines.inference.detector import Inputs, ModelCard
+from pipelines.inference.detector import ModelCard
+from pipelines.inference.engine import Inputs
 from pipelines.pictures import images
 from pipelines.settings.params import LatencyConfig
 

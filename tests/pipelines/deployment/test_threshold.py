@@ -15,7 +15,9 @@ from bright_model import CARD, SIDE, write_model
 from pipelines.deployment.threshold import threshold
 from pipelines.errors import ArgumentError, ExportError, StageError
 from pipelines.files import file_sha256
-from pipelines.inference.detector import Detector, Inputs, ModelCard, ThresholdChoice
+from pipelines.inference.card import ThresholdChoice
+from pipelines.inference.detector import Detector, ModelCard
+from pipelines.inference.engine import Inputs
 from pipelines.paths import Cell, Project
 
 MODEL, CATEGORY = CARD.model, CARD.category

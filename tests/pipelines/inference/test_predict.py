@@ -18,7 +18,9 @@ from PIL import Image
 import cli
 from anomaly_models.common.sizes import Size
 from pipelines.errors import ArgumentError, DatasetError, ExportError
-from pipelines.inference.detector import Decision, Detector, Inputs, as_threshold
+from pipelines.inference.card import Decision
+from pipelines.inference.detector import Detector, as_threshold
+from pipelines.inference.engine import Inputs
 from pipelines.inference.marked import marked
 from pipelines.inference.predict import Found, Result, find_images, predict
 from pipelines.numbers import scores_apart

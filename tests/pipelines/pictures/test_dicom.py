@@ -29,7 +29,7 @@ from refusals import refused
 
 from pipelines.errors import ImageError
 from pipelines.pictures import images
-from pipelines.pictures.reading import DicomWindow, Reading
+from pipelines.pictures.reading import PlainWindow, Reading
 
 READING = Reading(
     black_level=0, white_level=65535, above_white="refuse", page=None, dicom_window="file", max_megapixels=90
@@ -77,7 +77,7 @@ def test_the_linear_window(tmp_path, centre, width, values, shown, in_file):
     if in_file:
         content = dicom(stored, WindowCenter=centre, WindowWidth=width)
         assert grey(tmp_path, content).tolist() == [shown]
-    window = replace(READING, dicom_window=DicomWindow(centre=centre, width=width))
+    window = replace(READING, dicom_window=PlainWindow(centre=centre, width=width))
     assert grey(tmp_path, dicom(stored, WindowCenter=7, WindowWidth=9), window).tolist() == [shown]
 
 
@@ -240,7 +240,7 @@ def test_what_is_not_understood_is_refused(tmp_path, header, told):
 
 
 def test_a_window_of_the_settings_stands_for_one_that_is_not_understood(tmp_path):
-    window = replace(READING, dicom_window=DicomWindow(centre=2048, width=4096))
+    window = replace(READING, dicom_window=PlainWindow(centre=2048, width=4096))
     expected = grey(tmp_path, dicom(NOISE), window)
     for header in (sequence("VOILUTSequence"), WINDOW | {"VOILUTFunction": "SIGMOID"}, WINDOW | {"WindowWidth": 0}):
         np.testing.assert_array_equal(grey(tmp_path, dicom(NOISE, **header), window), expected)

@@ -490,7 +490,7 @@ def gate(
 
 @app.command(rich_help_panel=USE)
 def predict(
-    model: Annotated[Path, typer.Argument(help="The model.onnx that `export` wrote.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="The model.onnx that `export` wrote, or a bundle.", show_default=False)],
     sources: Annotated[list[Path], typer.Argument(help="Image files and folders.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", file_okay=False, help="Folder for the results.")] = Path(
         "predictions"
@@ -526,6 +526,7 @@ def predict(
     Exit code 0: all pictures were scored. 1: some could not be (each is named on stderr), or nothing could be done.
     2: a wrong option. 3: all were scored and one or more has a defect, only with --fail-on-defect.
     """
+    from pipelines.inference.bundle import Bundle, is_bundle
     from pipelines.inference.detector import Detector, as_threshold
     from pipelines.inference.predict import Result, summed_up
     from pipelines.inference.predict import predict as run
@@ -533,7 +534,7 @@ def predict(
     from pipelines.progress import counting
 
     given = None if threshold is None else as_threshold(threshold)
-    detector = Detector(model)
+    detector = Bundle(model).engine() if is_bundle(model) else Detector(model)
     done = 0
     with counting(_console(), "predict") as on_progress:
 
@@ -555,6 +556,44 @@ def predict(
         raise typer.Exit(1)
     if fail_on_defect and any(result.decision == "defect" for result in found):
         raise typer.Exit(DEFECT_FOUND)
+
+
+@app.command(rich_help_panel=USE)
+def bundle(
+    model: Model,
+    category: Category,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, help="bundles/MODEL-CATEGORY.zip, if not given."),
+    ] = None,
+) -> None:
+    """Write the exported model, its proof, samples and what runs it as one file for a machine on the line."""
+    from pipelines.deployment.bundle import bundle as run
+    from pipelines.settings.params import load_params
+
+    project = _project()
+    made = run(model, category, load_params(project.params), project, output)
+    chosen = ", with the threshold that was chosen by hand" if made.is_deployed else ""
+    typer.echo(f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB, {made.num_samples} samples replayed{chosen}")
+    name = shlex.quote(str(made.path))
+    typer.echo(f"On the line, with onnxruntime, numpy and Pillow: python {name} verify, python {name} predict IMAGES")
+
+
+@app.command(rich_help_panel=USE)
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="The file that `bundle` wrote.", show_default=False)],
+) -> None:
+    """Check every byte of a bundle, and whether its samples are answered on this machine as they were.
+
+    Exit code 0: they are. 1: a byte has changed, or a score, map or decision is another here.
+    """
+    from pipelines.inference.bundle import Bundle, verdict
+
+    opened = Bundle(bundle)
+    found = opened.replay(opened.engine(), lambda replayed: typer.echo(replayed.line))
+    typer.echo(verdict(opened, found))
+    if not all(replayed.is_same for replayed in found):
+        raise typer.Exit(1)
 
 
 # `-0.5` is a value here, no option.

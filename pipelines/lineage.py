@@ -4,7 +4,7 @@ A killed run may go on only on the same code, and DVC rebuilds what other code m
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -55,15 +55,27 @@ def code_of_stage(stage: str) -> list[Path]:
 
 
 def code_of(*files: str) -> list[Path]:
-    """The project's files that these import, themselves first, wherever in a file the import stands.
+    """The project's files that a result of these depends on, themselves first: what they import, and so on.
 
     Files are named from the folder that holds `pipelines`, such as "pipelines/training/train.py".
     """
+    return _followed(files, _is_no_part)
+
+
+def needed_by(*files: str) -> list[Path]:
+    """The project's files without which these cannot run, themselves and their packages' own among them."""
+    code = _followed(files, lambda _: False)
+    packages = {folder / "__init__.py" for path in code for folder in path.parents if ROOT in folder.parents}
+    return sorted({*code, *packages})
+
+
+def _followed(files: Sequence[str], is_left_out: Callable[[Path], bool]) -> list[Path]:
+    """These and what they import, wherever in a file the import stands, but for what is left out."""
     found = dict.fromkeys(ROOT / file for file in files)
     waiting = list(found)
     while waiting:
         for path in _imported(waiting.pop()):
-            if path not in found and not _is_no_part(path):
+            if path not in found and not is_left_out(path):
                 found[path] = None
                 waiting.append(path)
     return list(found)

@@ -55,6 +55,10 @@ class Engine:
         """What runs the graph, in ONNX Runtime's words."""
         return str(self._session.get_providers()[0])
 
+    def decode(self, content: bytes, name: Path) -> NDArray[np.uint8]:
+        """A file's bytes -> (H, W, 3), as `read` does; `name` is told, and its suffix looked at; raises ImageError."""
+        return images.read_bytes(content, name, self.card.reading).rgb
+
     def read(self, path: Path) -> NDArray[np.uint8]:
         """A file -> (H, W, 3), by the path that `prepare` took; raises ImageError."""
         return images.load_rgb(path, self.card.reading)
@@ -131,14 +135,14 @@ class Engine:
 
 
 def open_session(
-    path: Path, providers: list[str] | None = None, threads: int | None = None
+    path: Path, providers: list[str] | None = None, threads: int | None = None, *, content: bytes | None = None
 ) -> onnxruntime.InferenceSession:
-    """Open any ONNX file, by default on the CPU with a thread per core.
+    """Open any ONNX file, by default on the CPU with a thread per core; of one that is not on the disk, its `content`.
 
     Raises:
         ExportError: the file is missing or onnxruntime cannot read it.
     """
-    if not path.is_file():
+    if content is None and not path.is_file():
         raise ExportError(f"{path}: no such file; give the model.onnx that `blemish export` wrote")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: the warnings are about graph clean-up
@@ -147,7 +151,10 @@ def open_session(
     try:
         # Its fallback would say so on stdout, with stars, and try the very same again.
         return onnxruntime.InferenceSession(
-            str(path), options, providers=providers or ["CPUExecutionProvider"], enable_fallback=False
+            str(path) if content is None else content,
+            options,
+            providers=providers or ["CPUExecutionProvider"],
+            enable_fallback=False,
         )
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
         if out_of_memory(error):

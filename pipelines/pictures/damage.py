@@ -20,8 +20,12 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-import simplejpeg
 from PIL import Image, TiffImagePlugin
+
+try:
+    import simplejpeg
+except ModuleNotFoundError:  # a bundle does without: of a JPEG, it finds holes, and Pillow that it ends early
+    simplejpeg = None
 
 _HOLE = bytes(256)  # half a sector
 
@@ -61,6 +65,8 @@ def _hole_in(compressed: bytes) -> str | None:
 def _damage_of_jpeg(content: bytes) -> str | None:
     if _has_hole(content):
         return "a hole of zeros in its data"
+    if simplejpeg is None:
+        return None
     try:
         simplejpeg.decode_jpeg(content, "GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
     except ValueError as error:

@@ -77,9 +77,14 @@ def read(path: Path, reading: Reading) -> Picture:
     Raises:
         ImageError: the file cannot be read, or the rules refuse it.
     """
+    return read_bytes(_read(path), path, reading)
+
+
+def read_bytes(content: bytes, path: Path, reading: Reading) -> Picture:
+    """Read a file's content as `read` does; `path` is its name, whose suffix tells DICOM."""
     if _is_dicom(path):
-        return Picture(dicom.read(_read(path), path, reading), None)
-    decoded = _decode(path, _IMAGE_FORMATS, reading.page, reading.max_megapixels)
+        return Picture(dicom.read(content, path, reading), None)
+    decoded = _decode(content, path, _IMAGE_FORMATS, reading.page, reading.max_megapixels)
     if isinstance(decoded, Raster):
         return Picture(decoded.shown(path, reading), decoded.highest)
     return Picture(_rgb(decoded), None)
@@ -128,7 +133,7 @@ def load_mask(path: Path, max_megapixels: int | None = None) -> NDArray[np.bool_
     Raises:
         ImageError: the file cannot be read, is too large, or is compressed with loss.
     """
-    decoded = _decode(path, _MASK_FORMATS, None, max_megapixels)
+    decoded = _decode(_read(path), path, _MASK_FORMATS, None, max_megapixels)
     if isinstance(decoded, Raster):
         return decoded.is_marked()
     marked = np.empty((decoded.height, decoded.width), dtype=bool)
@@ -162,9 +167,10 @@ def _orientation(image: Image.Image) -> int:
     return found if found in range(2, 9) else 1
 
 
-def _decode(path: Path, formats: tuple[str, ...], page: int | None, max_megapixels: int | None) -> Image.Image | Raster:
-    """Read a whole file into an upright image of 8 bits, or what is beyond, or raise ImageError."""
-    content = _read(path)
+def _decode(
+    content: bytes, path: Path, formats: tuple[str, ...], page: int | None, max_megapixels: int | None
+) -> Image.Image | Raster:
+    """Turn a whole file into an upright image of 8 bits, or what is beyond, or raise ImageError."""
     if _is_tiff(content) and _is_beyond_pillow(content, page):
         return deep.read_tiff(content, path, page, max_megapixels)
     try:

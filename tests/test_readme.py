@@ -120,6 +120,7 @@ def take_a_folder_of_ones_own(shell: Shell) -> None:
     printed = shell.type("blemish predict exported/fapm/my_part/model.onnx new_images/")
     assert "images scored" in printed
     assert (shell.root / "predictions" / "predictions.csv").exists()
+    assert "samples replayed" in shell.type("blemish bundle fapm my_part")
     assert "threshold 2.5 instead of" in shell.type("blemish threshold fapm my_part 2.5")
 
 

@@ -596,6 +596,34 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel=USE)
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(help="The files that `bundle` wrote.", show_default=False)],
+    host: Annotated[str, typer.Option(help="Another address than this machine's own needs BLEMISH_TOKEN.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the network; a core each, if not given.", show_default=False)
+    ] = None,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Of a picture's file; larger ones are refused.")] = 100,
+    waiting: Annotated[int, typer.Option(min=1, help="Pictures of a bundle that may wait; more are sent away.")] = 64,
+) -> None:
+    """Answer over HTTP: a picture's bytes in, score and decision out; a page to drop a picture on.
+
+    A bundle whose file is replaced is taken over without a pause, once it is whole and answers its samples.
+    """
+    from pipelines.inference import serve as server
+    from pipelines.numbers import counted
+
+    token = server.token_for(host)
+    app = server.application(bundles, server.Limits(max_megabytes, waiting), token, threads)
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"{counted(len(bundles), 'bundle')} at http://{shown}:{port}: drop a picture on the page there, or")
+    typer.echo(f"curl --data-binary @part.png http://{shown}:{port}/predict")
+    server.serve(app, host, port)
+
+
 # `-0.5` is a value here, no option.
 @app.command(rich_help_panel=USE, context_settings={"ignore_unknown_options": True})
 def threshold(

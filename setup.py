@@ -24,6 +24,7 @@ setup(
     package_data={
         # what `init` and `preset` put into a project
         INSIDE: ["dvc.yaml", "presets/*.yaml", ".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore"],
+        f"{INSIDE}.pipelines.inference": ["drop.html"],
         f"{INSIDE}.pipelines.report": ["literature.yaml", "templates/*"],
     },
     include_package_data=False,

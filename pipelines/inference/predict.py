@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
+from PIL import Image
+
 from pipelines.errors import ArgumentError, DatasetError, ExportError, ImageError
 from pipelines.files import atomic_file, write_json
 from pipelines.inference.card import Card, Decision
@@ -242,12 +244,17 @@ def _printable(name: str) -> str:
 
 
 def save_overlay(path: Path, rgb: Pixels, anomaly_map: Map, card: Card, value: float) -> None:
-    """Write the heat map over the picture, both (H, W), and what was decided of it below."""
-    overlay = heat_overlay(rgb, anomaly_map, card.pixel_threshold)
-    shown, threshold = scores_apart(value, card.threshold)
-    picture = marked(overlay, card.decision(value), f"score {shown}, threshold {threshold}")
+    """Write what `overlaid` draws."""
+    picture = overlaid(rgb, anomaly_map, card, value)
     with atomic_file(path) as temporary:
         picture.save(temporary, format="PNG")
+
+
+def overlaid(rgb: Pixels, anomaly_map: Map, card: Card, value: float) -> Image.Image:
+    """The heat map over the picture, both (H, W), and what was decided of it below."""
+    overlay = heat_overlay(rgb, anomaly_map, card.pixel_threshold)
+    shown, threshold = scores_apart(value, card.threshold)
+    return marked(overlay, card.decision(value), f"score {shown}, threshold {threshold}")
 
 
 def _write_csv(path: Path, results: list[Result]) -> None:

@@ -1,0 +1,222 @@
+"""A bundle at work for many at once: pictures come as bytes, wait for the network, and are answered.
+
+One thread runs the network, on what has arrived together, so that the machine is never asked for more than it can do;
+pictures are decoded beside it, a thread per core. What is accepted is answered, also at a stop and while a new bundle
+takes the place of the old one.
+"""
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.errors import BlemishError, ExportError
+from pipelines.inference.bundle import Bundle
+from pipelines.inference.card import Card, Decision
+from pipelines.inference.engine import Engine, Inputs
+from pipelines.pictures.overlays import Map, Pixels
+
+_LOG = logging.getLogger(__name__)  # whose warnings Python writes to stderr as they are, if nobody asked otherwise
+_TOGETHER = 4  # pictures that the network sees at once, at most
+
+
+class Full(Exception):
+    """As many pictures wait as may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a picture."""
+
+    card: Card
+    score: float
+    decision: Decision
+    milliseconds: dict[str, float]  # by part; `wait` is for the network, while it looks at others'
+    picture: Pixels | None  # (H, W, 3), where it was asked for, and its map at its size
+    map: Map | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "model": self.card.model,
+            "category": self.card.category,
+            "run_id": self.card.run_id,
+            "score": self.score,
+            "threshold": self.card.threshold,
+            "decision": self.decision,
+            "milliseconds": {part: round(value, 3) for part, value in self.milliseconds.items()},
+        }
+
+
+class _Seen(NamedTuple):
+    """What the network made of a picture."""
+
+    map: Map  # (H, W) of the network
+    score: float
+    waited: float  # seconds
+    took: float  # likewise, for all that it saw together
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A picture that is ready for the network."""
+
+    engine: Engine  # that it was made ready for: another may have taken its place
+    inputs: Inputs
+    since: float  # seconds of the performance counter
+    future: "Future[_Seen]"
+
+
+class Desk:
+    """A bundle that answers; closed when it is left.
+
+    Raises:
+        ExportError: the bundle is none, has changed, or does not answer its samples on this machine as it did.
+    """
+
+    def __init__(self, path: Path, most_waiting: int, threads: int | None = None) -> None:
+        self.path, self.name = path, path.stem
+        self.waiting = 0  # pictures that are accepted and not yet answered
+        self.refused: str | None = None  # why the file that lies there now was not taken over
+        self._most_waiting, self._threads = most_waiting, threads
+        self._stamp = _stamp(path)
+        self._engine = _proven(path, threads)
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=f"decode {self.name}")
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._network = threading.Thread(target=self._work, name=f"network {self.name}", daemon=True)
+        self._network.start()
+
+    @property
+    def card(self) -> Card:
+        return self._engine.card
+
+    def state(self) -> dict[str, Any]:
+        """What is in use, and why nothing newer is."""
+        card = self.card
+        told = {"model": card.model, "category": card.category, "run_id": card.run_id, "threshold": card.threshold}
+        return {**told, "refused": self.refused}
+
+    async def answer(self, content: bytes, name: str, *, with_picture: bool = False) -> Answer:
+        """Score a picture's bytes; `name` is told where something is wrong, and its suffix says DICOM.
+
+        Raises:
+            Full: too many wait.
+            ImageError: no picture, or one that this model refuses.
+            ExportError: the network gives no number.
+        """
+        if self.waiting >= self._most_waiting:
+            raise Full
+        self.waiting += 1  # in the event loop's one thread
+        try:
+            return await self._answer(content, name, with_picture=with_picture)
+        finally:
+            self.waiting -= 1
+
+    async def _answer(self, content: bytes, name: str, *, with_picture: bool) -> Answer:
+        begun, engine, loop = time.perf_counter(), self._engine, asyncio.get_running_loop()
+        read = await loop.run_in_executor(self._decoders, _read, engine, content, name)
+        future: Future[_Seen] = Future()
+        self._queue.put(_Waiting(engine, read.inputs, time.perf_counter(), future))
+        picture = read.rgb if with_picture else None
+        decoding, resizing = read.decoding, read.resizing
+        del content, read  # a large picture takes hundreds of megabytes, and need not wait along
+        seen = await asyncio.wrap_future(future)
+        shown = None
+        if picture is not None:
+            shown = await loop.run_in_executor(self._decoders, engine.restored, seen.map, picture)
+        seconds = {"decode": decoding, "resize": resizing, "wait": seen.waited, "network": seen.took}
+        seconds["total"] = time.perf_counter() - begun
+        milliseconds = {part: 1000 * value for part, value in seconds.items()}
+        return Answer(engine.card, seen.score, engine.card.decision(seen.score), milliseconds, picture, shown)
+
+    def _work(self) -> None:
+        """Let the network see what waits, several pictures at once where several do, until None comes."""
+        together: list[_Waiting] = []
+        while (one := self._queue.get()) is not None:
+            together.append(one)
+            if len(together) < _TOGETHER and not self._queue.empty():
+                continue
+            for engine in dict.fromkeys(waiting.engine for waiting in together):
+                _look(engine, [waiting for waiting in together if waiting.engine is engine])
+            together = []
+        for waiting in together:
+            _look(waiting.engine, [waiting])
+
+    def close(self) -> None:
+        """Answer what was accepted, then end."""
+        self._decoders.shutdown()
+        self._queue.put(None)
+        self._network.join()
+
+    def renew(self) -> None:
+        """Take over the file if it is another one now; not one that is damaged or does not prove itself here."""
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return
+        try:
+            self._engine = _proven(self.path, self._threads)
+            self.refused = None
+            _LOG.warning("%s: taken over, run %s", self.path, self.card.run_id)
+        except (BlemishError, OSError) as error:
+            self.refused = str(error)
+            _LOG.warning("%s; the one before stays in use", self.refused)
+        self._stamp = stamp
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A picture that was read."""
+
+    rgb: Pixels
+    inputs: Inputs
+    decoding: float  # seconds
+    resizing: float
+
+
+def _read(engine: Engine, content: bytes, name: str) -> _Read:
+    begun = time.perf_counter()
+    rgb = engine.decode(content, Path(name))
+    decoded = time.perf_counter()
+    inputs = engine.fitted(rgb, name)
+    return _Read(rgb, inputs, decoded - begun, time.perf_counter() - decoded)
+
+
+def _look(engine: Engine, waiting: Sequence[_Waiting]) -> None:
+    """Let the network see these pictures, and tell those who wait what came of theirs."""
+    begun = time.perf_counter()
+    try:
+        maps, scores = engine(Inputs.together([one.inputs for one in waiting]))
+    except Exception as error:  # whatever it was: those who wait must hear of it, and the next be answered
+        for one in waiting:
+            one.future.set_exception(error)
+        return
+    took = time.perf_counter() - begun
+    for one, anomaly_map, score in zip(waiting, maps, scores, strict=True):
+        one.future.set_result(_Seen(anomaly_map[0], float(score), begun - one.since, took))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What is another as soon as a file is; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _proven(path: Path, threads: int | None) -> Engine:
+    """Raises ExportError unless it is whole and answers its samples here as it did where it was made."""
+    bundle = Bundle(path)
+    engine = bundle.engine(threads=threads)
+    if different := [replayed for replayed in bundle.replay(engine) if not replayed.is_same]:
+        raise ExportError(
+            f"{path}: {len(different)} of its samples are not answered on this machine as they were where it was made "
+            f"({different[0].line}); `blemish verify` shows all"
+        )
+    return engine

@@ -6,8 +6,11 @@ of each model there is a small grey map, which the page colours, outlines and la
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -126,15 +129,17 @@ class CategoryGallery:
         paths = list(self.images) if of is None else of
         entries = [self._entries[self._row[path]] for path in paths]
         sizes = [Layout(quality.side).fitted(entry.width, entry.height) for entry in entries]
-        return Pictures(
-            inputs=[_input(self.pixels(path), size, quality) for path, size in zip(paths, sizes, strict=True)],
-            truths=[self._truth(entry, size) for entry, size in zip(entries, sizes, strict=True)],
-            sizes=sizes,
-            maps={
-                model: [_map(levels[path], quality) if path in levels else None for path in paths]
-                for model, levels in self._levels.items()
-            },
-        )
+        # Pillow compresses without Python's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return Pictures(
+                inputs=[*pool.map(lambda path, size: _input(self.pixels(path), size, quality), paths, sizes)],
+                truths=[self._truth(entry, size) for entry, size in zip(entries, sizes, strict=True)],
+                sizes=sizes,
+                maps={
+                    model: [*pool.map(partial(_map, quality=quality), map(levels.get, paths))]
+                    for model, levels in self._levels.items()
+                },
+            )
 
     def _truth(self, entry: IndexedImage, size: tuple[int, int]) -> str | None:
         """Two colours, without loss."""
@@ -163,7 +168,9 @@ def _input(pixels: NDArray[np.uint8], size: tuple[int, int], quality: Quality) -
     return _data_uri(_resized(pixels, size, Image.Resampling.LANCZOS), "WEBP", quality=quality.webp, method=4)
 
 
-def _map(levels: NDArray[np.uint8], quality: Quality) -> str:
+def _map(levels: NDArray[np.uint8] | None, quality: Quality) -> str | None:
+    if levels is None:
+        return None
     side = min(quality.map_side, len(levels))
     small = _resized(levels, (side, side), Image.Resampling.BOX)
     return _data_uri(small, "WEBP", quality=_MAP_QUALITY, method=4)

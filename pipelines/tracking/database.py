@@ -1,6 +1,7 @@
 """The project's own store, an SQLite file: begun whole or not at all, and looked at before it is used."""
 
 import contextlib
+import functools
 import logging
 import math
 import sqlite3
@@ -49,7 +50,12 @@ def begin(path: Path, make: Callable[[Path], None]) -> None:
 
 
 def require_whole(path: Path) -> None:
-    """Raise sqlite3.DatabaseError if pages are damaged, or tables are missing."""
+    """Raise sqlite3.DatabaseError if pages are damaged, or tables are missing; a file is looked at once a process."""
+    _require_whole(path, path.stat().st_ino)
+
+
+@functools.cache  # of hundreds of megabytes it takes a quarter of a second, and a verb opens its store several times
+def _require_whole(path: Path, _inode: int) -> None:
     with opened(path) as connection:
         (found,) = _first(connection, "PRAGMA quick_check(1)")
         if found != "ok":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LOCKS = ["requirements.lock", "requirements-extras.lock", "requirements-predict.lock", "requirements-audit.lock"]
+LOCKS = [f"requirements{of}.lock" for of in ("", "-extras", "-predict", "-serve", "-audit")]
 PINNED = re.compile(
     r"^([a-z0-9.-]+)==(\S+)(?: ; .*)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE
 )
@@ -25,12 +25,13 @@ def test_every_line_is_a_pin_a_hash_or_a_comment(name: str) -> None:
     assert "://" not in text
 
 
-def test_the_lock_of_predict_is_a_part_of_the_whole_one() -> None:
+@pytest.mark.parametrize("group", ["predict", "serve"])
+def test_the_locks_of_the_line_are_parts_of_the_whole_one(group: str) -> None:
     """The same versions, so that scores are the same, and no torch."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    wanted = project["dependency-groups"]["predict"]
+    wanted = [requirement for requirement in project["dependency-groups"][group] if isinstance(requirement, str)]
     assert set(wanted) <= set(project["project"]["dependencies"])
-    pins = locked("requirements-predict.lock")
+    pins = locked(f"requirements-{group}.lock")
     assert {requirement.partition(">")[0] for requirement in wanted} <= pins.keys()
     assert pins.items() <= locked("requirements.lock").items()
     assert not {"torch", "mlflow", "dvc", "onnx", "scipy"} & pins.keys()

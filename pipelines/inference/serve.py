@@ -14,11 +14,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, Query, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.staticfiles import StaticFiles
-from swagger_ui_bundle import swagger_ui_path
 
 from pipelines.errors import ArgumentError, ExportError, ImageError
 from pipelines.inference.desk import Answer, Desk, Full
@@ -103,15 +101,14 @@ def application(paths: Sequence[Path], limits: Limits, token: str | None = None,
         for desk in desks.values():
             await asyncio.to_thread(desk.close)
 
-    app = FastAPI(
+    app = FastAPIOffline(  # FastAPI's own page of the API loads its code from elsewhere
         title="Blemish",
         description="A picture's bytes in, a decision out. `GET /` is a page to drop a picture on.",
-        docs_url=None,  # these two would load their code from elsewhere
         redoc_url=None,
         lifespan=lifespan,
     )
     _guard(app, token)
-    _add_pages(app)
+    _add_page(app)
     _add_states(app, desks, metrics)
     _add_prediction(app, desks, metrics, limits)
     return app
@@ -130,22 +127,10 @@ def _guard(app: FastAPI, token: str | None) -> None:
         return await call_next(request)
 
 
-def _add_pages(app: FastAPI) -> None:
-    app.mount("/swagger", StaticFiles(directory=swagger_ui_path), name="swagger")
-
+def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(_PAGE, media_type="text/html; charset=utf-8")
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="Blemish",
-            swagger_js_url="swagger/swagger-ui-bundle.js",
-            swagger_css_url="swagger/swagger-ui.css",
-            swagger_favicon_url="swagger/favicon-32x32.png",
-        )
 
 
 def _add_states(app: FastAPI, desks: Mapping[str, Desk], metrics: "_Metrics") -> None:

@@ -21,7 +21,7 @@ LOCKED := awk '/^[a-z]/ {left_out = /^(torch|torchvision|triton|nvidia-.*|cuda-.
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup extras demo solar pipeline test test-slow torture coverage lint format repro ui report bench lock wheel \
+.PHONY: help setup extras demo solar ship pipeline test test-slow torture coverage lint format repro ui report bench lock wheel \
   wheelhouse audit sbom
 
 help: ## List the targets
@@ -50,6 +50,16 @@ demo: pipeline ## Train, evaluate and export on the embedded data; print the res
 solar: extras ## The same on real solar cells, whose params.yaml it puts in place (not over edits)
 	blemish preset solar
 	$(MAKE) --no-print-directory pipeline
+
+# Asked once over HTTP, with a picture of the demo; the server is stopped again.
+SHIP ?= gear
+PORT ?= 8000
+ship: pipeline ## Take the demo's best model to the line: one file, proven, served, asked once
+	blemish bundle champion $(SHIP) --output bundles/$(SHIP).zip
+	python bundles/$(SHIP).zip verify
+	blemish serve bundles/$(SHIP).zip --port $(PORT) & trap "kill $$!" EXIT; curl --silent --show-error --fail-with-body \
+	  --retry 60 --retry-delay 1 --retry-connrefused http://127.0.0.1:$(PORT)/predict \
+	  --data-binary @$$(find data/demo/$(SHIP)/test -name '*.png' | sort | head -n 1); echo
 
 pipeline: setup ## Rebuild what params.yaml makes out of date, cell beside cell; print the results
 	blemish run

@@ -560,7 +560,9 @@ def predict(
 
 @app.command(rich_help_panel=USE)
 def bundle(
-    model: Model,
+    model: Annotated[
+        str, typer.Argument(help="A model of params.yaml, or champion: the report's best.", show_default=False)
+    ],
     category: Category,
     output: Annotated[
         Path | None,
@@ -572,7 +574,13 @@ def bundle(
     from pipelines.settings.params import load_params
 
     project = _project()
-    made = run(model, category, load_params(project.params), project, output)
+    params = load_params(project.params)
+    if model == "champion" and model not in params.models:
+        from pipelines.report.summary import Summary
+
+        params.check_category(category)
+        model = Summary.of(project, params.tracking.experiment).best_first(category)[0]
+    made = run(model, category, params, project, output)
     chosen = ", with the threshold that was chosen by hand" if made.is_deployed else ""
     typer.echo(f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB, {made.num_samples} samples replayed{chosen}")
     name = shlex.quote(str(made.path))

@@ -1,5 +1,6 @@
 """The summary in the terminal."""
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,7 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
         console.print(f"Defects found:       {first.examples}")
     console.print(f"Compare runs:        {'make' if (project.root / 'Makefile').exists() else 'blemish'} ui")
     console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
+    console.print(f"Take it to the line: blemish bundle {first.model} {shlex.quote(category)}", soft_wrap=True)
     return not lacking
 
 

@@ -35,6 +35,7 @@ from pipelines.paths import Project
 from pipelines.pictures.windows import GivenWindow
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
+from pipelines.report.report import report
 from pipelines.settings.params import Params
 from pipelines.training.train import train
 
@@ -151,6 +152,21 @@ def test_a_threshold_that_a_person_chose_goes_along(project: Project, params: Pa
     assert opened.card.threshold == before + 1
     assert isinstance(opened.card.choices[0], ThresholdChoice)
     assert "Its threshold was chosen by anna: no rate of false alarms is promised." in opened.about["limits"]
+
+
+def test_the_best_of_the_report_by_name(project: Project, params: Params, tmp_path: Path, blemish) -> None:
+    path = tmp_path / "best.zip"
+    unknown = blemish("bundle", "champion", CATEGORY, "--output", str(path))
+    assert (unknown.code, path.exists()) == (1, False)
+    assert "summary.json: not there; run `make demo` or `dvc repro`" in unknown.err
+    report(params, project)
+    made = blemish("bundle", "champion", CATEGORY, "--output", str(path))
+    assert made.code == 0, made.err
+    assert "5 samples replayed" in made.out
+    assert Bundle(path).card.model == "fapm"
+    missing = blemish("bundle", "champion", "nut", "--output", str(path))
+    assert missing.code == 1
+    assert "category 'nut'" in missing.err
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

@@ -57,7 +57,7 @@ PORT ?= 8000
 ship: pipeline ## Take the demo's best model to the line: one file, proven, served, asked once
 	blemish bundle champion $(SHIP) --output bundles/$(SHIP).zip
 	python bundles/$(SHIP).zip verify
-	blemish serve bundles/$(SHIP).zip --port $(PORT) & trap "kill $$!" EXIT; curl --silent --show-error --fail-with-body \
+	@blemish serve bundles/$(SHIP).zip --port $(PORT) & trap "kill $$!" EXIT; curl --silent --fail-with-body \
 	  --retry 60 --retry-delay 1 --retry-connrefused http://127.0.0.1:$(PORT)/predict \
 	  --data-binary @$$(find data/demo/$(SHIP)/test -name '*.png' | sort | head -n 1); echo
 

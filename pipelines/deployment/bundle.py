@@ -169,7 +169,9 @@ def _chosen(images: Sequence[ScoredImage], threshold: float) -> list[ScoredImage
     and the highest.
     """
     tested = [image for image in images if image.split == "test"] or list(images)
-    far = [image for image in tested if abs(image.score - threshold) > _CLEAR * allowed(threshold)] or tested
+    far = [
+        image for image in tested if abs(image.score - threshold) > _CLEAR * allowed(image.score, threshold)
+    ] or tested
     good, defects = (sorted((i for i in far if i.label is label), key=lambda i: i.score) for label in (False, True))
     passed = [image for image in good if image.score <= threshold] or good
     wanted = [*good[len(good) // 2 :][:1], *passed[-1:], *defects[:1], *defects[len(defects) // 2 :][:1], *defects[-1:]]

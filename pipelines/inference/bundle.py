@@ -27,7 +27,7 @@ from pipelines.unreadable import reading
 FORMAT = "1"
 CARD, GRAPH, MANIFEST, CALIBRATION = "card.json", "model.onnx", "manifest.json", "calibration.csv"
 SAMPLES, MAPS = "samples/samples.json", "samples/maps.npz"
-TOLERANCE = 1e-4  # of the threshold, where that is above 1: what processors round differently
+TOLERANCE = 1e-4  # of a score or its threshold, where one is above 1: what processors round differently
 _COMMENT = re.compile(rb"sha256:[0-9a-f]{64}")
 _AGAIN = "copy it again, or make it again with `blemish bundle`"
 _CHUNK = 2**20
@@ -129,7 +129,10 @@ class Bundle:
             decision=engine.card.decision(score),
             score_difference=abs(score - sample.score),
             map_difference=float(np.abs(maps[0, 0].astype(np.float64) - expected).max()),
-            allowed=(allowed(engine.card.threshold), allowed(engine.card.pixel_threshold)),
+            allowed=(
+                allowed(sample.score, engine.card.threshold),
+                allowed(float(np.abs(expected).max()), engine.card.pixel_threshold),
+            ),
         )
 
 
@@ -145,9 +148,9 @@ def verdict(bundle: Bundle, found: Sequence[Replayed]) -> str:
     return f"{bundle.path}: whole, and all {len(found)} samples of {named} are answered as they were"
 
 
-def allowed(threshold: float) -> float:
-    """How far a score, or a pixel of a map, may be from the one before, on the scale of its threshold."""
-    return TOLERANCE * max(1.0, abs(threshold))
+def allowed(score: float, threshold: float) -> float:
+    """How far a score, or a pixel of a map, may be from the one before: float32 rounds by a share of its value."""
+    return TOLERANCE * max(1.0, abs(score), abs(threshold))
 
 
 def is_bundle(path: Path) -> bool:

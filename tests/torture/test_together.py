@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from conftest import CATEGORY
-from projects import Made, lay_out, problems
+from projects import Made, problems
+from tiny_projects import lay_out
 from verbs import Ended, begin, run
 
 AT_ONCE = 8

@@ -5,7 +5,6 @@ import hashlib
 import json
 import random
 import shutil
-import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from at_the_line import ONLY, play
 from bright_model import CARD as BRIGHT
 from conftest import CATEGORY, draw_category, tiny_params, write_params
 from rich.console import Console
@@ -40,22 +40,6 @@ from pipelines.settings.params import Params
 from pipelines.training.train import train
 
 CPU = torch.device("cpu")
-# What a bundle may need of other people's packages, with what these themselves import.
-ONLY = "flatbuffers google humanfriendly coloredlogs ml_dtypes mpmath numpy onnxruntime packaging PIL sympy"
-# Put before the bundle's own start: nothing else can be imported, as where nothing else is installed.
-ALONE = f"""
-import runpy, sys
-class Nothing:
-    def find_spec(self, name, path=None, target=None):
-        first = name.partition(".")[0]
-        known = {{*sys.stdlib_module_names, *{ONLY.split()!r}, "pipelines", "anomaly_models"}}
-        if first not in known and not first.startswith("_"):
-            raise ModuleNotFoundError(f"No module named {{first!r}}", name=first)
-sys.meta_path.insert(0, Nothing())
-sys.argv = sys.argv[1:]
-sys.path[0] = sys.argv[0]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +69,6 @@ def params(project: Project, monkeypatch: pytest.MonkeyPatch) -> Params:
 @pytest.fixture
 def path(project: Project, params: Params, tmp_path: Path) -> Path:
     return bundle("fapm", CATEGORY, params, project, tmp_path / "squares.zip").path
-
-
-def play(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A bundle's verb in a Python that has nothing but what a bundle asks for, away from the project."""
-    command = [sys.executable, "-c", ALONE, str(path), *arguments]
-    return subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ contents

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-import uvicorn
+from at_the_line import LONG, post, running
 from bright_model import CARD, SIDE, write_model
 from PIL import Image
 
@@ -31,10 +31,7 @@ from pipelines.inference import serve as server
 from pipelines.inference.bundle import Bundle, Sample
 from pipelines.inference.detector import Detector
 from pipelines.inference.engine import Engine
-from pipelines.inference.serve import Limits, application, configuration
-
-LIMITS = Limits()
-LONG = 30  # seconds that a request may take
+from pipelines.inference.serve import Limits, application
 
 
 def png(brightness: int, side: int = SIDE, seed: int = 0) -> bytes:
@@ -68,29 +65,6 @@ def make(path: Path, run_id: str = "0123", threshold: float = 0.5, expected: flo
     temporary.replace(path)
     graph.unlink()
     return path
-
-
-@contextlib.contextmanager
-def running(*paths: Path, limits: Limits = LIMITS, token: str | None = None) -> Iterator[str]:
-    """The address of a server of these bundles."""
-    app = application(paths, limits, token, threads=1)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        web = uvicorn.Server(configuration(app, "127.0.0.1", taken.getsockname()[1]))
-        thread = threading.Thread(target=web.run, kwargs={"sockets": [taken]})
-        thread.start()
-        while not web.started:
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{taken.getsockname()[1]}"
-        finally:
-            web.should_exit = True
-            thread.join(LONG)
-            assert not thread.is_alive()
-
-
-def post(address: str, content: Any, **more: Any) -> requests.Response:
-    return requests.post(f"{address}/predict", data=content, timeout=LONG, **more)
 
 
 @pytest.fixture(scope="module")

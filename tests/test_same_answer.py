@@ -1,0 +1,79 @@
+"""One file, one answer: `evaluate`, `predict`, the bundle's own runner and `serve` give the same score and decision."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from at_the_line import play, post, running
+from conftest import CATEGORY
+from PIL import Image
+from tiny_projects import MODELS, lay_out
+
+from pipelines.evaluation.outcomes import read_predictions
+from pipelines.inference.bundle import allowed
+from pipelines.inference.detector import Detector
+from pipelines.paths import Project
+
+MORE = 6  # pictures of other sizes and kinds than those that were trained on
+
+
+def draw_more(folder: Path, like: Path) -> None:
+    """Pictures as other cameras and programs save them: larger, long, grey, 16 bits, turned by EXIF, transparent."""
+    folder.mkdir()
+    part = Image.open(like).convert("RGB")
+    part.resize((301, 203), Image.Resampling.BICUBIC).save(folder / "large.jpg", quality=90)
+    part.resize((257, 33)).save(folder / "long.png")
+    part.convert("L").save(folder / "grey.bmp")
+    deep = np.asarray(part.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(folder / "deep.png")
+    exif = Image.Exif()
+    exif[274] = 6
+    part.save(folder / "turned.jpg", exif=exif, quality=90)
+    part.putalpha(Image.linear_gradient("L").resize(part.size))
+    part.save(folder / "transparent.webp", lossless=True)
+    assert len(list(folder.iterdir())) == MORE
+
+
+def scores_of(path: Path) -> dict[str, tuple[float, str]]:
+    """Score and decision of each picture, by its folder and name."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["error"] for row in rows if row["error"]] == []
+    return {"/".join(Path(row["path"]).parts[-2:]): (float(row["score"]), row["decision"]) for row in rows}
+
+
+@pytest.mark.parametrize("model", sorted(MODELS))
+def test_every_door_gives_the_same_answer(model: str, tmp_path: Path, blemish: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for verb in lay_out(tmp_path, model):
+        if verb[0] not in ("latency", "report"):
+            done = blemish(*verb)
+            assert done.code == 0, done.err
+    assert blemish("bundle", model, CATEGORY, "--output", "part.zip").code == 0
+    test = tmp_path / "images" / CATEGORY / "test"
+    draw_more(tmp_path / "more", test / "square" / "000.png")
+    cell = Project(tmp_path).cell(model, CATEGORY, 0)
+    assert blemish("predict", str(cell.onnx), str(test), "more").code == 0
+    found = scores_of(tmp_path / "predictions" / "predictions.csv")
+    assert len(found) == 8 + MORE
+
+    threshold = Detector(cell.onnx).card.threshold
+    others = {"evaluate": {image.path.removeprefix("test/"): image for image in read_predictions(cell.evaluated)}}
+    seen = {name: (image.score, image.decision) for name, image in others["evaluate"].items() if name in found}
+    assert len(seen) == 8
+    done = play(tmp_path / "part.zip", "predict", str(test), "more", "--output", "alone")
+    assert done.returncode == 0, done.stderr
+    alone = scores_of(tmp_path / "alone" / "predictions.csv")
+    served = {}
+    with running(tmp_path / "part.zip") as address:
+        for path in [*test.rglob("*.png"), *(tmp_path / "more").iterdir()]:
+            answer = post(address, path.read_bytes()).json()
+            served["/".join(path.parts[-2:])] = (answer["score"], answer["decision"])
+    assert alone.keys() == served.keys() == found.keys()
+    for door in (seen, alone, served):
+        for name, (score, decision) in door.items():
+            assert score == pytest.approx(found[name][0], abs=allowed(score, threshold), rel=0), name
+            assert decision == found[name][1], name

@@ -82,11 +82,11 @@ class Bundle:
         _require_whole(path)
         with reading(path, _AGAIN):
             self.about: dict[str, Any] = json.loads(self.read(CARD))
-        if self.about["format"] != FORMAT:
-            raise ExportError(
-                f"{path}: a bundle of format {self.about['format']}, this version reads {FORMAT}; make it again"
-            )
-        self.card = Card.from_json(self.about["detector"])
+            if self.about["format"] != FORMAT:
+                raise ExportError(
+                    f"{path}: a bundle of format {self.about['format']}, this version reads {FORMAT}; make it again"
+                )
+            self.card = Card.from_json(self.about["detector"])
 
     def read(self, name: str) -> bytes:
         """A file of it."""
@@ -113,7 +113,7 @@ class Bundle:
         Raises:
             ImageError: this machine's Pillow cannot read one.
         """
-        with np.load(io.BytesIO(self.read(MAPS))) as maps:
+        with reading(self.path, _AGAIN), np.load(io.BytesIO(self.read(MAPS))) as maps:
             found = [self._replayed(engine, sample, maps[str(number)]) for number, sample in enumerate(self.samples)]
         for replayed in found:
             on_sample(replayed)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.errors import BlemishError, ExportError
+from pipelines.errors import ExportError
 from pipelines.inference.bundle import Bundle
 from pipelines.inference.card import Card, Decision
 from pipelines.inference.engine import Engine, Inputs
@@ -163,8 +163,8 @@ class Desk:
             self._engine = _proven(self.path, self._threads)
             self.refused = None
             _LOG.warning("%s: taken over, run %s", self.path, self.card.run_id)
-        except (BlemishError, OSError) as error:
-            self.refused = str(error)
+        except Exception as error:  # whatever it was: the one before goes on answering
+            self.refused = str(error) or type(error).__name__
             _LOG.warning("%s; the one before stays in use", self.refused)
         self._stamp = stamp
 

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import ClientDisconnect
 
 from pipelines.errors import ArgumentError, ExportError, ImageError
 from pipelines.inference.desk import Answer, Desk, Full
@@ -29,7 +30,9 @@ _PAGE = Path(__file__).parent / "drop.html"
 _LOOK = 1.0  # seconds between two looks at the bundles' files
 _PATIENCE = 60  # seconds that a stop waits for the pictures that were accepted
 _MILLISECONDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # edges of a histogram
-_OPEN = ("/", "/health", "/ready")  # without a token: nothing is told there that a picture could be guessed from
+# Without a token: neither a picture nor a score is to be had there.
+_OPEN = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
+_CODE_OF_DOCS = "/static-offline-docs/"
 _DICOM = "application/dicom"
 
 Wanted = Literal["decision", "overlay", "map"]
@@ -121,7 +124,9 @@ def _guard(app: FastAPI, token: str | None) -> None:
 
     @app.middleware("http")
     async def guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if token is not None and request.url.path not in _OPEN and not _knows(request, token):
+        path = request.url.path
+        is_open = path in _OPEN or path.startswith(_CODE_OF_DOCS)
+        if token is not None and not is_open and not _knows(request, token):
             line = "a token is needed: send `Authorization: Bearer ...` with the one that the server was started with"
             return Refused(401, line, {"WWW-Authenticate": "Bearer"}).response
         return await call_next(request)
@@ -226,10 +231,13 @@ async def _body(request: Request, megabytes: int) -> bytes:
     if declared.isdecimal() and int(declared) > limit:
         raise too_many
     content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > limit:
-            raise too_many
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > limit:
+                raise too_many
+    except ClientDisconnect:
+        raise Refused(400, "the client was gone before its picture was whole") from None
     if not content:
         raise Refused(400, "no picture: the body is empty (curl --data-binary @part.png)")
     return bytes(content)

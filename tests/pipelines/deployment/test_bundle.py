@@ -164,6 +164,12 @@ def test_every_byte_counts(path: Path) -> None:
             Bundle(path)
 
 
+def sign(path: Path) -> None:
+    """Let its last bytes be the sum of the others."""
+    digest, end = digest_and_end(path)
+    path.write_bytes(path.read_bytes()[: -len(end)] + comment(digest))
+
+
 def test_no_bundle_another_format_and_nothing_there(path: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"none\.zip: no such file; give the bundle"):
         Bundle(tmp_path / "none.zip")
@@ -171,10 +177,16 @@ def test_no_bundle_another_format_and_nothing_there(path: Path, tmp_path: Path) 
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(other, "w") as archive:
         archive.comment = comment("0" * 64)
         archive.writestr("card.json", json.dumps(json.loads(whole.read("card.json")) | {"format": "99"}))
-    digest, _ = digest_and_end(other)
-    other.write_bytes(other.read_bytes()[: -len(comment(digest))] + comment(digest))
+    sign(other)
     with pytest.raises(ExportError, match=r"other\.zip: a bundle of format 99, this version reads 1; make it again"):
         Bundle(other)
+    for card in (b"[]", b"{", b'{"format": "1"}', b'{"format": "1", "detector": {"image_size": 3}}'):
+        with zipfile.ZipFile(other, "w") as archive:
+            archive.comment = comment("0" * 64)
+            archive.writestr("card.json", card)
+        sign(other)
+        with pytest.raises(StageError, match=r"other\.zip: damaged, or by another version of Blemish .*copy it again"):
+            Bundle(other)
 
 
 def test_what_is_not_exported_or_was_trained_or_prepared_anew(

@@ -185,6 +185,24 @@ def test_nothing_too_much_and_a_form(gear: Path) -> None:
         assert requests.get(f"{address}/predict", timeout=LONG).status_code == 405
 
 
+def test_clients_that_hang_up_or_speak_something_else(gear: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    begins = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    others = (b"\0\r\n\r\n", b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n", b"GET / HTTP/9\r\n\r\n")
+    with running(gear) as address:
+        port = int(address.rpartition(":")[2])
+        for sent in (*(begins + png(200)[:size] for size in (0, 1, 50)), *others):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(sent)
+                time.sleep(0.05)
+        until = time.monotonic() + LONG
+        gone = 'blemish_refusals_total{bundle="gear",status="400"} 3.0'
+        while gone not in requests.get(f"{address}/metrics", timeout=LONG).text:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert post(address, png(200)).status_code == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_more_than_may_wait_are_sent_away_and_nobody_else(gear: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, call = threading.Event(), Engine.__call__
     with running(gear, limits=Limits(waiting=3)) as address:
@@ -249,6 +267,8 @@ def test_who_does_not_know_the_token_is_told_nothing(gear: Path) -> None:
             assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
             assert refused.json()["error"].startswith("a token is needed")
             assert requests.get(f"{address}/metrics", headers=headers, timeout=LONG).status_code == 401
+        for page in ("docs", "openapi.json", "static-offline-docs/swagger-ui.css"):
+            assert requests.get(f"{address}/{page}", timeout=LONG).status_code == 200
         assert post(address, png(200), headers={"Authorization": "Bearer a secret"}).status_code == 200
         assert requests.get(f"{address}/health", timeout=LONG).json() == {"status": "ok"}
         assert requests.get(address, timeout=LONG).status_code == 200

@@ -47,7 +47,11 @@ def test_the_lines_of_python(root: Path) -> None:
 
 
 def test_the_commands(root: Path) -> None:
-    commands = [shlex.split(line) for line in re.findall(r"^(blemish .*)$", PAGE, re.MULTILINE)]
+    commands = [shlex.split(line, comments=True) for line in re.findall(r"^(blemish .*)$", PAGE, re.MULTILINE)]
+    # Which need an evaluated cell: `pipelines/deployment/test_bundle.py` and `pipelines/inference/test_serve.py`.
+    others = [["blemish", "bundle", "fapm", "my_part"], ["blemish", "serve", "bundles/fapm-my_part.zip"]]
+    assert [command for command in commands if command in others] == others
+    commands = [command for command in commands if command not in others]
     outcomes = [python(root, "-c", MAIN, *arguments) for _, *arguments in commands]
     assert [done.returncode for done in outcomes] == [0, 0, 0, 0, 3, 0, 0], [done.stderr for done in outcomes]
     assert [(row["path"], row["decision"]) for row in map(json.loads, outcomes[3].stdout.splitlines())] == [

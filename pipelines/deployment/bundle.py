@@ -77,7 +77,8 @@ def bundle(model: str, category: str, params: Params, project: Project, path: Pa
     originals = _originals(cell, project, evaluation, project.root / params.data.root / category)
     path = path or project.root / "bundles" / f"{model}-{category}.zip"
     with atomic_file(path) as temporary:
-        _write(temporary, _contents(cell, onnx, detector, evaluation, images, originals))
+        about = _about(cell, detector.card, evaluation, _terms(evaluation.data_set, params))
+        _write(temporary, _contents(onnx, detector, about, images, originals))
         made = Bundle(temporary)
         replayed = made.replay(made.engine())
         if different := [sample.line for sample in replayed if not sample.is_same]:
@@ -132,12 +133,7 @@ class _Originals:
 
 
 def _contents(
-    cell: Cell,
-    onnx: Path,
-    detector: Detector,
-    evaluation: Evaluation,
-    images: Sequence[ScoredImage],
-    originals: _Originals,
+    onnx: Path, detector: Detector, about: dict[str, Any], images: Sequence[ScoredImage], originals: _Originals
 ) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each file but the manifest."""
     yield "__main__.py", _MAIN.encode()
@@ -146,7 +142,7 @@ def _contents(
     for code in lineage.needed_by("pipelines/inference/runner.py"):
         yield code.relative_to(lineage.ROOT).as_posix(), code.read_bytes()
     yield opened.GRAPH, onnx.read_bytes()
-    yield opened.CARD, _json(_about(cell, detector.card, evaluation))
+    yield opened.CARD, _json(about)
     yield opened.CALIBRATION, _calibration(images)
     samples, maps = [], {}
     for number, image in enumerate(_chosen(images, detector.card.threshold)):
@@ -178,7 +174,7 @@ def _chosen(images: Sequence[ScoredImage], threshold: float) -> list[ScoredImage
     return list({image.path: image for image in wanted}.values())
 
 
-def _about(cell: Cell, card: ModelCard, evaluation: Evaluation) -> dict[str, Any]:
+def _about(cell: Cell, card: ModelCard, evaluation: Evaluation, terms: str) -> dict[str, Any]:
     """`card.json`: what it is, how good, how sure, on what terms."""
     parity = Parity.load(cell.parity, f"run {cell.verb('export')} again")
     latency = Latency.load(cell.latency, f"run {cell.verb('latency')} again") if cell.latency.exists() else None
@@ -192,7 +188,7 @@ def _about(cell: Cell, card: ModelCard, evaluation: Evaluation) -> dict[str, Any
             "sha256": evaluation.data_sha256,
             "index_sha256": evaluation.index_sha256,
             "images": evaluation.counts.model_dump(mode="json"),
-            "terms": _terms(evaluation.data_set),
+            "terms": terms,
         },
         "seed": evaluation.protocol.seed,
         "threshold": evaluation.threshold.model_dump(mode="json"),
@@ -206,16 +202,16 @@ def _about(cell: Cell, card: ModelCard, evaluation: Evaluation) -> dict[str, Any
         "latency": None if latency is None else latency.model_dump(mode="json"),
         "limits": _limits(card, evaluation),
         "method": _method(evaluation.method),
-        "licences": {"weights": card.weights, "data": _terms(evaluation.data_set), "code": "Apache-2.0"},
+        "licences": {"weights": card.weights, "data": terms, "code": "Apache-2.0"},
     }
 
 
-def _terms(data_set: str) -> str:
-    """On what terms the pictures that it learnt from may be used."""
-    if data_set.startswith("demo"):
-        return "drawn by Blemish: under its own licence"
+def _terms(data_set: str, params: Params) -> str:
+    """On what terms the pictures that it learnt from may be used; a folder may be called as a data set is."""
+    if params.download.get(data_set) is None:
+        return "known to whoever took the pictures: a folder of one's own"
     known = SOLAR_CELLS if data_set == "elpv" else SOURCES.get(data_set)
-    return "known to whoever took the pictures: a folder of one's own" if known is None else known.sentence()
+    return "drawn by Blemish: under its own licence" if known is None else known.sentence()
 
 
 def _limits(card: ModelCard, evaluation: Evaluation) -> list[str]:
@@ -246,7 +242,8 @@ def _method(method: str) -> str:
     """The paper, and where the model deliberately differs from it: what stands at the head of its file."""
     module = MODELS.data[method].partition(":")[0]
     file = lineage.ROOT / f"{module.replace('.', '/')}.py"
-    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or method
+    told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    return told or method
 
 
 def _readme(card: ModelCard) -> str:

@@ -21,6 +21,7 @@ from rich.console import Console
 from anomaly_models.common.settings import Tiles
 from anomaly_models.common.sizes import Size
 from pipelines import lineage
+from pipelines.deployment import bundle as module
 from pipelines.deployment.bundle import bundle
 from pipelines.deployment.export import export
 from pipelines.deployment.threshold import threshold
@@ -109,6 +110,15 @@ def test_the_card_says_what_it_is_how_good_and_on_what_terms(path: Path, project
     assert "Of good parts like the 3 held out" in " ".join(about["limits"])
     held_out = [image.score for image in read_predictions(cell.evaluated) if image.split == "holdout"]
     assert opened.calibration() == held_out
+
+
+def test_terms_are_those_of_the_set_that_was_downloaded(params: Params) -> None:
+    with_mvtec = params.model_copy(update={"download": {**params.download, "mvtec_ad": {}}})
+    assert module._terms("mvtec_ad", with_mvtec).startswith("MVTec AD")
+    assert "not for commercial use" in module._terms("mvtec_ad", with_mvtec)
+    assert module._terms("demo_textures", params) == "drawn by Blemish: under its own licence"
+    for own in ("images", "mvtec_ad", "demo"):  # folders of one's own may be called so
+        assert "whoever took the pictures" in module._terms(own, params)
 
 
 def test_samples_are_of_both_kinds_and_away_from_the_threshold(path: Path) -> None:

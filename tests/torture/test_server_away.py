@@ -19,7 +19,7 @@ from conftest import CATEGORY
 from tiny_projects import lay_out
 from verbs import begin, run
 
-PATIENCE = 60.0  # seconds that a server, or a training, may take to get somewhere
+PATIENCE = 180.0  # seconds that a server, or a training, may take to get somewhere
 THIRD = 3  # step at which the server goes away
 
 

@@ -598,8 +598,8 @@ def verify(
     from pipelines.inference.bundle import Bundle, verdict
 
     opened = Bundle(bundle)
-    found = opened.replay(opened.engine(), lambda replayed: typer.echo(replayed.line))
-    typer.echo(verdict(opened, found))
+    found = opened.replay(opened.engine())
+    typer.echo("\n".join([*(replayed.line for replayed in found), verdict(opened, found)]))
     if not all(replayed.is_same for replayed in found):
         raise typer.Exit(1)
 

@@ -30,10 +30,11 @@ def refusal(path: Path, error: Exception, remedy: str) -> StageError:
         return StageError(f"{path}: not there; {remedy}")
     if isinstance(error, OSError) and error.strerror:
         return StageError(f"{path}: {error.strerror}; {remedy}")
-    return StageError(f"{path}: damaged, or by another version of Blemish ({_in_short(error)}); {remedy}")
+    return StageError(f"{path}: damaged, or by another version of Blemish ({in_short(error)}); {remedy}")
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: Exception) -> str:
+    """What it says, on one line that is not too long."""
     pydantic = sys.modules.get("pydantic")  # which a machine on the line need not have
     if pydantic is not None and isinstance(error, pydantic.ValidationError):
         first = error.errors(include_url=False)[0]

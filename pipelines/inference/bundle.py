@@ -5,13 +5,12 @@ is unpickled or unpacked to the disk. Its comment, the last bytes of the file, h
 so that none can change unseen; `manifest.json` has that of each file.
 """
 
-import csv
 import hashlib
 import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,22 +101,14 @@ class Bundle:
     def samples(self) -> list[Sample]:
         return [Sample(**sample) for sample in json.loads(self.read(SAMPLES))]
 
-    def calibration(self) -> list[float]:
-        """Scores of the good parts that the threshold comes from."""
-        rows = csv.DictReader(io.StringIO(self.read(CALIBRATION).decode()))
-        return [float(row["score"]) for row in rows]
-
-    def replay(self, engine: Engine, on_sample: Callable[[Replayed], None] = lambda _: None) -> list[Replayed]:
+    def replay(self, engine: Engine) -> list[Replayed]:
         """Score its samples on this machine.
 
         Raises:
             ImageError: this machine's Pillow cannot read one.
         """
         with reading(self.path, _AGAIN), np.load(io.BytesIO(self.read(MAPS))) as maps:
-            found = [self._replayed(engine, sample, maps[str(number)]) for number, sample in enumerate(self.samples)]
-        for replayed in found:
-            on_sample(replayed)
-        return found
+            return [self._replayed(engine, sample, maps[str(number)]) for number, sample in enumerate(self.samples)]
 
     def _replayed(self, engine: Engine, sample: Sample, expected: Map) -> Replayed:
         rgb = engine.decode(self.read(sample.file), Path(sample.file))

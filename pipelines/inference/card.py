@@ -98,14 +98,7 @@ class Card:
     @property
     def reading(self) -> Reading:
         """How files are read."""
-        return Reading(
-            self.black_level,
-            self.white_level,
-            self.above_white,
-            self.page,
-            self.dicom_window,
-            self.max_megapixels,
-        )
+        return Reading.of(self)
 
     def decision(self, score: float) -> Decision:
         """What is said of a picture.

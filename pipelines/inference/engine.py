@@ -16,10 +16,9 @@ from pipelines.pictures import images
 from pipelines.pictures.frames import Window, greyed, read_back, size_of
 from pipelines.pictures.overlays import Map, Mask, Pixels, resize_map
 from pipelines.pictures.tiles import score_of, tiling
-from pipelines.unreadable import reading
+from pipelines.unreadable import in_short, reading
 
 AGAIN = "export it again, or copy it again"  # what to do about a file that is damaged
-_LONGEST_REASON = 200  # characters
 
 
 class Inputs(NamedTuple):
@@ -159,8 +158,7 @@ def open_session(
     except Exception as error:  # onnxruntime's own exceptions share no base class but Exception
         if out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise ExportError(f"{path}: not an ONNX model that onnxruntime can run ({reason})") from None
+        raise ExportError(f"{path}: not an ONNX model that onnxruntime can run ({in_short(error)})") from None
 
 
 def _require_match(path: Path, session: onnxruntime.InferenceSession, card: Card) -> None:

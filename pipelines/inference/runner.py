@@ -49,8 +49,8 @@ def _parser(path: Path) -> argparse.ArgumentParser:
 
 
 def _verify(bundle: Bundle, _: argparse.Namespace) -> int:
-    found = bundle.replay(bundle.engine(), lambda replayed: print(replayed.line))
-    print(verdict(bundle, found))
+    found = bundle.replay(bundle.engine())
+    print(*(replayed.line for replayed in found), verdict(bundle, found), sep="\n")
     return 0 if all(replayed.is_same for replayed in found) else 1
 
 

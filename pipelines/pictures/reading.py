@@ -4,9 +4,9 @@ Every reader keeps to these rules, whatever decodes the file.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,11 @@ class Reading:
     page: int | None  # of a file that holds several; None: such a file is refused
     dicom_window: WantedWindow  # what of a DICOM's values is shown
     max_megapixels: int | None  # larger pictures are refused; None: as a photo
+
+    @classmethod
+    def of(cls, holder: object) -> Self:
+        """Of something that has all of these among its fields, under their names: settings, an exported file's card."""
+        return cls(**{field.name: getattr(holder, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,11 +164,4 @@ class PrepareConfig(Settings):
     @property
     def reading(self) -> Reading:
         """What its settings say of how pictures are read."""
-        return Reading(
-            self.black_level,
-            self.white_level,
-            self.above_white,
-            self.page,
-            self.dicom_window,
-            self.max_megapixels,
-        )
+        return Reading.of(self)

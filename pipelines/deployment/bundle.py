@@ -44,6 +44,8 @@ from pipelines.inference.runner import main
 
 main(Path(__file__).parent)
 """
+# What is called in a bundle: by Python itself, and by MLflow for the one that it logs.
+CODE = ("pipelines/inference/runner.py", "pipelines/inference/answers.py")
 _RUNTIME = ("onnxruntime", "numpy", "pillow")
 _CLEAR = 100  # times what rounding is allowed: so far from the threshold a sample has to be, for one decision anywhere
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every file in it, so that the same cell gives the same bytes
@@ -71,31 +73,46 @@ def bundle(model: str, category: str, params: Params, project: Project, path: Pa
     """
     params.check_category(category)
     cell = project.cell(model, category, params.seed)
-    onnx, detector = _shipped(cell)
+    onnx = _shipped(cell)
+    latency = Latency.load(cell.latency, f"run {cell.verb('latency')} again") if cell.latency.exists() else None
+    path = path or project.root / "bundles" / name_of(cell)
+    return Made(path, write(path, cell, onnx, latency, params, project), is_deployed=onnx == cell.deployed)
+
+
+def name_of(cell: Cell) -> str:
+    """What its bundle is called."""
+    return f"{cell.model}-{cell.category}.zip"
+
+
+def write(path: Path, cell: Cell, onnx: Path, latency: Latency | None, params: Params, project: Project) -> int:
+    """The bundle of one of a cell's files; gives the number of samples.
+
+    Raises:
+        StageError: the cell is not evaluated, or not as it was then; a sample's file has changed.
+        ExportError: the file does not reproduce its own samples; nothing is kept.
+    """
+    detector = Detector(onnx)
     evaluation = _evaluation(cell, detector.card)
     images = read_predictions(cell.evaluated, f"run {cell.verb('evaluate')} again")
-    originals = _originals(cell, project, evaluation, project.root / params.data.root / category)
-    path = path or project.root / "bundles" / f"{model}-{category}.zip"
+    originals = _originals(cell, project, evaluation, project.root / params.data.root / cell.category)
     with atomic_file(path) as temporary:
-        about = _about(cell, detector.card, evaluation, _terms(evaluation.data_set, params))
+        about = _about(cell, detector.card, evaluation, latency, _terms(evaluation.data_set, params))
         _write(temporary, _contents(onnx, detector, about, images, originals))
         made = Bundle(temporary)
         replayed = made.replay(made.engine())
         if different := [sample.line for sample in replayed if not sample.is_same]:
-            raise ExportError(f"{model} on {category}: the bundle does not reproduce its own samples ({different[0]})")
-    return Made(path, len(replayed), is_deployed=onnx == cell.deployed)
+            raise ExportError(f"{cell.title}: the bundle does not reproduce its own samples ({different[0]})")
+    return len(replayed)
 
 
-def _shipped(cell: Cell) -> tuple[Path, Detector]:
+def _shipped(cell: Cell) -> Path:
     """The file that is in use, which is the exported one unless a person chose a threshold for the same training."""
     if not cell.onnx.is_file():
         raise StageError(f"{cell.title} is not exported: no {cell.onnx}; run {cell.verb('export')} first")
-    exported = Detector(cell.onnx)
-    if cell.deployed.is_file():
-        deployed = Detector(cell.deployed)
-        if deployed.card.run_id == exported.card.run_id:
-            return cell.deployed, deployed
-    return cell.onnx, exported
+    exported = Detector(cell.onnx).card
+    if cell.deployed.is_file() and Detector(cell.deployed).card.run_id == exported.run_id:
+        return cell.deployed
+    return cell.onnx
 
 
 def _evaluation(cell: Cell, card: ModelCard) -> Evaluation:
@@ -139,7 +156,7 @@ def _contents(
     yield "__main__.py", _MAIN.encode()
     yield "README.txt", _readme(detector.card).encode()
     yield "requirements.txt", "".join(f"{name}=={version(name)}\n" for name in _RUNTIME).encode()
-    for code in lineage.needed_by("pipelines/inference/runner.py"):
+    for code in lineage.needed_by(*CODE):
         yield code.relative_to(lineage.ROOT).as_posix(), code.read_bytes()
     yield opened.GRAPH, onnx.read_bytes()
     yield opened.CARD, _json(about)
@@ -174,10 +191,9 @@ def _chosen(images: Sequence[ScoredImage], threshold: float) -> list[ScoredImage
     return list({image.path: image for image in wanted}.values())
 
 
-def _about(cell: Cell, card: ModelCard, evaluation: Evaluation, terms: str) -> dict[str, Any]:
+def _about(cell: Cell, card: ModelCard, evaluation: Evaluation, latency: Latency | None, terms: str) -> dict[str, Any]:
     """`card.json`: what it is, how good, how sure, on what terms."""
     parity = Parity.load(cell.parity, f"run {cell.verb('export')} again")
-    latency = Latency.load(cell.latency, f"run {cell.verb('latency')} again") if cell.latency.exists() else None
     return {
         "format": opened.FORMAT,
         "made_with": environment(),

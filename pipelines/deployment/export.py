@@ -9,6 +9,7 @@ one you ship.
 
 import io
 import math
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,6 +26,7 @@ from torch import nn
 from anomaly_models.base import AnomalyModel, Prediction
 from pipelines.data.batches import PreparedData
 from pipelines.data.tiled import Detects, whole
+from pipelines.deployment import bundle
 from pipelines.deployment.records import Decision, Deviation, Parity
 from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
@@ -109,10 +111,15 @@ def export(
         )
         parity.check(model_name, category)
         parity.save(folder / cell.parity.name)
-    with cell_run(cell, params.tracking.experiment, card.run_id) as run:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        cell_run(cell, params.tracking.experiment, card.run_id) as run,
+    ):
         run.tags({"parity": parity.tags()})
         run.file(cell.parity, "export")
-        run.onnx_model(cell.onnx, card.input_size, takes_region=card.takes_region, by_tile=card.by_tile)
+        packed = Path(folder, bundle.name_of(cell))
+        bundle.write(packed, cell, cell.onnx, None, params, project)  # its latency is measured after this
+        run.decision_model(packed)
     return parity
 
 

@@ -21,8 +21,6 @@ def main(path: Path, arguments: list[str] | None = None) -> None:
         code: int = given.verb(Bundle(path), given)
     except BlemishError as error:
         sys.exit(f"error: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: this picture needs the package '{error.name}'; install it, or save the picture otherwise")
     except Exception as error:  # of these, a memory that has run out is the user's to mend
         if (line := out_of_memory(error)) is None:
             raise

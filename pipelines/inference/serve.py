@@ -215,8 +215,6 @@ async def _answered(desk: Desk, request: Request, limits: Limits, name: str, wan
         raise Refused(422, str(error)) from None
     except ExportError as error:
         raise Refused(500, str(error)) from None
-    except ModuleNotFoundError as error:
-        raise Refused(501, f"such a picture needs the package '{error.name}', which is not installed here") from None
     except Exception as error:  # of these, a memory that has run out is no bug
         if out_of_memory(error) is None:
             raise

@@ -35,6 +35,7 @@ _KEYWORDS = [*_SHAPE, *_DEPTH, *_RESCALE, *_WINDOW, *_GROUPS, *_PIXELS]
 _GREYS = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _COLOURS = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})  # of which pydicom makes RGB
 _MOST_BITS = 16
+_HEAD = 0x0002  # group of what is said of the file itself, always in one way of writing
 _SILENCING = threading.Lock()
 _SILENT = ("ignore", None, Warning, re.compile("pydicom"), 0)  # a filter of warnings, as Python keeps it
 
@@ -52,7 +53,7 @@ def read(content: bytes, path: Path, reading: Reading) -> NDArray[np.uint8]:
         raise ImageError(f"{path}: DICOM needs pydicom; pip install 'blemish[medical]', or save it as PNG") from None
     _silence()
     try:
-        syntax = pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID")
+        syntax = _syntax(content)
         _check_syntax(syntax, path)
         return _shown(pydicom.dcmread(io.BytesIO(content), specific_tags=_KEYWORDS), syntax, path, reading)
     except (ImageError, MemoryError):
@@ -61,6 +62,16 @@ def read(content: bytes, path: Path, reading: Reading) -> NDArray[np.uint8]:
         raise ImageError(f"{path}: not a DICOM file; save it as one or remove it") from None
     except Exception:  # nearly any class, and the words of a header in its message
         raise ImageError(f"{path}: damaged DICOM, or not to be decoded by pydicom; save it anew or remove it") from None
+
+
+def _syntax(content: bytes) -> "UID | None":
+    """How it is packed, by the head of the file alone: pydicom unpacks one that is deflated when it reads on."""
+    from pydicom.filereader import read_dataset, read_preamble
+
+    file = io.BytesIO(content)
+    read_preamble(file, force=False)
+    stop = {"stop_when": lambda tag, *_: tag.group != _HEAD}
+    return read_dataset(file, is_implicit_VR=False, is_little_endian=True, **stop).get("TransferSyntaxUID")
 
 
 def _silence() -> None:

@@ -31,7 +31,6 @@ from mlflow.entities import (
     RunTag,
 )
 
-from anomaly_models.common.sizes import Size
 from pipelines.environment import environment, packages
 from pipelines.errors import StageError
 from pipelines.names import as_key
@@ -140,32 +139,20 @@ class OpenRun:
     def file(self, path: Path, folder: str) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def onnx_model(self, path: Path, image_size: Size, *, takes_region: bool, by_tile: bool) -> None:
-        """Log the exported model with its signature, replacing none that an earlier export logged."""
-        import mlflow.onnx
-        import numpy as np
-        import onnx
-        from mlflow.models import ModelSignature
-        from mlflow.types import Schema, TensorSpec
+    def decision_model(self, bundle: Path) -> None:
+        """Log a bundle as a model that takes pictures and decides, replacing none that an earlier export logged."""
+        with warnings.catch_warnings(action="ignore"):  # MLflow's, of itself
+            from mlflow import pyfunc
+            from mlflow.models import ModelSignature
+            from mlflow.types import ColSpec, Schema
 
-        channels = {"image": 3} | ({"region": 1} if takes_region else {})
-        inputs = [TensorSpec(np.dtype("float32"), (-1, number, *image_size), name) for name, number in channels.items()]
-        tile = [TensorSpec(np.dtype("int64"), (1,), "tile")] if by_tile else []
-        signature = ModelSignature(
-            inputs=Schema([*inputs, *tile]),
-            outputs=Schema(
-                [
-                    TensorSpec(np.dtype("float32"), (-1, 1, *image_size), "anomaly_map"),
-                    TensorSpec(np.dtype("float32"), (-1,), "score"),
-                ]
-            ),
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MLflow's own deprecations
-            mlflow.onnx.log_model(
-                onnx.load(path),
+            numbers = [ColSpec("double", name, required=False) for name in ("score", "threshold")]
+            texts = [ColSpec("string", name, required=False) for name in ("decision", "error")]
+            pyfunc.log_model(
                 name="model",
-                signature=signature,
+                python_model=str(Path(__file__).with_name("decisions.py")),
+                artifacts={"bundle": bundle.resolve().as_uri()},
+                signature=ModelSignature(inputs=Schema([ColSpec("string")]), outputs=Schema([*numbers, *texts])),
                 # Given, because MLflow would otherwise find them by running the model in a fresh process.
                 pip_requirements=["onnxruntime", "numpy", "pillow"],
             )

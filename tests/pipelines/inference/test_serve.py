@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,50 +20,15 @@ import numpy as np
 import pytest
 import requests
 from at_the_line import LONG, post, running
-from bright_model import CARD, SIDE, write_model
+from drawn_dicoms import described, saved
 from PIL import Image
+from small_bundles import make, png
 
-from pipelines.deployment import bundle as writing
 from pipelines.errors import ArgumentError, ExportError
-from pipelines.inference import bundle as opened
 from pipelines.inference import serve as server
-from pipelines.inference.bundle import Bundle, Sample
-from pipelines.inference.detector import Detector
+from pipelines.inference.bundle import Bundle
 from pipelines.inference.engine import Engine
 from pipelines.inference.serve import Limits, application
-
-
-def png(brightness: int, side: int = SIDE, seed: int = 0) -> bytes:
-    """A picture whose score, by `bright_model`, is that of its brightest channel."""
-    pixels = np.random.default_rng(seed).integers(0, max(brightness, 1), (side, side, 3), dtype=np.uint8)
-    pixels[side // 2, side // 2] = brightness
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
-
-
-def make(path: Path, run_id: str = "0123", threshold: float = 0.5, expected: float | None = None) -> Path:
-    """A bundle of a model whose scores can be worked out by hand."""
-    card = replace(CARD, threshold=threshold, run_id=run_id)
-    graph = write_model(path.with_suffix(".onnx"), card.to_metadata())
-    detector = Detector(graph)
-    content = png(200)
-    maps, scores = detector(detector.fitted(detector.decode(content, Path("a.png")), "a.png"))
-    score = float(scores[0]) if expected is None else expected
-    sample = Sample("samples/0.png", "spot", score, detector.card.decision(float(scores[0])))
-    about = {"format": opened.FORMAT, "detector": card.to_json()}
-    contents = {
-        opened.CARD: writing._json(about),
-        opened.GRAPH: graph.read_bytes(),
-        sample.file: content,
-        opened.SAMPLES: writing._json([sample._asdict()]),
-        opened.MAPS: writing._arrays({"0": maps[0, 0]}),
-    }
-    temporary = path.with_suffix(".part")
-    writing._write(temporary, contents.items())
-    temporary.replace(path)
-    graph.unlink()
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +72,15 @@ def test_an_overlay_and_a_map_are_as_large_as_the_picture(address: str) -> None:
         assert response.headers["Blemish-Decision"] == "defect"
         assert float(response.headers["Blemish-Score"]) > float(response.headers["Blemish-Threshold"])
         assert response.headers["Blemish-Run"] == "0123"
+
+
+def test_dicom_is_told_by_its_kind_or_its_name(address: str) -> None:
+    content = saved(described(np.full((20, 20), 4095, np.uint16), bits=12))
+    for more in ({"headers": {"Content-Type": "application/dicom"}}, {"params": {"name": "scan.dcm"}}):
+        answer = post(address, content, **more)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["score"] == 1
+    assert post(address, content).status_code == 422
 
 
 def test_many_at_once_are_scored_as_one_alone(address: str) -> None:
@@ -228,7 +201,6 @@ def test_more_than_may_wait_are_sent_away_and_nobody_else(gear: Path, monkeypatc
     ("error", "status", "line"),
     [
         (MemoryError("unable to allocate 3 GiB"), 503, "the memory ran out; try again, or send a smaller picture"),
-        (ModuleNotFoundError("No module", name="pydicom"), 501, "such a picture needs the package 'pydicom', which"),
         (ExportError("the model's score is nan; inspect this part by hand"), 500, "the model's score is nan; inspect"),
     ],
 )

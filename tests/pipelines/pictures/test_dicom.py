@@ -167,6 +167,16 @@ def test_colour(tmp_path):
     assert np.abs(found.astype(int) - ycbcr).max() > 50
 
 
+def test_a_head_that_is_written_as_the_rest_may_be_is_understood(tmp_path):
+    content = dicom(NOISE, ImplicitVRLittleEndian)
+    body = content[content.index(bytes.fromhex("08001600")) :]  # (0008,0016), the first after the head
+    uid = f"{ImplicitVRLittleEndian}\0".encode()
+    head = bytes.fromhex("02001000") + len(uid).to_bytes(4, "little") + uid
+    np.testing.assert_array_equal(
+        read(tmp_path, bytes(128) + b"DICM" + head + body), read(tmp_path, content, name="as it should be.dcm")
+    )
+
+
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
 def test_transfer_syntaxes(tmp_path, syntax):
     dataset = described(NOISE, bits=12)

@@ -6,12 +6,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import mlflow
-import onnx
 import pytest
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
-from onnx import TensorProto, helper
 
-from anomaly_models.common.sizes import Size
 from pipelines.errors import StageError
 from pipelines.paths import Cell
 from pipelines.tracking import cells, registry
@@ -47,17 +44,13 @@ def project(tmp_path: Path, empty_store: Path) -> Path:
 
 def evaluate(project: Path, run_id: str | None = None, text: str = "1") -> str:
     """A run with all that the verbs write: a file, metrics, an exported model, and that as champion."""
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])
-    out = helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, ["batch", 3, 8, 8])
-    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["anomaly_map"])], "identity", [image], [out])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     (project / "work").mkdir(exist_ok=True)
-    onnx.save(model, project / "work" / "model.onnx")
+    (project / "work" / "fapm-bolt.zip").write_bytes(b"a bundle")
     (project / "work" / "scores.csv").write_text(text)
     with cell_run(Cell(project, "fapm", "bolt", 0), EXPERIMENT, run_id) as run:
         run.metrics({"threshold": 1.5})
         run.file(project / "work" / "scores.csv", "evaluation")
-        run.onnx_model(project / "work" / "model.onnx", Size.square(8), takes_region=False, by_tile=False)
+        run.decision_model(project / "work" / "fapm-bolt.zip")
     registry.crown(project, EXPERIMENT, "bolt", run.run_id, "why")
     return run.run_id
 
@@ -85,7 +78,7 @@ def test_a_project_may_have_any_name(project: Path, name: str) -> None:
     assert evaluate(project, run_id) == run_id
     assert scores(project) == ["1"]
     assert champion(project).is_relative_to(project / "mlartifacts")
-    onnx.checker.check_model(onnx.load(champion(project) / "model.onnx"))
+    assert (champion(project) / "artifacts" / "fapm-bolt.zip").read_bytes() == b"a bundle"
     assert [path.name for path in project.parent.iterdir()] == [name]
     assert not list(project.glob("**/mlruns"))
 
@@ -98,7 +91,7 @@ def test_a_moved_project_takes_its_store_along(project: Path, tmp_path: Path, na
     _artifact_repos_cache.clear()  # of a process, which has one project
     assert scores(moved) == ["1"]
     assert champion(moved).is_relative_to(moved / "mlartifacts")
-    onnx.checker.check_model(onnx.load(champion(moved) / "model.onnx"))
+    assert (champion(moved) / "artifacts" / "fapm-bolt.zip").read_bytes() == b"a bundle"
     assert evaluate(moved, run_id, "2") == run_id
     assert scores(moved) == ["2"]
     evaluate(moved, text="2")

@@ -14,13 +14,11 @@ from typing import Any
 from urllib.parse import urlparse
 
 import mlflow
-import onnx
 import psutil
 import pytest
 from mlflow.entities import Run
-from onnx import TensorProto, helper
+from mlflow.types import DataType
 
-from anomaly_models.common.sizes import Size
 from pipelines.errors import StageError
 from pipelines.paths import Cell
 from pipelines.tracking import cells, pages, registry, runs
@@ -393,42 +391,30 @@ def test_files_lie_in_the_project(run: OpenRun, project: Path, tmp_path: Path) -
 
 
 @pytest.fixture
-def graph(tmp_path: Path) -> Path:
-    """An ONNX file whose map is its image."""
-    image, anomaly_map = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 8, 8]) for name in ("image", "anomaly_map")
-    )
-    node = helper.make_node("Identity", ["image"], ["anomaly_map"])
-    model = helper.make_model(
-        helper.make_graph([node], "identity", [image], [anomaly_map]),
-        opset_imports=[helper.make_opsetid("", 18)],
-        ir_version=9,
-    )
-    onnx.save(model, tmp_path / "identity.onnx")
-    return tmp_path / "identity.onnx"
+def packed(tmp_path: Path) -> Path:
+    """What stands for a bundle where nobody asks it."""
+    (tmp_path / "fapm-nut.zip").write_bytes(b"any")
+    return tmp_path / "fapm-nut.zip"
 
 
-def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, graph: Path) -> None:
-    run.onnx_model(graph, Size.square(8), takes_region=False, by_tile=False)
+def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, packed: Path) -> None:
+    run.decision_model(packed)
     (model,) = run.client.get_run(run.run_id).outputs.model_outputs
     stored = run.client.get_logged_model(model.model_id)
     assert stored.source_run_id == run.run_id
     described = mlflow.models.get_model_info(urlparse(stored.artifact_location).path).signature
     assert described is not None
-    assert [(spec.name, spec.shape) for spec in described.inputs.inputs] == [("image", (-1, 3, 8, 8))]
-    assert [(spec.name, spec.shape) for spec in described.outputs.inputs] == [
-        ("anomaly_map", (-1, 1, 8, 8)),
-        ("score", (-1,)),
-    ]
+    assert described.inputs.input_types() == [DataType.string]
+    assert described.outputs.input_names() == ["score", "threshold", "decision", "error"]
 
 
-def test_the_champion_is_the_exported_model_of_a_run(project: Path, graph: Path) -> None:
+def test_the_champion_is_the_exported_model_of_a_run(project: Path, packed: Path) -> None:
     ids = {}
     for model in ("fapm", "adfa", "unexported"):
         with cell_run(Cell(project, model, "nut", 0), EXPERIMENT, None) as run:
             ids[model] = run.run_id
             if model != "unexported":
-                run.onnx_model(graph, Size.square(8), takes_region=False, by_tile=False)
+                run.decision_model(packed)
     client = mlflow.MlflowClient(tracking_uri(project))
 
     def crown(model: str | None) -> dict[str, Any]:
@@ -441,7 +427,7 @@ def test_the_champion_is_the_exported_model_of_a_run(project: Path, graph: Path)
     assert crown("fapm") == {"champion": "1"}  # no version twice
     champion = client.get_model_version_by_alias("it's parts_x2f_nut", "champion")
     assert (champion.run_id, champion.description) == (ids["fapm"], "why fapm")
-    onnx.checker.check_model(onnx.load(Path(urlparse(champion.source).path) / "model.onnx"))
+    assert (Path(urlparse(champion.source).path) / "artifacts" / packed.name).read_bytes() == packed.read_bytes()
     assert crown("unexported") == {}
     assert crown("adfa") == {"champion": "2"}
     assert crown(None) == {}

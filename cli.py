@@ -632,6 +632,55 @@ def serve(
     server.serve(app, host, port)
 
 
+@app.command(rich_help_panel=USE)
+def watch(
+    folder: Annotated[Path, typer.Argument(help="That a camera fills; its folders too.", show_default=False)],
+    bundle: Annotated[Path, typer.Option(help="The file that `bundle` wrote.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", file_okay=False, help="Folder for what is decided, not in FOLDER.")
+    ] = Path("watched"),
+    move: Annotated[
+        bool, typer.Option("--move", help="Move pictures to good, defect and unreadable in the output.")
+    ] = False,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="POST each decision there, signed with BLEMISH_WEBHOOK_SECRET.", show_default=False
+        ),
+    ] = None,
+    settle: Annotated[float, typer.Option(min=0, help="Seconds that a picture must not change to count as whole.")] = (
+        2.0
+    ),
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds without a change after which an unreadable picture is given up.")
+    ] = 30.0,
+    poll: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at the folder.")] = 0.5,
+    once: Annotated[
+        bool, typer.Option("--once", help="End when all that lies there is decided and delivered.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of the network; a core each, if not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Follow a folder as a camera fills it: each picture is decided on once, when it is whole.
+
+    Killed and started again it goes on where it was. A bundle whose file is replaced is taken over.
+    """
+    from pipelines.inference.outlets import webhook as receiver
+    from pipelines.inference.proven import Proven
+    from pipelines.inference.watch import Pace, line_of, stopping
+    from pipelines.inference.watch import watch as run
+
+    def tell(record: dict[str, Any]) -> None:
+        typer.echo(line_of(record), err=record["error"] is not None)
+
+    outlets = [receiver(webhook)] if webhook else []
+    proven = Proven(bundle, threads)
+    typer.echo(f"{folder}: watched with {proven.card.model} on {proven.card.category}; results in {output}")
+    with stopping() as stop:
+        run(folder, proven, output, outlets, tell, stop, pace=Pace(settle, patience, poll), move=move, once=once)
+
+
 # `-0.5` is a value here, no option.
 @app.command(rich_help_panel=USE, context_settings={"ignore_unknown_options": True})
 def threshold(

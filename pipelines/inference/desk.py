@@ -6,7 +6,6 @@ takes the place of the old one.
 """
 
 import asyncio
-import logging
 import os
 import queue
 import threading
@@ -17,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.errors import ExportError
-from pipelines.inference.bundle import Bundle
 from pipelines.inference.card import Card, Decision
 from pipelines.inference.engine import Engine, Inputs
+from pipelines.inference.proven import Proven
 from pipelines.pictures.overlays import Map, Pixels
 
-_LOG = logging.getLogger(__name__)  # whose warnings Python writes to stderr as they are, if nobody asked otherwise
 _TOGETHER = 4  # pictures that the network sees at once, at most
 
 
@@ -81,26 +78,20 @@ class Desk:
     """
 
     def __init__(self, path: Path, most_waiting: int, threads: int | None = None) -> None:
-        self.path, self.name = path, path.stem
+        self.name = path.stem
+        self.proven = Proven(path, threads)
         self.waiting = 0  # pictures that are accepted and not yet answered
-        self.refused: str | None = None  # why the file that lies there now was not taken over
-        self._most_waiting, self._threads = most_waiting, threads
-        self._stamp = _stamp(path)
-        self._engine = _proven(path, threads)
+        self._most_waiting = most_waiting
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix=f"decode {self.name}")
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._network = threading.Thread(target=self._work, name=f"network {self.name}", daemon=True)
         self._network.start()
 
-    @property
-    def card(self) -> Card:
-        return self._engine.card
-
     def state(self) -> dict[str, Any]:
         """What is in use, and why nothing newer is."""
-        card = self.card
+        card = self.proven.card
         told = {"model": card.model, "category": card.category, "run_id": card.run_id, "threshold": card.threshold}
-        return {**told, "refused": self.refused}
+        return {**told, "refused": self.proven.refused}
 
     async def answer(self, content: bytes, name: str, *, with_picture: bool = False) -> Answer:
         """Score a picture's bytes; `name` is told where something is wrong, and its suffix says DICOM.
@@ -119,7 +110,7 @@ class Desk:
             self.waiting -= 1
 
     async def _answer(self, content: bytes, name: str, *, with_picture: bool) -> Answer:
-        begun, engine, loop = time.perf_counter(), self._engine, asyncio.get_running_loop()
+        begun, engine, loop = time.perf_counter(), self.proven.engine, asyncio.get_running_loop()
         read = await loop.run_in_executor(self._decoders, _read, engine, content, name)
         future: Future[_Seen] = Future()
         self._queue.put(_Waiting(engine, read.inputs, time.perf_counter(), future))
@@ -154,20 +145,6 @@ class Desk:
         self._queue.put(None)
         self._network.join()
 
-    def renew(self) -> None:
-        """Take over the file if it is another one now; not one that is damaged or does not prove itself here."""
-        stamp = _stamp(self.path)
-        if stamp == self._stamp:
-            return
-        try:
-            self._engine = _proven(self.path, self._threads)
-            self.refused = None
-            _LOG.warning("%s: taken over, run %s", self.path, self.card.run_id)
-        except Exception as error:  # whatever it was: the one before goes on answering
-            self.refused = str(error) or type(error).__name__
-            _LOG.warning("%s; the one before stays in use", self.refused)
-        self._stamp = stamp
-
 
 @dataclass(frozen=True, slots=True)
 class _Read:
@@ -199,24 +176,3 @@ def _look(engine: Engine, waiting: Sequence[_Waiting]) -> None:
     took = time.perf_counter() - begun
     for one, anomaly_map, score in zip(waiting, maps, scores, strict=True):
         one.future.set_result(_Seen(anomaly_map[0], float(score), begun - one.since, took))
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What is another as soon as a file is; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _proven(path: Path, threads: int | None) -> Engine:
-    """Raises ExportError unless it is whole and answers its samples here as it did where it was made."""
-    bundle = Bundle(path)
-    engine = bundle.engine(threads=threads)
-    if different := [replayed for replayed in bundle.replay(engine) if not replayed.is_same]:
-        raise ExportError(
-            f"{path}: {len(different)} of its samples are not answered on this machine as they were where it was made "
-            f"({different[0].line}); `blemish verify` shows all"
-        )
-    return engine

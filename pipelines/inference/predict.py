@@ -38,8 +38,8 @@ class Result:
         """For a terminal, of an image that was scored."""
         assert self.score is not None
         assert self.threshold is not None
-        score, threshold = scores_apart(self.score, self.threshold)
-        return f"{self.decision:6}  score {score}  threshold {threshold}  {self.path}"
+        assert self.decision is not None
+        return decided(self.decision, self.score, self.threshold, self.path)
 
     def to_json(self) -> str:
         """On one line."""
@@ -148,6 +148,12 @@ def predict(
     return results
 
 
+def decided(decision: Decision, score: float, threshold: float, path: str) -> str:
+    """For a terminal: what was said of a picture, and by which figures."""
+    shown, at = scores_apart(score, threshold)
+    return f"{decision:6}  score {shown}  threshold {at}  {path}"
+
+
 def summed_up(results: list[Result], card: Card, threshold: float | None) -> str:
     """How many of what, and at which threshold: the one that was given, or the card's."""
     scored = sum(result.error is None for result in results)
@@ -214,7 +220,7 @@ def _predict_one(detector: Engine, card: Card, image: Found, overlays: _Names, c
         decision = card.decision(value)
     except ExportError as error:
         return _failed(path, f"{path}: {error}")
-    overlay = overlays.path(Path(_printable(str(image.name))), ".png")
+    overlay = overlays.path(Path(printable(str(image.name))), ".png")
     try:
         save_overlay(overlay, rgb, detector.restored(maps[0, 0], rgb), card, value)
     except OSError as error:  # a name that is too long for a suffix more, say
@@ -225,7 +231,7 @@ def _predict_one(detector: Engine, card: Card, image: Found, overlays: _Names, c
         except OSError as error:
             return _failed(path, f"{path}: cannot be copied ({error.strerror}); it is {decision}, and not sorted")
     return Result(
-        path=_printable(str(path)),
+        path=printable(str(path)),
         score=value,
         threshold=card.threshold,
         decision=decision,
@@ -235,10 +241,10 @@ def _predict_one(detector: Engine, card: Card, image: Found, overlays: _Names, c
 
 
 def _failed(path: Path, error: str) -> Result:
-    return Result(_printable(str(path)), None, None, None, None, _printable(error))
+    return Result(printable(str(path)), None, None, None, None, printable(error))
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     r"""A name that is not UTF-8 with `\xfc` for the byte that is none: CSV and JSON cannot hold it as it is."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 

@@ -182,7 +182,7 @@ async def _renew(desks: Mapping[str, Desk]) -> None:
     while True:
         await asyncio.sleep(_LOOK)
         for desk in desks.values():
-            await asyncio.to_thread(desk.renew)
+            await asyncio.to_thread(desk.proven.renew)
 
 
 def _knows(request: Request, token: str) -> bool:
@@ -275,7 +275,7 @@ class _Metrics:
         refused = self._make(Gauge, "refused", "1 if the file that lies there now was not taken over")
         for name, desk in desks.items():
             waiting.labels(name).set_function(lambda desk=desk: desk.waiting)
-            refused.labels(name).set_function(lambda desk=desk: desk.refused is not None)
+            refused.labels(name).set_function(lambda desk=desk: desk.proven.refused is not None)
             started.labels(name).set(time.time())
 
     def _make(self, kind: Any, name: str, meaning: str, *labels: str, **more: Any) -> Any:

@@ -640,7 +640,7 @@ def watch(
         Path, typer.Option("--output", "-o", file_okay=False, help="Folder for what is decided, not in FOLDER.")
     ] = Path("watched"),
     move: Annotated[
-        bool, typer.Option("--move", help="Move pictures to good, defect and unreadable in the output.")
+        bool, typer.Option("--move", help="Move pictures to accept, review, reject and unreadable.")
     ] = False,
     webhook: Annotated[
         str | None,

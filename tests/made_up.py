@@ -21,6 +21,7 @@ from pipelines.evaluation.outcomes import (
     write_predictions,
 )
 from pipelines.evaluation.regions import Pixels, Regions
+from pipelines.evaluation.review import review
 from pipelines.evaluation.thresholds import threshold_at
 from pipelines.paths import EVALUATION_FILE, PIXELS_FILE, Project
 from pipelines.settings.params import Params, load_params
@@ -157,6 +158,7 @@ def put_evaluation(
             "train_steps": 300,
         },
         "threshold": {**dict(threshold), "pixel_value": PIXEL_THRESHOLD, "oracle": known(image.oracle_threshold)},
+        "review": review(held_out.tolist(), threshold, [], reject_rate=0.01, review_rate=0.1),
         "confusion": counts,
         "defects": {
             name: {

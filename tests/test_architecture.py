@@ -421,6 +421,8 @@ def test_a_cells_stages_read_no_params_of_dvc() -> None:
         ("models.adfa.image_size", 128, {"models/adfa.txt", "frames.txt"}),
         ("train.seeds", [0, 1], set()),
         ("evaluate.false_alarm_rate", 0.1, {"stages/evaluate.txt"}),
+        ("evaluate.reject_rate", 0.02, {"stages/evaluate.txt"}),
+        ("evaluate.review_rate", 0.2, {"stages/evaluate.txt"}),
         ("evaluate.region", "seen", {"stages/evaluate.txt"}),
         ("evaluate.resolution", "native", {"stages/evaluate.txt"}),
         ("evaluate.pixel_metrics", "streaming", {"stages/evaluate.txt"}),

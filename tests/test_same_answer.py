@@ -1,7 +1,8 @@
-"""One file, one answer: evaluate, predict, the runner of a bundle, serve and MLflow say the same of a picture."""
+"""One file, one answer: whichever door a picture comes through, its score and its decision are the same."""
 
 import base64
 import csv
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tiny_projects import MODELS, lay_out
 from pipelines.evaluation.outcomes import read_predictions
 from pipelines.inference.bundle import allowed
 from pipelines.inference.detector import Detector
+from pipelines.inference.proven import Proven
+from pipelines.inference.watch import Pace, watch
 from pipelines.paths import Project
 
 MORE = 6  # pictures of other sizes and kinds than those that were trained on
@@ -53,8 +56,9 @@ def by_mlflow(project: Path, pictures: list[Path]) -> list[dict[str, tuple[float
         import mlflow.pyfunc
         from mlflow.pyfunc import scoring_server
 
-    mlflow.set_tracking_uri(f"sqlite:///{project / 'mlflow.db'}")
-    champion = mlflow.pyfunc.load_model(f"models:/images-{CATEGORY}@champion")
+    with pytest.MonkeyPatch.context() as monkeypatch:  # `set_tracking_uri` would hold for all tests to come
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
+        champion = mlflow.pyfunc.load_model(f"models:/images-{CATEGORY}@champion")
     loaded = champion.predict([str(path) for path in pictures]).to_dict("records")
     given = {"inputs": [base64.b64encode(path.read_bytes()).decode() for path in pictures]}
     with TestClient(scoring_server.init(champion)) as client:
@@ -65,6 +69,17 @@ def by_mlflow(project: Path, pictures: list[Path]) -> list[dict[str, tuple[float
         {name: (row["score"], row["decision"]) for name, row in zip(names, rows, strict=True)}
         for rows in (loaded, answer.json()["predictions"])
     ]
+
+
+def by_watch(project: Path, folders: list[Path]) -> dict[str, tuple[float, str]]:
+    told: list[dict[str, Any]] = []
+    pace = Pace(settle=0.0, patience=0.0, poll=0.01)
+    for folder in folders:
+        stop, bundle = threading.Event(), Proven(project / "part.zip")
+        watch(folder, bundle, project / f"watched {folder.name}", [], told.append, stop, pace=pace, once=True)
+    return {
+        "/".join(Path("more", record["picture"]).parts[-2:]): (record["score"], record["decision"]) for record in told
+    }
 
 
 @pytest.mark.parametrize("model", sorted(MODELS))
@@ -96,8 +111,9 @@ def test_every_door_gives_the_same_answer(model: str, tmp_path: Path, blemish: A
             answer = post(address, path.read_bytes()).json()
             served["/".join(path.parts[-2:])] = (answer["score"], answer["decision"])
     loaded, hosted = by_mlflow(tmp_path, [*test.rglob("*.png"), *(tmp_path / "more").iterdir()])
-    assert alone.keys() == served.keys() == loaded.keys() == hosted.keys() == found.keys()
-    for door in (seen, alone, served, loaded, hosted):
+    watched = by_watch(tmp_path, [test, tmp_path / "more"])
+    assert alone.keys() == served.keys() == loaded.keys() == hosted.keys() == watched.keys() == found.keys()
+    for door in (seen, alone, served, loaded, hosted, watched):
         for name, (score, decision) in door.items():
             assert score == pytest.approx(found[name][0], abs=allowed(score, threshold), rel=0), name
             assert decision == found[name][1], name

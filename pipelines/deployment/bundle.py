@@ -242,6 +242,8 @@ def _limits(card: ModelCard, evaluation: Evaluation) -> list[str]:
     else:
         rate = f"{percent(at.expected_rate)} % (95 % interval {interval((at.interval_low, at.interval_high))})"
         told.append(f"Of good parts like the {at.num_images} held out, {rate} are expected to be rejected.")
+    if not card.choices:
+        told.append(evaluation.review.text(card.threshold))
     if not at.attainable and not card.choices:
         told.append(f"Too few were held out for the rate that was asked for; it takes {at.num_images_needed}.")
     size = card.image_size

@@ -88,6 +88,8 @@ def export(
         threshold=threshold.value,
         pixel_threshold=threshold.pixel_value,
         false_alarm_rate=threshold.expected_rate,
+        reject_above=evaluation.review.reject_above,
+        review_load=evaluation.review.load_ends,
         groups=evaluation.groups.text if evaluation.groups else None,
         run_id=trained.run.run_id,
         data_sha256=trained.run.settings.data.sha256,

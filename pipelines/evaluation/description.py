@@ -29,6 +29,7 @@ def description(evaluation: Evaluation, tested: Sequence[ScoredImage], tags: Map
         "Seed": str(evaluation.protocol.seed),
         "Variant": in_markdown(tags.get("variant", "")),
         "Threshold": _threshold(evaluation.threshold, evaluation.protocol.threshold_from),
+        "Review": evaluation.review.text(evaluation.threshold.value),
         "Groups": _groups(evaluation.groups),
         "Missed defects": _images([image for image in wrong if image.label], lowest_first=True),
         "False alarms": _images([image for image in wrong if not image.label], lowest_first=False),

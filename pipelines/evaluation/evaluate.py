@@ -50,6 +50,7 @@ from pipelines.evaluation.outcomes import (
     HoldoutThreshold,
     PixelCounts,
     Protocol,
+    Review,
     TestImage,
     Threshold,
     bin_edges,
@@ -60,6 +61,7 @@ from pipelines.evaluation.outcomes import (
     write_predictions,
 )
 from pipelines.evaluation.regions import Pixels, Regions, centre, shrunk
+from pipelines.evaluation.review import review
 from pipelines.evaluation.thresholds import cross_fit, refit, threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
@@ -87,14 +89,23 @@ def evaluate(
     data = trained.data(project, device)
     held_out, threshold_from = score_held_out_images(trained, data)
     threshold, pixel_threshold = thresholds(held_out, threshold_from, params.evaluate.false_alarm_rate)
+    detects = whole(trained.model, trained.config)
     originals = Originals(project.root / params.data.root / category, params.evaluate.resolution == "native")
     apart = params.defects_apart(learns=trained.learns_from_defects)
     tested = data.index.tested(defects_apart=apart)
-    detects = whole(trained.model, trained.config)
     results = score_test_images(detects, data, tested, originals, _compared(trained, params))
+    known_defects = score_known_defects(detects, data, tested, learns=trained.learns_from_defects)
+    to_person = review(
+        [image.score for image in held_out],
+        threshold,
+        known_defects,
+        reject_rate=params.evaluate.reject_rate,
+        review_rate=params.evaluate.review_rate,
+    )
     masked = data.index.has_masks and bool(results)
     pixels = _compare_pixels(results, params.evaluate.pixel_metrics, pixel_threshold) if masked else None
-    evaluation = _summarise(trained, data, params, results, threshold, pixel_threshold, threshold_from, pixels)
+    of_cell = Thresholds(threshold.value, pixel_threshold)
+    evaluation = _summarise(trained, data, params, results, threshold, of_cell, to_person, threshold_from, pixels)
     with atomic_folder(cell.evaluated) as temporary:
         images = scored(results, held_out, threshold.value, {image.path: image.group for image in data.index.images})
         write_predictions(temporary, images)
@@ -104,7 +115,6 @@ def evaluate(
         groups = compare_groups(images, _fitted(data.index), threshold.expected_rate)
         evaluation = evaluation.model_copy(update={"intervals": intervals, "groups": groups})
         evaluation.save(temporary / cell.evaluation.name)
-        of_cell = Thresholds(threshold.value, pixel_threshold)
         drawn = figures.draw(temporary, results, of_cell, pixels.curves if pixels else None) if results else []
     # The flat file is written last: it stands for a finished evaluation, and DVC compares it.
     write_json(cell.metrics, evaluation.known | evaluation.recalls)
@@ -179,6 +189,12 @@ def thresholds(
         needed = max(threshold.num_images_needed, threshold.num_images + 1)
         threshold = threshold.model_copy(update={"attainable": False, "num_images_needed": needed})
     return threshold, threshold_at(peaks, rate).value
+
+
+def score_known_defects(model: Detects, data: PreparedData, tested: Sequence[int], *, learns: bool) -> list[float]:
+    """Scores of the real defects that the model is not tested on, and has not learnt from if it `learns` from any."""
+    unseen = data.index.rows("withheld") if learns else data.index.apart()
+    return [_predict(model, data.batch([row]))[1] for row in sorted(set(unseen) - set(tested))]
 
 
 class Originals(NamedTuple):
@@ -305,7 +321,8 @@ def _summarise(
     params: Params,
     results: list[TestImage],
     threshold: HoldoutThreshold,
-    pixel_threshold: float,
+    of_cell: Thresholds,
+    to_person: Review,
     threshold_from: ThresholdFrom,
     pixels: _ComparedPixels | None,
 ) -> Evaluation:
@@ -349,7 +366,8 @@ def _summarise(
         ),
         counts=_counts(data.index, results),
         metrics={name: known(value) for name, value in metrics.items()},
-        threshold=Threshold(**dict(threshold), pixel_value=pixel_threshold, oracle=known(image.oracle_threshold)),
+        threshold=Threshold(**dict(threshold), pixel_value=of_cell.pixel, oracle=known(image.oracle_threshold)),
+        review=to_person,
         confusion=counts,
         defects=_defects(results, threshold),
         intervals={},
@@ -411,6 +429,7 @@ def _track(cell: Cell, params: Params, evaluation: Evaluation, drawn: list[str])
         run.metrics(evaluation.known | evaluation.recalls)
         run.tags({"test": evaluation.counts.of_test()})
         run.tags({"protocol": evaluation.protocol.model_dump(), "threshold": evaluation.threshold.model_dump()})
+        run.tags({"review": evaluation.review.model_dump()})
         run.describe(description(evaluation, read_tested(cell.evaluated), run.known_tags()))
         for name in drawn:
             run.file(cell.evaluated / name, "figures")

@@ -16,7 +16,7 @@ from anomaly_models.common.sizes import Size
 from pipelines.data.index import GOOD, Split
 from pipelines.evaluation.curves import Bools, Floats, f1
 from pipelines.evaluation.regions import Pixels, Regions
-from pipelines.numbers import UNKNOWN, p_value, percent, score
+from pipelines.numbers import UNKNOWN, counted, interval, p_value, percent, score
 from pipelines.paths import PIXELS_FILE, PREDICTIONS_FILE
 from pipelines.pictures.frames import Fit
 from pipelines.pictures.images import Filter
@@ -108,6 +108,47 @@ class Threshold(HoldoutThreshold):
 
     pixel_value: float  # likewise for the map
     oracle: float | None  # what the test images would have chosen; never used
+
+
+class Review(Record):
+    """What is left to a person: scores above the threshold and not above this one."""
+
+    reject_above: float | None  # None: nothing is rejected without a look
+    comes_from: Literal["known defects", "held-out good parts"]
+    num_images: int  # of these
+    rate_requested: Share  # of defects like them, that are left to a person; or of good parts, rejected without a look
+    expected_rate: Share  # likewise
+    attainable: bool  # False: too few to promise the requested rate
+    num_images_needed: int  # the fewest that can promise it
+    expected_load: Share  # of good parts, that go to a person
+    load_low: Share  # its central 95 % interval
+    load_high: Share
+
+    @property
+    def load_ends(self) -> tuple[float, float, float]:
+        """Expected, lowest and highest."""
+        return self.expected_load, self.load_low, self.load_high
+
+    def text(self, threshold: float) -> str:
+        """What is rejected at once and what a person looks at, and how sure that is."""
+        ends = interval((self.load_low, self.load_high))
+        load = f"Of good parts, {percent(self.expected_load)} % are expected to go there (95 % interval {ends} %)."
+        asked, number, needed = f"{100 * self.rate_requested:g} %", self.num_images, self.num_images_needed
+        if self.reject_above is None:
+            return (
+                f"A score above the threshold goes to a person: {counted(number, 'held-out good part')} cannot promise "
+                f"that {asked} of good parts are rejected without a look (it takes {needed}, or known defects). {load}"
+            )
+        said = f"A score above {score(self.reject_above)} is rejected at once"
+        if self.comes_from == "known defects":
+            few = "" if self.attainable else f" ({asked} were asked for, which take {needed} known ones)"
+            expected = f"{percent(self.expected_rate)} % at most are expected not to be"
+            said = f"{said}: of defects like {counted(number, 'known one')}, {expected}{few}"
+        else:
+            said = f"{said}, as are {percent(self.expected_rate)} % of good parts like the {number} held out"
+        if self.reject_above == threshold:
+            return f"{said}. Nothing is left to a person."
+        return f"{said}; one between the two goes to a person. {load}"
 
 
 class Confusion(Record):
@@ -252,6 +293,7 @@ class Evaluation(Record):
     counts: Counts
     metrics: dict[str, float | int | None]  # None where the images do not allow it; pixel metrics need masks
     threshold: Threshold
+    review: Review
     confusion: Confusion
     defects: dict[str, DefectOutcome]
     intervals: dict[str, Interval]  # of the metrics that have one

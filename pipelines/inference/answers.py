@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.errors import ExportError, ImageError
 from pipelines.inference.bundle import Bundle
 
+COLUMNS = ("score", "threshold", "decision", "disposition", "error")
 _DICOM = slice(128, 132), b"DICM"  # where such a file says so
 
 
@@ -24,7 +25,7 @@ class Answers:
         self._engine = Bundle(path).engine()
 
     def __call__(self, pictures: Iterable[object]) -> list[dict[str, Any]]:
-        """Of each picture: score, threshold, decision and error, of which the last or the others are None.
+        """Of each picture its `COLUMNS`, of which the last or the others are None.
 
         A text is a path where there is such a file, and Base64 where not. What cannot be read does not stop the others.
         """
@@ -34,14 +35,15 @@ class Answers:
         try:
             return self._scored(*_content(picture))
         except (ImageError, ExportError) as error:
-            return {"score": None, "threshold": None, "decision": None, "error": str(error)}
+            return {**dict.fromkeys(COLUMNS), "error": str(error)}
 
     def _scored(self, content: bytes | None, name: Path) -> dict[str, Any]:
         engine = self._engine
         rgb = engine.read(name) if content is None else engine.decode(content, name)
         score = float(engine(engine.fitted(rgb, str(name)))[1][0])
         card = engine.card
-        return {"score": score, "threshold": card.threshold, "decision": card.decision(score), "error": None}
+        found = score, card.threshold, card.decision(score), card.disposition(score), None
+        return dict(zip(COLUMNS, found, strict=True))
 
 
 def _content(picture: object) -> tuple[bytes | None, Path]:

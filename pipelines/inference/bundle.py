@@ -23,7 +23,7 @@ from pipelines.inference.engine import Engine, open_session
 from pipelines.pictures.overlays import Map
 from pipelines.unreadable import reading
 
-FORMAT = "1"
+FORMAT = "2"
 CARD, GRAPH, MANIFEST, CALIBRATION = "card.json", "model.onnx", "manifest.json", "calibration.csv"
 SAMPLES, MAPS = "samples/samples.json", "samples/maps.npz"
 TOLERANCE = 1e-4  # of a score or its threshold, where one is above 1: what processors round differently

@@ -12,6 +12,7 @@ from pipelines.pictures.images import Filter
 from pipelines.pictures.reading import AboveWhite, PlainWindow, Reading, WantedWindow
 
 Decision = Literal["good", "defect"]
+Disposition = Literal["accept", "review", "reject"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,9 @@ class Card:
     pixel_threshold: float  # likewise for the map
     # Of good parts, that the held-out ones promise at the threshold; not what was asked for. None: a person chose it.
     false_alarm_rate: float | None
+    reject_above: float | None  # a defect is rejected without a look if its score is above it; None: never
+    # Of good parts, that go to a person: expected, and the ends of its 95 % interval. None: a person chose `threshold`.
+    review_load: tuple[float, float, float] | None
     groups: (
         str | None
     )  # whether groups of good parts (days, lots, cameras) score alike; None where none were told apart
@@ -66,6 +70,7 @@ class Card:
             "image_size": Size.read(values["image_size"]),
             "tiles": None if tiles is None else PlainTiles(Size.read(tiles["side"]), tiles["overlap"]),
             "dicom_window": window if window == "file" else PlainWindow(**window),
+            "review_load": None if values["review_load"] is None else tuple(values["review_load"]),
             "choices": tuple(ThresholdChoice(**choice) for choice in values["choices"]),
         }
         return cls(**{**values, **read})
@@ -77,6 +82,7 @@ class Card:
             "image_size": self.image_size.written(),
             "tiles": None if tiles is None else {"side": tiles.side.written(), "overlap": tiles.overlap},
             "dicom_window": window if window == "file" else {"centre": window.centre, "width": window.width},
+            "review_load": None if self.review_load is None else list(self.review_load),
             "choices": [asdict(choice) for choice in self.choices],
         }
         return {field.name: getattr(self, field.name) for field in fields(self)} | written
@@ -110,9 +116,21 @@ class Card:
             raise ExportError(f"the model's score is {score}; inspect this part by hand")
         return "defect" if score > self.threshold else "good"
 
+    def disposition(self, score: float) -> Disposition:
+        """What is done with a part: a defect goes to a person unless its score is high enough to reject it at once.
+
+        Raises:
+            ExportError: the score is no number.
+        """
+        if self.decision(score) == "good":
+            return "accept"
+        return "reject" if self.reject_above is not None and score > self.reject_above else "review"
+
     def at(self, threshold: float) -> Self:
         """The same with another threshold, at which the held-out parts promise nothing."""
-        return self if threshold == self.threshold else replace(self, threshold=threshold, false_alarm_rate=None)
+        if threshold == self.threshold:
+            return self
+        return replace(self, threshold=threshold, false_alarm_rate=None, review_load=None)
 
     def chosen(self, choice: ThresholdChoice) -> Self:
         """The same with the threshold that a person chose."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.inference.card import Card, Decision
+from pipelines.inference.card import Card, Decision, Disposition
 from pipelines.inference.engine import Engine, Inputs
 from pipelines.inference.proven import Proven
 from pipelines.pictures.overlays import Map, Pixels
@@ -35,6 +35,7 @@ class Answer:
     card: Card
     score: float
     decision: Decision
+    disposition: Disposition
     milliseconds: dict[str, float]  # by part; `wait` is for the network, while it looks at others'
     picture: Pixels | None  # (H, W, 3), where it was asked for, and its map at its size
     map: Map | None
@@ -47,6 +48,8 @@ class Answer:
             "score": self.score,
             "threshold": self.card.threshold,
             "decision": self.decision,
+            "disposition": self.disposition,
+            "reject_above": self.card.reject_above,
             "milliseconds": {part: round(value, 3) for part, value in self.milliseconds.items()},
         }
 
@@ -124,7 +127,8 @@ class Desk:
         seconds = {"decode": decoding, "resize": resizing, "wait": seen.waited, "network": seen.took}
         seconds["total"] = time.perf_counter() - begun
         milliseconds = {part: 1000 * value for part, value in seconds.items()}
-        return Answer(engine.card, seen.score, engine.card.decision(seen.score), milliseconds, picture, shown)
+        card, score = engine.card, seen.score
+        return Answer(card, score, card.decision(score), card.disposition(score), milliseconds, picture, shown)
 
     def _work(self) -> None:
         """Let the network see what waits, several pictures at once where several do, until None comes."""

@@ -15,7 +15,7 @@ from pipelines.inference.engine import AGAIN, Engine, open_session
 from pipelines.pictures.windows import Window
 from pipelines.unreadable import reading
 
-FORMAT = "6"  # of the metadata below
+FORMAT = "7"  # of the metadata below
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class ModelCard(Card):
     dicom_window: Window
     threshold: FiniteFloat
     pixel_threshold: FiniteFloat
+    reject_above: FiniteFloat | None
 
     def to_metadata(self) -> dict[str, str]:
         values = {f"blemish.{name}": json.dumps(value) for name, value in self.to_json().items()}

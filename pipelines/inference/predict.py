@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipelines.errors import ArgumentError, DatasetError, ExportError, ImageError
 from pipelines.files import atomic_file, write_json
-from pipelines.inference.card import Card, Decision
+from pipelines.inference.card import Card, Decision, Disposition
 from pipelines.inference.engine import Engine
 from pipelines.inference.marked import marked
 from pipelines.numbers import counted, score, scores_apart
@@ -30,6 +30,7 @@ class Result:
     score: float | None
     threshold: float | None
     decision: Decision | None
+    disposition: Disposition | None  # what is done with the part
     overlay: str | None
     error: str | None
 
@@ -38,8 +39,8 @@ class Result:
         """For a terminal, of an image that was scored."""
         assert self.score is not None
         assert self.threshold is not None
-        assert self.decision is not None
-        return decided(self.decision, self.score, self.threshold, self.path)
+        assert self.disposition is not None
+        return decided(self.disposition, self.score, self.threshold, self.path)
 
     def to_json(self) -> str:
         """On one line."""
@@ -148,10 +149,13 @@ def predict(
     return results
 
 
-def decided(decision: Decision, score: float, threshold: float, path: str) -> str:
+def decided(disposition: Disposition, score: float, threshold: float, path: str) -> str:
     """For a terminal: what was said of a picture, and by which figures."""
     shown, at = scores_apart(score, threshold)
-    return f"{decision:6}  score {shown}  threshold {at}  {path}"
+    decision, then = (
+        ("good", "") if disposition == "accept" else ("defect", "  (review)" if disposition == "review" else "")
+    )
+    return f"{decision:6}  score {shown}  threshold {at}  {path}{then}"
 
 
 def summed_up(results: list[Result], card: Card, threshold: float | None) -> str:
@@ -163,7 +167,9 @@ def summed_up(results: list[Result], card: Card, threshold: float | None) -> str
         used = "{} as given (the file's is {})".format(*scores_apart(threshold, card.threshold))
     elif card.choices:
         used = f"{used} (chosen by {card.choices[-1].by}, {card.choices[-1].at[:10]})"
-    return f"{counted(scored, 'image')} scored, {defects} with a defect at threshold {used}"
+    to_person = sum(result.disposition == "review" for result in results)
+    left = f" ({to_person} for a person to review)" if to_person else ""
+    return f"{counted(scored, 'image')} scored, {defects} with a defect{left} at threshold {used}"
 
 
 class _Names:
@@ -235,13 +241,14 @@ def _predict_one(detector: Engine, card: Card, image: Found, overlays: _Names, c
         score=value,
         threshold=card.threshold,
         decision=decision,
+        disposition=card.disposition(value),
         overlay=overlay.relative_to(overlays.folder.parent).as_posix(),
         error=None,
     )
 
 
 def _failed(path: Path, error: str) -> Result:
-    return Result(printable(str(path)), None, None, None, None, printable(error))
+    return Result(printable(str(path)), None, None, None, None, None, printable(error))
 
 
 def printable(name: str) -> str:
@@ -260,7 +267,7 @@ def overlaid(rgb: Pixels, anomaly_map: Map, card: Card, value: float) -> Image.I
     """The heat map over the picture, both (H, W), and what was decided of it below."""
     overlay = heat_overlay(rgb, anomaly_map, card.pixel_threshold)
     shown, threshold = scores_apart(value, card.threshold)
-    return marked(overlay, card.decision(value), f"score {shown}, threshold {threshold}")
+    return marked(overlay, card.disposition(value), f"score {shown}, threshold {threshold}")
 
 
 def _write_csv(path: Path, results: list[Result]) -> None:

@@ -250,6 +250,7 @@ def _response(bundle: str, answer: Answer, wanted: Wanted) -> Response:
         "Blemish-Score": repr(answer.score),
         "Blemish-Threshold": repr(answer.card.threshold),
         "Blemish-Decision": answer.decision,
+        "Blemish-Disposition": answer.disposition,
         "Blemish-Run": answer.card.run_id,
     }
     file = io.BytesIO()
@@ -265,7 +266,7 @@ class _Metrics:
 
     def __init__(self, desks: Mapping[str, Desk]) -> None:
         self._registry = CollectorRegistry()
-        self._answers = self._make(Counter, "answers", "Pictures that were scored", "decision")
+        self._answers = self._make(Counter, "answers", "Pictures that were scored", "decision", "disposition")
         self._refusals = self._make(Counter, "refusals", "Requests that were not answered", "status")
         self._seconds = self._make(
             Histogram, "seconds", "Of a picture, by part", "part", buckets=[edge / 1000 for edge in _MILLISECONDS]
@@ -282,7 +283,7 @@ class _Metrics:
         return kind(f"blemish_{name}", meaning, ("bundle", *labels), registry=self._registry, **more)
 
     def answered(self, desk: Desk, answer: Answer) -> None:
-        self._answers.labels(desk.name, answer.decision).inc()
+        self._answers.labels(desk.name, answer.decision, answer.disposition).inc()
         for part, milliseconds in answer.milliseconds.items():
             self._seconds.labels(desk.name, part).observe(milliseconds / 1000)
 

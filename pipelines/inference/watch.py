@@ -41,7 +41,19 @@ from pipelines.unreadable import in_short
 
 _LOG = logging.getLogger(__name__)  # whose warnings Python writes to stderr as they are, if nobody asked otherwise
 _UNREADABLE = "unreadable"
-_COLUMNS = ("scored_at", "id", "picture", "score", "threshold", "decision", "error", "model", "run_id", "overlay")
+_COLUMNS = (
+    "scored_at",
+    "id",
+    "picture",
+    "score",
+    "threshold",
+    "decision",
+    "disposition",
+    "error",
+    "model",
+    "run_id",
+    "overlay",
+)
 _SHORTEST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds between two tries to deliver, or to move
 _LAST_TRIES = 10.0  # seconds that a stop waits for what is to be delivered
 
@@ -130,7 +142,7 @@ def line_of(record: Record) -> str:
     """For a terminal."""
     if record["error"] is not None:
         return f"error: {record['error']}"
-    return decided(record["decision"], record["score"], record["threshold"], record["picture"])
+    return decided(record["disposition"], record["score"], record["threshold"], record["picture"])
 
 
 @contextlib.contextmanager
@@ -267,7 +279,7 @@ class _Watcher:
                 "picture": printable(name.as_posix()),
                 "scored_at": now.isoformat(timespec="milliseconds"),
                 **found,
-                "moved_to": self._place(name, found["decision"], key) if self._move else None,
+                "moved_to": self._place(name, found["disposition"], key) if self._move else None,
             }
             self._book.add(record)
             self._on_decision(record)
@@ -277,14 +289,15 @@ class _Watcher:
         """Score, decision or error; None if it is too early to say."""
         engine, begun = self.bundle.engine, time.perf_counter()
         card = engine.card
-        score, decision, error = None, None, None
+        score, decision, disposition, error = None, None, None, None
         try:
             content = path.read_bytes()
             if _stamp(path) != stamp:
                 return None  # it was changed while it was read
             rgb = engine.decode(content, path)
             maps, scores = engine(engine.fitted(rgb, str(path)))
-            score, decision = float(scores[0]), card.decision(float(scores[0]))
+            score = float(scores[0])
+            decision, disposition = card.decision(score), card.disposition(score)
             if decision == "defect":
                 save_overlay(self._book.folder / overlay, rgb, engine.restored(maps[0, 0], rgb), card, score)
         except DiskFull:
@@ -292,11 +305,12 @@ class _Watcher:
         except Exception as failure:  # whatever it was: the pictures behind this one must be decided on
             if not given_up and not isinstance(failure, ExportError):  # of which more of the same would come
                 return None
-            score, decision, error = None, None, _said(path, failure)
+            score, decision, disposition, error = None, None, None, _said(path, failure)
         return {
             "score": score,
             "threshold": card.threshold,
             "decision": decision,
+            "disposition": disposition,
             "error": error,
             "overlay": overlay.as_posix() if decision == "defect" else None,
             "model": card.model,
@@ -305,9 +319,9 @@ class _Watcher:
             "milliseconds": round(1000 * (time.perf_counter() - begun), 1),
         }
 
-    def _place(self, name: Path, decision: str | None, key: str) -> str:
+    def _place(self, name: Path, disposition: str | None, key: str) -> str:
         """Where the picture is to lie, a name that no other has: cameras begin again at 0001."""
-        place = Path(decision or _UNREADABLE, name)
+        place = Path(disposition or _UNREADABLE, name)
         taken = (self._book.folder / place).exists()
         return (place.with_name(f"{place.stem}-{key[:8]}{place.suffix}") if taken else place).as_posix()
 

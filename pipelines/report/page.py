@@ -354,7 +354,9 @@ def _cell(cell: CellSummary, place: Cell, gallery: CategoryGallery) -> dict[str,
     return {
         "scores": [tested[path].score if path in tested else None for path in gallery.images],
         "threshold": cell.threshold.value,
+        "review": {"above": cell.review.reject_above} if cell.review else None,
         "note": _threshold_note(cell.threshold, held_out=cell.counts.holdout > 0)
+        + (f" {cell.review.text(cell.threshold.value)}" if cell.review else "")
         + ("" if cell.groups else f" {ASSUMED}"),
         "groups": {"text": cell.groups.text, "rows": cell.groups.table()} if cell.groups else None,
         "runUrl": url if url.startswith(("http://", "https://")) else None,

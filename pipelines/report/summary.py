@@ -30,6 +30,7 @@ from pipelines.evaluation.outcomes import (
     GroupsOutcome,
     Interval,
     Protocol,
+    Review,
     Threshold,
     read_outcome,
 )
@@ -70,6 +71,7 @@ class CellSummary(Row):
     settings: dict[str, Any]  # the model's
     protocol: Protocol
     threshold: Threshold
+    review: Review | None = None  # None in a report that was kept before there was one
     confusion: Confusion
     defects: dict[str, DefectOutcome]
     groups: GroupsOutcome | None
@@ -369,6 +371,7 @@ def _cell(place: Cell, evaluation: Evaluation, seeds: Seeds, url: str | None) ->
         protocol=evaluation.protocol,
         counts=evaluation.counts,
         threshold=evaluation.threshold,
+        review=evaluation.review,
         confusion=evaluation.confusion,
         defects=evaluation.defects,
         groups=evaluation.groups,

@@ -94,8 +94,19 @@ class EvaluateConfig(Settings):
     region: Literal["image", "seen"]  # which: all of an image's, or those of the centre that the model sees
     pixel_metrics: Literal["exact", "streaming"]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]  # of good parts; the threshold is set for it
+    reject_rate: Annotated[float, Field(gt=0, lt=1)]  # likewise, that may be rejected without a person's look
+    review_rate: Annotated[float, Field(gt=0, lt=1)]  # of defects like those known, that may be left to a person
     bootstrap: Annotated[int, Field(ge=50)]  # exchanges of two models' results, for comparisons
     learnt_defects: Literal["tested_by_nobody", "tested_by_others"]  # those of prepare.anomalous_train
+
+    @model_validator(mode="after")
+    def _rejects_less(self) -> Self:
+        if self.reject_rate > self.false_alarm_rate:
+            raise ValueError(
+                f"reject_rate {self.reject_rate} above false_alarm_rate {self.false_alarm_rate}: a part that is "
+                "rejected without a look is one that is not accepted"
+            )
+        return self
 
 
 class ExportConfig(Settings):

@@ -20,9 +20,9 @@ class Decisions(PythonModel):
         (path,) = (Path(artifact) for artifact in context.artifacts.values())
         if not _is_installed():
             sys.path.insert(0, str(path))
-        from pipelines.inference.answers import Answers
+        from pipelines.inference.answers import COLUMNS, Answers
 
-        self._answers = Answers(path)
+        self._answers, self._columns = Answers(path), COLUMNS
 
     def predict(
         self,
@@ -30,10 +30,10 @@ class Decisions(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> pd.DataFrame:
-        """Score, threshold and decision of each picture; or its error, in a row of its own."""
+        """Score, threshold, decision and disposition of each picture; or its error, in a row of its own."""
         answers = self._answers([] if model_input.empty else model_input.iloc[:, 0])
-        columns = ["score", "threshold", "decision", "error"]
-        return pd.DataFrame(answers, columns=columns, dtype=object)  # with numbers alone, None would be NaN
+        # With numbers alone, None would be NaN.
+        return pd.DataFrame(answers, columns=self._columns, dtype=object)
 
 
 def _is_installed() -> bool:

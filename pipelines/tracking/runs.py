@@ -147,7 +147,7 @@ class OpenRun:
             from mlflow.types import ColSpec, Schema
 
             numbers = [ColSpec("double", name, required=False) for name in ("score", "threshold")]
-            texts = [ColSpec("string", name, required=False) for name in ("decision", "error")]
+            texts = [ColSpec("string", name, required=False) for name in ("decision", "disposition", "error")]
             pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("decisions.py")),

@@ -354,10 +354,34 @@
     return [sorted[0] - margin, ...inner, sorted.at(-1) + margin];
   }
 
-  function costOf(alarmShare, missShare) {
-    const amount = (id) => Math.max(0, Number($(id).value) || 0);
-    const defective = clamp(amount("prevalence"), 0, 100) / 100;
-    return 10000 * ((1 - defective) * alarmShare * amount("reject-cost") + defective * missShare * amount("escape-cost"));
+  const amount = (id) => Math.max(0, Number($(id).value) || 0);
+  const defectiveShare = () => clamp(amount("prevalence"), 0, 100) / 100;
+
+  function costOf(alarmShare, missShare, goodLooks = 0, defectLooks = 0) {
+    const defective = defectiveShare(), look = amount("review-cost");
+    return 10000 * ((1 - defective) * (alarmShare * amount("reject-cost") + goodLooks * look)
+      + defective * (missShare * amount("escape-cost") + defectLooks * look));
+  }
+
+  /** The deployed model where a person looks at what lies between its two thresholds, and decides rightly. */
+  function withReview() {
+    const { threshold, review } = state.cell, above = review.above ?? Infinity;
+    const found = [[0, 0, 0], [0, 0, 0]]; // good ones and defects: accepted, looked at, rejected
+    state.cell.scores.forEach((score, place) => {
+      if (score === null) return;
+      found[Number(state.block.images[place][2])][score <= threshold ? 0 : score <= above ? 1 : 2] += 1;
+    });
+    const [good, defects] = found.map((answers) => answers.reduce((sum, one) => sum + one));
+    const share = (hits, total) => (total ? hits / total : 0);
+    const places = [[found[0][2], good], [found[1][0], defects], [found[0][1], good], [found[1][1], defects]];
+    const ends = places.map(([hits, total]) => interval(hits, total));
+    return {
+      threshold,
+      cost: costOf(...places.map(([hits, total]) => share(hits, total))),
+      low: costOf(...ends.map(([low]) => low)),
+      high: costOf(...ends.map(([, high]) => high)),
+      looks: 10000 * ((1 - defectiveShare()) * share(found[0][1], good) + defectiveShare() * share(found[1][1], defects)),
+    };
   }
 
   function expectedCost(threshold) {
@@ -382,6 +406,9 @@
     const best = cheapest(all);
     state.cheapest = best.threshold;
     const rows = [["deployed", expectedCost(state.cell.threshold)], ["slider", expectedCost(state.threshold)], ["cheapest", best]];
+    if (state.cell.review) rows.splice(1, 0, ["with review", withReview()]);
+    $("review-note").textContent = state.cell.review
+      ? `With review, a person looks at ${Math.round(withReview().looks)} of 10,000 parts and decides rightly; the rest is as deployed.` : "";
     $("costs").replaceChildren(...rows.map(([name, point]) => element("tr", { "data-name": name },
       element("th", { scope: "row" }, name),
       element("td", { class: "number" }, short(point.threshold)),
@@ -762,7 +789,7 @@
     $("reset").addEventListener("click", () => setThreshold(state.cell.threshold));
     $("use-cheapest").addEventListener("click", () => setThreshold(state.cheapest));
     for (const button of document.querySelectorAll("[data-copies]")) button.addEventListener("click", () => copy(button));
-    for (const id of ["reject-cost", "escape-cost", "prevalence"]) $(id).addEventListener("input", drawCosts);
+    for (const id of ["reject-cost", "escape-cost", "review-cost", "prevalence"]) $(id).addEventListener("input", drawCosts);
     for (const id of ["filter", "defect"]) $(id).addEventListener("change", () => { state.shown = PER_PAGE; markGallery(); });
     $("view").addEventListener("change", fillGallery);
     $("more").addEventListener("click", () => { state.shown += PER_PAGE; markGallery(); });

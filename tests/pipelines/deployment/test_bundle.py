@@ -190,9 +190,9 @@ def test_no_bundle_another_format_and_nothing_there(path: Path, tmp_path: Path) 
         archive.comment = comment("0" * 64)
         archive.writestr("card.json", json.dumps(json.loads(whole.read("card.json")) | {"format": "99"}))
     sign(other)
-    with pytest.raises(ExportError, match=r"other\.zip: a bundle of format 99, this version reads 1; make it again"):
+    with pytest.raises(ExportError, match=r"other\.zip: a bundle of format 99, this version reads 2; make it again"):
         Bundle(other)
-    for card in (b"[]", b"{", b'{"format": "1"}', b'{"format": "1", "detector": {"image_size": 3}}'):
+    for card in (b"[]", b"{", b'{"format": "2"}', b'{"format": "2", "detector": {"image_size": 3}}'):
         with zipfile.ZipFile(other, "w") as archive:
             archive.comment = comment("0" * 64)
             archive.writestr("card.json", card)
@@ -323,7 +323,13 @@ def test_a_card_is_written_and_read_back_whatever_it_holds() -> None:
     cards = [
         BRIGHT,
         replace(BRIGHT, image_size=Size(32, 64), tiles=Tiles(side=Size(16, 32), overlap=4), region="abc"),
-        replace(BRIGHT, dicom_window=GivenWindow(centre=40.0, width=400.0), choices=(choice,), false_alarm_rate=None),
+        replace(
+            BRIGHT,
+            dicom_window=GivenWindow(centre=40.0, width=400.0),
+            choices=(choice,),
+            false_alarm_rate=None,
+            review_load=None,
+        ),
     ]
     for card in cards:
         written = json.loads(json.dumps(card.to_json()))
@@ -334,6 +340,7 @@ def test_a_card_is_written_and_read_back_whatever_it_holds() -> None:
             card.takes_region,
             card.threshold,
         )
+        assert (plain.reject_above, plain.review_load) == (card.reject_above, card.review_load)
         assert isinstance(card, ModelCard)
 
 

@@ -16,7 +16,7 @@ from pipelines.settings.params import LatencyConfig
 
 FRAME = (Size.square(32), "bilinear", "stretch", None, False, 1, None)
 READING = (0, 65535, "refuse", None, "file", 90)
-CARD = ModelCard("a", "nut", *FRAME, *READING, 0.5, 0.5, 0.05, None, "run", "sha", [], {})
+CARD = ModelCard("a", "nut", *FRAME, *READING, 0.5, 0.5, 0.05, None, None, None, "run", "sha", [], {})
 
 
 class Clock:

@@ -51,7 +51,7 @@ def test_the_copy_holds_the_choice_and_the_same_network(cell: Cell) -> None:
     assert choice.on_test_images is None  # nothing is evaluated here
     assert file_sha256(cell.onnx) == exported
     card = Detector(cell.deployed).card
-    assert card == replace(CARD, threshold=0.25, false_alarm_rate=None, choices=(choice,))
+    assert card == replace(CARD, threshold=0.25, false_alarm_rate=None, review_load=None, choices=(choice,))
     before, after = (onnx.load(path) for path in (cell.onnx, cell.deployed))
     assert before.graph.SerializeToString() == after.graph.SerializeToString()
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
@@ -64,7 +64,7 @@ def test_choices_follow_one_another_and_the_first_threshold_keeps_its_promise(ce
     assert [choice.former for choice in made] == [CARD.threshold, 0.25, -0.75]
     card = Detector(cell.deployed).card
     assert card.choices == tuple(made)
-    assert card.false_alarm_rate == CARD.false_alarm_rate
+    assert (card.false_alarm_rate, card.review_load) == (CARD.false_alarm_rate, CARD.review_load)
 
 
 def test_a_new_training_begins_anew_and_says_so(cell: Cell) -> None:
@@ -81,7 +81,7 @@ def test_an_older_file_is_replaced(cell: Cell) -> None:
     cell.deployed.parent.mkdir(parents=True)
     write_model(cell.deployed, {**CARD.to_metadata(), "blemish.format": "5"})
     done = threshold(MODEL, CATEGORY, 8.0, None, "anna", Project(Path()))
-    assert done.left_behind == f"{cell.deployed}: written in format 5, this version reads 6; export it again"
+    assert done.left_behind == f"{cell.deployed}: written in format 5, this version reads 7; export it again"
     assert Detector(cell.deployed).card.threshold == 8.0
 
 

@@ -17,6 +17,7 @@ from pipelines.evaluation.outcomes import Counts, Evaluation, read_tested
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.training.train import train
+from pipelines.training.trained import load_trained
 
 CPU = torch.device("cpu")
 BGAD = SETTINGS["bgad"] | {"backbone": FAPM["backbone"], "epochs": 2}
@@ -44,6 +45,11 @@ def counts_of(project, model):
     return counts.test_images
 
 
+def review_of(project, model):
+    found = Evaluation.load(project.cell(model, CATEGORY, 0).evaluation, "evaluate again")
+    return found.review, found.threshold.value
+
+
 def test_who_is_tested_on_what(project, console):
     """None is apart for FAPM alone; beside BGAD, that is decided by `learnt_defects`; BGAD never sees its own."""
     both = with_models(project, "fapm", "bgad")
@@ -57,10 +63,21 @@ def test_who_is_tested_on_what(project, console):
         evaluate(model, CATEGORY, both, project, CPU)
         assert counts_of(project, model) == "4 + 2 (2 apart)"
         assert not learnt & {image.path for image in read_tested(project.cell(model, CATEGORY, 0).evaluated)}
+    # FAPM has never seen them, and nobody tests it on them: they say from where on it rejects without a look.
+    trained = load_trained(project.cell("fapm", CATEGORY, 0), CPU)
+    data = trained.data(project, CPU)
+    scores = [float(trained.model(data.batch([row]).image).score) for row in index.rows("anomalous_train")]
+    review, threshold = review_of(project, "fapm")
+    assert (review.comes_from, review.num_images) == ("known defects", 2)
+    assert review.reject_above == max(min(scores), threshold)
+    # BGAD has learnt from them, and 3 held-out good parts promise nothing.
+    review, _ = review_of(project, "bgad")
+    assert (review.comes_from, review.reject_above) == ("held-out good parts", None)
     others = with_models(project, "fapm", "bgad", learnt_defects="tested_by_others")
     for model, expected in (("fapm", "4 + 4"), ("bgad", "4 + 2 (2 apart)")):
         evaluate(model, CATEGORY, others, project, CPU)
         assert counts_of(project, model) == expected
+    assert review_of(project, "fapm")[0].comes_from == "held-out good parts"  # what is tested on sets no threshold
     assert learnt < {image.path for image in read_tested(project.cell("fapm", CATEGORY, 0).evaluated)}
     client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("tests").experiment_id])

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 import os
 import pty
@@ -18,7 +19,7 @@ from PIL import Image
 import cli
 from anomaly_models.common.sizes import Size
 from pipelines.errors import ArgumentError, DatasetError, ExportError
-from pipelines.inference.card import Decision
+from pipelines.inference.card import Disposition
 from pipelines.inference.detector import Detector, as_threshold
 from pipelines.inference.engine import Inputs
 from pipelines.inference.marked import marked
@@ -110,10 +111,11 @@ def test_scores_decisions_and_overlays_are_written(run: Predict, tmp_path: Path)
     assert found["at.png"].score == CARD.threshold
     results = tmp_path / "results"
     rows = read_rows(results / "predictions.csv")
-    assert list(rows[0]) == ["path", "score", "threshold", "decision", "overlay", "error"]
+    assert list(rows[0]) == ["path", "score", "threshold", "decision", "disposition", "overlay", "error"]
     assert {float(row["threshold"]) for row in rows} == {CARD.threshold}
     assert [Path(row["path"]).name for row in rows] == ["above.png", "at.png", "defect.jpg", "good.png"]
     assert float(rows[0]["score"]) == found["above.png"].score  # no digit is lost
+    assert [row["disposition"] for row in rows] == ["review", "accept", "reject", "accept"]
     assert [row["error"] for row in rows] == [""] * 4
     written = json.loads((results / "predictions.json").read_text(encoding="utf-8"))
     assert (written["threshold"], written["threshold_of_file"]) == (CARD.threshold, CARD.threshold)
@@ -172,7 +174,7 @@ def test_a_score_that_is_no_number_never_passes_as_good(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", 200)
     (result,) = predict(Detector(broken), [path], tmp_path / "out", lambda _result, _total: None)
     error = f"{path}: the model's score is nan; inspect this part by hand"
-    assert result == Result(str(path), None, None, None, None, error)
+    assert result == Result(str(path), None, None, None, None, None, error)
     assert read_rows(tmp_path / "out" / "predictions.csv")[0]["decision"] == ""
 
 
@@ -364,12 +366,12 @@ def test_a_foreign_model_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: an ONNX model, but not one that `blemish export` wrote; it has no threshold"
 
 
-@pytest.mark.parametrize("found", ["5", "7"])
+@pytest.mark.parametrize("found", ["6", "8"])
 def test_another_format_is_refused(tmp_path: Path, found: str) -> None:
     path = write_model(tmp_path / "other.onnx", {**CARD.to_metadata(), "blemish.format": found})
     with pytest.raises(ExportError) as caught:
         Detector(path)
-    assert str(caught.value) == f"{path}: written in format {found}, this version reads 6; export it again"
+    assert str(caught.value) == f"{path}: written in format {found}, this version reads 7; export it again"
 
 
 def test_every_field_is_plain_text_in_the_metadata() -> None:
@@ -394,7 +396,7 @@ def test_another_threshold_decides_and_promises_nothing(model: Path, tmp_path: P
 def test_the_verdict_stands_below_the_overlay_and_covers_nothing(tmp_path: Path, size: tuple[int, int]) -> None:
     width, height = size
     overlay = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    said = {decision: np.asarray(marked(overlay, decision, "score 1, threshold 2")) for decision in get_args(Decision)}
+    said = {one: np.asarray(marked(overlay, one, "score 1, threshold 2")) for one in get_args(Disposition)}
     for picture in said.values():
         np.testing.assert_array_equal(picture[:height, :width], overlay)
         ink = (picture[height:] == 255).all(axis=2)
@@ -403,7 +405,8 @@ def test_the_verdict_stands_below_the_overlay_and_covers_nothing(tmp_path: Path,
         assert 0 < rows[0] < rows[-1] < len(ink) - 1
         assert 0 < columns[0] < columns[-1] < ink.shape[1] - 1  # whole
     words = [(picture[height:] == 255).all(axis=2) for picture in said.values()]
-    assert (words[0] != words[1]).any()  # never by colour alone
+    for one, other in itertools.combinations(words, 2):
+        assert one.shape != other.shape or (one != other).any()  # never by colour alone
 
 
 def sort(model: Path, parts: Path, folder: Path) -> list[Result]:
@@ -527,8 +530,8 @@ def test_the_command_line_needs_no_torch_and_reports_bad_images(model: Path, tmp
 def test_a_threshold_on_the_command_line_is_said(model: Path, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", 20)
     done = blemish(tmp_path, "predict", model, "a.png", "--threshold", "-0.25", "--fail-on-defect")
-    summary = "1 image scored, 1 with a defect at threshold -0.25 as given (the file's is 0.502): predictions/"
-    assert summary in done.stdout
+    summary = "1 image scored, 1 with a defect (1 for a person to review) at threshold -0.25 as given (the file's is"
+    assert f"{summary} 0.502): predictions/" in done.stdout
     assert done.returncode == 3
     done = blemish(tmp_path, "predict", model, "a.png", "--threshold", "nan")
     assert done.stderr == "error: threshold 'nan': not a finite number; give one such as 2.5\n"

@@ -256,8 +256,8 @@ def test_states_figures_and_pages(gear: Path) -> None:
         assert state == told
         figures = requests.get(f"{address}/metrics", timeout=LONG).text
         for line in (
-            'blemish_answers_total{bundle="gear",decision="defect"} 1.0',
-            'blemish_answers_total{bundle="gear",decision="good"} 1.0',
+            'blemish_answers_total{bundle="gear",decision="defect",disposition="reject"} 1.0',
+            'blemish_answers_total{bundle="gear",decision="good",disposition="accept"} 1.0',
             'blemish_refusals_total{bundle="gear",status="422"} 1.0',
             'blemish_waiting{bundle="gear"} 0.0',
             'blemish_refused{bundle="gear"} 0.0',

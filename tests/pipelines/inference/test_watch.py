@@ -137,17 +137,17 @@ def test_pictures_move_by_what_was_decided_and_none_takes_another_ones_place(
     (folder / "cut.png").write_bytes(png(100)[:-30])
     told = once(folder, bundle, output, move=True)
     assert {record["picture"]: record["moved_to"] for record in told} == {
-        "a.png": "good/a.png",
-        "left/b.png": "defect/left/b.png",
+        "a.png": "accept/a.png",
+        "left/b.png": "reject/left/b.png",
         "cut.png": "unreadable/cut.png",
     }
     assert [path for path in folder.rglob("*") if path.is_file()] == []
-    assert (output / "good" / "a.png").read_bytes() == png(100)
+    assert (output / "accept" / "a.png").read_bytes() == png(100)
     assert (output / "unreadable" / "cut.png").read_bytes() == png(100)[:-30]
     (folder / "a.png").write_bytes(png(90))
     (again,) = once(folder, bundle, output, move=True)
-    assert again["moved_to"] == f"good/a-{again['id'][:8]}.png"
-    assert (output / "good" / "a.png").read_bytes() == png(100)
+    assert again["moved_to"] == f"accept/a-{again['id'][:8]}.png"
+    assert (output / "accept" / "a.png").read_bytes() == png(100)
     assert (output / again["moved_to"]).read_bytes() == png(90)
 
 
@@ -172,8 +172,8 @@ def test_to_another_disk_and_past_what_holds_a_picture(
     monkeypatch.setattr(Path, "unlink", unlink)
     assert len(once(folder, bundle, output, move=True)) == 2
     assert [path for path in folder.rglob("*") if path.is_file()] == []
-    assert (output / "good" / "a.png").read_bytes() == png(100)
-    assert [path.name for path in (output / "good").iterdir()] == ["a.png"]
+    assert (output / "accept" / "a.png").read_bytes() == png(100)
+    assert [path.name for path in (output / "accept").iterdir()] == ["a.png"]
     assert caplog.text.count("cannot be moved to") == 2
 
 
@@ -359,8 +359,8 @@ def test_killed_at_any_write_it_goes_on_without_deciding_twice(
             assert {record["id"] for _, record in received} == ids, number
             assert not list((output / "pending").glob("*.json"))
             assert [path for path in (place / "camera").rglob("*") if path.is_file()] == []
-            assert sorted(p.name for p in (output / "good").iterdir()) == ["a.png"]
-            assert sorted(p.name for p in (output / "defect" / "left").iterdir()) == ["b.png"]
+            assert sorted(p.name for p in (output / "accept").iterdir()) == ["a.png"]
+            assert sorted(p.name for p in (output / "reject" / "left").iterdir()) == ["b.png"]
 
 
 # -------------------------------------------------------------------------------------------------------------- outlets

@@ -265,6 +265,13 @@ def test_costs_choose_a_threshold(browser: Browser, report: Path) -> None:
     # Of both shares, 1 in 5; the cost is 10,000 x (0.8 p + 0.2 p x 10).
     low, high = (28_000 * p for p in binomtest(1, 5).proportion_ci())
     assert rows["deployed"][1].split("\n")[1] == f"{low:,.0f} to {high:,.0f}"
+    # Rejected without a look is what is above 3, one of the five defects; a person looks at three more, and at a good
+    # one: 10,000 x (0.8 x 1/5 x 0.5 + 0.2 x (1/5 x 10 + 3/5 x 0.5)) = 800 + 4,600.
+    choose(browser, "review-cost", "0.5")
+    rows = {row.split("\t")[0]: row.split("\t")[1:] for row in texts(browser, "#costs tr")}
+    assert [rows["with review"][0], rows["with review"][1].split("\n")[0]] == ["2", "5,400"]
+    said = "With review, a person looks at 2800 of 10,000 parts and decides rightly; the rest is as deployed."
+    assert texts(browser, "#review-note") == [said]
     browser.run("document.getElementById('use-cheapest').click()")
     assert counts(browser) == {"hit": 5, "miss": 0, "alarm": 2, "pass": 3}
     choose(browser, "prevalence", "0")  # where nothing is defective, nothing should be rejected

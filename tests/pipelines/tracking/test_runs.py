@@ -405,7 +405,7 @@ def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, packed: Pa
     described = mlflow.models.get_model_info(urlparse(stored.artifact_location).path).signature
     assert described is not None
     assert described.inputs.input_types() == [DataType.string]
-    assert described.outputs.input_names() == ["score", "threshold", "decision", "error"]
+    assert described.outputs.input_names() == ["score", "threshold", "decision", "disposition", "error"]
 
 
 def test_the_champion_is_the_exported_model_of_a_run(project: Path, packed: Path) -> None:

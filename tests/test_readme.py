@@ -22,7 +22,7 @@ import cli
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-PORT = "5077"
+PORT, SERVED = "5077", "8077"
 
 
 def shell_commands() -> list[str]:
@@ -120,8 +120,19 @@ def take_a_folder_of_ones_own(shell: Shell) -> None:
     printed = shell.type("blemish predict exported/fapm/my_part/model.onnx new_images/")
     assert "images scored" in printed
     assert (shell.root / "predictions" / "predictions.csv").exists()
-    assert "samples replayed" in shell.type("blemish bundle fapm my_part")
     assert "threshold 2.5 instead of" in shell.type("blemish threshold fapm my_part 2.5")
+
+
+def take_it_to_the_line(shell: Shell) -> None:
+    assert "samples replayed" in shell.type("blemish bundle fapm my_part")
+    assert "samples of fapm on" in shell.type("blemish verify bundles/fapm-my_part.zip")
+    shell.typed.add("blemish serve bundles/fapm-my_part.zip")
+    command = ["blemish", "serve", f"bundles/fapm-{CATEGORY}.zip", "--port", SERVED]  # the usual port may be taken
+    with subprocess.Popen(command, cwd=shell.root, env=shell.environment, stdout=subprocess.DEVNULL) as process:
+        try:
+            assert get(f"http://127.0.0.1:{SERVED}/ready", process) == 200
+        finally:
+            process.terminate()
 
 
 def test_every_command_of_the_readme(shell: Shell) -> None:
@@ -129,6 +140,7 @@ def test_every_command_of_the_readme(shell: Shell) -> None:
     walk_as_a_newcomer(shell)
     open_the_mlflow_page(shell)
     take_a_folder_of_ones_own(shell)
+    take_it_to_the_line(shell)
     assert set(shell_commands()) - {"make test"} == shell.typed
     assert "\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8")
 

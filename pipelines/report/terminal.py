@@ -90,7 +90,10 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
         console.print(f"Defects found:       {first.examples}")
     console.print(f"Compare runs:        {'make' if (project.root / 'Makefile').exists() else 'blemish'} ui")
     console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
+    packed = shlex.quote(f"bundles/{first.model}-{category}.zip")
     console.print(f"Take it to the line: blemish bundle {first.model} {shlex.quote(category)}", soft_wrap=True)
+    console.print(f"                     blemish verify {packed}", soft_wrap=True)
+    console.print(f"                     blemish serve {packed}", soft_wrap=True)
     return not lacking
 
 

@@ -681,6 +681,41 @@ def watch(
         run(folder, proven, output, outlets, tell, stop, pace=Pace(settle, patience, poll), move=move, once=once)
 
 
+@app.command(rich_help_panel=USE)
+def drift(
+    output: Annotated[
+        Path, typer.Argument(exists=True, file_okay=False, help="Folder that `watch` writes.", show_default=False)
+    ],
+    bundle: Annotated[Path, typer.Option(help="The file that it decides by.", show_default=False)],
+    fail_on_drift: Annotated[
+        bool, typer.Option("--fail-on-drift", help=f"Exit code {DEFECT_FOUND} if something has changed.")
+    ] = False,
+) -> None:
+    """Say whether parts still score and look as the good ones did that the threshold comes from."""
+    from datetime import datetime
+
+    from pipelines.inference.bundle import Bundle
+    from pipelines.inference.drift import Monitor
+    from pipelines.inference.watch import parts
+    from pipelines.numbers import score
+
+    opened = Bundle(bundle)
+    monitor = Monitor(opened.calibration, opened.card.threshold)
+    monitor.replay(parts(output, opened.card.run_id))
+    for name, test in monitor.tests.items():
+        typer.echo(
+            f"{name:10}  {score(test.mean)} of late, {score(test.expected)} of the good parts held out  "
+            f"(of {test.number} parts; evidence of a change {100 * test.evidence:.0f} %)"
+        )
+    for change in monitor.changes:
+        at = datetime.fromtimestamp(change.at).astimezone().isoformat(timespec="minutes")
+        typer.echo(f"changed by {at}: {change.text}", err=True)
+    if not monitor.changes:
+        typer.echo("no change told; without one, at most one false alarm in ten months of work is expected")
+    if monitor.changes and fail_on_drift:
+        raise typer.Exit(DEFECT_FOUND)
+
+
 # `-0.5` is a value here, no option.
 @app.command(rich_help_panel=USE, context_settings={"ignore_unknown_options": True})
 def threshold(

@@ -23,6 +23,12 @@ def png(brightness: int, side: int = SIDE, seed: int = 0) -> bytes:
     return file.getvalue()
 
 
+def calibration() -> str:
+    """Of twenty good parts, of brightness 40 to 59 of 255."""
+    rows = [f"{level / 255},{level / 255},{level / 510},0.05,1.5" for level in range(40, 60)]
+    return "\n".join(["threshold_score,score,brightness,contrast,sharpness", *rows, ""])
+
+
 def make(path: Path, run_id: str = "0123", threshold: float = 0.5, expected: float | None = None) -> Path:
     """A bundle of a model whose scores can be worked out by hand."""
     card = replace(CARD, threshold=threshold, run_id=run_id)
@@ -38,6 +44,7 @@ def make(path: Path, run_id: str = "0123", threshold: float = 0.5, expected: flo
         opened.GRAPH: graph.read_bytes(),
         sample.file: content,
         opened.SAMPLES: writing._json([sample._asdict()]),
+        opened.CALIBRATION: calibration().encode(),
         opened.MAPS: writing._arrays({"0": maps[0, 0]}),
     }
     temporary = path.with_suffix(".part")

@@ -48,11 +48,12 @@ def test_the_lines_of_python(root: Path) -> None:
 
 def test_the_commands(root: Path) -> None:
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^(blemish .*)$", PAGE, re.MULTILINE)]
-    # Which need an evaluated cell: `test_bundle.py`, `test_serve.py` and `test_watch.py`.
+    # Which need an evaluated cell: `test_bundle.py`, `test_serve.py`, `test_watch.py` and `test_drift.py`.
     others = [
         ["blemish", "bundle", "fapm", "my_part"],
         ["blemish", "serve", "bundles/fapm-my_part.zip"],
         ["blemish", "watch", "camera/", "--bundle", "bundles/fapm-my_part.zip", "--move"],
+        ["blemish", "drift", "watched", "--bundle", "bundles/fapm-my_part.zip"],
     ]
     assert [command for command in commands if command in others] == others
     commands = [command for command in commands if command not in others]

@@ -25,6 +25,8 @@ from pipelines.files import atomic_file
 from pipelines.inference import bundle as opened
 from pipelines.inference.bundle import Bundle, Sample, allowed
 from pipelines.inference.detector import Detector, ModelCard
+from pipelines.inference.drift import SCORE
+from pipelines.inference.measures import MEASURES, measured
 from pipelines.numbers import counted, interval, percent
 from pipelines.paths import INDEX_FILE, Cell, Project
 from pipelines.settings.params import Params
@@ -160,7 +162,7 @@ def _contents(
         yield code.relative_to(lineage.ROOT).as_posix(), code.read_bytes()
     yield opened.GRAPH, onnx.read_bytes()
     yield opened.CARD, _json(about)
-    yield opened.CALIBRATION, _calibration(images)
+    yield opened.CALIBRATION, _calibration(detector, images, originals)
     samples, maps = [], {}
     for number, image in enumerate(_chosen(images, detector.card.threshold)):
         original = originals.file(image)
@@ -279,11 +281,20 @@ pictures with the scores and maps that are to come of them, manifest.json the SH
 """
 
 
-def _calibration(images: Sequence[ScoredImage]) -> bytes:
+def _calibration(detector: Detector, images: Sequence[ScoredImage], originals: _Originals) -> bytes:
+    """Of the held-out good parts: the score that the threshold comes from, and what further parts compare with.
+
+    The first may be that of another calibration, or of a model that learnt from others; where the model learnt from
+    all good parts, no score of its own compares with those of further ones.
+    """
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(["score"])
-    writer.writerows([repr(image.score)] for image in images if image.split == "holdout")
+    writer.writerow(["threshold_score", SCORE, *MEASURES])
+    for image in images:
+        if image.split == "holdout":
+            inputs = detector.load(originals.file(image))
+            own = "" if originals.index.by_folds else repr(float(detector(inputs)[1][0]))
+            writer.writerow([repr(image.score), own, *map(repr, measured(inputs).values())])
     return file.getvalue().encode()
 
 

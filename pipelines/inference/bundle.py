@@ -5,6 +5,7 @@ is unpickled or unpacked to the disk. Its comment, the last bytes of the file, h
 so that none can change unseen; `manifest.json` has that of each file.
 """
 
+import csv
 import hashlib
 import io
 import json
@@ -96,6 +97,13 @@ class Bundle:
         """Its detector, which names what is wrong by the bundle's path."""
         session = open_session(self.path, providers, threads, content=self.read(GRAPH))
         return Engine(self.path, session, self.card)
+
+    @property
+    def calibration(self) -> dict[str, list[float]]:
+        """By column: what the held-out good parts scored, and how bright and sharp they are."""
+        with reading(self.path, _AGAIN):
+            rows = list(csv.DictReader(io.StringIO(self.read(CALIBRATION).decode(), newline="")))
+            return {name: [float(row[name]) for row in rows if row[name]] for name in (rows[0] if rows else ())}
 
     @property
     def samples(self) -> list[Sample]:

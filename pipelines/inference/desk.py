@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.inference.card import Card, Decision, Disposition
+from pipelines.inference.drift import SCORE
 from pipelines.inference.engine import Engine, Inputs
+from pipelines.inference.measures import measured
 from pipelines.inference.proven import Proven
 from pipelines.pictures.overlays import Map, Pixels
 
@@ -94,7 +96,8 @@ class Desk:
         """What is in use, and why nothing newer is."""
         card = self.proven.card
         told = {"model": card.model, "category": card.category, "run_id": card.run_id, "threshold": card.threshold}
-        return {**told, "refused": self.proven.refused}
+        changes = [change.text for change in self.proven.monitor.changes]
+        return {**told, "refused": self.proven.refused, "drift": changes}
 
     async def answer(self, content: bytes, name: str, *, with_picture: bool = False) -> Answer:
         """Score a picture's bytes; `name` is told where something is wrong, and its suffix says DICOM.
@@ -118,9 +121,10 @@ class Desk:
         future: Future[_Seen] = Future()
         self._queue.put(_Waiting(engine, read.inputs, time.perf_counter(), future))
         picture = read.rgb if with_picture else None
-        decoding, resizing = read.decoding, read.resizing
+        decoding, resizing, values = read.decoding, read.resizing, read.measures
         del content, read  # a large picture takes hundreds of megabytes, and need not wait along
         seen = await asyncio.wrap_future(future)
+        self.proven.note({SCORE: seen.score, **values})
         shown = None
         if picture is not None:
             shown = await loop.run_in_executor(self._decoders, engine.restored, seen.map, picture)
@@ -156,6 +160,7 @@ class _Read:
 
     rgb: Pixels
     inputs: Inputs
+    measures: dict[str, float]
     decoding: float  # seconds
     resizing: float
 
@@ -165,7 +170,8 @@ def _read(engine: Engine, content: bytes, name: str) -> _Read:
     rgb = engine.decode(content, Path(name))
     decoded = time.perf_counter()
     inputs = engine.fitted(rgb, name)
-    return _Read(rgb, inputs, decoded - begun, time.perf_counter() - decoded)
+    resized = time.perf_counter()
+    return _Read(rgb, inputs, measured(inputs), decoded - begun, resized - decoded)
 
 
 def _look(engine: Engine, waiting: Sequence[_Waiting]) -> None:

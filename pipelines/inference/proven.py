@@ -1,11 +1,14 @@
 """A bundle that proved itself on this machine, and the next one that is put in its place."""
 
 import logging
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.errors import ExportError
 from pipelines.inference.bundle import Bundle
 from pipelines.inference.card import Card
+from pipelines.inference.drift import Monitor
 from pipelines.inference.engine import Engine
 
 _LOG = logging.getLogger(__name__)  # whose warnings Python writes to stderr as they are, if nobody asked otherwise
@@ -22,7 +25,7 @@ class Proven:
         self.path, self._threads = path, threads
         self.refused: str | None = None  # why the file that lies there now was not taken over
         self._stamp = _stamp(path)
-        self.engine = _proven(path, threads)
+        self.engine, self.monitor = _proven(path, threads)
 
     @property
     def card(self) -> Card:
@@ -34,13 +37,18 @@ class Proven:
         if stamp == self._stamp:
             return
         try:
-            self.engine = _proven(self.path, self._threads)
+            self.engine, self.monitor = _proven(self.path, self._threads)
             self.refused = None
             _LOG.warning("%s: taken over, run %s", self.path, self.card.run_id)
         except Exception as error:  # whatever it was: the one before goes on answering
             self.refused = str(error) or type(error).__name__
             _LOG.warning("%s; the one before stays in use", self.refused)
         self._stamp = stamp
+
+    def note(self, values: Mapping[str, float]) -> None:
+        """A part's score and measures; what has changed by now is told in the log."""
+        for change in self.monitor.add(time.time(), values):
+            _LOG.warning("%s: %s", self.path, change.text)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -52,7 +60,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _proven(path: Path, threads: int | None) -> Engine:
+def _proven(path: Path, threads: int | None) -> tuple[Engine, Monitor]:
     """Raises ExportError unless it is whole and answers its samples here as it did where it was made."""
     bundle = Bundle(path)
     engine = bundle.engine(threads=threads)
@@ -61,4 +69,4 @@ def _proven(path: Path, threads: int | None) -> Engine:
             f"{path}: {len(different)} of its samples are not answered on this machine as they were where it was made "
             f"({different[0].line}); `blemish verify` shows all"
         )
-    return engine
+    return engine, Monitor(bundle.calibration, engine.card.threshold)

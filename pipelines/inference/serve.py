@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import io
+import math
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -278,6 +279,16 @@ class _Metrics:
             waiting.labels(name).set_function(lambda desk=desk: desk.waiting)
             refused.labels(name).set_function(lambda desk=desk: desk.proven.refused is not None)
             started.labels(name).set(time.time())
+        self._desks = desks
+        self._drift = {
+            key: self._make(Gauge, key, meaning, "quantity")
+            for key, meaning in (
+                ("drift", "1 if it is no longer what it was of the good parts that the threshold comes from"),
+                ("drift_evidence", "That it is not: 0 none, 1 told"),
+                ("recent_mean", "Of the latest parts"),
+                ("calibration_mean", "Of the good parts that the threshold comes from"),
+            )
+        }
 
     def _make(self, kind: Any, name: str, meaning: str, *labels: str, **more: Any) -> Any:
         return kind(f"blemish_{name}", meaning, ("bundle", *labels), registry=self._registry, **more)
@@ -291,4 +302,10 @@ class _Metrics:
         self._refusals.labels(desk.name, str(status)).inc()
 
     def text(self) -> bytes:
+        for name, desk in self._desks.items():
+            for quantity, test in desk.proven.monitor.tests.items():
+                mean = math.nan if test.mean is None else test.mean
+                values = test.change is not None, test.evidence, mean, test.expected
+                for gauge, value in zip(self._drift.values(), values, strict=True):
+                    gauge.labels(name, quantity).set(value)
         return generate_latest(self._registry)

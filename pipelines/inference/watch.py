@@ -32,6 +32,8 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import ArgumentError, DatasetError, ExportError, ImageError
 from pipelines.files import Busy, DiskFull, atomic_file, reporting_full_disk, write_json
+from pipelines.inference.drift import QUANTITIES
+from pipelines.inference.measures import MEASURES, measured
 from pipelines.inference.outlets import Outlet, Unwanted
 from pipelines.inference.predict import decided, printable, save_overlay
 from pipelines.inference.proven import Proven
@@ -49,6 +51,7 @@ _COLUMNS = (
     "threshold",
     "decision",
     "disposition",
+    *MEASURES,
     "error",
     "model",
     "run_id",
@@ -114,6 +117,10 @@ def watch(
         def on_decision(record: Record) -> None:
             tell(record)
             delivery.add(record)
+            if record["error"] is None:
+                bundle.note({name: record[name] for name in QUANTITIES})
+
+        bundle.monitor.replay(parts(output, bundle.card.run_id))
 
         try:
             _follow(_Watcher(folder, bundle, book, on_decision, move=move), delivery, pace, stop, once=once)
@@ -136,6 +143,17 @@ def stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def parts(output: Path, run_id: str) -> Iterator[tuple[float, dict[str, float]]]:
+    """Time (seconds since 1970) and quantities of what this model decided on, as the tables of `output` have it."""
+    for path in sorted(output.glob("results/*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["run_id"] == run_id and not row["error"]:
+                    with contextlib.suppress(KeyError, TypeError, ValueError):  # a row that a power cut tore
+                        values = {name: float(row[name]) for name in QUANTITIES}
+                        yield datetime.fromisoformat(row["scored_at"]).timestamp(), values
 
 
 def line_of(record: Record) -> str:
@@ -290,16 +308,19 @@ class _Watcher:
         engine, begun = self.bundle.engine, time.perf_counter()
         card = engine.card
         score, decision, disposition, error = None, None, None, None
+        measures: dict[str, float | None] = dict.fromkeys(MEASURES)
         try:
             content = path.read_bytes()
             if _stamp(path) != stamp:
                 return None  # it was changed while it was read
             rgb = engine.decode(content, path)
-            maps, scores = engine(engine.fitted(rgb, str(path)))
+            inputs = engine.fitted(rgb, str(path))
+            maps, scores = engine(inputs)
             score = float(scores[0])
             decision, disposition = card.decision(score), card.disposition(score)
             if decision == "defect":
                 save_overlay(self._book.folder / overlay, rgb, engine.restored(maps[0, 0], rgb), card, score)
+            measures |= measured(inputs)
         except DiskFull:
             raise
         except Exception as failure:  # whatever it was: the pictures behind this one must be decided on
@@ -311,6 +332,7 @@ class _Watcher:
             "threshold": card.threshold,
             "decision": decision,
             "disposition": disposition,
+            **measures,
             "error": error,
             "overlay": overlay.as_posix() if decision == "defect" else None,
             "model": card.model,

@@ -32,6 +32,7 @@ from pipelines.inference.bundle import Bundle, Replayed, Sample, comment, digest
 from pipelines.inference.card import Card, ThresholdChoice
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.inference.engine import Engine
+from pipelines.inference.measures import MEASURES, measured
 from pipelines.paths import Project
 from pipelines.pictures.windows import GivenWindow
 from pipelines.preparation.prepare import prepare
@@ -110,8 +111,18 @@ def test_the_card_says_what_it_is_how_good_and_on_what_terms(path: Path, project
     assert "Of good parts like the 3 held out" in " ".join(about["limits"])
     held_out = [image.score for image in read_predictions(cell.evaluated) if image.split == "holdout"]
     assert [
-        float(row["score"]) for row in csv.DictReader(opened.read("calibration.csv").decode().splitlines())
+        float(row["threshold_score"]) for row in csv.DictReader(opened.read("calibration.csv").decode().splitlines())
     ] == held_out
+
+
+def test_further_parts_are_compared_with_the_held_out_ones_as_they_are_scored(path: Path, project: Project) -> None:
+    opened, source = Bundle(path), project.root / "images" / CATEGORY
+    engine = opened.engine()
+    held_out = [i for i in read_predictions(project.cell("fapm", CATEGORY, 0).evaluated) if i.split == "holdout"]
+    inputs = [engine.load(source / image.path) for image in held_out]
+    assert opened.calibration["score"] == [float(engine(one)[1][0]) for one in inputs]
+    for name in MEASURES:
+        assert opened.calibration[name] == [measured(one)[name] for one in inputs]
 
 
 def test_terms_are_those_of_the_set_that_was_downloaded(params: Params) -> None:

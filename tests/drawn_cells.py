@@ -151,6 +151,7 @@ def to_person() -> dict[str, Any]:
         "reject_above": 3.0,
         "comes_from": "known defects",
         "num_images": 9,
+        "num_known_defects": 9,
         "rate_requested": 0.1,
         "expected_rate": 0.1,
         "attainable": True,

@@ -116,6 +116,7 @@ class Review(Record):
     reject_above: float | None  # None: nothing is rejected without a look
     comes_from: Literal["known defects", "held-out good parts"]
     num_images: int  # of these
+    num_known_defects: int
     rate_requested: Share  # of defects like them, that are left to a person; or of good parts, rejected without a look
     expected_rate: Share  # likewise
     attainable: bool  # False: too few to promise the requested rate
@@ -135,14 +136,17 @@ class Review(Record):
         load = f"Of good parts, {percent(self.expected_load)} % are expected to go there (95 % interval {ends} %)."
         asked, number, needed = f"{100 * self.rate_requested:g} %", self.num_images, self.num_images_needed
         if self.reject_above is None:
+            others = ", or known defects" if not self.num_known_defects else ""
+            known = f", and the lowest of {counted(self.num_known_defects, 'known defect')} score like good parts"
             return (
                 f"A score above the threshold goes to a person: {counted(number, 'held-out good part')} cannot promise "
-                f"that {asked} of good parts are rejected without a look (it takes {needed}, or known defects). {load}"
+                f"that {asked} of good parts are rejected without a look (it takes {needed}{others})"
+                f"{known if self.num_known_defects else ''}. {load}"
             )
         said = f"A score above {score(self.reject_above)} is rejected at once"
         if self.comes_from == "known defects":
             few = "" if self.attainable else f" ({asked} were asked for, which take {needed} known ones)"
-            expected = f"{percent(self.expected_rate)} % at most are expected not to be"
+            expected = f"{percent(self.expected_rate)} % are expected not to be"
             said = f"{said}: of defects like {counted(number, 'known one')}, {expected}{few}"
         else:
             said = f"{said}, as are {percent(self.expected_rate)} % of good parts like the {number} held out"

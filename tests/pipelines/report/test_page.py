@@ -268,7 +268,7 @@ def test_the_pages_hold_what_evaluate_wrote(project: Project) -> None:
     assert cell["note"] == (
         "The deployed threshold 2 was set on 20 held-out good parts for 5\xa0% false alarms; expected on further parts "
         "like them are 4.76\xa0% (95\xa0% interval 0.13\xa0% to 16.8\xa0%). A score above 3 is rejected at once: of "
-        "defects like 9 known ones, 10.0 % at most are expected not to be; one between the two goes to a person. Of "
+        "defects like 9 known ones, 10.0 % are expected not to be; one between the two goes to a person. Of "
         "good parts, 4.8 % are expected to go there (95 % interval 0.0 to 16.8 %). What is promised assumes that "
         "further good parts are exchangeable with the held-out ones: of the same days, lots and cameras. No groups "
         "were told apart (prepare.groups) that could show whether it holds on others."

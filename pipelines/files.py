@@ -108,13 +108,11 @@ def _lock(handle: int) -> bool:
 
     False if another one has it, and on Windows, which has no such locks.
     """
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    if sys.platform != "win32":
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
@@ -243,12 +244,12 @@ class _Processes:
         with self._lock:
             self._stopped, alive = True, list(self._alive)
         for process in alive:
-            _signal(process, signal.SIGINT)  # upon which runs are closed and locks are given back
+            _interrupt(process)
         for process in alive:
             try:
                 process.wait(_GRACE)
             except subprocess.TimeoutExpired:
-                _signal(process, signal.SIGKILL)
+                _kill(process)
 
     def _log(self, name: str) -> Path:
         return self.project.root / "work" / "logs" / f"{name}.log"
@@ -258,9 +259,26 @@ def _end(_signal: int, _frame: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-        os.killpg(process.pid, number)
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """With all that it has begun; upon which runs are closed and locks are given back, but for Windows: see `_kill`."""
+    if sys.platform == "win32":
+        _kill(process)
+    else:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.killpg(process.pid, signal.SIGINT)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that it has begun, which Windows knows by who began it."""
+    if sys.platform == "win32":
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(process.pid)
+            for one in [*top.children(recursive=True), top]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _environment() -> dict[str, str]:

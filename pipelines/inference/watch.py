@@ -58,6 +58,7 @@ _COLUMNS = (
     "overlay",
 )
 _SHORTEST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds between two tries to deliver, or to move
+_REST = 3  # times what a look takes, until the next one: where many pictures stay, it takes a while
 _LAST_TRIES = 10.0  # seconds that a stop waits for what is to be delivered
 
 
@@ -178,13 +179,14 @@ def _follow(watcher: "_Watcher", delivery: "_Delivery", pace: Pace, stop: thread
     settling, away = _Settling(pace), ""
     while not stop.is_set():
         watcher.bundle.renew()
-        found, before = {}, away
+        found, before, begun = {}, away, time.monotonic()
         try:
             found, away = dict(_pictures(watcher.folder)), ""
         except OSError as error:  # a share that is away for a while
             away = f"{watcher.folder}: cannot be looked through ({error.strerror}); tried again until it can"
         if away and away != before:
             _LOG.warning("%s", away)
+        wait = max(pace.poll, _REST * (time.monotonic() - begun))
         for path, stamp, age in settling.due(found, time.monotonic()):
             if stop.is_set():
                 break
@@ -194,7 +196,7 @@ def _follow(watcher: "_Watcher", delivery: "_Delivery", pace: Pace, stop: thread
                 settling.postpone(path)
         if once and not away and settling.is_idle(found) and delivery.is_idle:
             return
-        stop.wait(pace.poll)
+        stop.wait(wait)
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures

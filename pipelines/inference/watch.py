@@ -345,7 +345,7 @@ class _Watcher:
 
     def _place(self, name: Path, disposition: str | None, key: str) -> str:
         """Where the picture is to lie, a name that no other has: cameras begin again at 0001."""
-        place = Path(disposition or _UNREADABLE, name)
+        place = Path(disposition or _UNREADABLE, printable(name.as_posix()))  # the record is to hold it
         taken = (self._book.folder / place).exists()
         return (place.with_name(f"{place.stem}-{key[:8]}{place.suffix}") if taken else place).as_posix()
 

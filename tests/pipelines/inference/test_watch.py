@@ -151,6 +151,19 @@ def test_pictures_move_by_what_was_decided_and_none_takes_another_ones_place(
     assert (output / again["moved_to"]).read_bytes() == png(90)
 
 
+def test_names_that_are_no_text_and_names_of_any_kind(folder: Path, bundle: Proven, output: Path) -> None:
+    names = ["Größe 5.png", "a\\b.png", 'say "x", y.png', "C:nul.png", os.fsdecode(b"caf\xe9.png")]
+    for level, name in enumerate(names):
+        (folder / name).write_bytes(png(20 + level))
+    told = once(folder, bundle, output, move=True)
+    assert len(told) == len(names) + 2
+    kept = ["a.png", *names[:-1], "caf\\xe9.png"]
+    assert sorted(path.name for path in (output / "accept").iterdir()) == sorted(kept)
+    assert [row["picture"] for row in table(output)] == [record["picture"] for record in told]
+    assert "caf\\xe9.png" in records(output)
+    assert once(folder, bundle, output, move=True) == []
+
+
 def test_to_another_disk_and_past_what_holds_a_picture(
     folder: Path, bundle: Proven, output: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,7 +24,7 @@ from pipelines.inference.measures import MEASURES
 
 SCORE = "score"
 QUANTITIES = (SCORE, *MEASURES)
-FALSE_ALARMS = 0.1  # in 30 days of work, all quantities together, at most on average
+_FALSE_ALARMS = 0.1  # in 30 days of work, all quantities together, at most on average
 BLOCK = 600  # seconds between two looks
 _BLOCKS = 30 * 24 * 3600 // BLOCK
 _MOST = 50  # parts between two looks, the first ones: of thousands, what changed is the usual case at the next look
@@ -33,7 +33,7 @@ _LONGEST = 100_000  # of such parts, after which it begins anew: their sorted li
 _RECENT = 500  # parts, whose mean is told
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Change:
     """That a quantity is no longer what it was."""
 
@@ -52,10 +52,8 @@ class Change:
         )
 
 
-class Test:
+class SequentialTest:
     """Of one quantity; it ends with the first change that it tells."""
-
-    __test__ = False  # nothing for pytest to collect
 
     def __init__(self, quantity: str, reference: Sequence[float], looks: float) -> None:
         self.quantity = quantity
@@ -75,11 +73,9 @@ class Test:
     @property
     def evidence(self) -> float:
         """0 where nothing speaks for a change, 1 where it is told; on a logarithmic scale."""
-        return (
-            1.0
-            if self.change is not None
-            else min(math.log1p(self._statistic * self._gain) / math.log1p(self._looks), 1.0)
-        )
+        if self.change is not None:
+            return 1.0
+        return min(math.log1p(self._statistic * self._gain) / math.log1p(self._looks), 1.0)
 
     @property
     def expected(self) -> float:
@@ -122,13 +118,11 @@ class Test:
 class Monitor:
     """All quantities of the parts that a bundle decides on."""
 
-    def __init__(
-        self, calibration: Mapping[str, Sequence[float]], threshold: float, false_alarms: float = FALSE_ALARMS
-    ) -> None:
+    def __init__(self, calibration: Mapping[str, Sequence[float]], threshold: float) -> None:
         below = [score for score in calibration.get(SCORE, ()) if score < threshold]
         known = {**{name: calibration.get(name, ()) for name in MEASURES}, SCORE: below}
-        looks = _BLOCKS * len(QUANTITIES) / false_alarms
-        self.tests = {name: Test(name, known[name], looks) for name in QUANTITIES if len(known[name])}
+        looks = _BLOCKS * len(QUANTITIES) / _FALSE_ALARMS
+        self.tests = {name: SequentialTest(name, known[name], looks) for name in QUANTITIES if len(known[name])}
         self._threshold = threshold
         self._block: int | None = None
 

@@ -1,12 +1,17 @@
 """What a camera does to all of a picture, in three numbers: brightness, contrast and sharpness."""
 
+import math
+
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.inference.engine import Inputs
 from pipelines.pictures.overlays import Map
 
 MEASURES = ("brightness", "contrast", "sharpness")
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255  # ITU-R BT.601
+_FLAT = 1e-5  # a deviation that may be rounding
+_ROWS = 512  # at once: a large picture in floating point would fill the memory
 
 
 def measured(inputs: Inputs) -> dict[str, float]:
@@ -14,14 +19,38 @@ def measured(inputs: Inputs) -> dict[str, float]:
 
     Sharpness is the standard deviation of the luma's Laplacian, by the contrast: light alone does not change it.
     """
-    luma = inputs.pixels[0] @ (_LUMA / 255)
-    counts = np.ones(luma.shape, bool) if inputs.region is None else inputs.region[0]
-    seen = luma[counts]
-    contrast = float(seen.std(dtype=np.float64)) if seen.size else 0.0
-    edges = _laplacian(luma)[counts[1:-1, 1:-1]]
-    sharpness = float(edges.std(dtype=np.float64)) / contrast if contrast and edges.size else 0.0
-    brightness = float(seen.mean(dtype=np.float64)) if seen.size else 0.0
-    return dict(zip(MEASURES, (brightness, contrast, sharpness), strict=True))
+    pixels, region = inputs.pixels[0], None if inputs.region is None else inputs.region[0]
+    luma, edges = _Moments(), _Moments()
+    for top in range(0, len(pixels), _ROWS):
+        # With a row of the neighbours on either side, of which the Laplacian has none of its own.
+        first, last = max(top - 1, 0), min(top + _ROWS + 1, len(pixels))
+        band = pixels[first:last] @ _LUMA
+        counts = np.ones(band.shape, bool) if region is None else region[first:last]
+        own = slice(top - first, top - first + _ROWS)
+        luma.add(band[own][counts[own]])
+        edges.add(_laplacian(band)[counts[1:-1, 1:-1]])
+    sharpness = edges.deviation / luma.deviation if luma.deviation > _FLAT else 0.0
+    return dict(zip(MEASURES, (luma.mean, luma.deviation, sharpness), strict=True))
+
+
+class _Moments:
+    """Mean and standard deviation of what comes in parts."""
+
+    def __init__(self) -> None:
+        self._number, self._sum, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        self._number += values.size
+        self._sum += float(values.sum(dtype=np.float64))
+        self._squares += float(np.square(values, dtype=np.float64).sum())
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self._number if self._number else 0.0
+
+    @property
+    def deviation(self) -> float:
+        return math.sqrt(max(self._squares / self._number - self.mean**2, 0.0)) if self._number else 0.0
 
 
 def _laplacian(luma: Map) -> Map:

@@ -55,13 +55,16 @@ class Webhook:
     def __init__(self, url: str, secret: str | None) -> None:
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise ArgumentError(f"--webhook {url}: no address of a receiver; give one such as https://host/decisions")
+        if urlsplit(url).username is not None:
+            raise ArgumentError(
+                "--webhook: a name and a password in the address; leave them out, the signature says who"
+            )
         if not secret:
             raise ArgumentError(f"--webhook: set the secret that the receiver knows, in the environment: {SECRET}=...")
         self._url, self._key = url, _key(secret)
 
     def __str__(self) -> str:
-        found = urlsplit(self._url)
-        return f"{found.scheme}://{found.hostname}{found.path}"  # without a name and a password
+        return self._url.partition("?")[0]  # what stands behind it may be a key
 
     def deliver(self, record: Mapping[str, Any]) -> None:
         body = json.dumps(record).encode()

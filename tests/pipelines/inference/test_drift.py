@@ -14,7 +14,7 @@ from PIL import Image
 from small_bundles import make, png
 
 from pipelines.inference.bundle import Bundle
-from pipelines.inference.drift import BLOCK, Monitor, Test
+from pipelines.inference.drift import BLOCK, Monitor, SequentialTest
 from pipelines.inference.engine import Inputs
 from pipelines.inference.measures import MEASURES, measured
 from pipelines.inference.proven import Proven
@@ -33,7 +33,7 @@ def test_without_a_change_false_alarms_are_as_rare_as_is_said(held_out: int) -> 
     for seed in range(400):
         rng = np.random.default_rng(seed)
         draw = rng.normal if seed % 2 else partial(rng.integers, 0, 4)
-        test, looks = Test("score", [float(draw()) for _ in range(held_out)], 100), 0
+        test, looks = SequentialTest("score", [float(draw()) for _ in range(held_out)], 100), 0
         while test.change is None:
             for _ in range(4):
                 test.add(float(draw()))
@@ -50,7 +50,7 @@ def test_a_change_is_told_within_so_many_parts(shift: float, most: int) -> None:
     needed = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        test, number = Test("score", rng.normal(size=20).tolist(), LOOKS), 0
+        test, number = SequentialTest("score", rng.normal(size=20).tolist(), LOOKS), 0
         for value in rng.normal(size=500):
             test.add(float(value))
             test.look(0.0)
@@ -93,7 +93,7 @@ def test_looks_are_as_far_apart_as_the_false_alarms_are_counted_by() -> None:
 def test_its_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.inference.drift._LONGEST", 300)
     rng = np.random.default_rng(0)
-    test = Test("score", rng.normal(size=20).tolist(), LOOKS)
+    test = SequentialTest("score", rng.normal(size=20).tolist(), LOOKS)
     for _ in range(1000):
         test.add(float(rng.normal()))
         test.look(0.0)
@@ -131,6 +131,16 @@ def test_light_contrast_and_sharpness_are_told_apart() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ where it is looked at
+
+
+def test_a_large_picture_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    pixels, region = rng.integers(0, 256, (1, 67, 30, 3), dtype=np.uint8), rng.random((1, 67, 30)) < 0.7
+    whole = [measured(Inputs(pixels, None)), measured(Inputs(pixels, region))]
+    for rows in (1, 10, 33, 66):
+        monkeypatch.setattr("pipelines.inference.measures._ROWS", rows)
+        for inputs, expected in zip((Inputs(pixels, None), Inputs(pixels, region)), whole, strict=True):
+            assert measured(inputs) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_server_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -515,8 +515,11 @@ def test_no_webhook(url: str, secret: str | None, message: str) -> None:
         Webhook(url, secret)
 
 
-def test_a_receivers_password_is_not_shown() -> None:
-    assert str(Webhook("https://user:word@host/a?key=1", "secret")) == "https://host/a"
+def test_a_receivers_key_and_password_are_not_shown() -> None:
+    assert str(Webhook("https://host/a?key=1", "secret")) == "https://host/a"
+    with pytest.raises(ArgumentError, match="a name and a password in the address") as caught:
+        Webhook("https://user:word@host/a", "secret")
+    assert "word@" not in str(caught.value)
 
 
 def test_an_outlet_may_say_never(folder: Path, bundle: Proven, output: Path, caplog: pytest.LogCaptureFixture) -> None:

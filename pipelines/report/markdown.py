@@ -354,6 +354,7 @@ def report_markdown(summary: Summary, project: Project, place: Path) -> str:
         "the distribution of scores (order statistics); where good parts score exactly alike, or calibrate the model "
         "too, or all are learnt from (folds), it is at most that. *Oracle* is what F1-max would choose by looking at "
         "the test images; it is never used.",
+        *_review_parts(summary),
         *_group_parts(summary),
         *_defect_parts(summary),
         *_latency_parts(summary),
@@ -365,6 +366,40 @@ def report_markdown(summary: Summary, project: Project, place: Path) -> str:
             *pictures,
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _review_parts(summary: Summary) -> list[str]:
+    """What is rejected without a look, and how many good parts a person looks at."""
+    rows = [
+        [
+            cell.model,
+            in_markdown(cell.category),
+            score(cell.threshold.value),
+            "never" if cell.review.reject_above is None else score(cell.review.reject_above),
+            f"{cell.review.num_images} {cell.review.comes_from}",
+            percent(cell.review.expected_load),
+            interval((cell.review.load_low, cell.review.load_high)),
+        ]
+        for cell in summary.cells
+        if cell.review is not None
+    ]
+    if not rows:
+        return []
+    header = [
+        "Model",
+        "Category",
+        "Accepted up to",
+        "Rejected above",
+        "By",
+        "Good parts to a person, %",
+        "95 % interval",
+    ]
+    return [
+        "## Three answers",
+        markdown_table(header, rows),
+        "What scores between the two goes to a person. Above the second, a defect is rejected without a look; *never*: "
+        "too few good parts were held out to say from where on, and no known defects score higher than they do.",
+    ]
 
 
 def _group_parts(summary: Summary) -> list[str]:

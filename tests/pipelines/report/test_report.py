@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn_cells import LATENCY, groups, threshold
+from drawn_cells import LATENCY, groups, threshold, to_person
 from made_up import BOTH, params_of, put, put_both, put_evaluation
 from rich.console import Console
 
@@ -115,6 +115,21 @@ def test_the_thresholds_say_what_few_parts_can_promise(project: Project) -> None
     put(project, "a", "nut", threshold={**FEW, "attainable": True, "oracle": None}, good=30, defect=40)
     lines = markdown.threshold_table(summarise(ONE, project)).splitlines()
     assert lines[2:] == [f"| a | nut | 10 | 1.235 | 5.0 | 9.1 | 0.2 to 30.8 | {alarms} of 30 | - |"]
+
+
+def test_three_answers_say_from_where_on_and_how_many(project: Project) -> None:
+    put(project, "a", "nut", review=to_person(), good=30, defect=40)
+    text = markdown.report_markdown(summarise(ONE, project), project, project.report("demo"))
+    shown_threshold = f"{summarise(ONE, project).cells[0].threshold.value:.4g}"
+    assert f"| a | nut | {shown_threshold} | 3 | 9 known defects | 4.8 | 0.0 to 16.8 |" in text
+    never = {**to_person(), "reject_above": None, "comes_from": "held-out good parts", "num_images": 20}
+    put(project, "a", "nut", review=never, good=30, defect=40)
+    text = markdown.report_markdown(summarise(ONE, project), project, project.report("demo"))
+    assert f"| a | nut | {shown_threshold} | never | 20 held-out good parts | 4.8 | 0.0 to 16.8 |" in text
+    summary = summarise(ONE, project)
+    cells = tuple(cell.model_copy(update={"review": None}) for cell in summary.cells)
+    older = summary.model_copy(update={"cells": cells})
+    assert "Three answers" not in markdown.report_markdown(older, project, project.report("demo"))
 
 
 def test_the_promise_between_groups(project: Project) -> None:

@@ -683,9 +683,7 @@ def watch(
 
 @app.command(rich_help_panel=USE)
 def drift(
-    output: Annotated[
-        Path, typer.Argument(exists=True, file_okay=False, help="Folder that `watch` writes.", show_default=False)
-    ],
+    output: Annotated[Path, typer.Argument(help="Folder that `watch` writes.", show_default=False)],
     bundle: Annotated[Path, typer.Option(help="The file that it decides by.", show_default=False)],
     fail_on_drift: Annotated[
         bool, typer.Option("--fail-on-drift", help=f"Exit code {DEFECT_FOUND} if something has changed.")
@@ -694,11 +692,14 @@ def drift(
     """Say whether parts still score and look as the good ones did that the threshold comes from."""
     from datetime import datetime
 
+    from pipelines.errors import ArgumentError
     from pipelines.inference.bundle import Bundle
     from pipelines.inference.drift import Monitor
     from pipelines.inference.watch import parts
     from pipelines.numbers import score
 
+    if not (output / "results").is_dir():
+        raise ArgumentError(f"{output}: no results in it; give the folder that `blemish watch` writes")
     opened = Bundle(bundle)
     monitor = Monitor(opened.calibration, opened.card.threshold)
     monitor.replay(parts(output, opened.card.run_id))

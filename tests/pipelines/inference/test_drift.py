@@ -198,7 +198,9 @@ def test_a_watcher_goes_on_with_what_it_saw_before(
     done = blemish("drift", str(output), "--bundle", str(path), "--fail-on-drift")
     assert done.code == 3
     assert "score is higher than of the good parts that the threshold comes from" in done.err
-    assert blemish("drift", str(tmp_path / "none"), "--bundle", str(path)).code == 2
+    refused = blemish("drift", str(tmp_path / "none"), "--bundle", str(path))
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "give the folder that `blemish watch` writes" in refused.err
 
 
 def test_a_bundle_holds_what_to_compare_with(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pipelines.pictures.overlays import Map
 MEASURES = ("brightness", "contrast", "sharpness")
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255  # ITU-R BT.601
 _FLAT = 1e-5  # a deviation that may be rounding
-_ROWS = 512  # at once: a large picture in floating point would fill the memory
+_ROWS = 64  # at once: all would fill the memory with a large picture, and the caches with a small one
 
 
 def measured(inputs: Inputs) -> dict[str, float]:
@@ -25,10 +25,13 @@ def measured(inputs: Inputs) -> dict[str, float]:
         # With a row of the neighbours on either side, of which the Laplacian has none of its own.
         first, last = max(top - 1, 0), min(top + _ROWS + 1, len(pixels))
         band = pixels[first:last] @ _LUMA
-        counts = np.ones(band.shape, bool) if region is None else region[first:last]
-        own = slice(top - first, top - first + _ROWS)
-        luma.add(band[own][counts[own]])
-        edges.add(_laplacian(band)[counts[1:-1, 1:-1]])
+        own, found = slice(top - first, top - first + _ROWS), _laplacian(band)
+        if region is None:
+            luma.add(band[own])
+            edges.add(found)
+        else:
+            luma.add(band[own][region[first:last][own]])
+            edges.add(found[region[first:last][1:-1, 1:-1]])
     sharpness = edges.deviation / luma.deviation if luma.deviation > _FLAT else 0.0
     return dict(zip(MEASURES, (luma.mean, luma.deviation, sharpness), strict=True))
 
@@ -41,8 +44,9 @@ class _Moments:
 
     def add(self, values: NDArray[np.float32]) -> None:
         self._number += values.size
-        self._sum += float(values.sum(dtype=np.float64))
-        self._squares += float(np.square(values, dtype=np.float64).sum())
+        exact = values.astype(np.float64).ravel()
+        self._sum += float(exact.sum())
+        self._squares += float(exact @ exact)
 
     @property
     def mean(self) -> float:

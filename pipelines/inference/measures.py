@@ -24,7 +24,8 @@ def measured(inputs: Inputs) -> dict[str, float]:
     for top in range(0, len(pixels), _ROWS):
         # With a row of the neighbours on either side, of which the Laplacian has none of its own.
         first, last = max(top - 1, 0), min(top + _ROWS + 1, len(pixels))
-        band = pixels[first:last] @ _LUMA
+        # No product of matrices: its threads would wait for more, and take the cores from the network's.
+        band = np.einsum("hwc,c->hw", pixels[first:last], _LUMA)
         own, found = slice(top - first, top - first + _ROWS), _laplacian(band)
         if region is None:
             luma.add(band[own])
@@ -44,9 +45,8 @@ class _Moments:
 
     def add(self, values: NDArray[np.float32]) -> None:
         self._number += values.size
-        exact = values.astype(np.float64).ravel()
-        self._sum += float(exact.sum())
-        self._squares += float(exact @ exact)
+        self._sum += float(values.sum(dtype=np.float64))
+        self._squares += float(np.square(values, dtype=np.float64).sum())
 
     @property
     def mean(self) -> float:

@@ -24,7 +24,7 @@ from clone import REPOSITORY
 from small_bundles import make, png
 
 from pipelines.errors import ArgumentError, DatasetError
-from pipelines.files import Busy
+from pipelines.files import Busy, DiskFull
 from pipelines.inference import outlets
 from pipelines.inference import watch as module
 from pipelines.inference.outlets import Outlet, Unavailable, Unwanted, Webhook
@@ -270,6 +270,38 @@ def test_a_share_that_is_away_for_a_while(
         (folder / "c.png").write_bytes(png(20))
         wait_until(lambda: len(told) == 3)
     assert caplog.text.count("cannot be looked through") == 1
+
+
+@pytest.mark.parametrize("write", range(1, 7))
+def test_a_full_disk_ends_it_in_a_line_and_it_goes_on_when_there_is_room(
+    folder: Path, bundle: Proven, output: Path, write: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each of the writes of two pictures that move to another disk, one of them with an overlay."""
+    sync, rename, left = os.fsync, Path.replace, [write]
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(handle)
+
+    def across(self: Path, target: Path) -> Path:
+        if self.is_relative_to(folder):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "replace", across)
+    taken = Kept()
+    if write <= 5:
+        with pytest.raises(DiskFull, match="No space left on device"):
+            once(folder, bundle, output, taken, move=True)
+    once(folder, bundle, output, taken, move=True)
+    assert records(output).keys() == {"a.png", "left/b.png"}
+    assert len(table(output)) == len({record["id"] for record in taken}) == 2
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+    assert (output / "accept" / "a.png").read_bytes() == png(100)
+    assert (output / "reject" / "left" / "b.png").read_bytes() == png(200)
 
 
 def test_a_new_bundle_is_taken_over(folder: Path, bundle: Proven, output: Path, tmp_path: Path) -> None:

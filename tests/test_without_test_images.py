@@ -120,7 +120,7 @@ def tells_what_there_is(root):
     assert f"{CATEGORY}: {NOTHING}." in text
     assert "![" not in text
     headings = re.findall(r"^## (.*)", text, re.MULTILINE)
-    assert headings == ["Thresholds", "Latency"]
+    assert headings == ["Thresholds", "Three answers", "Latency"]
     assert "Milliseconds of one image at a time (held-out good parts)" in text
     assert f"{CATEGORY}: {NOTHING}." in (root / "reports/tests/tables.md").read_text()
     assert f"{CATEGORY}: {NOTHING}." in (root / "reports/tests/report.html").read_text()

@@ -47,7 +47,7 @@ from pipelines.inference.runner import main
 main(Path(__file__).parent)
 """
 # What is called in a bundle: by Python itself, and by MLflow for the one that it logs.
-CODE = ("pipelines/inference/runner.py", "pipelines/inference/answers.py")
+_CODE = ("pipelines/inference/runner.py", "pipelines/inference/answers.py")
 _RUNTIME = ("onnxruntime", "numpy", "pillow")
 _CLEAR = 100  # times what rounding is allowed: so far from the threshold a sample has to be, for one decision anywhere
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every file in it, so that the same cell gives the same bytes
@@ -75,10 +75,11 @@ def bundle(model: str, category: str, params: Params, project: Project, path: Pa
     """
     params.check_category(category)
     cell = project.cell(model, category, params.seed)
-    onnx = _shipped(cell)
+    detector = _shipped(cell)
     latency = Latency.load(cell.latency, f"run {cell.verb('latency')} again") if cell.latency.exists() else None
     path = path or project.root / "bundles" / name_of(cell)
-    return Made(path, write(path, cell, onnx, latency, params, project), is_deployed=onnx == cell.deployed)
+    num_samples = write(path, cell, detector, latency, params, project)
+    return Made(path, num_samples, is_deployed=detector.path == cell.deployed)
 
 
 def name_of(cell: Cell) -> str:
@@ -86,20 +87,19 @@ def name_of(cell: Cell) -> str:
     return f"{cell.model}-{cell.category}.zip"
 
 
-def write(path: Path, cell: Cell, onnx: Path, latency: Latency | None, params: Params, project: Project) -> int:
+def write(path: Path, cell: Cell, detector: Detector, latency: Latency | None, params: Params, project: Project) -> int:
     """The bundle of one of a cell's files; gives the number of samples.
 
     Raises:
         StageError: the cell is not evaluated, or not as it was then; a sample's file has changed.
         ExportError: the file does not reproduce its own samples; nothing is kept.
     """
-    detector = Detector(onnx)
     evaluation = _evaluation(cell, detector.card)
     images = read_predictions(cell.evaluated, f"run {cell.verb('evaluate')} again")
     originals = _originals(cell, project, evaluation, project.root / params.data.root / cell.category)
     with atomic_file(path) as temporary:
         about = _about(cell, detector.card, evaluation, latency, _terms(evaluation.data_set, params))
-        _write(temporary, _contents(onnx, detector, about, images, originals))
+        _write(temporary, _contents(detector, about, images, originals))
         made = Bundle(temporary)
         replayed = made.replay(made.engine())
         if different := [sample.line for sample in replayed if not sample.is_same]:
@@ -107,14 +107,13 @@ def write(path: Path, cell: Cell, onnx: Path, latency: Latency | None, params: P
     return len(replayed)
 
 
-def _shipped(cell: Cell) -> Path:
+def _shipped(cell: Cell) -> Detector:
     """The file that is in use, which is the exported one unless a person chose a threshold for the same training."""
     if not cell.onnx.is_file():
         raise StageError(f"{cell.title} is not exported: no {cell.onnx}; run {cell.verb('export')} first")
-    exported = Detector(cell.onnx).card
-    if cell.deployed.is_file() and Detector(cell.deployed).card.run_id == exported.run_id:
-        return cell.deployed
-    return cell.onnx
+    exported = Detector(cell.onnx)
+    deployed = Detector(cell.deployed) if cell.deployed.is_file() else None
+    return deployed if deployed is not None and deployed.card.run_id == exported.card.run_id else exported
 
 
 def _evaluation(cell: Cell, card: ModelCard) -> Evaluation:
@@ -152,15 +151,15 @@ class _Originals:
 
 
 def _contents(
-    onnx: Path, detector: Detector, about: dict[str, Any], images: Sequence[ScoredImage], originals: _Originals
+    detector: Detector, about: dict[str, Any], images: Sequence[ScoredImage], originals: _Originals
 ) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of each file but the manifest."""
     yield "__main__.py", _MAIN.encode()
     yield "README.txt", _readme(detector.card).encode()
     yield "requirements.txt", "".join(f"{name}=={version(name)}\n" for name in _RUNTIME).encode()
-    for code in lineage.needed_by(*CODE):
+    for code in lineage.needed_by(*_CODE):
         yield code.relative_to(lineage.ROOT).as_posix(), code.read_bytes()
-    yield opened.GRAPH, onnx.read_bytes()
+    yield opened.GRAPH, detector.path.read_bytes()
     yield opened.CARD, _json(about)
     yield opened.CALIBRATION, _calibration(detector, images, originals)
     samples, maps = [], {}
@@ -244,10 +243,9 @@ def _limits(card: ModelCard, evaluation: Evaluation) -> list[str]:
     else:
         rate = f"{percent(at.expected_rate)} % (95 % interval {interval((at.interval_low, at.interval_high))})"
         told.append(f"Of good parts like the {at.num_images} held out, {rate} are expected to be rejected.")
-    if not card.choices:
         told.append(evaluation.review.text(card.threshold))
-    if not at.attainable and not card.choices:
-        told.append(f"Too few were held out for the rate that was asked for; it takes {at.num_images_needed}.")
+        if not at.attainable:
+            told.append(f"Too few were held out for the rate that was asked for; it takes {at.num_images_needed}.")
     size = card.image_size
     told.append(f"Pictures are made to {size} pixels (`{card.fit}`); what is smaller than a pixel there is not seen.")
     told.append(f"Pictures above {card.max_megapixels} megapixels are refused.")

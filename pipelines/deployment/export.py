@@ -120,7 +120,7 @@ def export(
         run.tags({"parity": parity.tags()})
         run.file(cell.parity, "export")
         packed = Path(folder, bundle.name_of(cell))
-        bundle.write(packed, cell, cell.onnx, None, params, project)  # its latency is measured after this
+        bundle.write(packed, cell, Detector(cell.onnx), None, params, project)  # its latency is measured after this
         run.decision_model(packed)
     return parity
 

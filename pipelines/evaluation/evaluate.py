@@ -428,8 +428,7 @@ def _track(cell: Cell, params: Params, evaluation: Evaluation, drawn: list[str])
     with cell_run(cell, params.tracking.experiment, evaluation.run_id) as run:
         run.metrics(evaluation.known | evaluation.recalls)
         run.tags({"test": evaluation.counts.of_test()})
-        run.tags({"protocol": evaluation.protocol.model_dump(), "threshold": evaluation.threshold.model_dump()})
-        run.tags({"review": evaluation.review.model_dump()})
+        run.tags({name: getattr(evaluation, name).model_dump() for name in ("protocol", "threshold", "review")})
         run.describe(description(evaluation, read_tested(cell.evaluated), run.known_tags()))
         for name in drawn:
             run.file(cell.evaluated / name, "figures")

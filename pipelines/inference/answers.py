@@ -1,7 +1,6 @@
 """A bundle's answers to pictures as programs have them at hand: paths, bytes, or bytes as Base64."""
 
 import base64
-import binascii
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,7 +54,7 @@ def _content(picture: object) -> tuple[bytes | None, Path]:
             return None, Path(picture)
         try:
             content = base64.b64decode(picture, validate=True)
-        except (ValueError, binascii.Error):
+        except ValueError:
             raise ImageError(f"'{picture[:100]}': neither a file here nor a picture's bytes as Base64") from None
     elif isinstance(picture, bytes | bytearray | memoryview):
         content = bytes(picture)

@@ -7,7 +7,7 @@ import io
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,10 +20,14 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
 
-from pipelines.errors import ArgumentError, ExportError, ImageError
+from pipelines.errors import ArgumentError, DatasetError, ExportError, ImageError
+from pipelines.feedback import FILE, append, keep, usable_name, usable_verdict
+from pipelines.files import DiskFull
 from pipelines.inference.desk import Answer, Desk, Full
+from pipelines.inference.engine import Engine
 from pipelines.inference.predict import overlaid
 from pipelines.memory import out_of_memory
+from pipelines.pictures.images import SUFFIXES
 
 TOKEN = "BLEMISH_TOKEN"  # noqa: S105  # where it is: a secret has no place among a command's arguments
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -35,6 +39,10 @@ _MILLISECONDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # edges 
 _OPEN = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
 _CODE_OF_DOCS = "/static-offline-docs/"
 _DICOM = "application/dicom"
+_BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_PICTURE = {"requestBody": {"required": True, "content": _BYTES}}
+# Of what can be read without a suffix, by how it begins.
+_ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8": ".jpg", b"BM": ".bmp", b"II": ".tif", b"MM": ".tif", b"RIFF": ".webp"}
 
 Wanted = Literal["decision", "overlay", "map"]
 
@@ -84,16 +92,24 @@ def configuration(app: FastAPI, host: str, port: int) -> uvicorn.Config:
     )
 
 
-def application(paths: Sequence[Path], limits: Limits, token: str | None = None, threads: int | None = None) -> FastAPI:
-    """The server of these bundles, each by the name of its file.
+def application(
+    paths: Sequence[Path],
+    limits: Limits,
+    token: str | None = None,
+    threads: int | None = None,
+    feedback: Path | None = None,
+) -> FastAPI:
+    """The server of these bundles, each by the name of its file; what people say of parts goes to `feedback`, a folder.
 
     Raises:
-        ArgumentError: two bundles have one name.
+        ArgumentError: two bundles have one name, or the folder cannot be written to.
         ExportError: a bundle is none, has changed or does not prove itself here.
     """
     names = [path.stem for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ArgumentError(f"bundle '{twice[0]}': two files have this name, by which they are asked for; rename one")
+    if feedback is not None:
+        _require_writable(feedback)
     desks = {path.stem: Desk(path, limits.waiting, threads) for path in paths}
     metrics = _Metrics(desks)
 
@@ -113,9 +129,19 @@ def application(paths: Sequence[Path], limits: Limits, token: str | None = None,
     )
     _guard(app, token)
     _add_page(app)
-    _add_states(app, desks, metrics)
+    _add_states(app, desks, metrics, feedback)
     _add_prediction(app, desks, metrics, limits)
+    _add_feedback(app, desks, limits, feedback)
     return app
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--feedback {folder}: {error.strerror}; give a folder that can be written to") from None
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"--feedback {folder}: cannot be written to; change its permissions, or give another")
 
 
 def _guard(app: FastAPI, token: str | None) -> None:
@@ -139,7 +165,7 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(_PAGE, media_type="text/html; charset=utf-8")
 
 
-def _add_states(app: FastAPI, desks: Mapping[str, Desk], metrics: "_Metrics") -> None:
+def _add_states(app: FastAPI, desks: Mapping[str, Desk], metrics: "_Metrics", feedback: Path | None) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the server is there."""
@@ -147,8 +173,9 @@ def _add_states(app: FastAPI, desks: Mapping[str, Desk], metrics: "_Metrics") ->
 
     @app.get("/ready")
     async def ready() -> dict[str, Any]:
-        """What is served; `refused` says why the file that lies there now was not taken over."""
-        return {"bundles": {name: desk.state() for name, desk in desks.items()}}
+        """What is served, and whether verdicts are kept; `refused`: why the file that lies there was not taken over."""
+        bundles = {name: desk.state() for name, desk in desks.items()}
+        return {"bundles": bundles, "feedback": feedback is not None}
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
@@ -157,9 +184,7 @@ def _add_states(app: FastAPI, desks: Mapping[str, Desk], metrics: "_Metrics") ->
 
 
 def _add_prediction(app: FastAPI, desks: Mapping[str, Desk], metrics: "_Metrics", limits: Limits) -> None:
-    body = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
-
-    @app.post("/predict", openapi_extra={"requestBody": {"required": True, **body}})
+    @app.post("/predict", openapi_extra=_PICTURE)
     async def predict(
         request: Request,
         bundle: Annotated[str | None, Query(description="By the name of its file; not needed of one alone.")] = None,
@@ -177,6 +202,50 @@ def _add_prediction(app: FastAPI, desks: Mapping[str, Desk], metrics: "_Metrics"
             raise
         metrics.answered(desk, found)
         return await asyncio.to_thread(_response, desk.name, found, answer)
+
+
+def _add_feedback(app: FastAPI, desks: Mapping[str, Desk], limits: Limits, folder: Path | None) -> None:
+    one_by_one = asyncio.Lock()  # people take their time, and a large picture takes hundreds of megabytes
+
+    @app.post("/feedback", openapi_extra=_PICTURE)
+    async def judge(
+        request: Request,
+        bundle: Annotated[str | None, Query(description="By the name of its file; not needed of one alone.")] = None,
+        verdict: Annotated[str, Query(description="`good`, or the type of the defect.")] = "",
+        who: Annotated[str, Query(description="Says so.")] = "",
+        name: Annotated[str, Query(description="Of the picture, for messages; `.dcm` says that it is DICOM.")] = "",
+    ) -> dict[str, str]:
+        """Keep the picture whose bytes are the body, and what a person says of it; the latest counts."""
+        _require_own_page(request)
+        if folder is None:
+            raise Refused(404, "verdicts are not kept here; start the server with --feedback FOLDER")
+        desk = _desk(desks, bundle)
+        with _refusing():
+            verdict, who = usable_verdict(verdict), usable_name(who)
+            content = await _content(request, limits)
+            async with one_by_one:
+                engine = desk.proven.engine
+                kept = await asyncio.to_thread(_keep, folder, engine, content, _shown(request, name), verdict, who)
+        return {"picture": kept, "verdict": verdict, "category": engine.card.category}
+
+
+def _require_own_page(request: Request) -> None:
+    """Refuse other sites' pages in the browser of someone who may: a browser says whose page it is that posts."""
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    if origin is not None and origin.partition("://")[2].lower() != host.lower():
+        line = f"a page of {origin!r} may not speak for people here; open that of this server (by its Host, {host!r})"
+        raise Refused(403, line)
+
+
+def _keep(folder: Path, engine: Engine, content: bytes, name: str, verdict: str, who: str) -> str:
+    """Where in the folder the picture lies, once it is whole and the table has its row."""
+    engine.decode(content, Path(name))
+    suffix = Path(name).suffix.lower()
+    if suffix not in SUFFIXES:
+        suffix = next(ending for beginning, ending in _ENDINGS.items() if content.startswith(beginning))
+    picture = keep(folder, content, suffix)
+    append(folder / FILE, [picture], verdict, who, engine.card.category)
+    return picture.relative_to(folder).as_posix()
 
 
 async def _renew(desks: Mapping[str, Desk]) -> None:
@@ -202,24 +271,47 @@ def _desk(desks: Mapping[str, Desk], name: str | None) -> Desk:
 
 async def _answered(desk: Desk, request: Request, limits: Limits, name: str, wanted: Wanted) -> Answer:
     """Raises Refused for whatever cannot be answered."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind.startswith("multipart/"):
-        raise Refused(415, "a form; send the picture's bytes as the body (curl --data-binary @part.png)")
-    content = await _body(request, limits.megabytes)
-    shown = name or ("picture.dcm" if kind == _DICOM else "picture")
+    content = await _content(request, limits)
     try:
-        return await desk.answer(content, shown, with_picture=wanted != "decision")
+        with _refusing():
+            return await desk.answer(content, _shown(request, name), with_picture=wanted != "decision")
     except Full:
         line = f"{limits.waiting} pictures wait already; try again"
         raise Refused(503, line, {"Retry-After": "1"}) from None
-    except ImageError as error:
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise Refused for what a picture, its verdict, the model or this machine makes fail within."""
+    try:
+        yield
+    except (ArgumentError, ImageError) as error:
         raise Refused(422, str(error)) from None
-    except ExportError as error:
+    except DiskFull as error:
+        raise Refused(507, str(error)) from None
+    except (DatasetError, ExportError) as error:
         raise Refused(500, str(error)) from None
     except Exception as error:  # of these, a memory that has run out is no bug
         if out_of_memory(error) is None:
             raise
         raise Refused(503, "the memory ran out; try again, or send a smaller picture", {"Retry-After": "1"}) from None
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _shown(request: Request, name: str) -> str:
+    """What the picture is called in messages, and read by."""
+    name = name or "picture"
+    return f"{name}.dcm" if _kind(request) == _DICOM and Path(name).suffix.lower() not in SUFFIXES else name
+
+
+async def _content(request: Request, limits: Limits) -> bytes:
+    """The picture's bytes; Refused if they come in a form, or there are none, or too many."""
+    if _kind(request).startswith("multipart/"):
+        raise Refused(415, "a form; send the picture's bytes as the body (curl --data-binary @part.png)")
+    return await _body(request, limits.megabytes)
 
 
 async def _body(request: Request, megabytes: int) -> bytes:

@@ -76,7 +76,8 @@ def test_an_overlay_and_a_map_are_as_large_as_the_picture(address: str) -> None:
 
 def test_dicom_is_told_by_its_kind_or_its_name(address: str) -> None:
     content = saved(described(np.full((20, 20), 4095, np.uint16), bits=12))
-    for more in ({"headers": {"Content-Type": "application/dicom"}}, {"params": {"name": "scan.dcm"}}):
+    kind = {"headers": {"Content-Type": "application/dicom"}}
+    for more in (kind, {"params": {"name": "scan.dcm"}}, kind | {"params": {"name": "IM0001"}}):
         answer = post(address, content, **more)
         assert answer.status_code == 200, answer.text
         assert answer.json()["score"] == 1

@@ -1,5 +1,6 @@
 """What row i of a category's prepared arrays is: the index that `prepare` writes and every later stage reads."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from pipelines.pictures.reading import AboveWhite
 from pipelines.pictures.windows import Window
 from pipelines.unreadable import reading
 
-FORMAT = 6  # of a prepared folder; raised when what is written changes
+FORMAT = 7  # of a prepared folder; raised when what is written changes
 Layout = Literal["mvtec", "folder", "visa", "loco", "ad2", "btad", "mtd", "dtd_synthetic"]
 # Some models learn from the real defects of `anomalous_train`, and are not tested on them, nor on those `withheld`.
-# Whether others are, `PreparedIndex.tested` says.
-Split = Literal["train", "holdout", "anomalous_train", "withheld", "test"]
+# Whether others are, `PreparedIndex.tested` says. From those `known` no model learns, nor is any tested on them.
+Split = Literal["train", "holdout", "anomalous_train", "withheld", "known", "test"]
+MAY_BE_TESTED: tuple[Split, ...] = ("test", "anomalous_train", "withheld")
 _SEEN_BY = "seen_by"  # a prepared folder's folder of a record for each model
 GOOD = "good"  # the defect type of a normal image
 
@@ -73,9 +75,10 @@ class PreparedIndex:
     has_masks: bool
     surface: bool  # the category fills the image
     region: str | None  # of interest, as `frames.written`; None: all of a picture
-    counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous
+    counts: Mapping[str, int]  # train, holdout, anomalous_train, test_normal, test_anomalous; known where frozen
     data_sha256: str  # of every image and mask used, with its path
-    split_sha256: str | None  # of the file beside the category that says which image is for what: VisA's
+    split_sha256: str | None  # of the file that says which image is for what: VisA's, or that of a frozen split
+    frozen: str | None  # since when no image changes sides, because pictures were learnt: ISO 8601
     warnings: tuple[str, ...]  # one line each, for the user
     images: tuple[IndexedImage, ...]
 
@@ -157,7 +160,16 @@ class PreparedIndex:
 
     def tested(self, *, defects_apart: bool) -> list[int]:
         """Rows that a model is tested on: the test split, and the rest of the real defects unless they are `apart`."""
-        return self.rows("test") if defects_apart else self.rows("test", "anomalous_train", "withheld")
+        return self.rows("test") if defects_apart else self.rows(*MAY_BE_TESTED)
+
+    @property
+    def test_sha256(self) -> str:
+        """Of every image that a model may be tested on, and its masks: whether two tests are of the same files."""
+        digest = hashlib.sha256()
+        for image in sorted((self.images[row] for row in self.rows(*MAY_BE_TESTED)), key=lambda image: image.path):
+            digest.update(f"{image.path}\n{image.defect}\n{image.sha256}\n".encode())
+            digest.update("".join(f"{mask.path}\n{mask.sha256}\n" for mask in image.masks).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

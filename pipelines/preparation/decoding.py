@@ -89,7 +89,7 @@ def decoded(
     Of each, what lies outside of the region `of_interest`, (H, W), is left out.
     """
     good = [*listing.training, *(listing.holdout or [])]
-    paths = [*sorted(good), *sorted([*listing.test_normal, *listing.anomalous])]
+    paths = [*sorted(good), *sorted([*listing.test_normal, *listing.anomalous]), *sorted(listing.learnt)]
     with contextlib.ExitStack() as stack:
 
         def spool() -> Spool:

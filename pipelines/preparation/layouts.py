@@ -20,6 +20,7 @@ from pipelines.numbers import counted
 from pipelines.pictures.images import SUFFIXES, is_litter
 from pipelines.preparation import published
 from pipelines.preparation.config import LayoutName
+from pipelines.preparation.frozen import with_learnt
 from pipelines.preparation.listing import (
     Findings,
     Listing,
@@ -124,16 +125,14 @@ def _missing(source: Path, layout: Layout) -> list[str]:
 
 
 def list_category(source: Path, layout: Layout, findings: Findings) -> Listing:
+    """All files by role, and what is wrong with them."""
     listing = _LISTED[layout](source, findings)
-    if listing.masks_beside_images:
-        return listing
-    pictures = [*listing.training, *(listing.holdout or []), *listing.test_normal, *listing.anomalous]
-    if found := masks_beside(pictures):
+    if not listing.masks_beside_images and (found := masks_beside(listing.pictures)):
         findings.problem(
             f"{source}: {counted(len(found), 'file')} called like masks, beside their images: {some(found)}; move them "
             f"into {listing.mask_folder} (<stem>_mask.png), or remove them"
         )
-    return listing
+    return with_learnt(source, listing, findings)
 
 
 def _list_mvtec(source: Path, findings: Findings) -> Listing:

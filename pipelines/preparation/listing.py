@@ -11,6 +11,7 @@ from pipelines.preparation.lookalikes import says_bad, says_good, says_masks
 
 Masks = tuple[str, ...]  # of one image, sorted; several in MVTec LOCO alone
 
+LEARNT = "learnt"  # a category's folder of pictures that people gave a verdict on, and that `blemish learn` put there
 _SILENTLY_IGNORED = frozenset({"license.txt", "readme.txt"})
 
 
@@ -69,7 +70,13 @@ class Listing:
     holdout: list[str] | None = None  # where the data set was published with such a split
     masks_beside_images: bool = False  # in the same folders, where their suffix tells them apart
     saturations: Mapping[int, Saturation] | None = None  # by grey value; then each mask is one defect of that value
-    split_file: Path | None = None  # that says which image is which; beside the category's folder
+    split_file: Path | None = None  # that says which image is which; beside the category's folder, or LEARNT in it
+    learnt: Mapping[str, str] = field(default_factory=dict)  # path -> "good" or type of defect, of LEARNT's pictures
+
+    @property
+    def pictures(self) -> list[str]:
+        """All but the masks."""
+        return [*self.training, *(self.holdout or []), *self.test_normal, *self.anomalous, *self.learnt]
 
 
 def called(source: Path, name: str) -> list[str]:
@@ -164,6 +171,7 @@ def scan(source: Path, folder: str, findings: Findings) -> tuple[list[str], list
 
 def warn_unused(source: Path, folder: str, used: set[str], findings: Findings) -> None:
     entries = sorted(entry.name for entry in (source / folder).iterdir() if entry.is_dir())
+    used = used if folder else {*used, LEARNT}
     unused = [
         f"{folder}/{name}".lstrip("/")
         for name in entries

@@ -27,8 +27,9 @@ from pipelines.data.index import (
 from pipelines.files import atomic_folder, file_sha256, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures.frames import Frame, written
-from pipelines.preparation.config import PrepareConfig
+from pipelines.preparation.config import LayoutName, PrepareConfig
 from pipelines.preparation.decoding import Decoded, decoded
+from pipelines.preparation.frozen import FrozenSplit, resplit
 from pipelines.preparation.groups import find_groups
 from pipelines.preparation.interest import region_of_interest
 from pipelines.preparation.layouts import choose_layout, list_category
@@ -74,20 +75,25 @@ def prepare(
     layout = choose_layout(source, config.layout, findings)
     listing = list_category(source, layout, findings)
     find_dead_links(source, findings)
+    frozen = FrozenSplit.of_category(source)
     masks = pair_masks(source, listing, config.max_megapixels, findings)
     seen_as = sorted(set(frames.values()))
     of_interest = region_of_interest(source, listing, config, seen_as, findings)
     groups = find_groups(source, listing, config.groups, findings)
     with threads() as pool, atomic_folder(destination) as folder:
         with decoded(source, listing, masks, config, seen_as, of_interest, folder, pool, on_progress) as rows:
-            items = split(source, listing, masks, rows.pixels, groups, config, findings)
+            if frozen is None:
+                items = split(source, listing, masks, rows.pixels, groups, config, findings)
+            else:
+                items = resplit(source, frozen, listing, masks, rows, groups, config, findings)
             findings.add(rows.findings)
             findings.raise_problems(category)
             _write_arrays(items, rows, folder)
         digests = _digests(source, listing, masks, pool)
         region = None if of_interest is None else written(of_interest)
         split_sha256 = None if listing.split_file is None else file_sha256(listing.split_file)
-        index = _index(category, layout, items, rows, digests, split_sha256, groups, config, region, findings)
+        since = None if frozen is None else frozen.since
+        index = _index(category, layout, items, rows, digests, split_sha256, since, groups, config, region, findings)
         write_json(folder / INDEX_FILE, {"format": FORMAT} | index.to_json())
         of_frame = {frame: _seen(folder, frame, rows, index) for frame in rows.images}  # which models may share
         seen = {model: of_frame[frame] for model, frame in frames.items()}
@@ -107,8 +113,7 @@ def _seen(folder: Path, frame: Frame, rows: Decoded, index: PreparedIndex) -> Se
 
 def _digests(source: Path, listing: Listing, masks: Mapping[str, Masks], pool: ThreadPoolExecutor) -> dict[str, str]:
     """SHA-256 of every image and mask used, by path."""
-    pictures = [*listing.training, *(listing.holdout or []), *listing.test_normal, *listing.anomalous]
-    paths = [*pictures, *(path for found in masks.values() for path in found)]
+    paths = [*listing.pictures, *(path for found in masks.values() for path in found)]
     return dict(zip(paths, pool.map(lambda path: file_sha256(source / path), paths), strict=True))
 
 
@@ -129,6 +134,7 @@ def _index(
     rows: Decoded,
     digests: Mapping[str, str],
     split_sha256: str | None,
+    frozen: str | None,
     groups: Mapping[str, str],
     config: PrepareConfig,
     region: str | None,
@@ -168,12 +174,28 @@ def _index(
             "anomalous_train": sum(entry.split == "anomalous_train" for entry in entries),
             "test_normal": sum(entry.split == "test" and not entry.label for entry in entries),
             "test_anomalous": sum(entry.split == "test" and entry.label for entry in entries),
-        },
+        }
+        | ({} if frozen is None else {"known": sum(entry.split == "known" for entry in entries)}),
         data_sha256=_data_digest(digests),
         split_sha256=split_sha256,
+        frozen=frozen,
         warnings=tuple(findings.warnings),
         images=entries,
     )
+
+
+def data_sha256(source: Path, layout: LayoutName, max_megapixels: int) -> str:
+    """Of a category's folder as it is now: that of its index, if nothing has changed since it was prepared.
+
+    Raises:
+        DatasetError: what is wrong with the folder by its names alone.
+    """
+    findings = Findings()
+    listing = list_category(source, choose_layout(source, layout, findings), findings)
+    masks = pair_masks(source, listing, max_megapixels, findings)
+    findings.raise_problems(source.name)
+    with threads() as pool:
+        return _data_digest(_digests(source, listing, masks, pool))
 
 
 def _data_digest(digests: Mapping[str, str]) -> str:

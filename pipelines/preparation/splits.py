@@ -47,7 +47,7 @@ def split(
     `groups`, and all that either of the two joins.
     """
     rng = np.random.default_rng(config.seed)
-    units = _together(sorted(listing.training), digests, groups)
+    units = together(sorted(listing.training), digests, groups)
     needed = 1 if listing.holdout is not None else 3 if listing.takes_test_normal else 2
     test_normal, holdout, folds = listing.test_normal, list[str](), dict[str, int]()
     if len(units) < needed:
@@ -64,10 +64,10 @@ def split(
             drawn, units = _draw(units, config.holdout, reserve=1, rng=rng)
             holdout = _flatten(drawn)
     train = _flatten(units)
-    _warn_groups(holdout or list(folds), test_normal, groups, findings)
+    warn_groups(holdout or list(folds), test_normal, groups, findings)
     taught, withheld, tested = _draw_anomalies(listing.anomalous, masks, digests, config, findings)
     if holdout or folds:
-        _warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
+        warn_test([*train, *holdout, *taught], test_normal, tested, listing, digests, findings)
     return [
         *(Item(path, "train", GOOD, None, folds.get(path)) for path in sorted(train)),
         *(Item(path, "holdout", GOOD, None) for path in sorted(holdout)),
@@ -114,7 +114,7 @@ def _draw_anomalies(
         return [], [], list(anomalous)
     # A stream of its own: the normal images' splits are the same whatever is asked for here.
     rng = np.random.default_rng([config.seed, _ANOMALY_STREAM])
-    types = {name: _shuffled(_together(paths, digests, {}), rng) for name, paths in sorted(by_type.items())}
+    types = {name: _shuffled(together(paths, digests, {}), rng) for name, paths in sorted(by_type.items())}
     if config.anomalous_train.protocol == "one_type":
         return _draw_one_type(types, count, rng, findings)
     taken = _spread(types, count, rng)
@@ -175,7 +175,7 @@ def _shuffled(groups: list[list[str]], rng: np.random.Generator) -> list[list[st
     return [groups[index] for index in rng.permutation(len(groups))]
 
 
-def _together(paths: list[str], digests: Mapping[str, str], groups: Mapping[str, str]) -> list[list[str]]:
+def together(paths: list[str], digests: Mapping[str, str], groups: Mapping[str, str]) -> list[list[str]]:
     """Sorted paths by what has to stay together: pictures of the same pixels, or group, and all that these join."""
     leaders = {path: path for path in paths}
 
@@ -246,7 +246,7 @@ def _too_few(source: Path, listing: Listing, digests: Mapping[str, str], groups:
         return (
             f"{source}: {listing.training_folder} holds no image; put at least {needed} normal images there, {purpose}"
         )
-    contents = len(_together(sorted(listing.training), digests, {}))
+    contents = len(together(sorted(listing.training), digests, {}))
     if contents >= needed:
         names = sorted({groups[path] for path in listing.training if path in groups})
         joined = ", which pictures of the same pixels join" if len(names) >= needed else ""
@@ -259,7 +259,7 @@ def _too_few(source: Path, listing: Listing, digests: Mapping[str, str], groups:
     return f"{source}: {listing.training_folder} holds {number} of different content; {purpose} takes at least {needed}"
 
 
-def _warn_groups(holdout: list[str], test_normal: list[str], groups: Mapping[str, str], findings: Findings) -> None:
+def warn_groups(holdout: list[str], test_normal: list[str], groups: Mapping[str, str], findings: Findings) -> None:
     if not groups:
         return
     held_out = sorted({groups[path] for path in holdout if path in groups})
@@ -272,7 +272,7 @@ def _warn_groups(holdout: list[str], test_normal: list[str], groups: Mapping[str
         findings.warnings.append(f"{counted(len(alone), 'normal test image')} of no group: {some(alone)}")
 
 
-def _warn_test(
+def warn_test(
     training: list[str],
     test_normal: list[str],
     tested: list[str],

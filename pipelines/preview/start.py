@@ -16,7 +16,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from anomaly_models import MODELS
 from anomaly_models.common.sizes import Size
-from pipelines.data.index import Layout
+from pipelines.data.index import GOOD, Layout
 from pipelines.errors import DatasetError, ParamsError, hint
 from pipelines.numbers import counted, rate
 from pipelines.paths import Project
@@ -164,9 +164,8 @@ def look(source: Path) -> Look:
     findings = Findings()
     layout = choose_layout(source, "auto", findings)
     listing = list_category(source, layout, findings)
-    pictures = _pictures(listing)
     sizes, grey, digests = Counter[Size](), 0, Counter[str]()
-    for path in pictures:
+    for path in listing.pictures:
         content = (source / path).read_bytes()
         digests[hashlib.sha256(content).hexdigest()] += 1
         if (header := _header(content)) is not None:
@@ -175,7 +174,7 @@ def look(source: Path) -> Look:
     return Look(
         name=source.name,
         layout=layout,
-        learnt=len(listing.training) + len(listing.holdout or []),
+        learnt=len(listing.training) + len(listing.holdout or []) + list(listing.learnt.values()).count(GOOD),
         held_out=len(listing.holdout or []),
         good=len(listing.test_normal),
         takes_good=listing.takes_test_normal,
@@ -187,10 +186,6 @@ def look(source: Path) -> Look:
         folders=tuple(sorted({_folder_below(listing, path) for path in listing.training} - {""})),
         warnings=(*map(str, findings.problems), *findings.warnings),
     )
-
-
-def _pictures(listing: Listing) -> list[str]:
-    return [*listing.training, *(listing.holdout or []), *listing.test_normal, *listing.anomalous]
 
 
 def _folder_below(listing: Listing, path: str) -> str:

@@ -408,7 +408,7 @@ def test_index_of_another_version(mvtec):
     run(mvtec)
     path = mvtec.parent / "prepared/nut/index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    with pytest.raises(StageError, match="prepared in format 99, this version reads 6; run `blemish prepare nut`"):
+    with pytest.raises(StageError, match="prepared in format 99, this version reads 7; run `blemish prepare nut`"):
         PreparedIndex.load(path.parent)
 
 

@@ -561,7 +561,11 @@ def predict(
 @app.command(rich_help_panel=USE)
 def bundle(
     model: Annotated[
-        str, typer.Argument(help="A model of params.yaml, or champion: the report's best.", show_default=False)
+        str,
+        typer.Argument(
+            help="A model of params.yaml, or champion: the report's best; after `learn`, the registry's.",
+            show_default=False,
+        ),
     ],
     category: Category,
     output: Annotated[
@@ -571,6 +575,7 @@ def bundle(
 ) -> None:
     """Write the exported model, its proof, samples and what runs it as one file for a machine on the line."""
     from pipelines.deployment.bundle import bundle as run
+    from pipelines.deployment.bundle import bundle_champion
     from pipelines.settings.params import load_params
 
     project = _project()
@@ -579,8 +584,13 @@ def bundle(
         from pipelines.report.summary import Summary
 
         params.check_category(category)
-        model = Summary.of(project, params.tracking.experiment).best_first(category)[0]
-    made = run(model, category, params, project, output)
+        summary = Summary.of(project, params.tracking.experiment)
+        if category in summary.successions:
+            made = bundle_champion(category, params, project, output)
+        else:
+            made = run(summary.best_first(category)[0], category, params, project, output)
+    else:
+        made = run(model, category, params, project, output)
     chosen = ", with the threshold that was chosen by hand" if made.is_deployed else ""
     typer.echo(f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB, {made.num_samples} samples replayed{chosen}")
     name = shlex.quote(str(made.path))
@@ -616,6 +626,10 @@ def serve(
     ] = None,
     max_megabytes: Annotated[int, typer.Option(min=1, help="Of a picture's file; larger ones are refused.")] = 100,
     waiting: Annotated[int, typer.Option(min=1, help="Pictures of a bundle that may wait; more are sent away.")] = 64,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, help="Keep there what people say of parts, for `learn`.", show_default=False),
+    ] = None,
 ) -> None:
     """Answer over HTTP: a picture's bytes in, score and decision out; a page to drop a picture on.
 
@@ -625,7 +639,7 @@ def serve(
     from pipelines.numbers import counted
 
     token = server.token_for(host)
-    app = server.application(bundles, server.Limits(max_megabytes, waiting), token, threads)
+    app = server.application(bundles, server.Limits(max_megabytes, waiting), token, threads, feedback)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"{counted(len(bundles), 'bundle')} at http://{shown}:{port}: drop a picture on the page there, or")
     typer.echo(f"curl --data-binary @part.png http://{shown}:{port}/predict")
@@ -715,6 +729,64 @@ def drift(
         typer.echo("no change told; without one, at most one false alarm in ten months of work is expected")
     if monitor.changes and fail_on_drift:
         raise typer.Exit(DEFECT_FOUND)
+
+
+@app.command(rich_help_panel=USE)
+def verdict(
+    said: Annotated[str, typer.Argument(metavar="VERDICT", help="good, or the type of defect.", show_default=False)],
+    pictures: Annotated[list[Path], typer.Argument(help="That it is said of.", show_default=False)],
+    feedback: Annotated[
+        Path, typer.Option(dir_okay=False, help="The table that rows are added to; begun if it is not there.")
+    ] = Path("feedback.csv"),
+    by: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Who says it; who is logged in, if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Write down what someone says of pictures that were decided on, for `learn`."""
+    from pipelines import feedback as table
+    from pipelines.errors import DatasetError
+    from pipelines.numbers import counted
+
+    if missing := [picture for picture in pictures if not picture.is_file()]:
+        raise DatasetError(f"{missing[0]}: no such picture")
+    who = table.usable_name(by or table.login_name("give --by"))
+    table.append(feedback, pictures, table.usable_verdict(said), who)
+    typer.echo(f"{feedback}: {counted(len(pictures), 'picture')} {said}, says {who}")
+
+
+@app.command(rich_help_panel=USE)
+def learn(
+    feedback: Annotated[
+        Path,
+        typer.Argument(help="A table with the columns path, verdict, who and when.", show_default=False),
+    ],
+    category: Annotated[
+        str | None, typer.Option(help="Of rows that name none, where params.yaml has several.", show_default=False)
+    ] = None,
+) -> None:
+    """Let people's verdicts join the data: good parts and known defects, never the test, which stays as it is.
+
+    `blemish run` trains on it then. The champion changes only if a new model is not found worse on the test.
+    """
+    from pipelines.preparation.learn import Place
+    from pipelines.preparation.learn import learn as run
+    from pipelines.settings.params import load_params
+
+    project = _project()
+    params = load_params(project.params)
+    if category is not None:
+        params.check_category(category)
+    places = {
+        name: Place(project.root / params.data.root / name, project.prepared(name)) for name in params.data.categories
+    }
+    brought = [project.data / name for name in params.download]
+    found = run(feedback, category, places, params.prepare, brought)
+    for one in found:
+        for line in one.lines:
+            typer.echo(line)
+    if any(one.changes for one in found):
+        typer.echo("Next: `blemish run`, or `dvc repro`; with data that `dvc add` keeps, call that first")
 
 
 # `-0.5` is a value here, no option.

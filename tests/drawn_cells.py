@@ -73,7 +73,22 @@ def write_prepared(
     if masked:
         np.save(masks_file(folder, frame.shape), np.stack([p.truth for p in masked]))
     index = PreparedIndex(
-        category, "folder", 0, 255, "refuse", None, "file", bool(masked), False, None, {}, "", None, (), tuple(images)
+        category,
+        "folder",
+        0,
+        255,
+        "refuse",
+        None,
+        "file",
+        bool(masked),
+        False,
+        None,
+        {},
+        "",
+        None,
+        None,
+        (),
+        tuple(images),
     )
     write_json(folder / INDEX_FILE, {"format": FORMAT, **asdict(index)})
     return folder
@@ -98,7 +113,9 @@ def evaluation(model: str, category: str) -> Evaluation:
     """Of figures and images there are none."""
     return Evaluation.model_validate(
         {
-            **dict.fromkeys(("run_id", "data_set", "data_sha256", "index_sha256", "pixels_sha256"), "0123"),
+            **dict.fromkeys(
+                ("run_id", "data_set", "data_sha256", "test_sha256", "index_sha256", "pixels_sha256"), "0123"
+            ),
             "model": model,
             "method": model,
             "category": category,

@@ -135,6 +135,7 @@ def put_evaluation(
         "run_id": f"run-{model}-{category}-{seed}",
         "data_set": "made_up",
         "data_sha256": "d" * 64,
+        "test_sha256": "e" * 64,
         "index_sha256": "i" * 64,
         "pixels_sha256": "p" * 64,
         "settings": {"image_size": 256},

@@ -20,6 +20,7 @@ from pipelines.evaluation.certainty import Measured, average, compare, compare_a
 from pipelines.evaluation.curves import Curve, image_curve
 from pipelines.evaluation.groups import exchangeable, leave_one_out
 from pipelines.evaluation.outcomes import Outcome, PixelCounts, TestSet
+from pipelines.evaluation.succession import Trial, trial
 from pipelines.evaluation.thresholds import NUM_FOLDS, threshold_at
 
 Floats = NDArray[np.float64]
@@ -245,6 +246,48 @@ def found_differences(trials: int = 100, resamples: int = 199) -> Table:
     return table
 
 
+# ---- who is refused as champion --------------------------------------------------------------------------------------
+
+FROZEN_SIZES = ((15, 2, 6), (30, 6, 8), (60, 5, 20))  # good parts, types of defect, defects of each
+SEEN = {"equal": 1.0, "half as far": 0.5, "blind": 0.0}  # how far from good parts, if 1 is how far by the champion
+
+
+def heir(
+    rng: np.random.Generator, size: tuple[int, int, int], auroc: float, seen: float = 1.0, resamples: int = 199
+) -> Trial:
+    """A champion of this AUROC is challenged by a model that is as good but for the first type of defect.
+
+    Three quarters of the variance of their scores is the images' own. Thresholds come from the same good parts,
+    held out, as many as are tested.
+    """
+    good, types, each = size
+    kinds = [(f"type {number // each}", f"{number % each:02}.png") for number in range(types * each)]
+    defects = {f"{kind}/{name}": kind for kind, name in kinds}
+    images = (*((f"good/{number:02}.png", False) for number in range(good)), *((path, True) for path in defects))
+    shared = rng.normal(size=good + len(images))
+    outcomes = []
+    for name, of_first in (("old", 1.0), ("new", seen)):
+        noise = np.sqrt(0.75) * shared + np.sqrt(0.25) * rng.normal(size=len(shared))
+        far = np.repeat([0.0, of_first, 1.0], (good, each, (types - 1) * each)) * norm.ppf(auroc) * np.sqrt(2)
+        threshold = threshold_at(torch.from_numpy(noise[:good]), RATE).value
+        test_set = TestSet("nut", images, "", 1, "", None)
+        outcomes.append(Outcome(name, test_set, noise[good:] + far, threshold, {}, None))
+    return trial(*outcomes, defects, "run", resamples)
+
+
+def refused_successors(trials: int = 1000, resamples: int = 199) -> Table:
+    """How often that happens, by how far the challenger sees the first type of defect from good parts."""
+    rng = np.random.default_rng(12)
+    table: Table = {}
+    for size in FROZEN_SIZES:
+        for auroc in (0.9, 0.98):
+            row = table["{} + {} x {}, AUROC {:.4g}".format(*size, 100 * auroc)] = {}
+            for name, seen in SEEN.items():
+                tried = (heir(rng, size, auroc, seen, resamples) for _ in range(trials))
+                row[name] = 100 * float(np.mean([not one.passed for one in tried]))
+    return table
+
+
 # ---- groups of good parts --------------------------------------------------------------------------------------------
 
 GROUP_SIZES = ((10, 10), (8, 8, 8), (1, 3, 12), (2, 5, 13), (4,) * 6, (2,) * 12, (6,) * 25)
@@ -353,6 +396,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "two alike, by AP": lambda: false_winners(metric="image_ap"),
     "five alike": false_tables,
     "one better": found_differences,
+    "refused": refused_successors,
     "last group higher by": groups_called_different,
     "false alarms of new groups": false_alarms_of_new_groups,
     "false alarms by folds": false_alarms_by_folds,

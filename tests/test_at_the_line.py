@@ -16,6 +16,7 @@ from clone import REPOSITORY
 from PIL import Image
 
 README, PAGE = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("README.md", "docs/at-the-line.md"))
+VERDICT, TABLE = ["blemish", "verdict"], ["--feedback", "watched/feedback.csv"]
 MAIN = "import cli, sys; sys.argv[0] = 'blemish'; cli.main()"
 
 
@@ -48,11 +49,15 @@ def test_the_lines_of_python(root: Path) -> None:
 
 def test_the_commands(root: Path) -> None:
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^(blemish .*)$", PAGE, re.MULTILINE)]
-    # Which need an evaluated cell: `test_bundle.py`, `test_serve.py`, `test_watch.py` and `test_drift.py`.
+    # Which need an evaluated cell: test_bundle.py, test_serve.py, test_watch.py, test_learning.py and test_drift.py.
     others = [
         ["blemish", "bundle", "fapm", "my_part"],
         ["blemish", "serve", "bundles/fapm-my_part.zip"],
         ["blemish", "watch", "camera/", "--bundle", "bundles/fapm-my_part.zip", "--move"],
+        [*VERDICT, "good", "watched/review/0001.png", "watched/review/0007.png", *TABLE],
+        [*VERDICT, "scratch", "watched/review/0003.png", *TABLE, "--by", "Kim"],
+        ["blemish", "learn", "watched/feedback.csv"],
+        ["blemish", "run"],
         ["blemish", "drift", "watched", "--bundle", "bundles/fapm-my_part.zip"],
     ]
     assert [command for command in commands if command in others] == others

@@ -46,6 +46,9 @@ def test_the_document_keeps_what_it_promises(title: str) -> None:
         assert max(row["new group above it"] for row in table.values()) <= 12
     elif title == "false alarms by folds":
         assert all(row["folds promise"] / 2 <= row["happens"] <= row["folds promise"] + 0.5 for row in table.values())
+    elif title == "refused":
+        assert all(row["equal"] < row["half as far"] <= row["blind"] for row in table.values())
+        assert min(row["blind"] for row in table.values()) >= 95
     elif title in ("image figures", "pixel figures", "averages"):
         assert min(figures(table)) >= COVERED
     else:

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.outcomes import Evaluation, ScoredImage, read_predictions
 from pipelines.files import atomic_file
 from pipelines.inference import bundle as opened
-from pipelines.inference.bundle import Bundle, Sample, allowed
+from pipelines.inference.bundle import Bundle, Replayed, Sample, allowed
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.inference.drift import SCORE
 from pipelines.inference.measures import MEASURES, measured
@@ -82,6 +83,33 @@ def bundle(model: str, category: str, params: Params, project: Project, path: Pa
     return Made(path, num_samples, is_deployed=detector.path == cell.deployed)
 
 
+def bundle_champion(category: str, params: Params, project: Project, path: Path | None = None) -> Made:
+    """Likewise of the champion in the model registry, which may be of an earlier training than what lies here.
+
+    Raises:
+        StageError: nobody is champion, or the store cannot be used; or as `bundle`.
+        ExportError: what the store has is no bundle, or does not reproduce its own samples.
+    """
+    from pipelines.tracking.registry import bundle_of_champion, reigning
+
+    params.check_category(category)
+    experiment, name = params.tracking.experiment, f"{params.data.name}-{category}"
+    run_id = reigning(project.root, experiment, name)
+    if run_id is None:
+        raise StageError(f"{category}: nobody is champion in the model registry; run `blemish report` first")
+    for model in params.models:
+        cell = project.cell(model, category, params.seed)
+        if cell.onnx.is_file() and Detector(cell.onnx).card.run_id == run_id:
+            return bundle(model, category, params, project, path)
+    with bundle_of_champion(project.root, experiment, name) as logged:
+        made = Bundle(logged)
+        replayed = _replayed(made)
+        path = path or project.root / "bundles" / logged.name
+        with atomic_file(path) as temporary:
+            shutil.copyfile(logged, temporary)
+    return Made(path, len(replayed), is_deployed=False)
+
+
 def name_of(cell: Cell) -> str:
     """What its bundle is called."""
     return f"{cell.model}-{cell.category}.zip"
@@ -100,11 +128,19 @@ def write(path: Path, cell: Cell, detector: Detector, latency: Latency | None, p
     with atomic_file(path) as temporary:
         about = _about(cell, detector.card, evaluation, latency, _terms(evaluation.data_set, params))
         _write(temporary, _contents(detector, about, images, originals))
-        made = Bundle(temporary)
-        replayed = made.replay(made.engine())
-        if different := [sample.line for sample in replayed if not sample.is_same]:
-            raise ExportError(f"{cell.title}: the bundle does not reproduce its own samples ({different[0]})")
+        replayed = _replayed(Bundle(temporary))
     return len(replayed)
+
+
+def _replayed(made: Bundle) -> list[Replayed]:
+    """Raises ExportError where a sample is answered otherwise than it was."""
+    found = made.replay(made.engine())
+    if different := [sample.line for sample in found if not sample.is_same]:
+        card = made.card
+        raise ExportError(
+            f"{card.model} on {card.category}: the bundle does not reproduce its own samples ({different[0]})"
+        )
+    return found
 
 
 def _shipped(cell: Cell) -> Detector:

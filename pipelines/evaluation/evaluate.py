@@ -193,7 +193,7 @@ def thresholds(
 
 def score_known_defects(model: Detects, data: PreparedData, tested: Sequence[int], *, learns: bool) -> list[float]:
     """Scores of the real defects that the model is not tested on, and has not learnt from if it `learns` from any."""
-    unseen = data.index.rows("withheld") if learns else data.index.apart()
+    unseen = data.index.rows("known", "withheld") if learns else [*data.index.rows("known"), *data.index.apart()]
     return [_predict(model, data.batch([row]))[1] for row in sorted(set(unseen) - set(tested))]
 
 
@@ -349,7 +349,9 @@ def _summarise(
         run_id=run.run_id,
         data_set=params.data.name,
         data_sha256=run.settings.data.sha256,
+        test_sha256=data.index.test_sha256,
         index_sha256=run.settings.data.index_sha256,
+        frozen=data.index.frozen,
         pixels_sha256=_pixels_sha256(results),
         settings=run.model_settings,
         protocol=Protocol(

@@ -290,7 +290,9 @@ class Evaluation(Record):
     run_id: str
     data_set: str
     data_sha256: str  # of all files of the category
+    test_sha256: str  # of those that any model may be tested on
     index_sha256: str
+    frozen: str | None = None  # since when the test is, because pictures were learnt: ISO 8601
     pixels_sha256: str  # of the test images as the model saw them
     settings: dict[str, Any]  # the model's
     protocol: Protocol
@@ -511,7 +513,7 @@ class TestSet:
 
     category: str
     images: tuple[tuple[str, bool], ...]  # (path, anomalous), sorted
-    data_sha256: str  # of all files of the category
+    files_sha256: str  # of all files of the category that any model may be tested on
     image_size: Size
     pixels_sha256: str  # of the test images as the model saw them, at this size
     region: str | None  # which of their pixels are compared, None if all are
@@ -523,14 +525,14 @@ class TestSet:
             return f"{self.category} is measured on {own} and on {others}; set evaluate.region: image for both"
         if self.category != other.category:
             return f"{self.category} and {other.category} are two categories"
-        if self.images != other.images and not (self.data_sha256 == other.data_sha256 and self._nested(other)):
+        if self.images != other.images and not (self.files_sha256 == other.files_sha256 and self._nested(other)):
             if len(self.images) != len(other.images):
                 return f"{len(self.images)} and {len(other.images)} test images of {self.category}"
             first = next(a for a, b in zip(self.images, other.images, strict=True) if a != b)
             return f"the test images of {self.category} are not the same: {first[0]} is in one of the two only"
         seen_alike = self.image_size == other.image_size and self.pixels_sha256 == other.pixels_sha256
-        if self.data_sha256 != other.data_sha256 and not seen_alike:
-            return f"the files of {self.category} changed between the two evaluations"
+        if self.files_sha256 != other.files_sha256 and not seen_alike:
+            return f"the test files of {self.category} changed between the two evaluations"
         return None
 
     def _nested(self, other: "TestSet") -> bool:
@@ -590,7 +592,7 @@ def read_outcome(folder: Path, evaluation: Evaluation, name: str) -> Outcome:
         test_set=TestSet(
             category=evaluation.category,
             images=tuple((tested[place].path, tested[place].label) for place in order),
-            data_sha256=evaluation.data_sha256,
+            files_sha256=evaluation.test_sha256,
             image_size=evaluation.protocol.image_size,
             pixels_sha256=evaluation.pixels_sha256,
             region=evaluation.protocol.region,

@@ -97,6 +97,11 @@ def differing(summary: Summary) -> list[str]:
     return [f"{told}: {', '.join(cells)}."] if cells else []
 
 
+def inherited(summary: Summary) -> list[str]:
+    """Who is champion of each category whose test is frozen, and who was refused."""
+    return [line for category, found in summary.successions.items() for line in found.sentences(category)]
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 2) -> str:
     """The first `num_names` columns to the left, numbers to the right."""
     rule = ["---" if i < num_names else "---:" for i in range(len(header))]
@@ -208,7 +213,8 @@ def headlines(summary: Summary) -> list[str]:
     nothing = "nothing to test on" if not any(cell.counts.num_tested for cell in summary.cells) else "no defect to find"
     lacking = {cell.model for cell in summary.absent if cell.without_figures}
     told = [f"{row.model}: {text or ('no average' if row.model in lacking else nothing)}" for row, text in rows]
-    return [*told, *summary.variants, *absences(summary), *untested(summary), *sentences(summary.comparisons)]
+    lacking_test = [*absences(summary), *untested(summary)]
+    return [*told, *summary.variants, *lacking_test, *inherited(summary), *sentences(summary.comparisons)]
 
 
 def against_the_best(summary: Summary) -> list[str]:
@@ -346,6 +352,7 @@ def report_markdown(summary: Summary, project: Project, place: Path) -> str:
         *untested(summary),
         " ".join([NOTES, *(f"{region[0].upper()}{region[1:]}." for region in summary.regions)]),
         "As the field prints them, next to published results where there are any: [tables.md](tables.md).",
+        *_champion_parts(summary),
         *_comparison_parts(summary),
         *_seed_parts(summary),
         "## Thresholds",
@@ -436,6 +443,11 @@ def _defect_parts(summary: Summary) -> list[str]:
         "models let different shares of the good test images through; *at the same rate*, all let through the share "
         "that was asked for, which only the test images can tell.",
     ]
+
+
+def _champion_parts(summary: Summary) -> list[str]:
+    told = inherited(summary)
+    return ["## Champion", "\n".join(f"- {in_markdown(sentence)}" for sentence in told)] if told else []
 
 
 def _comparison_parts(summary: Summary) -> list[str]:

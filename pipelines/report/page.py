@@ -32,7 +32,7 @@ from pipelines.report.answers import best_cells, headline, meaning, standing
 from pipelines.report.examples import DECISIONS, Example, examples
 from pipelines.report.gallery import CategoryGallery, choose_quality
 from pipelines.report.large import Originals, write_large
-from pipelines.report.markdown import ASSUMED, absences, differing, promises, untested
+from pipelines.report.markdown import ASSUMED, absences, differing, inherited, promises, untested
 from pipelines.report.summary import MAIN_METRIC, Average, CellSummary, Summary, leaders
 from pipelines.report.terms import OF_METRICS, TERMS, explained
 from pipelines.unreadable import reading
@@ -153,7 +153,7 @@ def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]], strip: Sequen
     return environment.get_template("report.html").render(
         summary=summary,
         headline=headline(best),
-        meaning=[*meaning(best), *differing(summary)],
+        meaning=[*meaning(best), *differing(summary), *inherited(summary)],
         standing=standing(summary),
         strip=strip,
         answers=_answers(summary),

@@ -25,12 +25,14 @@ def report(params: Params, project: Project) -> Path:
 
     And `metrics/summary.json`, the averages for DVC. Reports of other experiments stay.
 
-    The averages are logged to MLflow, and the best model of each category becomes its champion in the model registry.
+    The averages are logged to MLflow, and the best model of each category becomes its champion in the model registry;
+    where the test is frozen, only if it is not found worse than the champion (`pipelines.evaluation.succession`).
 
     Raises:
         StageError: a cell of the params file has not been evaluated.
     """
     from pipelines.report import page as html_report
+    from pipelines.report.heirs import successions
     from pipelines.tracking.cells import cell_runs
     from pipelines.tracking.pages import pages
     from pipelines.tracking.registry import crown
@@ -42,6 +44,7 @@ def report(params: Params, project: Project) -> Path:
     prepare_store(project.root, experiment)  # a store that knows no run of these cells yet adds none to their figures
     originals = Originals(project.root / params.data.root, params.prepare.reading)
     summary = summarise(params, project, cell_runs(project.root, experiment), pages(project.root, experiment))
+    summary = summary.model_copy(update={"successions": successions(summary, project, experiment)})
     with atomic_folder(place) as folder:
         summary.save(folder / SUMMARY_FILE)
         _write_leaderboard(folder / "leaderboard.csv", summary.cells)
@@ -70,9 +73,16 @@ def _main_figures(summary: Summary) -> dict[str, dict[str, float | int | None]]:
 
 
 def _crowned(summary: Summary) -> Iterator[tuple[str, str | None, str]]:
-    """Each category with the run of its best model by the main metric, None without a best, and the reason in words."""
+    """Each category whose champion may change, with the run of its best model by the main metric, and why in words.
+
+    Without a best, the run is None.
+    """
     places = summary.champions.get(MAIN_METRIC, {})
     for category in summary.categories:
+        if (succession := summary.successions.get(category)) is not None:
+            if (new := succession.successor) is not None:
+                yield category, new.run_id, succession.sentences(category)[0]
+            continue
         found = places.get(category, Champion(None, (), "nothing to compare by"))
         cell = next((c for c in summary.cells if (c.model, c.category) == (found.best, category)), None)
         if cell is None:

@@ -34,6 +34,7 @@ from pipelines.evaluation.outcomes import (
     Threshold,
     read_outcome,
 )
+from pipelines.evaluation.succession import Succession
 from pipelines.paths import Cell, Project
 from pipelines.records import Record
 from pipelines.report.seeds import DIGITS, SeedFigures, Seeds, average_seeds
@@ -70,6 +71,7 @@ class CellSummary(Row):
     run_url: str | None  # where a store shows it
     settings: dict[str, Any]  # the model's
     protocol: Protocol
+    frozen: str | None = None  # since when its test is; ISO 8601
     threshold: Threshold
     review: Review | None = None  # None in a report that was kept before there was one
     confusion: Confusion
@@ -149,6 +151,8 @@ class Summary(Record):
     averages: tuple[Average, ...]  # of each model, without figures where one of its cells is absent
     comparisons: tuple[Comparison, ...]  # none in a kept report
     champions: dict[str, dict[str, Champion]]  # by metric and category, for metrics that any cell has
+    # By category, of those with a frozen test and a champion in the model registry.
+    successions: dict[str, Succession] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, project: Project, experiment: str) -> Self:
@@ -192,7 +196,7 @@ class Summary(Record):
         """Without what means nothing outside the store that made it, and the thousands of comparisons."""
         nothing: dict[str, Any] = {"run_id": None, "run_url": None, "runs_of_seeds": {}}
         cells = tuple(cell.model_copy(update=nothing) for cell in self.cells)
-        return self.model_copy(update={"tracking": None, "comparisons": (), "cells": cells})
+        return self.model_copy(update={"tracking": None, "comparisons": (), "cells": cells, "successions": {}})
 
 
 def leaders(found: Champion) -> tuple[str, ...]:
@@ -369,6 +373,7 @@ def _cell(place: Cell, evaluation: Evaluation, seeds: Seeds, url: str | None) ->
         run_url=url,
         settings=evaluation.settings,
         protocol=evaluation.protocol,
+        frozen=evaluation.frozen,
         counts=evaluation.counts,
         threshold=evaluation.threshold,
         review=evaluation.review,

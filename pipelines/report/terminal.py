@@ -15,6 +15,7 @@ from pipelines.report.markdown import (
     absences,
     against_the_best,
     differing,
+    inherited,
     over_seeds,
     promises,
     untested,
@@ -79,9 +80,16 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
     for sentence in [*told, *against_the_best(summary)]:
         console.print(sentence, highlight=False)
     console.print(f"{headline(best_cells(summary))}.", highlight=False)
+    for sentence in inherited(summary):
+        console.print(sentence, highlight=False, markup=False)
     lacking = what_it_lacks(project, params, summary)
     for sentence in lacking:
         console.print(sentence, highlight=False, markup=False, style="yellow")
+    _print_next_steps(summary, project, params, console)
+    return not lacking
+
+
+def _print_next_steps(summary: Summary, project: Project, params: Params, console: "Console") -> None:
     category = summary.categories[0]
     best = best_cells(summary, category)[0]
     first = project.cell(best.model, category, best.seed)
@@ -90,11 +98,12 @@ def print_results(project: Project, params: Params, console: "Console") -> bool:
         console.print(f"Defects found:       {first.examples}")
     console.print(f"Compare runs:        {'make' if (project.root / 'Makefile').exists() else 'blemish'} ui")
     console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
-    packed = shlex.quote(f"bundles/{first.model}-{category}.zip")
-    console.print(f"Take it to the line: blemish bundle {first.model} {shlex.quote(category)}", soft_wrap=True)
+    succession = summary.successions.get(category)
+    packed = shlex.quote(f"bundles/{succession.reigns if succession else first.model}-{category}.zip")
+    bundled = "champion" if succession else first.model
+    console.print(f"Take it to the line: blemish bundle {bundled} {shlex.quote(category)}", soft_wrap=True)
     console.print(f"                     blemish verify {packed}", soft_wrap=True)
     console.print(f"                     blemish serve {packed}", soft_wrap=True)
-    return not lacking
 
 
 def what_it_lacks(project: Project, params: Params, summary: Summary) -> list[str]:

@@ -1,10 +1,15 @@
 """The champion of each category in MLflow's model registry."""
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import RegisteredModel
 
+from pipelines.errors import StageError
 from pipelines.names import as_key
 from pipelines.tracking.store import RUNS_PER_CALL, is_known, prepare_store, told_at_once
 
@@ -22,11 +27,11 @@ def crown(project: Path, experiment: str, name: str, run_id: str | None, why: st
         StageError: the store cannot be used.
     """
     uri, _ = prepare_store(project, experiment)
-    name = as_key(name, "[/:?]", _LONGEST_NAME)
+    name = _registered(name)
     with told_at_once(uri):
         client = mlflow.MlflowClient(uri)
         best = _exported_model(client, run_id) if run_id and is_known(client, run_id) else None
-        known = {model.name: model for model in client.search_registered_models(max_results=RUNS_PER_CALL)}.get(name)
+        known = _known(client, name)
         if best is None:
             if known is not None and _CHAMPION in known.aliases:
                 client.delete_registered_model_alias(name, _CHAMPION)
@@ -40,6 +45,52 @@ def crown(project: Path, experiment: str, name: str, run_id: str | None, why: st
             version = client.create_model_version(name, best.artifact_location, run_id, model_id=best.model_id)
         client.update_model_version(name, version.version, why)
         client.set_registered_model_alias(name, _CHAMPION, version.version)
+
+
+def reigning(project: Path, experiment: str, name: str) -> str | None:
+    """The run whose model is champion of the registered model `name`; None where nobody is.
+
+    Raises:
+        StageError: the store cannot be used.
+    """
+    uri, _ = prepare_store(project, experiment)
+    name = _registered(name)
+    with told_at_once(uri):
+        client = mlflow.MlflowClient(uri)
+        known = _known(client, name)
+        if known is None or _CHAMPION not in known.aliases:
+            return None
+        return client.get_model_version(name, known.aliases[_CHAMPION]).run_id
+
+
+@contextlib.contextmanager
+def bundle_of_champion(project: Path, experiment: str, name: str) -> Iterator[Path]:
+    """The bundle that the champion of `name` was logged as, in a temporary place.
+
+    Raises:
+        StageError: the store cannot be used, or has no such file.
+    """
+    uri, _ = prepare_store(project, experiment)
+    address = f"models:/{_registered(name)}@{_CHAMPION}"
+    with tempfile.TemporaryDirectory() as temporary:
+        with told_at_once(uri):
+            place = Path(
+                mlflow.artifacts.download_artifacts(
+                    f"{address}/artifacts", dst_path=temporary, tracking_uri=uri, registry_uri=uri
+                )
+            )
+        found = sorted(place.rglob("*.zip"))
+        if len(found) != 1:
+            raise StageError(f"{address}: holds no bundle; it was exported by another version of Blemish")
+        yield found[0]
+
+
+def _registered(name: str) -> str:
+    return as_key(name, "[/:?]", _LONGEST_NAME)
+
+
+def _known(client: mlflow.MlflowClient, name: str) -> RegisteredModel | None:
+    return {model.name: model for model in client.search_registered_models(max_results=RUNS_PER_CALL)}.get(name)
 
 
 def _exported_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel | None:

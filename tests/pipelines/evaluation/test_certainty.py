@@ -282,14 +282,17 @@ OURS = images_of(5, 5)
     [
         ({"category": "bolt"}, "nut and bolt are two categories"),
         ({"images": images_of(6, 3).images}, "10 and 9 test images of nut"),
-        ({"images": images_of(5, 4).images, "data_sha256": "x"}, "10 and 9 test images of nut"),
+        ({"images": images_of(5, 4).images, "files_sha256": "x"}, "10 and 9 test images of nut"),
         (
             {"images": (*OURS.images[:-1], ("test/good/new.png", False))},
             "the test images of nut are not the same: test/good/004.png is in one of the two only",
         ),
-        ({"data_sha256": "x", "pixels_sha256": "y"}, "the files of nut changed between the two evaluations"),
-        ({"data_sha256": "x", "image_size": Size.square(128)}, "the files of nut changed between the two evaluations"),
-        ({"data_sha256": "x"}, None),  # a training image was added; the test images are what they were
+        ({"files_sha256": "x", "pixels_sha256": "y"}, "the test files of nut changed between the two evaluations"),
+        (
+            {"files_sha256": "x", "image_size": Size.square(128)},
+            "the test files of nut changed between the two evaluations",
+        ),
+        ({"files_sha256": "x"}, None),  # a training image was added; the test images are what they were
         (
             {"image_size": Size.square(128), "pixels_sha256": "y"},
             None,

@@ -145,9 +145,9 @@ def test_runs_of_different_categories_are_not_compared(root: Path, ids: Ids) -> 
 
 
 def test_runs_on_other_images_are_not_compared(root: Path, tmp_path: Path, ids: Ids) -> None:
-    new = log_run(root, tmp_path / "new", "new", "nut", data_sha256="other", pixels_sha256="other")
+    new = log_run(root, tmp_path / "new", "new", "nut", test_sha256="other", pixels_sha256="other")
     text = printed(root, runs=(ids["strong", "nut"], new))
-    assert "the files of nut changed between the two evaluations." in text
+    assert "the test files of nut changed between the two evaluations." in text
 
 
 def test_two_seeds_of_one_model_are_a_tie(root: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ Seeds do not count as chance here: it is two trained networks that are compared,
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from shlex import quote
 from typing import Literal
 
 import numpy as np
@@ -67,10 +68,10 @@ class Trial(Record):
         return not self.worse and self.refused is None
 
     @property
-    def text(self) -> str:
+    def sentences(self) -> list[str]:
         """Why it is refused."""
-        why = self.refused or "; ".join(worse.text for worse in self.worse)
-        return f"{self.model} of run {self.run_id[:8]} is refused: {why}."
+        reasons = [self.refused] if self.refused else [worse.text for worse in self.worse]
+        return [f"{self.model} of run {self.run_id[:8]} is refused: {reason}." for reason in reasons]
 
 
 class Succession(Record):
@@ -102,10 +103,10 @@ class Succession(Record):
         if not self.trials:
             return [f"Champion of {category}: {old}, as before."]
         return [
-            f"Champion of {category}: still {old}, whose bundle is `blemish bundle champion {category}`.",
-            *(trial.text for trial in self.trials),
-            "To have the best of this report all the same, remove the alias `champion` on MLflow's page of the model, "
-            "and run `blemish report`.",
+            f"Champion of {category}: still {old}. Its bundle: blemish bundle champion {quote(category)}",
+            *(sentence for trial in self.trials for sentence in trial.sentences),
+            "To have the best of this report all the same, remove the alias 'champion' on MLflow's page of the "
+            "registered model, and run: blemish report",
         ]
 
 

@@ -153,10 +153,11 @@ def _render(summary: Summary, blocks: Sequence[Mapping[str, Any]], strip: Sequen
     return environment.get_template("report.html").render(
         summary=summary,
         headline=headline(best),
-        meaning=[*meaning(best), *differing(summary), *inherited(summary)],
+        meaning=[*meaning(best), *differing(summary)],
         standing=standing(summary),
         strip=strip,
         answers=_answers(summary),
+        inherited=inherited(summary),
         terms=TERMS,
         of_metrics=OF_METRICS,
         facts=_facts(summary),

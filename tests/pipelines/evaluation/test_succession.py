@@ -63,8 +63,10 @@ def test_worse_on_one_type_is_refused_though_better_overall() -> None:
         f"Defects found on cut 41.7 instead of 100.0 (12 images, p = {missed.p:.2g}): no longer found: "
         f"{', '.join(SEVEN_CUTS[:5])} and 2 more"
     )
-    assert refused.text.startswith(f"new of run 01234567 is refused: {missed.text}; Image AUROC on cut ")
-    assert refused.text.endswith(f": now decided wrongly: {', '.join(SEVEN_CUTS[:5])} and 2 more.")
+    first, second = refused.sentences
+    assert first == f"new of run 01234567 is refused: {missed.text}."
+    assert second.startswith("new of run 01234567 is refused: Image AUROC on cut ")
+    assert second.endswith(f": now decided wrongly: {', '.join(SEVEN_CUTS[:5])} and 2 more.")
 
 
 def test_more_false_alarms_are_refused_by_the_names_of_the_good_parts() -> None:
@@ -150,7 +152,7 @@ def test_what_was_tested_on_something_else_is_refused(change: dict[str, object],
     new = outcome("new", CHAMPION)
     refused = challenged(outcome("old", CHAMPION), replace(new, test_set=replace(new.test_set, **change)))
     assert (refused.passed, refused.refused, refused.worse) == (False, reason, ())
-    assert refused.text == f"new of run 01234567 is refused: {reason}."
+    assert refused.sentences == [f"new of run 01234567 is refused: {reason}."]
 
 
 def test_one_other_image_is_refused_by_its_name() -> None:
@@ -235,12 +237,12 @@ def test_a_champion_that_stays_says_who_was_refused_and_how_to_overrule_it() -> 
     found = succession(WORSE, Trial(model="second", run_id="c" * 32, refused="it is not exported"))
     assert (found.successor, found.reigns) == (None, "old")
     assert found.sentences("my bolt") == [
-        "Champion of my bolt: still old of run aaaaaaaa, whose bundle is `blemish bundle champion my bolt`.",
+        "Champion of my bolt: still old of run aaaaaaaa. Its bundle: blemish bundle champion 'my bolt'",
         "best of run bbbbbbbb is refused: Defects found on cut 40.0 instead of 100.0 (10 images, p = 0.01): no longer "
         "found: a.png.",
         "second of run cccccccc is refused: it is not exported.",
-        "To have the best of this report all the same, remove the alias `champion` on MLflow's page of the model, and "
-        "run `blemish report`.",
+        "To have the best of this report all the same, remove the alias 'champion' on MLflow's page of the registered "
+        "model, and run: blemish report",
     ]
 
 

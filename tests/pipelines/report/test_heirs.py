@@ -194,7 +194,7 @@ def test_a_worse_heir_does_not_and_every_report_says_why(root: Path, old: str) -
     assert set(lost) == right(root, "old") - right(root, "new")
     section = text.split("## Champion\n\n")[1].split("\n\n")[0].splitlines()
     assert [line.split(":")[0] for line in section[:2]] == ["- Champion of nut", f"- new of run {new[:8]} is refused"]
-    assert f"still old of run {old[:8]}, whose bundle is \\`blemish bundle champion nut\\`." in section[0]
+    assert f"still old of run {old[:8]}. Its bundle: blemish bundle champion nut" in section[0]
     assert ", ".join(lost[:5]) in section[1]
     printed = io.StringIO()
     print_results(Project(root), params_of(["new"], ["nut"]), Console(file=printed, width=10_000))
@@ -318,7 +318,7 @@ def test_an_heir_whose_run_is_in_another_store_is_refused(root: Path, old: str) 
     found = succession(root, "new")
     assert found is not None
     assert found.model == "old"
-    assert "not found; mend it, or check MLFLOW_TRACKING_URI" in found.trials[0].text
+    assert "not found; mend it, or check MLFLOW_TRACKING_URI" in found.trials[0].sentences[0]
     reported(root, "new")
     assert crowned(root) == old
 

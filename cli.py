@@ -734,7 +734,9 @@ def drift(
 @app.command(rich_help_panel=USE)
 def verdict(
     said: Annotated[str, typer.Argument(metavar="VERDICT", help="good, or the type of defect.", show_default=False)],
-    pictures: Annotated[list[Path], typer.Argument(help="That it is said of.", show_default=False)],
+    pictures: Annotated[
+        list[Path], typer.Argument(help="That it is said of; folders are searched to the bottom.", show_default=False)
+    ],
     feedback: Annotated[
         Path, typer.Option(dir_okay=False, help="The table that rows are added to; begun if it is not there.")
     ] = Path("feedback.csv"),
@@ -746,13 +748,15 @@ def verdict(
     """Write down what someone says of pictures that were decided on, for `learn`."""
     from pipelines import feedback as table
     from pipelines.errors import DatasetError
+    from pipelines.inference.predict import find_images
     from pipelines.numbers import counted
 
-    if missing := [picture for picture in pictures if not picture.is_file()]:
-        raise DatasetError(f"{missing[0]}: no such picture")
+    found = find_images(pictures, feedback.parent / "overlays")  # of `watch`, which are no pictures of parts
+    if problems := [image.error for image in found if image.error is not None]:
+        raise DatasetError(problems[0])
     who = table.usable_name(by or table.login_name("give --by"))
-    table.append(feedback, pictures, table.usable_verdict(said), who)
-    typer.echo(f"{feedback}: {counted(len(pictures), 'picture')} {said}, says {who}")
+    table.append(feedback, [image.path for image in found], table.usable_verdict(said), who)
+    typer.echo(f"{feedback}: {counted(len(found), 'picture')} {said}, says {who}")
 
 
 @app.command(rich_help_panel=USE)

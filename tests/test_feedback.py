@@ -8,8 +8,10 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from pipelines import feedback
 from pipelines.errors import ArgumentError, DatasetError
@@ -274,3 +276,40 @@ def test_who_is_logged_in_is_told_or_what_to_do(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(getpass, "getuser", fails)
     with pytest.raises(ArgumentError, match="no name is known here of who is logged in: give --who NAME"):
         feedback.login_name("give --who NAME")
+
+
+def test_the_verb_takes_pictures_and_folders_of_them(tmp_path: Path, blemish: Any) -> None:
+    folder = tmp_path / "watched" / "review" / "deep"
+    folder.mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(folder / name)
+    table = tmp_path / "watched" / "feedback.csv"
+    done = blemish("verdict", "scratch", str(folder.parent), "--feedback", str(table), "--by", "Kim")
+    assert (done.code, done.out) == (0, f"{table}: 2 pictures scratch, says Kim\n")
+    assert blemish("verdict", "good", str(folder / "b.png"), "--feedback", str(table), "--by", "Jo").code == 0
+    said = [(verdict.picture, verdict.verdict, verdict.who) for verdict in read(table)]
+    assert said == [
+        (folder / "a.png", "scratch", "Kim"),
+        (folder / "b.png", "scratch", "Kim"),
+        (folder / "b.png", "good", "Jo"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("good", "nothing.png"), "nothing.png: no such file or folder"),
+        (("a/b", "a.png"), "verdict = 'a/b': say good"),
+        (("good", "a.png", "--by", "=1"), "who = '=1': give a name"),
+    ],
+)
+def test_the_verb_refuses_in_a_line_and_writes_nothing(
+    tmp_path: Path, blemish: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save("a.png")
+    done = blemish("verdict", *arguments)
+    assert done.code == 1
+    assert done.err.startswith(f"error: {message}")
+    assert len(done.err.splitlines()) == 1
+    assert not Path("feedback.csv").exists()

@@ -4,15 +4,15 @@ A copy, since `exported/` is DVC's: `dvc repro` would put a file that was change
 What lies below `deployed/` stays as it is, also when a model is trained again, until someone chooses anew.
 """
 
-import getpass
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import onnx
 
-from pipelines.errors import ArgumentError, ExportError, StageError
+from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.outcomes import Evaluation, read_tested
+from pipelines.feedback import login_name
 from pipelines.files import atomic_file
 from pipelines.inference.card import ThresholdChoice
 from pipelines.inference.detector import Detector, ModelCard
@@ -55,7 +55,7 @@ def threshold(
     choice = ThresholdChoice(
         threshold=value,
         former=former,
-        by=by or _login_name(),
+        by=by or login_name("give --by"),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         because=because,
         on_test_images=_on_test_images(cell, card.run_id, former, value),
@@ -108,12 +108,3 @@ def _seed(card: ModelCard) -> int:
 
 def _metadata(proto: onnx.ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in proto.metadata_props}
-
-
-def _login_name() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # which it is, depends on the version of Python
-        raise ArgumentError(
-            "who chooses this threshold? No name is known here of who is logged in: give --by"
-        ) from None

@@ -50,10 +50,11 @@ def _succession(
         return Succession(model=own.model, run_id=champion, since=since)
     try:
         model, before = _logged(champion, project)
-        trials = [_trial(before, heir, project, resamples) for heir in heirs]
     except StageError as error:
         model = _name(champion, project, experiment)
         trials = [Trial(model=heir.model, run_id=str(heir.run_id), refused=str(error)) for heir in heirs]
+    else:
+        trials = [_trial(before, heir, project, resamples) for heir in heirs]
     return Succession(model=model, run_id=champion, since=since, trials=tuple(trials))
 
 
@@ -77,11 +78,13 @@ def _name(run_id: str, project: Project, experiment: str) -> str:
 
 def _trial(champion: Outcome, heir: CellSummary, project: Project, resamples: int) -> Trial:
     place, run_id = project.cell(heir.model, heir.category, heir.seed), str(heir.run_id)
-    if heir.onnx_megabytes is None or not _is_exported(run_id, place.parity.name, project):
-        reason = f"it is not exported since it was trained; run {place.verb('export')}"
-        return Trial(model=heir.model, run_id=run_id, refused=reason)
-    _, now = _read(place.evaluated)
-    defects = {image.path: image.defect for image in read_tested(place.evaluated)}
+    try:
+        if heir.onnx_megabytes is None or not _is_exported(run_id, place.parity.name, project):
+            raise StageError(f"it is not exported since it was trained; run {place.verb('export')}")
+        _, now = _read(place.evaluated)
+        defects = {image.path: image.defect for image in read_tested(place.evaluated)}
+    except StageError as error:
+        return Trial(model=heir.model, run_id=run_id, refused=str(error))
     return trial(champion, now, defects, run_id, resamples)
 
 

@@ -97,8 +97,9 @@ def _print_next_steps(summary: Summary, project: Project, params: Params, consol
     if first.examples.exists():
         console.print(f"Defects found:       {first.examples}")
     console.print(f"Compare runs:        {'make' if (project.root / 'Makefile').exists() else 'blemish'} ui")
-    console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
     succession = summary.successions.get(category)
+    if succession is None:  # else that which lies here may have been refused
+        console.print(f"Use a model:         blemish predict {first.onnx} IMAGE_OR_FOLDER", soft_wrap=True)
     packed = shlex.quote(f"bundles/{succession.reigns if succession else first.model}-{category}.zip")
     bundled = "champion" if succession else first.model
     console.print(f"Take it to the line: blemish bundle {bundled} {shlex.quote(category)}", soft_wrap=True)

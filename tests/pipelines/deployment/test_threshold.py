@@ -125,8 +125,8 @@ def test_who_is_logged_in_chooses(cell: Cell, monkeypatch: pytest.MonkeyPatch) -
     def nobody() -> str:
         raise OSError("No username set in the environment")
 
-    monkeypatch.setattr("pipelines.deployment.threshold.getpass.getuser", nobody)
-    with pytest.raises(ArgumentError, match=r"^who chooses this threshold\? .*: give --by$"):
+    monkeypatch.setattr("getpass.getuser", nobody)
+    with pytest.raises(ArgumentError, match="^no name is known here of who is logged in: give --by$"):
         choose(0.5, by=None)
     assert Detector(cell.deployed).card.threshold == 0.25
 

@@ -126,7 +126,7 @@ def test_who_is_logged_in_chooses(cell: Cell, monkeypatch: pytest.MonkeyPatch) -
         raise OSError("No username set in the environment")
 
     monkeypatch.setattr("getpass.getuser", nobody)
-    with pytest.raises(ArgumentError, match="^no name is known here of who is logged in: give --by$"):
+    with pytest.raises(ArgumentError, match=r"^no name is known here of who is logged in: give --by$"):
         choose(0.5, by=None)
     assert Detector(cell.deployed).card.threshold == 0.25
 

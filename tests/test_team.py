@@ -1,0 +1,172 @@
+"""Two people, one MLflow server on PostgreSQL and one DVC remote over SSH, all of them real."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from clone import commit, copy_project, environment
+from conftest import CATEGORY, draw_category, tiny_params, write_params
+from mlflow import MlflowClient
+from team_services import Database, SecureShell, database, missing, ssh_server, tracking_server
+
+absent = missing()
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="starts servers as Debian has them"),
+    pytest.mark.skipif(bool(absent), reason=f"not installed here: {', '.join(absent)}"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """What both share."""
+
+    database: Database
+    tracking: str
+    remote: SecureShell
+    folder: Path
+
+    def shell(self, root: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+        """As one of them types it, in their project."""
+        shown = environment(Path(sys.executable).parent, MLFLOW_TRACKING_URI=self.tracking)
+        return subprocess.run(command, cwd=root, env=shown, capture_output=True, text=True, check=False)
+
+    def done(self, root: Path, *command: str) -> str:
+        done = self.shell(root, *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def knows_the_remote(self, root: Path) -> None:
+        """With a key of one's own, which is nobody else's business."""
+        for name, value in (("keyfile", str(self.remote.key)), ("allow_agent", "false")):
+            self.done(root, "dvc", "remote", "modify", "--local", "team", name, value)
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    folder = tmp_path_factory.mktemp("team")
+    with (
+        database() as store,
+        store.started(),
+        tracking_server(folder, store.uri) as tracking,
+        ssh_server(folder / "ssh") as remote,
+    ):
+        yield Team(store, tracking, remote, folder)
+
+
+@pytest.fixture(scope="module")
+def anna(team: Team) -> Path:
+    """She begins: trains, and pushes."""
+    code = ("anomaly_models", "pipelines", "pretrained", ".dvc", "cli.py", "dvc.yaml", ".dvcignore", ".gitignore")
+    root = copy_project(team.folder / "anna", *code)
+    values = tiny_params()
+    values["download"] = {}
+    write_params(root, values)
+    draw_category(root / "images" / CATEGORY, train=8, good=3, defect=3)
+    (root / ".dvc" / "config").unlink(missing_ok=True)
+    commit(root)
+    team.done(root, "dvc", "remote", "add", "--default", "team", team.remote.url)
+    team.knows_the_remote(root)
+    team.done(root, "dvc", "repro")
+    team.done(root, "dvc", "push")
+    commit(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def ben(team: Team, anna: Path) -> Path:
+    """He clones what she has committed."""
+    root = team.folder / "ben"
+    team.done(team.folder, "git", "clone", "-q", str(anna), str(root))
+    team.knows_the_remote(root)
+    return root
+
+
+def ran(output: str) -> set[str]:
+    return {line.split("'")[1].partition("@")[0] for line in output.splitlines() if line.startswith("Running stage")}
+
+
+def runs(team: Team) -> dict[str, str]:
+    """Names by id, of the experiment's cells."""
+    client = MlflowClient(team.tracking)
+    (experiment,) = [one for one in client.search_experiments() if one.name == "tests"]
+    return {
+        run.info.run_id: run.info.run_name
+        for run in client.search_runs([experiment.experiment_id])
+        if run.info.run_name != "summary"
+    }
+
+
+def test_nothing_of_the_runs_lies_in_the_project(team: Team, anna: Path) -> None:
+    assert list(runs(team).values()) == [f"fapm-{CATEGORY}"]
+    assert not (anna / "mlflow.db").exists()
+    assert not (anna / "mlartifacts").exists()
+    with team.database.connect("mlflow") as connection:
+        ((number,),) = connection.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'").fetchall()
+    assert number == 2  # and the summary
+
+
+def test_he_trains_nothing_that_she_has_trained(team: Team, ben: Path) -> None:
+    team.done(ben, "dvc", "pull")
+    output = team.done(ben, "dvc", "repro", "--pull", "--allow-missing")
+    assert ran(output).isdisjoint({"train", "evaluate", "export"})
+    assert (ben / "exported" / "fapm" / CATEGORY / "model.onnx").exists()
+    assert len(runs(team)) == 1
+
+
+def test_each_sees_the_runs_of_both(team: Team, anna: Path, ben: Path) -> None:
+    (first,) = runs(team)
+    values = yaml.safe_load((ben / "params.yaml").read_text(encoding="utf-8"))
+    values["models"]["fapm"]["neighbours"] = 3
+    write_params(ben, values)
+    assert {"train", "evaluate", "export"} <= ran(team.done(ben, "dvc", "repro"))
+    (second,) = runs(team).keys() - {first}
+    for root in (anna, ben):
+        shown = team.done(root, sys.executable, "cli.py", "compare", "--runs", f"{first},{second}")
+        assert {f"fapm {first[:8]}", f"fapm {second[:8]}"} <= set(re.findall(r"fapm \w{8}", shown))
+    champion = MlflowClient(team.tracking).get_model_version_by_alias(f"images-{CATEGORY}", "champion")
+    assert champion.run_id == second
+
+
+def test_the_champion_travels_through_the_server(team: Team, ben: Path, tmp_path: Path) -> None:
+    """Artifacts pass through it: nobody's project knows where they lie."""
+    code = "import mlflow, sys; print(len(mlflow.pyfunc.load_model(sys.argv[1]).predict([sys.argv[2]])))"
+    picture = next((ben / "images" / CATEGORY / "test").rglob("*.png"))
+    address = f"models:/images-{CATEGORY}@champion"
+    assert team.done(tmp_path, sys.executable, "-c", code, address, str(picture)).strip() == "1"
+    assert any((team.folder / "artifacts").rglob("*.zip"))
+
+
+def test_a_wrong_key_is_told_and_nothing_is_lost(team: Team, ben: Path, tmp_path: Path) -> None:
+    other = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)], check=True)
+    config = ben / ".dvc" / "config.local"
+    before = config.read_text()
+    config.write_text(before.replace(str(team.remote.key), str(other)))
+    try:
+        refused = team.shell(ben, "dvc", "push")
+        assert refused.returncode != 0
+        assert "Permission denied" in refused.stderr or "authenticate" in refused.stderr.lower()
+    finally:
+        config.write_text(before)
+    team.done(ben, "dvc", "push")
+
+
+def test_a_database_that_is_away_is_told_in_a_line(team: Team, ben: Path) -> None:
+    """With the server there, which has nothing to answer from."""
+    pid = int((team.database.folder / "data" / "postmaster.pid").read_text().split()[0])
+    os.kill(pid, 3)  # SIGQUIT: at once
+    while (team.database.folder / "data" / "postmaster.pid").exists():
+        time.sleep(0.05)
+    refused = team.shell(ben, sys.executable, "cli.py", "compare")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ")
+    assert len(refused.stderr.splitlines()) == 1
+    with team.database.started():
+        assert "fapm" in team.done(ben, sys.executable, "cli.py", "compare")

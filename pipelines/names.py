@@ -19,6 +19,11 @@ def as_key(name: str, refused: str, longest: int) -> str:
     return f"{key[: longest - _DIGEST - 1]}_{hashlib.sha256(name.encode()).hexdigest()[:_DIGEST]}"
 
 
+def registered_model(data_set: str, category: str) -> str:
+    """What a category's models are called in the model registry."""
+    return f"{data_set}-{category}"
+
+
 def in_markdown(name: str) -> str:
     """`name` in a heading, a sentence or a table, where none of its signs means anything."""
     text = _on_one_line(name).replace("&", "&amp;").replace("<", "&lt;")

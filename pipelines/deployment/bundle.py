@@ -28,6 +28,7 @@ from pipelines.inference.bundle import Bundle, Replayed, Sample, allowed
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.inference.drift import SCORE
 from pipelines.inference.measures import MEASURES, measured
+from pipelines.names import registered_model
 from pipelines.numbers import counted, interval, percent
 from pipelines.paths import INDEX_FILE, Cell, Project
 from pipelines.settings.params import Params
@@ -93,7 +94,7 @@ def bundle_champion(category: str, params: Params, project: Project, path: Path 
     from pipelines.tracking.registry import bundle_of_champion, reigning
 
     params.check_category(category)
-    experiment, name = params.tracking.experiment, f"{params.data.name}-{category}"
+    experiment, name = params.tracking.experiment, registered_model(params.data.name, category)
     run_id = reigning(project.root, experiment, name)
     if run_id is None:
         raise StageError(f"{category}: nobody is champion in the model registry; run `blemish report` first")

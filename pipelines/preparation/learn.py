@@ -26,10 +26,9 @@ from pipelines.numbers import counted
 from pipelines.pictures import images
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.frozen import SPLIT_FILE, FrozenSplit
-from pipelines.preparation.layouts import choose_layout, list_category
-from pipelines.preparation.listing import LEARNT, Findings, some
+from pipelines.preparation.listing import LEARNT, some
 from pipelines.preparation.lookalikes import says_good, says_masks
-from pipelines.preparation.prepare import data_sha256
+from pipelines.preparation.prepare import as_it_is
 
 JOURNAL = "feedback.csv"
 
@@ -164,13 +163,13 @@ class _Plan:
 
     def _freeze(self, category: str) -> FrozenSplit:
         """The split that the figures of today are of."""
-        source, config, findings = self._place.source, self._config, Findings()
-        if data_sha256(source, config.layout, config.max_megapixels) != self._index.data_sha256:
+        source, config = self._place.source, self._config
+        listing, sha256 = as_it_is(source, config.layout, config.max_megapixels)
+        if sha256 != self._index.data_sha256:
             raise StageError(
                 f"category '{category}': {source} has changed since it was prepared, so that it is not known what is "
                 "tested; run `blemish run` first"
             )
-        listing = list_category(source, choose_layout(source, config.layout, findings), findings)
         return FrozenSplit.of(self._index, listing.pictures)
 
     def _journal(self) -> Iterator[_Entry]:

@@ -184,8 +184,8 @@ def _index(
     )
 
 
-def data_sha256(source: Path, layout: LayoutName, max_megapixels: int) -> str:
-    """Of a category's folder as it is now: that of its index, if nothing has changed since it was prepared.
+def as_it_is(source: Path, layout: LayoutName, max_megapixels: int) -> tuple[Listing, str]:
+    """A category's files now, and their SHA-256: that of its index, if nothing has changed since it was prepared.
 
     Raises:
         DatasetError: what is wrong with the folder by its names alone.
@@ -195,7 +195,7 @@ def data_sha256(source: Path, layout: LayoutName, max_megapixels: int) -> str:
     masks = pair_masks(source, listing, max_megapixels, findings)
     findings.raise_problems(source.name)
     with threads() as pool:
-        return _data_digest(_digests(source, listing, masks, pool))
+        return listing, _data_digest(_digests(source, listing, masks, pool))
 
 
 def _data_digest(digests: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import EVALUATION_FOLDER, Evaluation, Outcome, read_outcome, read_tested
 from pipelines.evaluation.succession import Succession, Trial, trial
+from pipelines.names import registered_model
 from pipelines.paths import EVALUATION_FILE, PREDICTIONS_FILE, Project
 from pipelines.report.summary import MAIN_METRIC, CellSummary, Summary, leaders
 
@@ -25,7 +26,7 @@ def successions(summary: Summary, project: Project, experiment: str) -> dict[str
     for category in summary.categories:
         cells = [cell for cell in summary.cells if cell.category == category]
         since = next((cell.frozen for cell in cells if cell.frozen), None)
-        champion = reigning(project.root, experiment, f"{summary.data_set}-{category}") if since else None
+        champion = reigning(project.root, experiment, registered_model(summary.data_set, category)) if since else None
         if since and champion:
             heirs = _heirs(summary, cells, category)
             found[category] = _succession(champion, heirs, since, project, experiment, summary.resamples)

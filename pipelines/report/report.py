@@ -9,6 +9,7 @@ from pathlib import Path
 from pipelines.evaluation.certainty import Champion
 from pipelines.evaluation.measures import METRIC_BY_KEY, METRICS
 from pipelines.files import atomic_folder, write_json
+from pipelines.names import registered_model
 from pipelines.numbers import percent
 from pipelines.paths import SUMMARY_FILE, Project
 from pipelines.report.field_tables import write_tables
@@ -62,7 +63,7 @@ def report(params: Params, project: Project) -> Path:
         for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", SUMMARY_FILE):
             run.file(place / name, "report")
     for category, run_id, why in _crowned(summary):
-        crown(project.root, experiment, f"{summary.data_set}-{category}", run_id, why)
+        crown(project.root, experiment, registered_model(summary.data_set, category), run_id, why)
     return place / "report.md"
 
 

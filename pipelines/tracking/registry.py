@@ -26,12 +26,9 @@ def crown(project: Path, experiment: str, name: str, run_id: str | None, why: st
     Raises:
         StageError: the store cannot be used.
     """
-    uri, _ = prepare_store(project, experiment)
     name = _registered(name)
-    with told_at_once(uri):
-        client = mlflow.MlflowClient(uri)
+    with _looked_up(project, experiment, name) as (client, known):
         best = _exported_model(client, run_id) if run_id and is_known(client, run_id) else None
-        known = _known(client, name)
         if best is None:
             if known is not None and _CHAMPION in known.aliases:
                 client.delete_registered_model_alias(name, _CHAMPION)
@@ -53,11 +50,8 @@ def reigning(project: Path, experiment: str, name: str) -> str | None:
     Raises:
         StageError: the store cannot be used.
     """
-    uri, _ = prepare_store(project, experiment)
     name = _registered(name)
-    with told_at_once(uri):
-        client = mlflow.MlflowClient(uri)
-        known = _known(client, name)
+    with _looked_up(project, experiment, name) as (client, known):
         if known is None or _CHAMPION not in known.aliases:
             return None
         return client.get_model_version(name, known.aliases[_CHAMPION]).run_id
@@ -89,8 +83,16 @@ def _registered(name: str) -> str:
     return as_key(name, "[/:?]", _LONGEST_NAME)
 
 
-def _known(client: mlflow.MlflowClient, name: str) -> RegisteredModel | None:
-    return {model.name: model for model in client.search_registered_models(max_results=RUNS_PER_CALL)}.get(name)
+@contextlib.contextmanager
+def _looked_up(
+    project: Path, experiment: str, name: str
+) -> Iterator[tuple[mlflow.MlflowClient, RegisteredModel | None]]:
+    """The registry, and the model of that name if it has one; raises StageError where the store cannot be used."""
+    uri, _ = prepare_store(project, experiment)
+    with told_at_once(uri):
+        client = mlflow.MlflowClient(uri)
+        models = client.search_registered_models(max_results=RUNS_PER_CALL)
+        yield client, next((model for model in models if model.name == name), None)
 
 
 def _exported_model(client: mlflow.MlflowClient, run_id: str) -> LoggedModel | None:

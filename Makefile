@@ -106,7 +106,7 @@ COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url 
 lock: setup ## Renew the five locks from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	  [extras.pop(name) for name in ("dev", "images", "medical")]; print(*sum(extras.values(), []), sep="\n")' \
+	  [extras.pop(name) for name in ("dev", "images", "medical", "ray", "tune")]; print(*sum(extras.values(), []), sep="\n")' \
 	  | $(COMPILE) - --no-deps --no-annotate --output-file requirements-extras.lock
 	$(COMPILE) --group predict --constraint requirements.lock --output-file requirements-predict.lock
 	$(COMPILE) --group serve --constraint requirements.lock --output-file requirements-serve.lock

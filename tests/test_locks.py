@@ -48,4 +48,4 @@ def test_each_extra_is_locked() -> None:
     assert wanted <= {f"{package}=={version}" for package, version in pins.items()}
     assert not pins.keys() & locked("requirements.lock").keys()
     for requirement in (requirement for name in names_tested for requirement in extras[name]):
-        assert requirement.partition(">")[0] in locked("requirements.lock")
+        assert re.split(r"[\[>]", requirement)[0] in locked("requirements.lock")

@@ -1,7 +1,6 @@
 """The command line: every verb is one function of `pipelines`, and only this module prints errors and exits."""
 
 import atexit
-import contextlib
 import errno
 import gc
 import os
@@ -116,15 +115,8 @@ def blemish(
     """Nothing of its own: the verbs follow."""
 
 
-def _kept(
-    params: "Params", project: "Project", model: str, category: str, seed: int, verb: str
-) -> contextlib.AbstractContextManager[None]:
-    """Why a verb refuses a cell is kept for the report; what is no cell of params.yaml leaves nothing."""
-    from pipelines import refusals
-
-    if (model, category) not in params.cells():
-        return contextlib.nullcontext()
-    return refusals.kept(project.cell(model, category, seed).refusal, verb)
+def _warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)
 
 
 @app.command(rich_help_panel=PIPELINE)
@@ -280,57 +272,34 @@ def train(
         typer.echo(f"time         {time_to_train(model, category, params, project, choose_device(device))}")
         return
     from pipelines.device import choose_device
-    from pipelines.training.train import train as run
+    from pipelines.sweeps import stages
 
-    seed = params.seed_of(seed)
-    with _kept(params, project, model, category, seed, "train"):
-        _require_server(project)
-        run(model, category, params, project, choose_device(device), _console(), seed)
+    cell = project.cell(model, category, params.seed_of(seed))
+    stages.train(cell, params, project, choose_device(device), _console())
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
 def evaluate(model: Model, category: Category, seed: Seed = None, device: Device = "auto") -> None:
     """Measure a trained model on the test split: metrics, threshold, scores, figures."""
     from pipelines.device import choose_device
-    from pipelines.evaluation.evaluate import evaluate as run
-    from pipelines.evaluation.outcomes import Evaluation, doubtful_promise, equal_scores
     from pipelines.preview.check import load_checked
-    from pipelines.report.terminal import one_line
+    from pipelines.sweeps import stages
 
     project = _project()
     params = load_checked(project.params)
-    seed = params.seed_of(seed)
-    with _kept(params, project, model, category, seed, "evaluate"):
-        _require_server(project)
-        found = run(model, category, params, project, choose_device(device), seed)
-    typer.echo(one_line(found))
-    cell = project.cell(model, category, seed)
-    evaluation = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again")
-    for warning in (equal_scores(cell.evaluated), doubtful_promise(evaluation)):
-        if warning:
-            typer.echo(f"warning: {cell.title}: {warning}", err=True)
+    cell = project.cell(model, category, params.seed_of(seed))
+    stages.evaluate(cell, params, project, choose_device(device), typer.echo, _warn)
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)
 def export(model: Model, category: Category) -> None:
     """Write a trained model as one ONNX file, kept only if it reproduces the original."""
-    from pipelines.deployment.export import export as run
     from pipelines.preview.check import load_checked
-    from pipelines.progress import counting
+    from pipelines.sweeps import stages
 
     project = _project()
     params = load_checked(project.params)
-    with _kept(params, project, model, category, params.seed, "export"):
-        _require_server(project)
-        with counting(_console(), f"proof of {model} on {category}") as on_progress:
-            parity = run(model, category, params, project, on_progress)
-    if warning := parity.at_threshold:
-        typer.echo(f"warning: {warning}", err=True)
-    typer.echo(
-        f"{project.cell(model, category, params.seed).onnx}: {parity.num_images} {parity.images}, maps within "
-        f"{parity.map.difference:.1e}, scores within {parity.score.difference:.1e}, no decision changed"
-        f"{' but by rounding' if parity.at_threshold else ''}"
-    )
+    stages.export(project.cell(model, category, params.seed), params, project, _console(), typer.echo, _warn)
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)

@@ -48,6 +48,8 @@ class Cell:
 
     # Of resumable checkpoints; no DVC output, since DVC deletes those before it runs a stage again.
     work = _PlaceOfSeed("work")
+    # Which stages a sweep has done that DVC has not yet been told of.
+    done = _PlaceOfSeed("work", suffix=".done")
     # Called as no folder of the user's is, since DVC deletes it before anyone looks at the category's name.
     trained = _PlaceOfSeed("models", suffix=".trained")
     weights = _PlaceOfSeed("models", "model.safetensors", suffix=".trained")
@@ -111,6 +113,10 @@ class Project:
     def work(self, stage: str, name: str) -> Path:
         """As `Cell.work`, of a training that is no cell's."""
         return self.root / "work" / stage / name
+
+    def log(self, name: str) -> Path:
+        """Of what `run` and `sweep` begin."""
+        return self.root / "work" / "logs" / f"{name}.log"
 
     def inputs(self, model: str) -> Path:
         return self.root / "pretrained" / model

@@ -21,6 +21,10 @@ class Refusal(Record):
     verb: str
     reason: str
 
+    @property
+    def told(self) -> str:
+        return f"refused by {self.verb}: {self.reason}"
+
 
 @contextlib.contextmanager
 def kept(path: Path, verb: str) -> Iterator[None]:
@@ -29,12 +33,16 @@ def kept(path: Path, verb: str) -> Iterator[None]:
         yield
     except Exception as error:  # whatever it was, the report says what became of the cell
         if _OF_DVC in os.environ:
-            other = out_of_memory(error) or f"{type(error).__name__}: {error}"
-            Refusal(verb=verb, reason=str(error) if isinstance(error, BlemishError) else other).save(path)
+            Refusal(verb=verb, reason=reason(error)).save(path)
         raise
     found = read(path)
     if found is not None and found.verb == verb:
         path.unlink()
+
+
+def reason(error: Exception) -> str:
+    """What to say of it: a word of ours stands by itself, any other needs its name."""
+    return str(error) if isinstance(error, BlemishError) else out_of_memory(error) or f"{type(error).__name__}: {error}"
 
 
 def read(path: Path) -> Refusal | None:

@@ -40,7 +40,7 @@ ALLOWED = {
     "sources(solar_cells) settings tracking anomaly_models",
     "report": "evaluation deployment(records) data(index) pictures sources settings tracking",
     "preview": "teachers training preparation data pictures settings anomaly_models",
-    "sweeps": "report(terminal) evaluation(outcomes) settings",
+    "sweeps": "report(terminal) deployment evaluation training settings tracking",
 }
 GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
 # The names, what settings and sizes are.

@@ -5,33 +5,23 @@ trained, evaluated and exported by one `dvc repro`; its latency is measured alon
 is told and left behind: the report is made of all else.
 """
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.progress import MofNCompleteColumn
 
-from pipelines import callers, refusals
-from pipelines.errors import StageError
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.paths import Cell, Project
 from pipelines.progress import progress_bar
 from pipelines.report.terminal import one_line
 from pipelines.settings.params import Params
-
-_GRACE = 20  # seconds that what runs has to end in, when it is asked to
+from pipelines.sweeps.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -59,22 +49,33 @@ def run(params: Params, project: Project, console: Console, jobs: int) -> list[s
     Raises:
         StageError: DVC cannot look at the project, or the report cannot be made.
     """
-    with _Processes(project) as processes:
-        _require(processes, "check", ["repro", "check"])
-        # `check` has just run; where the code lies elsewhere, it is never up to date for DVC.
-        if processes.dvc(["status", "--json"], "status") == 0 and outdated(processes.said("status")) <= {"check"}:
+    with Processes(project) as processes:
+        if not begin(processes):
             return []
-        failures = _make(units(params, project), processes, console, jobs)
-        if not failures:
-            console.print("measuring latencies, writing the report", highlight=False)
-            _require(processes, "report", ["repro"])
-            return []
-        failed = {unit.name for unit, _ in failures}
-        for model, category in params.cells():
-            cell = project.cell(model, category, params.seed)
-            if cell.evaluation.exists() and cell.title not in failed:
-                processes.dvc(["repro", "--single-item", f"latency@{model}-{category}"], f"latency-{model}-{category}")
-    return [f"{unit.name}: {done.reason}" for unit, done in failures]
+        return finish(params, make(units(params, project), processes, console, jobs), processes, console)
+
+
+def begin(processes: Processes) -> bool:
+    """Check params.yaml as DVC's stage does; gives whether anything is out of date."""
+    processes.require("check", ["repro", "check"])
+    # `check` has just run; where the code lies elsewhere, it is never up to date for DVC.
+    return processes.dvc(["status", "--json"], "status") != 0 or not outdated(processes.said("status")) <= {"check"}
+
+
+def finish(params: Params, failures: Mapping[str, str], processes: Processes, console: Console) -> list[str]:
+    """Measure latencies, when nothing else runs; without `failures`, whose reasons are by name, DVC ends with a report.
+
+    Gives a line for each failure.
+    """
+    console.print("measuring latencies, writing the report", highlight=False)
+    if not failures:
+        processes.require("report", ["repro"])
+        return []
+    for model, category in params.cells():
+        cell = processes.project.cell(model, category, params.seed)
+        if cell.evaluation.exists() and cell.title not in failures:
+            processes.dvc(["repro", "--single-item", f"latency@{model}-{category}"], f"latency-{model}-{category}")
+    return [f"{name}: {reason}" for name, reason in failures.items()]
 
 
 def outdated(status: str) -> set[str]:
@@ -133,24 +134,24 @@ def _stages(cell: Cell, *, exported: bool) -> tuple[str, ...]:
     return (*made, f"export@{name}") if exported else made
 
 
-def _make(found: Sequence[Unit], processes: "_Processes", console: Console, jobs: int) -> list[tuple[Unit, _Done]]:
-    """Run the units, `jobs` at once; gives those that failed."""
+def make(found: Sequence[Unit], processes: Processes, console: Console, jobs: int) -> dict[str, str]:
+    """Run the units, `jobs` at once; gives why those that failed did, by name."""
     running: dict[str, Future[_Done]] = {}
 
-    def make(unit: Unit) -> _Done:
+    def one(unit: Unit) -> _Done:
         for needed in unit.after:  # which was begun before
             if running[needed.name].result().reason is not None:
-                return _Done(f"not made, for want of {needed.name}", 0.0)
+                return _Done(for_want_of(needed.name), 0.0)
         unit.refusal.unlink(missing_ok=True)  # of an earlier call: what is refused now is written anew
         started = time.monotonic()
         code = processes.dvc(["repro", "--single-item", *unit.stages], unit.name)
-        return _Done(None if code == 0 else processes.reason(unit), time.monotonic() - started)
+        return _Done(None if code == 0 else processes.reason(unit.name, unit.refusal), time.monotonic() - started)
 
     with progress_bar(console, MofNCompleteColumn()) as bar, ThreadPoolExecutor(jobs) as pool:
         task = bar.add_task("cells and what they need", total=len(found))
         try:
             for unit in found:
-                running[unit.name] = pool.submit(make, unit)
+                running[unit.name] = pool.submit(one, unit)
             of = {running[unit.name]: unit for unit in found}
             for number, future in enumerate(as_completed(of), 1):
                 told = f"{number} of {len(found)}: {_told(of[future], future.result())}"
@@ -160,134 +161,21 @@ def _make(found: Sequence[Unit], processes: "_Processes", console: Console, jobs
             pool.shutdown(wait=False, cancel_futures=True)
             processes.stop()
             raise
-    return [(unit, running[unit.name].result()) for unit in found if running[unit.name].result().reason is not None]
+    reasons = {unit.name: running[unit.name].result().reason for unit in found}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def for_want_of(name: str) -> str:
+    return f"not made, for want of {name}"
 
 
 def _told(unit: Unit, done: _Done) -> str:
     if done.reason is not None:
         return f"{unit.name} failed: {done.reason}"
-    figures = ""
-    if unit.cell is not None:
-        evaluation = Evaluation.load(unit.cell.evaluation, f"run {unit.cell.verb('evaluate')} again")
-        figures = f": {one_line(evaluation.metrics)}"
-    return f"{unit.name}{figures} ({done.seconds:.0f} s)"
+    return f"{unit.name}{figures_of(unit.cell) if unit.cell else ''} ({done.seconds:.0f} s)"
 
 
-def _require(processes: "_Processes", name: str, arguments: list[str]) -> None:
-    if processes.dvc(arguments, name) != 0:
-        raise StageError(processes.told(name))
-
-
-@dataclass
-class _Processes:
-    """Those of DVC that run, each in a group of its own, so that none of its children is left behind."""
-
-    project: Project
-    _alive: set[subprocess.Popen[bytes]] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stopped: bool = False
-
-    def __enter__(self) -> "_Processes":
-        self._before = signal.signal(signal.SIGTERM, _end)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        signal.signal(signal.SIGTERM, self._before)
-
-    def dvc(self, arguments: list[str], name: str) -> int:
-        """Run `dvc` and keep what it says in the log of that name; gives its exit code."""
-        log = self._log(name)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "dvc", *arguments]
-        if arguments[0] == "repro":
-            command.insert(3, "--wait-for-lock")
-        with log.open("wb") as file:
-            with self._lock:
-                if self._stopped:
-                    return 1
-                process = subprocess.Popen(
-                    command,
-                    cwd=self.project.root,
-                    env=_environment(),
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-                self._alive.add(process)
-            code = process.wait()
-        with self._lock:
-            self._alive.discard(process)
-        return code
-
-    def reason(self, unit: Unit) -> str:
-        """Why a unit failed: what its verb wrote down, or else what DVC said."""
-        found = refusals.read(unit.refusal)
-        return self.told(unit.name) if found is None else f"refused by {found.verb}: {found.reason}"
-
-    def said(self, name: str) -> str:
-        return self._log(name).read_text(encoding="utf-8", errors="replace")
-
-    def told(self, name: str) -> str:
-        """The error that a log ends with, or its last line."""
-        lines = [line for line in self.said(name).splitlines() if line.strip()]
-        errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
-        if not errors:
-            return f"{lines[-1] if lines else 'DVC ended without a word'} ({self._log(name)})"
-        first = lines[errors[0]].removeprefix("error: ")
-        more = [line for line in lines[errors[0] + 1 :] if line.startswith("  ")]
-        return "\n".join([first, *more])
-
-    def stop(self) -> None:
-        """End what runs, with all its children."""
-        with self._lock:
-            self._stopped, alive = True, list(self._alive)
-        for process in alive:
-            _interrupt(process)
-        for process in alive:
-            try:
-                process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                _kill(process)
-
-    def _log(self, name: str) -> Path:
-        return self.project.root / "work" / "logs" / f"{name}.log"
-
-
-def _end(_signal: int, _frame: object) -> None:
-    raise SystemExit(128 + signal.SIGTERM)
-
-
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    """With all that it has begun; upon which runs are closed and locks are given back, but for Windows: see `_kill`."""
-    if sys.platform == "win32":
-        _kill(process)
-    else:
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-            os.killpg(process.pid, signal.SIGINT)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """With all that it has begun, which Windows knows by who began it."""
-    if sys.platform == "win32":
-        with contextlib.suppress(psutil.NoSuchProcess):
-            top = psutil.Process(process.pid)
-            for one in [*top.children(recursive=True), top]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-    else:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _environment() -> dict[str, str]:
-    """That of this process; `python` of dvc.yaml is this one, and each cell has a core."""
-    folder = Path(sys.executable).parent
-    path = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
-    return os.environ | {
-        "PATH": path,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-        "DVC_NO_ANALYTICS": "true",
-        callers.RUN: str(os.getpid()),
-    }
+def figures_of(cell: Cell) -> str:
+    """The main ones of a cell that is evaluated, to stand behind its name."""
+    evaluation = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again")
+    return f": {one_line(evaluation.metrics)}"

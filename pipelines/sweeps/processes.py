@@ -1,0 +1,134 @@
+"""DVC's own processes, of which none is left behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from pipelines import callers, refusals
+from pipelines.errors import StageError
+from pipelines.paths import Project
+
+_GRACE = 20  # seconds that what runs has to end in, when it is asked to
+
+
+@dataclass
+class Processes:
+    """Those of DVC that run, each in a group of its own, so that none of its children is left behind."""
+
+    project: Project
+    _alive: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopped: bool = False
+
+    def __enter__(self) -> "Processes":
+        self._before = signal.signal(signal.SIGTERM, _end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        signal.signal(signal.SIGTERM, self._before)
+
+    def dvc(self, arguments: list[str], name: str) -> int:
+        """Run `dvc` and keep what it says in the log of that name; gives its exit code."""
+        log = self.project.log(name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        waiting = ["--wait-for-lock"] if arguments[0] in ("commit", "repro") else []
+        command = [sys.executable, "-m", "dvc", *waiting, *arguments]
+        with log.open("wb") as file:
+            with self._lock:
+                if self._stopped:
+                    return 1
+                process = subprocess.Popen(
+                    command,
+                    cwd=self.project.root,
+                    env=_environment(),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                self._alive.add(process)
+            code = process.wait()
+        with self._lock:
+            self._alive.discard(process)
+        return code
+
+    def reason(self, name: str, refusal: Path) -> str:
+        """Why what has that log failed: what its verb wrote down, or else what DVC said."""
+        found = refusals.read(refusal)
+        return self.told(name) if found is None else found.told
+
+    def require(self, name: str, arguments: list[str]) -> None:
+        """Run `dvc`; raises StageError with what it says if it fails."""
+        if self.dvc(arguments, name) != 0:
+            raise StageError(self.told(name))
+
+    def said(self, name: str) -> str:
+        return self.project.log(name).read_text(encoding="utf-8", errors="replace")
+
+    def told(self, name: str) -> str:
+        """The error that a log ends with, or its last line."""
+        lines = [line for line in self.said(name).splitlines() if line.strip()]
+        errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+        if not errors:
+            return f"{lines[-1] if lines else 'DVC ended without a word'} ({self.project.log(name)})"
+        first = lines[errors[0]].removeprefix("error: ")
+        more = [line for line in lines[errors[0] + 1 :] if line.startswith("  ")]
+        return "\n".join([first, *more])
+
+    def stop(self) -> None:
+        """End what runs, with all its children."""
+        with self._lock:
+            self._stopped, alive = True, list(self._alive)
+        for process in alive:
+            _interrupt(process)
+        for process in alive:
+            try:
+                process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                _kill(process)
+
+
+def _end(_signal: int, _frame: object) -> None:
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """With all that it has begun; upon which runs are closed and locks are given back, but for Windows: see `_kill`."""
+    if sys.platform == "win32":
+        _kill(process)
+    else:
+        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+            os.killpg(process.pid, signal.SIGINT)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that it has begun, which Windows knows by who began it."""
+    if sys.platform == "win32":
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(process.pid)
+            for one in [*top.children(recursive=True), top]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _environment() -> dict[str, str]:
+    """That of this process; `python` of dvc.yaml is this one, and each cell has a core."""
+    folder = Path(sys.executable).parent
+    path = os.pathsep.join([str(folder), os.environ.get("PATH", "")])
+    return os.environ | {
+        "PATH": path,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "DVC_NO_ANALYTICS": "true",
+        callers.RUN: str(os.getpid()),
+    }

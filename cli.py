@@ -355,11 +355,8 @@ def run(
     ] = None,
 ) -> None:
     """Do all that params.yaml asks for, cell beside cell; print the results. What fails does not stop the others."""
-    from rich.console import Console
-
     from pipelines.preview.check import load_checked
     from pipelines.report.report import report as write_report
-    from pipelines.report.terminal import print_results
     from pipelines.sweeps.local import run as run_all
 
     project = _project()
@@ -367,6 +364,46 @@ def run(
     _require_server(project)
     if run_all(params, project, _console(), jobs or os.cpu_count() or 1):
         write_report(params, project)
+    _end_with_results(params, project)
+
+
+@app.command(rich_help_panel=USE)
+def sweep(
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="Of a Ray cluster, such as 10.0.0.1:6379; this machine, if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPUs of this machine to work with; all, if not given.", show_default=False),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Do as `run` does, on Ray: on this machine or a cluster, with what params.yaml's `sweep` reserves for a cell."""
+    from rich.console import Console
+
+    from pipelines.preview.check import load_checked
+    from pipelines.report.report import report as write_report
+    from pipelines.sweeps.on_ray import sweep as run_all
+
+    project = _project()
+    params = load_checked(project.params)
+    _require_server(project)
+    # Of this stream, since Ray writes to whatever is called stderr.
+    if run_all(params, project, Console(file=sys.stderr), address, jobs or os.cpu_count() or 1, device):
+        write_report(params, project)
+    _end_with_results(params, project)
+
+
+def _end_with_results(params: "Params", project: "Project") -> None:
+    from rich.console import Console
+
+    from pipelines.report.terminal import print_results
+
     complete = print_results(project, params, Console())
     if _on_server():
         from pipelines.report.summary import Summary

@@ -14,6 +14,7 @@ from pydantic import (
     PrivateAttr,
     RootModel,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -121,6 +122,34 @@ class LatencyConfig(Settings):
     batch_size: PositiveInt  # images at once, for the throughput
 
 
+class Resources(Settings):
+    """What a cell reserves while a sweep works on it."""
+
+    num_cpus: Annotated[float, Field(gt=0)]  # and its threads
+    num_gpus: Annotated[float, Field(ge=0)]  # or a share of one: as many cells share it
+    memory: Annotated[float, Field(ge=0)]  # GiB; 0: whatever is there
+
+    @field_validator("num_cpus", "num_gpus")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("a share of one, or a whole number")
+        return value
+
+
+class SweepConfig(Resources):
+    """For `blemish sweep` alone: no result depends on it, so that a file may do without."""
+
+    num_cpus: Annotated[float, Field(gt=0)] = 1
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    memory: Annotated[float, Field(ge=0)] = 0
+    retries: NonNegativeInt = 3  # of a cell whose worker or machine is lost
+    models: dict[str, Resources] = Field(default_factory=dict)  # by model, in the stead of the above
+
+    def of(self, model: str) -> Resources:
+        return self.models.get(model, self)
+
+
 def _experiment(name: str) -> str:
     """Also of a folder below `reports`, which DVC writes as it stands: an experiment may be called as a path is."""
     parts = PurePosixPath(name.removeprefix("/")).parts
@@ -157,6 +186,7 @@ class Params(Settings):
     export: ExportConfig
     latency: LatencyConfig
     tracking: TrackingConfig
+    sweep: SweepConfig = SweepConfig()
     _methods: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
@@ -285,11 +315,19 @@ def validated(raw: dict[str, Any]) -> tuple[Params | None, list[str]]:
     params: Params | None = None
     try:
         params = Params.model_validate(raw)
-        problems += _category_problems(params)
+        problems += _category_problems(params) + _sweep_problems(params)
     except ValidationError as error:
         problems += problems_in(error, "", Params, raw)
     problems += section_problems(raw, "download", DownloadParams)
     return params, problems
+
+
+def _sweep_problems(params: Params) -> list[str]:
+    return [
+        f"sweep.models.{name}: not in models{hint(name, params.models)}"
+        for name in params.sweep.models
+        if name not in params.models
+    ]
 
 
 def _category_problems(params: Params) -> list[str]:

@@ -30,6 +30,7 @@ from mlflow.entities import (
     RunStatus,
     RunTag,
 )
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipelines.environment import environment, packages
 from pipelines.errors import StageError
@@ -48,6 +49,7 @@ from pipelines.tracking.store import (
     used_by_mlflow,
 )
 
+PARENT = "BLEMISH_PARENT_RUN"  # in the environment: the id of the sweep's run
 _DIGEST_LENGTH = 32  # characters; the store takes 36
 _NOT_IN_METRICS = r"[^\w.\- /]"  # in their names, in MLflow on every system
 _LONGEST_METRIC = 250  # characters of a name
@@ -159,8 +161,32 @@ class OpenRun:
 
 
 def cell_tags(cell: Cell) -> dict[str, str]:
-    """What the run of a cell is found by, and the DVC stage that wrote to it last."""
-    return {"model": cell.model, "category": cell.category, "stage": os.environ.get("DVC_STAGE", "")}
+    """What the run of a cell is found by, the DVC stage that wrote to it last, and the sweep that it belongs to."""
+    tags = {"model": cell.model, "category": cell.category, "stage": os.environ.get("DVC_STAGE", "")}
+    parent = os.environ.get(PARENT)
+    return tags | ({MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+
+
+@contextlib.contextmanager
+def sweep_run(project: Path, experiment: str, settings: Mapping[str, Any]) -> Iterator[OpenRun]:
+    """Open the run that the runs of a sweep's cells are nested in, once PARENT of the environment has its id.
+
+    When it ends, those are KILLED that are RUNNING still: their processes or machines are gone.
+    """
+    with open_run(project, experiment, "sweep", {"stage": "sweep"}, None) as run:
+        run.params(settings)
+        try:
+            yield run
+        finally:
+            _end_nested(run)
+
+
+def _end_nested(parent: OpenRun) -> None:
+    experiment = parent.client.get_run(parent.run_id).info.experiment_id
+    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.run_id}' and attributes.status = 'RUNNING'"
+    while found := parent.client.search_runs([experiment], query, max_results=RUNS_PER_CALL):
+        for run in found:
+            _terminate(parent.client, run, RunStatus.KILLED)
 
 
 @contextlib.contextmanager

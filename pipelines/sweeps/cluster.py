@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from pipelines.lineage import ROOT
 from pipelines.numbers import counted
 from pipelines.settings.params import Params
 from pipelines.sweeps.board import demands
+from pipelines.variables import set_for_now
 
 _ANSWER = 15.0  # seconds that a cluster has to answer in
 _LONGEST_FOLDER = 40  # characters before those of Ray's sockets, whose paths may have 107
 _CODE = ("anomaly_models", "pipelines")
 _QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
+# Nothing is told to Ray's makers; and what it is to do with GPUs of a cell that reserves none, which it asks for
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -104,7 +107,12 @@ def connected(address: str | None, jobs: int, words: Path) -> Iterator[Cluster]:
         raise ArgumentError("a sweep needs Ray: pip install 'blemish[ray]', or use `blemish run`")
     words.parent.mkdir(parents=True, exist_ok=True)
     begun = _local(jobs) if address is None else _remote(address)
-    with words.open("a", encoding="utf-8") as file, contextlib.redirect_stderr(file), begun as cluster:
+    with (
+        words.open("a", encoding="utf-8") as file,
+        contextlib.redirect_stderr(file),
+        contextlib.redirect_stdout(file),
+        begun as cluster,
+    ):
         yield cluster
 
 
@@ -113,35 +121,39 @@ def _local(jobs: int) -> Iterator[Cluster]:
     """Nobody else's: on the loopback, with a token of its own."""
     base = tempfile.gettempdir()
     short = base if len(base) <= _LONGEST_FOLDER - len("/blemish-ray-12345678") else "/tmp"  # noqa: S108
-    folder = tempfile.mkdtemp(prefix="blemish-ray-", dir=short)
-    ray = _ray({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-    try:
+    with (
+        tempfile.TemporaryDirectory(prefix="blemish-ray-", dir=short, ignore_cleanup_errors=True) as folder,
+        set_for_now(**_SETTINGS, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)),
+    ):
+        import ray  # which reads the environment then, and never again
+
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        ray.init(
-            "local",
-            num_cpus=jobs,
-            include_dashboard=False,
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-            **_QUIET,
-        )
-        yield Cluster(ray, True)
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            ray.init(
+                "local",
+                num_cpus=jobs,
+                include_dashboard=False,
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+                _temp_dir=folder,
+                _node_ip_address="127.0.0.1",
+                **_QUIET,
+            )
+            yield Cluster(ray, True)
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
 def _remote(address: str) -> Iterator[Cluster]:
     """The code travels along, so that all machines compute the same."""
     has_token = any(name in os.environ for name in _TOKEN) or (Path.home() / ".ray" / "auth_token").exists()
-    os.environ.setdefault("RAY_AUTH_MODE", "token" if has_token else "disabled")
-    _require_answer(address)
-    ray = _ray({})
-    with tempfile.TemporaryDirectory() as folder:
+    mode = os.environ.get("RAY_AUTH_MODE", "token" if has_token else "disabled")
+    with set_for_now(**_SETTINGS, RAY_AUTH_MODE=mode), tempfile.TemporaryDirectory() as folder:
+        _require_answer(address)
         for name in _CODE:
             shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
+        import ray
+
         try:
             ray.init(address, runtime_env={"working_dir": folder}, **_QUIET)
         except Exception as error:  # Ray raises many kinds, of its own and others
@@ -150,14 +162,6 @@ def _remote(address: str) -> Iterator[Cluster]:
             yield Cluster(ray, False)
         finally:
             ray.shutdown()
-
-
-def _ray(settings: Mapping[str, str]) -> Any:
-    """Ray, which reads these settings from the environment, and only when it is imported."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", **settings}
-    import ray
-
-    return ray
 
 
 def _require_answer(address: str) -> None:

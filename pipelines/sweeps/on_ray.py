@@ -10,7 +10,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -30,7 +30,7 @@ from pipelines.sweeps.cluster import Cluster, connected
 from pipelines.sweeps.local import Unit, begin, figures_of, finish, for_want_of, make, outdated, units
 from pipelines.sweeps.parcels import Parcel, packed, unpack
 from pipelines.sweeps.processes import Processes
-from pipelines.sweeps.worker import Done, Outcome, Task, fingerprint, needs_of_category, on_ray, stages_done
+from pipelines.sweeps.worker import Done, Outcome, Task, fingerprint, needs_of_category, on_ray, results_of, stages_done
 from pipelines.tracking.runs import PARENT, sweep_run
 from pipelines.tracking.store import tracking_uri
 
@@ -194,6 +194,7 @@ class _Sweep:
     device: str
     failures: dict[str, str] = field(default_factory=dict)
     _parcels: dict[str, Parcel] = field(default_factory=dict)
+    _left: Counter[str] = field(default_factory=Counter)  # cells by category
 
     def run(self, wanted: Sequence[tuple[Unit, tuple[str, ...]]]) -> None:
         """Work on them all, those of a category one after the other: machines get it once."""
@@ -201,6 +202,7 @@ class _Sweep:
         waiting: deque[Task] = deque()
         for unit, stages in sorted(wanted, key=lambda one: categories.index(_cell(one[0]).category)):
             waiting.append(self._task(_cell(unit), stages))
+            self._left[_cell(unit).category] += 1
             self.board.expect(_cell(unit).model, self.params.sweep.of(_cell(unit).model))
         remote, running = self.cluster.ray.remote(on_ray), dict[Any, Task]()
         most = max(_AT_LEAST, 4 * round(self.cluster.total.get("CPU", 0.0)))
@@ -216,7 +218,9 @@ class _Sweep:
                 for reference in ready:
                     task = running.pop(reference)
                     again = self._ended(reference, task)
-                    if again is not None:
+                    if again is None:
+                        self._forget(task.category)
+                    else:
                         waiting.appendleft(again)
                 self.recorder.some()
         except BaseException:
@@ -235,6 +239,7 @@ class _Sweep:
             project=self.project.root.resolve(),
             sign=self.sign,
             parcels=(),
+            earlier=(),
             environment=self.environment,
             device=self.device if self.params.sweep.of(cell.model).num_gpus or self.device != "auto" else "cpu",
         )
@@ -246,7 +251,7 @@ class _Sweep:
         if task.attempt == 1:
             self._cell_of(task).refusal.unlink(missing_ok=True)  # what is refused now is written anew
         if not self.cluster.is_local:
-            task = replace(task, parcels=self._parcels_of(task))
+            task = replace(task, parcels=self._parcels_of(task), earlier=self._earlier(task))
         wants = self.params.sweep.of(task.model)
         return remote.options(
             name=self._cell_of(task).title,
@@ -261,13 +266,27 @@ class _Sweep:
         """In the store as long as a cell may ask for them."""
         inputs = f"pretrained/{task.model}"
         places = {
-            f"category {task.category}": needs_of_category(self.params, task.category),
+            _of_category(task.category): needs_of_category(self.params, task.category),
             f"model {task.model}": {inputs: inputs},
         }
         for name, paths in places.items():
             if name not in self._parcels:
                 self._parcels[name] = self._put(name, paths)
         return tuple(self._parcels[name] for name in places)
+
+    def _forget(self, category: str) -> None:
+        """Of a category without cells to come, nothing need stay in the store."""
+        self._left[category] -= 1
+        if not self._left[category]:
+            self._parcels.pop(_of_category(category), None)
+
+    def _earlier(self, task: Task) -> tuple[Any, ...]:
+        """What the stages have made that are up to date."""
+        cell = self._cell_of(task)
+        every = ("train", "evaluate", "export")
+        before = every[: every.index(task.stages[0].partition("@")[0])]
+        places = {path: path for path in results_of(cell, before)}
+        return tuple(self.cluster.ray.put(piece) for piece in packed(self.project.root, places))
 
     def _put(self, name: str, paths: Mapping[str, str]) -> Parcel:
         digest, references = hashlib.sha256(), []
@@ -294,8 +313,15 @@ class _Sweep:
                 return replace(task, attempt=task.attempt + 1)
             lost = f"its worker was lost {counted(task.attempt, 'time')} ({kind}); see {self.project.log('ray')}"
             self._fail(cell, Refusal(verb="sweep", reason=lost))
+        except (errors.LocalRayletDiedError, errors.RaySystemError) as error:
+            raise StageError(
+                f"Ray is gone ({type(error).__name__}; see {self.project.log('ray')}); call again: what is done is kept"
+            ) from None
         except errors.RayError as error:  # no worker could be begun, or not with our code
-            said = str(getattr(error, "cause", None) or error).strip().splitlines()
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, StageError):
+                raise StageError(str(cause)) from None
+            said = str(cause).strip().splitlines()
             self._fail(cell, Refusal(verb="sweep", reason=said[0] if said else type(error).__name__))
         else:
             self._take(task, outcome)
@@ -324,6 +350,10 @@ class _Sweep:
             self.cluster.ray.cancel(reference)
         if running:
             self.cluster.ray.wait(list(running), num_returns=len(running), timeout=_GRACE)
+
+
+def _of_category(category: str) -> str:
+    return f"category {category}"
 
 
 def _cell(unit: Unit) -> Cell:

@@ -79,6 +79,14 @@ def receive(parcel: Parcel, pieces: Iterable[Piece], root: Path) -> None:
             temporary.write_text(parcel.digest, encoding="utf-8")
 
 
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 class _Joined(io.RawIOBase):
     """A stream of the pieces, of which no two are in memory."""
 

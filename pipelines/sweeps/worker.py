@@ -13,19 +13,20 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from pipelines.errors import BlemishError, StageError
-from pipelines.files import file_sha256
+from pipelines.errors import StageError
+from pipelines.files import file_sha256, reporting_full_disk
 from pipelines.paths import INDEX_FILE, Cell, Project
 from pipelines.records import Record
 from pipelines.refusals import Refusal, reason
 from pipelines.settings.params import Params
-from pipelines.sweeps.parcels import Parcel, Piece, packed, receive
+from pipelines.sweeps.parcels import Parcel, Piece, packed, receive, remove, unpack
+from pipelines.variables import set_for_now
 
 FOLDER = "BLEMISH_SWEEP_FOLDER"  # in a machine's environment: where cells are worked on that it shares no disk with
 _STAGE = "DVC_STAGE"  # in the environment of what DVC runs
@@ -51,7 +52,8 @@ class Task:
     params: Params
     project: Path
     sign: str  # a file in the project, by whose content a worker knows the project's disk
-    parcels: tuple[Parcel, ...]
+    parcels: tuple[Parcel, ...]  # for a machine of its own disk
+    earlier: tuple[Any, ...]  # likewise, what the stages before these have made: references to its pieces
     environment: Mapping[str, str] = field(repr=False)  # addresses and passwords
     device: str
 
@@ -98,26 +100,44 @@ def on_ray(task: Task) -> Outcome:
 
 
 def work(task: Task, fetch: Callable[[Any], Piece]) -> Outcome:
-    """Do what is asked for and not done yet; what fails is in the outcome. `fetch` reads a piece from the store."""
+    """Do what is asked for and not done yet; what fails is in the outcome. `fetch` reads a piece from the store.
+
+    Raises:
+        StageError: runs would be kept on this machine alone, of which whoever sent the cell sees nothing.
+    """
     started = time.monotonic()
-    with _environment(task.environment):
-        try:
-            place, is_shared = _place(task)
-            os.chdir(place)
-            project, params = Project(Path()), task.params
-            cell = project.cell(task.model, task.category, task.seed)
-            if not is_shared:
-                _require_server()
-                params = _moved(params)
-                for parcel in task.parcels:
-                    receive(parcel, map(fetch, parcel.pieces), project.root)
-        except (BlemishError, OSError) as error:
-            refusal = Refusal(verb="sweep", reason=f"{socket.gethostname()}: {reason(error)}")
-            return Outcome(socket.gethostname(), time.monotonic() - started, (), refusal, ())
-        done, refused = _make(task, cell, params, project)
-        sent = () if is_shared else (*_results(cell, done), project.log(cell.title).as_posix())
-        results = tuple(packed(project.root, {path: path for path in sent}))
-        return Outcome(socket.gethostname(), time.monotonic() - started, tuple(done), refused, results)
+    with set_for_now(**task.environment):
+        place = _shared_place(task)
+        if place is None:
+            _require_server()
+            with reporting_full_disk(_own_place(task)):
+                outcome = _work_apart(task, _own_place(task), fetch)
+        else:
+            outcome = _work_in(place, task, task.params)
+    return replace(outcome, seconds=time.monotonic() - started)
+
+
+def _work_in(place: Path, task: Task, params: Params) -> Outcome:
+    os.chdir(place)
+    project = Project(Path())
+    done, refusal = _make(task, project.cell(task.model, task.category, task.seed), params, project)
+    return Outcome(socket.gethostname(), 0.0, tuple(done), refusal, ())
+
+
+def _work_apart(task: Task, place: Path, fetch: Callable[[Any], Piece]) -> Outcome:
+    """With what the cell needs brought along, and its results sent back; only the former stays."""
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for parcel in task.parcels:
+        receive(parcel, map(fetch, parcel.pieces), place)
+    unpack(map(fetch, task.earlier), place)
+    outcome = _work_in(place, task, _moved(task.params))
+    project = Project(Path())
+    cell = project.cell(task.model, task.category, task.seed)
+    sent = [*results_of(cell, outcome.done), project.log(cell.title).as_posix()]
+    outcome = replace(outcome, results=tuple(packed(project.root, {path: path for path in sent})))
+    for path in (*map(Path, sent), cell.trained, cell.evaluated, cell.done):
+        remove(path)
+    return outcome
 
 
 def _make(task: Task, cell: Cell, params: Params, project: Project) -> tuple[list[str], Refusal | None]:
@@ -130,7 +150,7 @@ def _make(task: Task, cell: Cell, params: Params, project: Project) -> tuple[lis
         for name in task.stages:
             if name in done:
                 continue
-            with _environment({_STAGE: name}):
+            with set_for_now(**{_STAGE: name}):
                 console.print(f"{name} on {socket.gethostname()}", highlight=False, markup=False)
                 try:
                     _run(_verb(name), cell, params, project, task.device, console)
@@ -165,24 +185,25 @@ def _verb(stage: str) -> str:
     return stage.partition("@")[0]
 
 
-def _place(task: Task) -> tuple[Path, bool]:
-    """The folder to work in, and whether it is the project's own."""
-    own = os.environ.get(FOLDER)
-    if own is None:
+def _shared_place(task: Task) -> Path | None:
+    """The project's folder, if this machine shares its disk and has not been told otherwise."""
+    if FOLDER not in os.environ:
         with contextlib.suppress(OSError):
             if (task.project / task.sign).read_text(encoding="utf-8") == task.sign:
-                return task.project, True
-    base = Path(own) if own else Path(tempfile.gettempdir()) / f"blemish-{getpass.getuser()}"
-    place = base / hashlib.sha256(str(task.project).encode()).hexdigest()[:16]
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return place, False
+                return task.project
+    return None
+
+
+def _own_place(task: Task) -> Path:
+    base = os.environ.get(FOLDER) or Path(tempfile.gettempdir()) / f"blemish-{getpass.getuser()}"
+    return Path(base) / hashlib.sha256(str(task.project).encode()).hexdigest()[:16]
 
 
 def _require_server() -> None:
     if not os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
         raise StageError(
-            "shares no disk with the project, and MLFLOW_TRACKING_URI names no server: start one (deploy/team has it), "
-            "and set it where `blemish sweep` is called"
+            f"{socket.gethostname()} shares no disk with the project, and MLFLOW_TRACKING_URI names no server: start "
+            "one (deploy/team has it), and set it where `blemish sweep` is called"
         )
 
 
@@ -203,22 +224,8 @@ def needs_of_category(params: Params, category: str) -> dict[str, str]:
     }
 
 
-def _results(cell: Cell, stages: Sequence[str]) -> Iterator[str]:
+def results_of(cell: Cell, stages: Sequence[str]) -> Iterator[str]:
+    """What stages write, from the project's folder."""
     places = {"train": (cell.trained,), "evaluate": (cell.evaluated, cell.metrics), "export": (cell.exported,)}
     for name in stages:
-        yield from (place.as_posix() for place in places[_verb(name)])
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """With these variables, for a while."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        yield from (place.relative_to(cell.root).as_posix() for place in places[_verb(name)])

@@ -21,6 +21,7 @@ from pipelines.errors import StageError
 from pipelines.tracking import moved
 from pipelines.tracking.database import begin, require_whole
 from pipelines.tracking.secrets import shown, without_secrets
+from pipelines.variables import set_for_now
 
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # not chats, which MLflow assumes
 _FIRST_ANSWER = "4"  # seconds that a server has for it, twice
@@ -85,7 +86,7 @@ def errors_told(uri: str) -> Iterator[None]:
 @contextlib.contextmanager
 def told_at_once(uri: str) -> Iterator[None]:
     """A server that does not answer is asked twice, not for minutes as where hours of training would be lost."""
-    with _set_for_now(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"), errors_told(uri):
+    with set_for_now(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"), errors_told(uri):
         yield
 
 
@@ -103,22 +104,7 @@ def require_answer(project: Path) -> None:
 
 def asked_briefly() -> contextlib.AbstractContextManager[None]:
     """A server that is away, or takes a call and says nothing, costs seconds."""
-    return _set_for_now(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT=_FIRST_ANSWER)
-
-
-@contextlib.contextmanager
-def _set_for_now(**variables: str) -> Iterator[None]:
-    """In the environment, which MLflow looks at with every request."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return set_for_now(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", MLFLOW_HTTP_REQUEST_TIMEOUT=_FIRST_ANSWER)
 
 
 # Of what SQLAlchemy says, what the database's driver said: "(sqlite3.OperationalError) disk I/O error"

@@ -1,0 +1,149 @@
+"""A sweep over two machines that share no disk, of which one dies: two nodes of Ray, each with a folder of its own."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from clone import commit, copy_project, environment
+from conftest import CATEGORY, draw_category, tiny_params, write_params
+from mlflow import MlflowClient
+from team_services import database, free_port, missing, tracking_server
+
+from pipelines.sweeps.local import outdated
+from pipelines.sweeps.worker import FOLDER
+
+absent = missing()
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="starts servers as Debian has them"),
+    pytest.mark.skipif(bool(absent), reason=f"not installed here: {', '.join(absent)}"),
+]
+
+CODE = ("anomaly_models", "pipelines", "pretrained", ".dvc", "cli.py", "dvc.yaml", ".dvcignore", ".gitignore")
+TOKEN = "0123456789abcdef" * 4
+SEEDS = 6
+
+
+def shell(**more: str) -> dict[str, str]:
+    return environment(Path(sys.executable).parent, **{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, **more})
+
+
+@contextmanager
+def node(log: Path, *arguments: str, **more: str) -> Iterator[psutil.Process]:
+    """What `ray start` runs, in a process tree that ends with the block."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *arguments]
+    with log.open("wb") as file:
+        process = psutil.Popen(command, stdout=file, stderr=file, env=shell(**more))
+    try:
+        yield process
+    finally:
+        killed(process)
+
+
+def killed(process: psutil.Process) -> None:
+    """With all that it has begun, at once."""
+    try:
+        tree = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for one in tree:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(tree, timeout=20)
+
+
+@pytest.fixture(scope="module")
+def services() -> Iterator[tuple[str, str, dict[str, psutil.Process], Path]]:
+    """The addresses of Ray and of MLflow on PostgreSQL, and two machines by their names."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)))
+        store = stack.enter_context(database())
+        stack.enter_context(store.started())
+        tracking = stack.enter_context(tracking_server(folder, store.uri))
+        address = f"127.0.0.1:{free_port()}"
+        head = ["--head", f"--port={address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false"]
+        here = "--node-ip-address=127.0.0.1"
+        stack.enter_context(node(folder / "head.log", *head, here, f"--temp-dir={folder / 'ray'}"))
+        hosts = {}
+        for name in ("one", "other"):
+            more = {FOLDER: str(folder / name), "RAY_TMPDIR": str(folder / "ray")}
+            joined = node(folder / f"{name}.log", f"--address={address}", "--num-cpus=1", here, **more)
+            time.sleep(3)  # a node that finds no head gives up
+            hosts[name] = stack.enter_context(joined)
+        yield address, tracking, hosts, folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copy_project(tmp_path_factory.mktemp("swept"), *CODE)
+    values = tiny_params()
+    values["train"]["seeds"] = list(range(SEEDS))
+    write_params(root, values)
+    draw_category(root / "images" / CATEGORY, train=8, good=3, defect=3)
+    commit(root)
+    return root
+
+
+def sweep(root: Path, address: str, **more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "cli.py", "sweep", "--address", address],
+        cwd=root,
+        env=shell(**more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_another_token_is_refused(services: tuple[str, str, dict[str, psutil.Process], Path], project: Path) -> None:
+    address, tracking, _, _ = services
+    said, _ = sweep(project, address, MLFLOW_TRACKING_URI=tracking, RAY_AUTH_TOKEN="f" * 64).communicate()
+    assert said.splitlines() == [
+        f"error: Ray at {address} refuses the token: set RAY_AUTH_TOKEN to the cluster's, or put it into "
+        "~/.ray/auth_token"
+    ]
+
+
+def test_runs_need_a_server(services: tuple[str, str, dict[str, psutil.Process], Path], project: Path) -> None:
+    address, _, _, _ = services
+    said, _ = sweep(project, address).communicate()
+    assert "shares no disk with the project, and MLFLOW_TRACKING_URI names no server" in said.splitlines()[-1]
+
+
+def test_the_loss_of_a_host_loses_no_finished_cell(
+    services: tuple[str, str, dict[str, psutil.Process], Path], project: Path
+) -> None:
+    address, tracking, hosts, folder = services
+    said = []
+    with sweep(project, address, MLFLOW_TRACKING_URI=tracking) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            said.append(line)
+            if f"2 of {SEEDS}: fapm" in line:
+                killed(hosts["other"])
+    assert process.returncode == 0, "".join(said)
+    assert all(list((folder / name).glob("*/work/parcels/category*")) for name in hosts)  # both had what cells need
+    assert any("its worker was lost (NodeDiedError); it is begun again" in line for line in said)
+    assert not any("(raylet)" in line for line in said)  # Ray's words are in a log
+    assert not list((folder / "one").rglob("*.safetensors"))  # what is sent home does not stay
+    assert len(list(project.glob("models/fapm/*/*/model.safetensors"))) == SEEDS
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], cwd=project, env=shell(), capture_output=True, check=True
+    )
+    assert outdated(status.stdout.decode()) <= {"check"}
+
+    client = MlflowClient(tracking)
+    (experiment,) = [one for one in client.search_experiments() if one.name == "tests"]
+    runs = client.search_runs([experiment.experiment_id], "tags.model = 'fapm'")
+    finished = [run.info.run_name for run in runs if run.info.status == "FINISHED"]
+    assert len(finished) == len(set(finished)) == SEEDS  # none was done twice
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    assert not (project / "mlflow.db").exists()
+    assert any((folder / "artifacts").iterdir())

@@ -116,13 +116,17 @@ def _run(
             environment |= {name: value for name, value in os.environ.items() if name.startswith(_TAKEN_ALONG)}
         sweep = _Sweep(params, project, recorder, cluster, board, sign, environment, device)
         sweep.run(wanted)
+        seconds = time.monotonic() - started
+        recorder.rest()
         run.metrics(
             {
                 "cells_done": sum(row.done for row in board.rows.values()),
                 "cells_failed": len(sweep.failures),
                 "workers_lost": sum(row.lost for row in board.rows.values()),
                 "cell_seconds": sum(row.seconds for row in board.rows.values()),
-                "seconds": time.monotonic() - started,
+                "seconds": seconds,
+                "commits": len(recorder.times),
+                "commit_seconds": sum(recorder.times),
             }
         )
     return sweep.failures
@@ -143,9 +147,10 @@ class _Recorder:
     """Tells DVC of stages that are done, now and then: it looks through all of dvc.yaml each time."""
 
     processes: Processes
+    times: list[float] = field(default_factory=list)  # seconds that each took
     _waiting: list[tuple[Cell, Sequence[str]]] = field(default_factory=list)
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    _at_it: Future[float] | None = None
+    _at_it: Future[None] | None = None
     _next: float = field(default_factory=lambda: time.monotonic() + _BETWEEN_COMMITS)
 
     def add(self, cell: Cell, stages: Sequence[str]) -> None:
@@ -154,30 +159,34 @@ class _Recorder:
     def some(self) -> None:
         """Begin to, if it is time; raises StageError if the last attempt failed."""
         if self._at_it is not None and self._at_it.done():
-            self._next = time.monotonic() + max(_BETWEEN_COMMITS, 10 * self._at_it.result())
+            self._at_it.result()
             self._at_it = None
+            self._next = time.monotonic() + max(_BETWEEN_COMMITS, 10 * self.times[-1])
         if self._at_it is None and self._waiting and time.monotonic() > self._next:
             waiting, self._waiting = self._waiting, []
             self._at_it = self._pool.submit(self._commit, waiting)
 
-    def _commit(self, waiting: Sequence[tuple[Cell, Sequence[str]]]) -> float:
-        """Gives the seconds that it took."""
+    def _commit(self, waiting: Sequence[tuple[Cell, Sequence[str]]]) -> None:
         started = time.monotonic()
         self.processes.require("commit", ["commit", "--force", *(name for _, stages in waiting for name in stages)])
         for cell, _ in waiting:
             cell.done.unlink(missing_ok=True)
-        return time.monotonic() - started
+        self.times.append(time.monotonic() - started)
+
+    def rest(self) -> None:
+        """All that waits; raises StageError if an attempt fails."""
+        if self._at_it is not None:
+            self._at_it.result()
+            self._at_it = None
+        if self._waiting:
+            self._commit(self._waiting)
+            self._waiting = []
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
-        if kind is None:
-            if self._at_it is not None:
-                self._at_it.result()
-            if self._waiting:
-                self._commit(self._waiting)
 
 
 @dataclass(slots=True)

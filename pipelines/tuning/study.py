@@ -82,13 +82,18 @@ class Study:
         self._place, self._space, self._base, self._seed = place, space, base, seed
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _errors_told(place):
+            self._storage = _storage(place)
             self._study = optuna.create_study(
-                storage=_storage(place),
+                storage=self._storage,
                 study_name=name,
                 direction="maximize",
                 load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=_BEFORE_PRUNING),
             )
+
+    def close(self) -> None:
+        """Let the database go."""
+        _let_go(self._storage)
 
     def ended(self) -> list[Ended]:
         with _errors_told(self._place):
@@ -227,15 +232,23 @@ def _storage(place: Place) -> Any:
     return _opened(place.url)
 
 
+def _let_go(storage: Any) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
+
+
 def _begin(path: Path) -> None:
     """Make the tables elsewhere, and put the file in place whole."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, atomic_file(path) as temporary:
         made = Path(folder) / path.name
         storage = _opened(f"sqlite:///{made}")
-        storage.remove_session()
-        storage.engine.dispose()
-        with contextlib.closing(sqlite3.connect(made)) as source, contextlib.closing(sqlite3.connect(temporary)) as to:
-            source.backup(to)
+        _let_go(storage)
+        _copied(made, temporary)
+
+
+def _copied(database: Path, target: Path) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
 
 
 def _opened(url: str) -> Any:

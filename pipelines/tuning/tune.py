@@ -108,9 +108,11 @@ def tune(
     own = {setting: value_at(dumped, setting) for setting in space}
     search = Search(model, category, config, own, task, project, params.tracking.experiment, console)
     place = Place(wish.storage, project.studies)
-    study = Study(place, key, space, own, wish.seed)
-    _introduce(search, study, place, wish)
-    with search_run(project.root, search.experiment, f"tune {model}-{category}", key) as run:
+    with (
+        contextlib.closing(Study(place, key, space, own, wish.seed)) as study,
+        search_run(project.root, search.experiment, f"tune {model}-{category}", key) as run,
+    ):
+        _introduce(search, study, place, wish)
         told = {"tuned_model": model, "tuned_category": category, "tuned_on": data.defects}
         run.tags({**told, "search_seed": wish.seed, "data_set": params.data.name})
         run.params({"search": settings["space"], "own": {k: named(value) for k, value in own.items()}})

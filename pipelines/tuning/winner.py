@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ruamel.yaml import YAML
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import RoundTripRepresenter
+from yaml.resolver import Resolver
 
 from pipelines.errors import ParamsError
 from pipelines.files import atomic_file
@@ -122,16 +125,35 @@ def _indented(value: Mapping[str, Any], column: int, newline: str) -> str:
 
 
 def _written_anew(text: str, section: str, name: str, entry: Mapping[str, Any]) -> str:
-    yaml = _yaml()
-    content = yaml.load(text)
+    round_trip = _yaml()
+    content = round_trip.load(text)
     content[section][name] = dict(entry)
     written = io.StringIO()
-    yaml.dump(content, written)
+    round_trip.dump(content, written)
     return written.getvalue()
 
 
+class _ForEveryReader(RoundTripRepresenter):
+    """Writes what readers of YAML 1.1, such as PyYAML, take for the same: 1.0e-05, and "no" between quotes."""
+
+    def number(self, value: float) -> ScalarNode:
+        text = repr(value)
+        plain = "." in text or "e" not in text
+        return self.represent_scalar("tag:yaml.org,2002:float", text if plain else text.replace("e", ".0e"))
+
+    def text(self, value: str) -> ScalarNode:
+        kind = Resolver().resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
+        same = kind == "tag:yaml.org,2002:str"
+        return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if same else '"')
+
+
+_ForEveryReader.add_representer(float, _ForEveryReader.number)
+_ForEveryReader.add_representer(str, _ForEveryReader.text)
+
+
 def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.width = 4096  # a comment stays on its line
-    yaml.preserve_quotes = True
-    return yaml
+    found = YAML()
+    found.Representer = _ForEveryReader
+    found.width = 4096  # a comment stays on its line
+    found.preserve_quotes = True
+    return found

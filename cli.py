@@ -450,7 +450,7 @@ def tune(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Search for better settings on held-out good parts and defects, never on the test; write a variant of the model.
+    """Search for better settings on good parts and defects that no test has; write a variant of the model.
 
     The same call again goes on with the same search, whatever ended it.
     """

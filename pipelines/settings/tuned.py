@@ -11,8 +11,8 @@ from pipelines.settings.problems import problems_in
 
 TUNED = "tuned"  # the key; no setting, so that nothing is trained anew for it
 _DEFECTS = {
-    "synthetic": "synthetic defects on held-out good parts; test images unseen",
-    "real": "known real defects, which are not in its test; test images unseen",
+    "synthetic": "synthetic defects on good parts; test images and held-out parts unseen",
+    "real": "known defects, which are not in its test; test images and held-out parts unseen",
 }
 
 
@@ -20,7 +20,7 @@ class Tuned(Settings):
     model: str  # whose settings the search began from
     category: str
     trials: PositiveInt  # that ended, the model's own settings among them
-    defects: Literal["synthetic", "real"]  # that held-out good parts were to be told from
+    defects: Literal["synthetic", "real"]  # that good parts were to be told from
     objective: float  # as `pipelines.tuning.judge` says
     before: float | None  # of the settings that the search began from; None if they could not be judged
 

@@ -222,7 +222,7 @@ def open_run(
 
     With the `settings` of a training, a new run is also called after those that its cell's first run did not have.
     `sampled` draws the process's use of CPU and memory as long as the run is open. One that is `nested` is within the
-    run that is open, whose environment is its own.
+    run that is open, whose code and environment are its own.
     """
     uri, experiment_id = prepare_store(project, experiment)
     with _sigterm_exits(), used_by_mlflow(uri), errors_told(uri):
@@ -232,7 +232,7 @@ def open_run(
         if run_id is None and settings is not None:
             name = run_name(name, as_texts(settings), _earlier(client, experiment_id, tags))
         # What a cell was trained with and for stays; what a later stage ran with stands beside it.
-        origin = {**git_tags(project), **_experiment_tags()}
+        origin = {} if nested else {**git_tags(project), **_experiment_tags()}
         origin = {f"latest.{name}" if run_id else name: value for name, value in origin.items()}
         tags = {**tags, **_process_tags(), **origin}
         # A known run is opened where it is, even if the experiment has another name by now.

@@ -1,13 +1,16 @@
-"""All that a search may look at of a category: what models learn from, held-out good parts, and defects.
+"""All that a search may look at of a category: the good parts that models learn from, and defects.
 
-Not the test: of an image that a model may be tested on, `Development` gives no pixel. The defects are
+Of an image that a model may be tested on, `Development` gives no pixel, nor of the held-out good parts: a threshold
+promises its rate of false alarms for settings that were not chosen on the parts that it comes from. So a quarter of the
+training's good parts is kept from learning in a search, whole groups and copies together. The defects are
 
 real        those that are known and that the model is neither tested on nor learns from: `known` ones, which people
             said of parts on the line, and those of `prepare.anomalous_train`, where they are apart from its test. Of a
             model that learns from these, every second one, in the order of the index, is kept from its learning;
-synthetic   drawn into the held-out good parts in the manner of DRAEM (anomaly_models/common/synthesis.py): a region of
-            Perlin noise on the part, filled with the part's own picture, its colours changed and its strips shuffled;
-            20 to 80 % of the part shine through. A function of the seed and of the held-out parts: alike in each trial.
+synthetic   drawn into the good parts that are kept in the manner of DRAEM (anomaly_models/common/synthesis.py): a
+            region of Perlin noise on the part, filled with the part's own picture, its colours changed and its strips
+            shuffled; 20 to 80 % of the part shine through. A function of the seed and of these parts: alike in each
+            trial.
 """
 
 import hashlib
@@ -25,17 +28,17 @@ from anomaly_models.common.appearance import to_bytes
 from anomaly_models.common.foreground import foreground_mask
 from anomaly_models.common.synthesis import SynthesisConfig, synthesise
 from pipelines.data.batches import PreparedData
-from pipelines.data.index import IndexedImage, PreparedIndex, Split
+from pipelines.data.index import PreparedIndex, Split
 from pipelines.errors import StageError
 from pipelines.pictures.frames import Frame, Window
 
 Defects = Literal["real", "synthetic"]
 
-FEWEST_REAL = 5  # known defects with which a search asks for no synthetic ones
-FEWEST_NORMALS = 3  # held-out good parts
+FEWEST_REAL = 20  # known defects with which a search asks for no synthetic ones: six were found by all settings
+KEPT = 4  # one good part of so many is kept from learning
+FEWEST_NORMALS = 3  # that are
 MOST = 60  # of them that are scored in each trial, and of synthetic defects
 _SMALLEST_CELL = 8  # pixels of the finest noise that a synthetic defect is cut from
-_FOLD = 0  # that is held out where `prepare` holds out nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +51,20 @@ class Access:
 
     def splits(self) -> tuple[Split, ...]:
         with_defects = self.apart or self.asked == "real"
-        return ("train", "holdout", "known", "anomalous_train") if with_defects else ("train", "holdout", "known")
+        return ("train", "known", "anomalous_train") if with_defects else ("train", "known")
 
 
 class Development(PreparedData):
-    """A category's prepared images without its test.
+    """A category's prepared images without its test and its held-out parts; `holdout` is what a search keeps.
 
     Raises:
-        StageError: as `PreparedData`; or there are too few held-out good parts, or none of the defects asked for.
+        StageError: as `PreparedData`; or there are too few good parts, or none of the defects asked for.
     """
 
     def __init__(self, folder: Path, frame: Frame, device: torch.device, access: Access) -> None:
         super().__init__(folder, frame, device)
+        self._open = set(self.index.rows(*access.splits()))
         self.index, self.defects = _for_search(self.index, access)
-        open_splits = access.splits()
-        self._open = {row for row, image in enumerate(self.index.images) if image.split in open_splits}
-        found = len(self.index.rows("holdout"))
-        if found < FEWEST_NORMALS:
-            raise StageError(
-                f"{self.index.category}: a search needs {FEWEST_NORMALS} held-out good parts or more, found {found}; "
-                "give more good parts, or raise prepare.holdout"
-            )
 
     @property
     def sha256(self) -> str:
@@ -99,26 +95,44 @@ class Development(PreparedData):
 
 def _for_search(index: PreparedIndex, access: Access) -> tuple[PreparedIndex, Defects]:
     """The index with what is measured on as `holdout` and `known`, and which defects those are."""
-    images = list(index.images)
-    if index.by_folds:
-        images = [replace(image, split="holdout") if image.fold == _FOLD else image for image in images]
-    given = [row for row in index.rows("anomalous_train") if "anomalous_train" in access.splits()]
-    kept = given[1::2] if access.learns else given
-    known = [*index.rows("known"), *kept]
-    if access.asked == "synthetic" or (access.asked is None and len(known) < FEWEST_REAL):
-        return replace(index, images=tuple(images)), "synthetic"
-    if not known:
+    splits: dict[int, Split] = dict.fromkeys(index.rows("holdout"), "test")  # as closed as the test is
+    splits |= dict.fromkeys(_kept(index), "holdout")
+    given = index.rows("anomalous_train") if "anomalous_train" in access.splits() else []
+    others = given[1::2] if access.learns else given
+    known = len(index.rows("known")) + len(others)
+    is_real = access.asked == "real" or (access.asked is None and known >= FEWEST_REAL)
+    if is_real and not known:
         raise StageError(
             f"{index.category}: no real defects to search with; raise prepare.anomalous_train.count, or ask for "
             "synthetic ones (--defects synthetic)"
         )
-    for row in kept:
-        images[row] = _as_known(images[row])
-    return replace(index, images=tuple(images)), "real"
+    if is_real:
+        splits |= dict.fromkeys(others, "known")
+    images = tuple(replace(image, split=splits.get(row, image.split)) for row, image in enumerate(index.images))
+    return replace(index, images=images), "real" if is_real else "synthetic"
 
 
-def _as_known(image: IndexedImage) -> IndexedImage:
-    return replace(image, split="known")
+def _kept(index: PreparedIndex) -> list[int]:
+    """The good parts that are kept from learning, in an order that their files alone decide."""
+    rows = index.rows("train")
+    if len(rows) < 2 * FEWEST_NORMALS:
+        raise StageError(
+            f"{index.category}: a search takes {2 * FEWEST_NORMALS} good parts to learn from or more, found "
+            f"{len(rows)}; give more good parts"
+        )
+    units: dict[str, list[int]] = {}
+    for row in rows:
+        units.setdefault(index.images[row].group or index.images[row].sha256, []).append(row)
+    kept, wanted = list[int](), max(FEWEST_NORMALS, math.ceil(len(rows) / KEPT))
+    for key in sorted(units, key=lambda key: hashlib.sha256(key.encode()).digest()):
+        if len(kept) < wanted and len(kept) + len(units[key]) < len(rows):
+            kept += units[key]
+    if len(kept) < FEWEST_NORMALS:
+        raise StageError(
+            f"{index.category}: a search keeps {FEWEST_NORMALS} good parts from learning or more, but those to learn "
+            "from are of too few groups; give parts of further groups"
+        )
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +158,7 @@ class Exam:
 
 
 def exam_of(data: Development, seed: int) -> Exam:
-    """The held-out good parts, evenly chosen if there are many, and the defects.
+    """The good parts that are kept from learning, evenly chosen if there are many, and the defects.
 
     Raises:
         StageError: no synthetic defect can be drawn.

@@ -1,11 +1,11 @@
-"""What a search maximises: how well held-out good parts are told from defects, and the defects from what is around.
+"""What a search maximises: how well good parts are told from defects, and the defects from what is around.
 
     objective = (image AUROC + AUPRO 0.3) / 2,   or the image AUROC alone where a defect has no mask
 
 Both are by rank alone, from 0 to 1: no setting gains by changing the scale of a score. The image AUROC is what the
 report ranks models by. Of few pictures it has few values, and it is often 1 for many settings: AUPRO, which has
 thousands, tells these apart, and falls where a map finds something else than the defect. A model that calibrates does
-so on the same held-out parts as in `train`, in each trial alike.
+so on the good parts that it is judged on, in each trial alike.
 """
 
 from dataclasses import dataclass

@@ -30,6 +30,7 @@ from pipelines.tuning.spaces import Choices, Range, Space, named
 
 # Of a trial: that it is the model's own settings; why they were refused; the step at which it was given up.
 BASE, REASON, PRUNED_AT = "base", "reason", "pruned_at"
+_PROCESS = "process"  # that runs it: host, process id, start
 _HEARTBEAT, _SILENCE = 20, 120  # seconds
 _WAIT = 60  # seconds for another process that is writing
 _AT_RANDOM = 8  # trials before which those that ended are too few to learn from
@@ -101,7 +102,10 @@ class Study:
 
     def elsewhere(self) -> int:
         """How many trials run in other processes, as far as is known."""
-        with _errors_told(self._place):
+        with _errors_told(self._place), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._forget_dead()
+            optuna.storages.fail_stale_trials(self._study)
             return sum(trial.state == TrialState.RUNNING for trial in self._study.get_trials(deepcopy=False))
 
     def run_one(self, objective: Callable[["Trying"], float], refusals: tuple[type[Exception], ...]) -> None:
@@ -112,7 +116,7 @@ class Study:
         """
 
         def tried(trial: Trial) -> float:
-            trial.set_user_attr("process", _process())
+            trial.set_user_attr(_PROCESS, _process())  # which may have taken what another one has queued
             try:
                 return objective(Trying(trial, self._settings(trial)))
             except refusals as error:
@@ -122,7 +126,7 @@ class Study:
         with _errors_told(self._place), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self._forget_dead()
-            self._ask_for_base()
+            self._queue_one()
             trials = self._study.get_trials(deepcopy=False)
             begun = sum(_counts(trial) or trial.state == TrialState.RUNNING for trial in trials)
             self._study.sampler = optuna.samplers.TPESampler(seed=_seed(self._seed, begun), n_startup_trials=_AT_RANDOM)
@@ -154,13 +158,20 @@ class Study:
             if _is_ours_and_dead(trial):
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
-    def _ask_for_base(self) -> None:
-        """The model's own settings are the first trial, and again if it was cut off."""
+    def _queue_one(self) -> None:
+        """Let the next trial be known as this process's from its first moment on.
+
+        The model's own settings are the first, and again if that trial was cut off.
+        """
         trials = self._study.get_trials(deepcopy=False)
-        alive = [t for t in trials if _counts(t) or t.state in (TrialState.RUNNING, TrialState.WAITING)]
-        if not any(trial.user_attrs.get(BASE) for trial in alive):
-            own = {key: named(self._base[key]) for key, s in self._space.items() if s.holds(self._base[key])}
-            self._study.enqueue_trial(own, user_attrs={BASE: True})
+        if any(trial.state == TrialState.WAITING for trial in trials):
+            return
+        attributes, values = {_PROCESS: _process()}, dict[str, Any]()
+        begun = [trial for trial in trials if _counts(trial) or trial.state == TrialState.RUNNING]
+        if not any(trial.user_attrs.get(BASE) for trial in begun):
+            attributes[BASE] = True
+            values = {key: named(self._base[key]) for key, s in self._space.items() if s.holds(self._base[key])}
+        self._study.enqueue_trial(values, user_attrs=attributes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +222,7 @@ def _process() -> list[Any]:
 
 
 def _is_ours_and_dead(trial: FrozenTrial) -> bool:
-    host, pid, started = trial.user_attrs.get("process", [None, 0, 0.0])
+    host, pid, started = trial.user_attrs.get(_PROCESS, [None, 0, 0.0])
     if host != socket.gethostname():
         return False
     try:

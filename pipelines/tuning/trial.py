@@ -55,8 +55,8 @@ class _Looking:
         return self.batches.training_batch(seed, step, batch_size)
 
 
-def attempt(task: Task, config: Config, run: OpenRun, report: Report) -> Verdict:
-    """Train a model of these settings and judge it, on the way too if it learns step by step.
+def attempt(task: Task, config: Config, run: OpenRun, report: Report) -> tuple[Verdict, int]:
+    """Train a model of these settings and judge it, on the way too if it learns step by step; gives the steps, too.
 
     Raises:
         ModelError: it cannot work with these settings and images.
@@ -86,4 +86,4 @@ def attempt(task: Task, config: Config, run: OpenRun, report: Report) -> Verdict
             run_steps(Learner(model, model.losses, training), batches, schedule, checkpoint, run, Console(quiet=True))
     model.eval().calibrate(holdout)
     model.check_scores(holdout)
-    return judge(model, config, task.exam, task.device)
+    return judge(model, config, task.exam, task.device), total_steps

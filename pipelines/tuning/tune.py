@@ -144,11 +144,11 @@ def _with(config: Config, settings: Settings) -> Config:
 
 def _introduce(search: Search, study: Study, place: Place, wish: Wish) -> None:
     exam, data = search.task.exam, search.task.data
-    kind = "known real defects" if data.defects == "real" else "synthetic defects"
+    kind = "known" if data.defects == "real" else "synthetic"
     _say(
         search,
-        f"{search.model} on {search.category}: {counted(exam.normals, 'held-out good part')} against "
-        f"{exam.num_defects} {kind}; test images are not looked at",
+        f"{search.model} on {search.category}: learns from {len(data.index.rows('train'))} good parts, is to tell "
+        f"{exam.normals} others from {exam.num_defects} {kind} defects; test images and held-out parts are not seen",
     )
     if done := len(study.ended()):
         _say(search, f"goes on after {done} of {counted(wish.trials, 'trial')}, which are in {place.shown}")
@@ -180,7 +180,7 @@ def _try(search: Search, trying: Trying) -> float:
         started = time.monotonic()
         try:
             config = search.config if trying.settings is None else _with(search.config, trying.settings)
-            found = attempt(search.task, config, run, report)
+            found, steps = attempt(search.task, config, run, report)
         except GivenUp as error:
             run.tags({"state": "pruned"})
             pruned = error
@@ -189,7 +189,8 @@ def _try(search: Search, trying: Trying) -> float:
             raise ModelError(problems_in(error, f"models.{search.model}", type(search.config), section)[0]) from None
         else:
             seconds = round(time.monotonic() - started, 1)
-            run.metrics({**found.metrics(), "seconds": seconds})
+            run.metrics(found.metrics(), steps)
+            run.metrics({"seconds": seconds})
             run.tags({"state": "complete"})
             ends = list(found.interval)
             trying.keep({"auroc": found.auroc, "aupro": found.aupro, "interval": ends, "seconds": seconds})

@@ -54,6 +54,11 @@ class Place:
         return self.address or f"sqlite:///{self.file.resolve()}"
 
     @property
+    def lock(self) -> FileLock:
+        """What the processes of this project do one after the other."""
+        return FileLock(self.file.with_name(f".{self.file.stem}.lock"))
+
+    @property
     def shown(self) -> str:
         return shown(self.url)
 
@@ -116,6 +121,7 @@ class Study:
         """
 
         def tried(trial: Trial) -> float:
+            lock.release()
             trial.set_user_attr(_PROCESS, _process())  # which may have taken what another one has queued
             try:
                 return objective(Trying(trial, self._settings(trial)))
@@ -123,7 +129,9 @@ class Study:
                 trial.set_user_attr(REASON, " ".join(str(error).split())[:1000])
                 raise
 
-        with _errors_told(self._place), warnings.catch_warnings():
+        # SQLite lets two processes take one queued trial.
+        lock = self._place.lock
+        with _errors_told(self._place), lock, warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self._forget_dead()
             self._queue_one()
@@ -166,7 +174,8 @@ class Study:
         trials = self._study.get_trials(deepcopy=False)
         if any(trial.state == TrialState.WAITING for trial in trials):
             return
-        attributes, values = {_PROCESS: _process()}, dict[str, Any]()
+        attributes: dict[str, Any] = {_PROCESS: _process()}
+        values: dict[str, Any] = {}
         begun = [trial for trial in trials if _counts(trial) or trial.state == TrialState.RUNNING]
         if not any(trial.user_attrs.get(BASE) for trial in begun):
             attributes[BASE] = True
@@ -237,7 +246,7 @@ def _is_ours_and_dead(trial: FrozenTrial) -> bool:
 
 def _storage(place: Place) -> Any:
     if place.address is None:
-        with FileLock(place.file.with_name(f".{place.file.stem}.lock")):
+        with place.lock:
             if not place.file.exists():
                 _begin(place.file)
     return _opened(place.url)

@@ -250,7 +250,7 @@ def _conclude(search: Search, study: Study, name: str, run: OpenRun) -> list[str
         before=None if base.value is None else round(base.value, 4),
     )
     section = changed(search.config.model_dump(mode="json"), best.settings)
-    notes = write_winner(search.project.params, name, search.model, section, tuned)
+    notes = write_winner(search.project.params, name, search.task.method, section, tuned)
     run.tags({"variant": name})
     return [*lines, *notes, f"{search.project.params}: {name}, {tuned.text}; `blemish run` trains and tests it"]
 

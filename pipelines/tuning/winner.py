@@ -20,7 +20,7 @@ from pipelines.errors import ParamsError
 from pipelines.files import atomic_file
 from pipelines.preview.check import INPUTS, load_checked, wrong_name
 from pipelines.settings.params import Params
-from pipelines.settings.tuned import TUNED, Tuned
+from pipelines.settings.tuned import TUNED, Tuned, tuned_of
 
 
 def require_name(name: str, model: str, category: str, params: Params) -> None:
@@ -33,27 +33,32 @@ def require_name(name: str, model: str, category: str, params: Params) -> None:
         raise ParamsError(f"--name {name}: {wrong}")
     if name not in params.models:
         return
-    earlier = params.tuned_of(name)
-    if name == model or earlier is None or (earlier.model, earlier.category) != (model, category):
+    if name == model or not _is_earlier(params.tuned_of(name), model, category):
         raise ParamsError(
             f"--name {name}: models.{name} is in params.yaml, and no earlier result of tuning {model} on {category}; "
             "give another name"
         )
 
 
-def write_winner(path: Path, name: str, model: str, settings: Mapping[str, Any], tuned: Tuned) -> list[str]:
-    """Put the variant `name` of `model` into the params file; gives what its user still has to do, a line each.
+def _is_earlier(found: Tuned | None, model: str, category: str) -> bool:
+    """Whether a record is that of an earlier result of the same search."""
+    return found is not None and (found.model, found.category) == (model, category)
+
+
+def write_winner(path: Path, name: str, method: str, settings: Mapping[str, Any], tuned: Tuned) -> list[str]:
+    """Put a variant of the `tuned` model into the params file; gives what its user still has to do, a line each.
 
     An earlier result of that name gives way.
 
     Raises:
-        ParamsError: the file has changed since, so that it would not be in order with the variant in it.
+        ParamsError: the file has changed since the search began: the name is taken now, or the file would not be in
+            order with the variant in it.
     """
     before = path.read_bytes().decode()
     content = YAML(typ="safe").load(before)
-    section = content["models"][model]
-    method = section.get("method", model) if isinstance(section, dict) else model
-    own, notes = dict(settings), list[str]()
+    model, own, notes = tuned.model, dict(settings), list[str]()
+    if name in content["models"] and not _is_earlier(tuned_of(content["models"][name]), model, tuned.category):
+        raise ParamsError(f"{path}: models.{name} is in it by now; call again with another --name, and nothing is lost")
     teacher = own.get("teacher")
     if isinstance(teacher, str) and teacher.startswith(f"pretrained/{model}/"):
         own["teacher"] = teacher.replace(f"pretrained/{model}/", f"pretrained/{name}/", 1)

@@ -103,6 +103,31 @@ opened(Path({root!r})).run_one(objective, ())
 """
 
 
+SHARED = """
+import sys
+from pathlib import Path
+sys.path[:0] = {paths}
+from test_study import opened, value
+study, own = opened(Path({root!r})), 0
+while len(study.ended()) + study.elsewhere() < 30:
+    study.run_one(value, ())
+    own += 1
+print(own)
+"""
+
+
+def test_two_processes_share_a_study(tmp_path):
+    code = SHARED.format(paths=[path for path in sys.path if path], root=str(tmp_path))
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    shares = [int(process.communicate(timeout=300)[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    study = opened(tmp_path)
+    assert study.elsewhere() == 0
+    assert len(study.ended()) == sum(shares) >= 30
+    assert [trial.is_base for trial in study.ended()].count(True) == 1
+    assert max(trial.value for trial in study.ended()) > 0.4
+
+
 @pytest.mark.parametrize("done", [0, 3])
 def test_a_killed_process_is_noticed_at_once(tmp_path, whole, done):
     study = opened(tmp_path)

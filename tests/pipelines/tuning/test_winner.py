@@ -29,17 +29,18 @@ def test_a_presets_every_other_line_stays(tmp_path, preset):
     path.write_text(before, encoding="utf-8")
     model = next(iter(load_checked(path).models))
     own = load_checked(path).model_config_of(model).model_dump(mode="json")
-    write_winner(path, "mine", model, own | {"batch_size": 3}, TUNED)
+    tuned = TUNED.model_copy(update={"model": model})
+    write_winner(path, "mine", model, own | {"batch_size": 3}, tuned)
     after = path.read_text(encoding="utf-8")
     changes = differences(before, after)
     assert {line[:2] for line in changes} == {"+ "}
     assert changes[0] == "+   mine:"
     params = load_checked(path)
     assert params.model_config_of("mine").batch_size == 3
-    assert params.tuned_of("mine") == TUNED
+    assert params.tuned_of("mine") == tuned
     assert yaml.safe_load(before)["models"][model] == yaml.safe_load(after)["models"][model]
     # Once more, with another result: it takes the place of the first.
-    write_winner(path, "mine", model, own | {"batch_size": 4}, TUNED.model_copy(update={"trials": 4}))
+    write_winner(path, "mine", model, own | {"batch_size": 4}, tuned.model_copy(update={"trials": 4}))
     again = differences(after, path.read_text(encoding="utf-8"))
     assert sorted(again) == ["+       trials: 4", "+     batch_size: 4", "-       trials: 3", "-     batch_size: 3"]
 
@@ -81,14 +82,15 @@ def test_a_teacher_is_described_for_the_variant_too(tmp_path):
     write_params(tmp_path, values)
     path = tmp_path / "params.yaml"
     own = load_checked(path).model_config_of("efficient_ad").model_dump(mode="json")
-    assert write_winner(path, "mine", "efficient_ad", own, TUNED) == []
+    tuned = TUNED.model_copy(update={"model": "efficient_ad"})
+    assert write_winner(path, "mine", "efficient_ad", own, tuned) == []
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert found["models"]["mine"]["teacher"] == TEACHER.replace("efficient_ad", "mine")
     assert found["distill"]["mine"] == distill_settings(steps=6, batch_size=2)
     assert found["penalty"]["mine"] == found["penalty"]["efficient_ad"]
     # A teacher that nothing makes is the user's to copy.
     write_params(tmp_path, values | {"distill": {}})
-    (note,) = write_winner(path, "mine", "efficient_ad", own, TUNED)
+    (note,) = write_winner(path, "mine", "efficient_ad", own, tuned)
     assert note.startswith(f"copy {TEACHER} to pretrained/mine/teacher/teacher.safetensors")
 
 
@@ -100,6 +102,16 @@ def test_a_file_that_would_not_be_in_order_stays_as_it_is(tmp_path):
         write_winner(path, "mine", "fapm", {"grid": 2}, TUNED)
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_a_name_that_somebody_has_taken_meanwhile(tmp_path):
+    values = tiny_params()
+    values["models"]["mine"] = FAPM | {"method": "fapm"}
+    write_params(tmp_path, values)
+    before = (tmp_path / "params.yaml").read_bytes()
+    with pytest.raises(ParamsError, match=r"models.mine is in it by now; call again with another --name"):
+        write_winner(tmp_path / "params.yaml", "mine", "fapm", FAPM, TUNED)
+    assert (tmp_path / "params.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize(

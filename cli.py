@@ -417,6 +417,62 @@ def _end_with_results(params: "Params", project: "Project") -> None:
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel=USE)
+def tune(
+    model: Model,
+    category: Category,
+    trials: Annotated[
+        int, typer.Option(min=2, help="That the search has in the end, the model's own settings first.")
+    ] = 30,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="After which no trial is begun.", show_default=False)
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=LOW:HIGH",
+            help="Also KEY=LOW:HIGH:log, KEY=a,b,c, KEY=x0.3:x3; once for each setting, instead of the method's own.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Of the variant; MODEL_tuned, if not given.", show_default=False)
+    ] = None,
+    defects: Annotated[
+        Literal["real", "synthetic"] | None,
+        typer.Option(
+            help="To tell good parts from; real ones that no test has, if there are enough.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search, the synthetic defects and the trainings.")] = 0,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BLEMISH_TUNE_STORAGE",
+            metavar="URL",
+            help="A database for several machines, such as postgresql+psycopg://...; tune.db, if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Search for better settings on good parts and defects that no test has; write a variant of the model.
+
+    The same call again goes on with the same search, whatever ended it.
+    """
+    from pipelines.device import choose_device
+    from pipelines.preview.check import load_checked
+    from pipelines.tuning.tune import Wish
+    from pipelines.tuning.tune import tune as run
+
+    project = _project()
+    params = load_checked(project.params)
+    _require_server(project)
+    wish = Wish(trials, minutes, search or [], name, defects, seed, storage)
+    for line in run(model, category, wish, params, project, choose_device(device), _console()):
+        typer.echo(line)
+
+
 @app.command(rich_help_panel=PIPELINE)
 def report() -> None:
     """Gather every cell's results: tables, intervals, comparisons, report.html, a summary run."""
@@ -955,6 +1011,9 @@ def main() -> None:
         sys.exit(masked(f"error: {line}"))
 
 
+_EXTRAS = {"optuna": "tune"}  # of packages that a verb is nothing without
+
+
 def _in_a_line(error: Exception) -> str | None:
     """What the user can mend; None for a bug."""
     from pipelines.errors import BlemishError
@@ -965,6 +1024,8 @@ def _in_a_line(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename)[:60]}...: {error.strerror}"
     if isinstance(error, ModuleNotFoundError):
+        if (extra := _EXTRAS.get(str(error.name).partition(".")[0])) is not None:
+            return f"the package '{error.name}' is not installed; `pip install 'blemish[{extra}]'`"
         if str(error.name).partition(".")[0] in ("anomaly_models", "pipelines"):
             return None
         reason = "is not installed, as in an installation for `predict` alone; install Blemish whole"

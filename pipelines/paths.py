@@ -107,6 +107,11 @@ class Project:
     def prepared(self, category: str) -> Path:
         return self.data / "prepared" / category
 
+    @property
+    def studies(self) -> Path:
+        """The database of searches for settings, unless another is named."""
+        return self.root / "tune.db"
+
     def cell(self, model: str, category: str, seed: int) -> Cell:
         return Cell(self.root, model, category, seed)
 

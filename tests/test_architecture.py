@@ -41,6 +41,7 @@ ALLOWED = {
     "report": "evaluation deployment(records) data(index) pictures sources settings tracking",
     "preview": "teachers training preparation data pictures settings anomaly_models",
     "sweeps": "report(terminal) deployment evaluation training settings tracking",
+    "tuning": "preview(check) evaluation training data pictures settings tracking anomaly_models",
 }
 GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
 # The names, what settings and sizes are.
@@ -71,6 +72,7 @@ TORCH_FREE = (
     ),
     *(f"pipelines/deployment/{name}.py" for name in ("bundle", "latency", "records", "threshold")),
     *(f"pipelines/{name}.py" for name in sorted(GROUND - {"device"})),
+    "pipelines/tuning/spaces.py",
     "cli.py",
 )
 MLFLOW_FREE = (

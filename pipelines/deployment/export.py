@@ -100,8 +100,8 @@ def export(
         path = folder / cell.onnx.name
         write_graph(trained.model, path, params.export.opset, card)
         source = Path(params.data.root) / category
-        apart = params.defects_apart(learns=trained.learns_from_defects)
-        tested = data.index.tested(defects_apart=apart)
+        learns = trained.learns_from_defects or params.chosen_on_defects(model_name)
+        tested = data.index.tested(defects_apart=params.defects_apart(learns=learns))
         parity = measure_parity(
             whole(trained.model, trained.config),
             Detector(path),

@@ -91,8 +91,8 @@ def evaluate(
     threshold, pixel_threshold = thresholds(held_out, threshold_from, params.evaluate.false_alarm_rate)
     detects = whole(trained.model, trained.config)
     originals = Originals(project.root / params.data.root / category, params.evaluate.resolution == "native")
-    apart = params.defects_apart(learns=trained.learns_from_defects)
-    tested = data.index.tested(defects_apart=apart)
+    learns = trained.learns_from_defects or params.chosen_on_defects(model_name)
+    tested = data.index.tested(defects_apart=params.defects_apart(learns=learns))
     results = score_test_images(detects, data, tested, originals, _compared(trained, params))
     known_defects = score_known_defects(detects, data, tested, learns=trained.learns_from_defects)
     to_person = review(

@@ -16,6 +16,7 @@ from pipelines.preparation.layouts import choose_layout
 from pipelines.preparation.listing import Findings
 from pipelines.settings.params import Params, method_of, validated
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
+from pipelines.settings.tuned import without_record
 
 if TYPE_CHECKING:
     from anomaly_models.base import Config
@@ -98,9 +99,8 @@ def _told(params: Params, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         config, method = params.model_config_of(name), params.method_of(name)
         code = _sha256_lines(sorted(code_of(f"anomaly_models/{method}.py")))
         yield f"models/{name}.txt", f"method: {method}\n{_as_yaml(config.model_dump(mode='json'))}{code}"
-        tested = (
-            "but for those that models learn from" if params.defects_apart(learns=config.wants.anomalies > 0) else "all"
-        )
+        learns = config.wants.anomalies > 0 or params.chosen_on_defects(name)
+        tested = "but for those that models learn from" if params.defects_apart(learns=learns) else "all"
         yield f"tests/{name}.txt", f"defects tested on: {tested}\n"
     yield "frames.txt", "".join(f"{name} sees {frame}\n" for name, frame in sorted(params.views().frames.items()))
     for stage in STAGES:
@@ -227,7 +227,7 @@ def _unknown_model(section: str, name: Any) -> str:
     return f"{section}.{name}: unknown model{hint(str(name), MODELS)}; known: {', '.join(MODELS)}{variant}"
 
 
-def _wrong_name(name: Any, method: str) -> str | None:
+def wrong_name(name: Any, method: str) -> str | None:
     """Why a variant cannot be called so; None if it can."""
     from anomaly_models import MODELS
 
@@ -262,12 +262,10 @@ def _model_configs(section: object) -> tuple[dict[str, "Config"], list[str]]:
             unknown = f"models.{name}.method = {method!r}: unknown{hint(method, MODELS)}; known: {', '.join(MODELS)}"
             problems.append(unknown if named else _unknown_model("models", name))
             continue
-        if wrong := _wrong_name(name, method):
+        if wrong := wrong_name(name, method):
             problems.append(wrong)
             continue
-        settings = (
-            {key: value for key, value in values.items() if key != "method"} if isinstance(values, dict) else values
-        )
+        settings = without_record(values)
         try:
             configs[name] = MODELS[method].Config.model_validate(settings)
         except ValidationError as error:

@@ -253,7 +253,8 @@ def _variants(compared: Compared) -> list[str]:
     for run in compared.runs.values():
         prefix = f"models.{run.model}."
         settings = {name.removeprefix(prefix): text for name, text in run.settings.items() if name.startswith(prefix)}
-        models.setdefault(run.model, Variant(run.model, run.tags.get("method", run.model), settings))
+        method, tuned = run.tags.get("method", run.model), run.tags.get("tuned")
+        models.setdefault(run.model, Variant(run.model, method, settings, tuned))
     return [f"{sentence}." for sentence in variants.sentences(list(models.values())).values()]
 
 

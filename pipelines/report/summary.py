@@ -143,6 +143,7 @@ class Summary(Record):
     categories: tuple[str, ...]
     # With their settings, those of `cells`; the best first on average, as are cells and averages.
     models: dict[str, dict[str, Any]]
+    tuned: dict[str, str] = Field(default_factory=dict)  # in words, of the models that `tune` chose the settings of
     confidence: float  # of all intervals
     resamples: int  # test sets drawn for them
     tracking: Tracking | None  # None in a kept report
@@ -179,7 +180,9 @@ class Summary(Record):
     def variants(self) -> list[str]:
         """A sentence on each model that is a variant of another's method: what its settings say differently."""
         methods = {cell.model: cell.method for cell in self.cells}
-        models = [Variant(name, methods[name], as_texts(found)) for name, found in self.models.items()]
+        models = [
+            Variant(name, methods[name], as_texts(found), self.tuned.get(name)) for name, found in self.models.items()
+        ]
         return list(sentences(models).values())
 
     def champion(self, metric: str, category: str) -> Champion | None:
@@ -282,6 +285,7 @@ def summarise(params: Params, project: Project, runs: Sequence[CellRun] = (), pa
         data_set=params.data.name,
         categories=tuple(categories),
         models={name: next(cell.settings for cell in cells if cell.model == name) for name in order},
+        tuned={name: words for name in order if (words := params.told_of(name)) is not None},
         confidence=CONFIDENCE,
         resamples=resamples,
         tracking=Tracking(

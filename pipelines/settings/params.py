@@ -22,6 +22,7 @@ from anomaly_models.common.settings import Settings
 from pipelines.errors import ParamsError, hint
 from pipelines.preparation.config import PrepareConfig, Views
 from pipelines.settings.problems import problems_in, read_yaml, refusal, section_problems
+from pipelines.settings.tuned import Tuned, tuned_of, tuned_problems
 from pipelines.sources.download import DownloadParams
 
 if TYPE_CHECKING:
@@ -188,10 +189,12 @@ class Params(Settings):
     tracking: TrackingConfig
     sweep: SweepConfig = SweepConfig()
     _methods: dict[str, str] = PrivateAttr(default_factory=dict)
+    _sections: dict[str, Any] = PrivateAttr(default_factory=dict)  # of `models`, as the file has them
 
     @model_validator(mode="after")
     def _keep_methods(self) -> Self:
         self._methods = {name: method_of(name, section) for name, section in self.models.items()}
+        self._sections = self.models
         return self
 
     @property
@@ -236,6 +239,10 @@ class Params(Settings):
         assert isinstance(config, Config), "load_checked comes first"
         return config
 
+    def tuned_of(self, model: str) -> Tuned | None:
+        """What the settings of a model of the file were chosen on, if `tune` has chosen them."""
+        return tuned_of(self._sections.get(model))
+
     def views(self) -> Views:
         """What each model sees of a picture; the models need not have been checked.
 
@@ -249,13 +256,27 @@ class Params(Settings):
         return Views.model_validate(sections)
 
     def defects_apart(self, *, learns: bool) -> bool:
-        """Whether a model is not tested on the real defects that models learn from; `learns`: whether it does itself.
+        """Whether a model is not tested on the real defects that models learn from, or are tuned on.
+
+        `learns`: whether it does so itself.
 
         Where no model of the file learns from any, none is apart. The models must have been checked.
         """
-        learners = [name for name in self.models if self.model_config_of(name).wants.anomalies]
+        learners = [
+            name for name in self.models if self.model_config_of(name).wants.anomalies or self.chosen_on_defects(name)
+        ]
         some = bool(learners) and self.prepare.anomalous_train.count > 0
         return learns or (some and self.evaluate.learnt_defects == "tested_by_nobody")
+
+    def told_of(self, model: str) -> str | None:
+        """The same in words, for `variants.sentences`."""
+        tuned = self.tuned_of(model)
+        return None if tuned is None else tuned.text
+
+    def chosen_on_defects(self, model: str) -> bool:
+        """Whether the settings of a model were chosen on real defects, on which it cannot be tested then."""
+        tuned = self.tuned_of(model)
+        return tuned is not None and tuned.defects == "real"
 
     def check_category(self, category: str) -> None:
         """Raise ParamsError if `category` is not one of the file's."""
@@ -318,7 +339,7 @@ def validated(raw: dict[str, Any]) -> tuple[Params | None, list[str]]:
         problems += _category_problems(params) + _sweep_problems(params)
     except ValidationError as error:
         problems += problems_in(error, "", Params, raw)
-    problems += section_problems(raw, "download", DownloadParams)
+    problems += section_problems(raw, "download", DownloadParams) + tuned_problems(raw.get("models"))
     return params, problems
 
 

@@ -14,12 +14,14 @@ class Variant:
     name: str
     method: str
     settings: Mapping[str, str]  # flat, under dotted names: `backbone.name`
+    tuned: str | None = None  # what they were chosen on, in words, if `tune` has chosen them
 
 
 def sentences(models: Sequence[Variant]) -> dict[str, str]:
     """By name, what each has otherwise than the first of its method: "fapm_wide is fapm with grid 8 (4)".
 
-    First is the one that is called as the method, or else the first that is given. Nothing is said of it.
+    First is the one that is called as the method, or else the first that is given. Nothing is said of it, but what it
+    was tuned on.
     """
     told = {}
     for method in dict.fromkeys(model.method for model in models):
@@ -28,7 +30,13 @@ def sentences(models: Sequence[Variant]) -> dict[str, str]:
         for model in own:
             if model is not first:
                 told[model.name] = f"{model.name} is {first.name} with {_difference(model, first)}"
+            if model.tuned is not None:
+                told[model.name] = f"{told[model.name]}, {model.tuned}" if model is not first else _was_tuned(model)
     return told
+
+
+def _was_tuned(model: Variant) -> str:
+    return f"{model.name} was {model.tuned}"
 
 
 def _difference(model: Variant, first: Variant) -> str:

@@ -203,12 +203,33 @@ def cell_run(cell: Cell, experiment: str, run_id: str | None) -> Iterator[OpenRu
 @contextlib.contextmanager
 def summary_run(project: Path, experiment: str, key: str) -> Iterator[OpenRun]:
     """Open the run that sums up a set of cells; the same set (by `key`) gets the same run again."""
+    tags = {"summary_key": key}
+    with open_run(project, experiment, "summary", tags, _known_by(project, experiment, tags)) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def search_run(project: Path, experiment: str, name: str, study: str) -> Iterator[OpenRun]:
+    """Open the run of a search for settings; the same study gets the same run again. It is no cell's."""
+    tags = {"study": study}
+    with open_run(project, experiment, name, tags, _known_by(project, experiment, tags)) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def trial_run(project: Path, experiment: str, name: str, tags: dict[str, str]) -> Iterator[OpenRun]:
+    """Open a new run within the search that is open."""
+    with open_run(project, experiment, name, tags, None, nested=True) as run:
+        yield run
+
+
+def _known_by(project: Path, experiment: str, tags: Mapping[str, str]) -> str | None:
+    """The id of the run that has these tags, none of which holds a quote."""
     uri, experiment_id = prepare_store(project, experiment)
     with errors_told(uri):
-        found = mlflow.MlflowClient(uri).search_runs([experiment_id], f"tags.summary_key = '{key}'", max_results=1)
-    run_id = found[0].info.run_id if found else None
-    with open_run(project, experiment, "summary", {"summary_key": key}, run_id) as run:
-        yield run
+        same = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+        found = mlflow.MlflowClient(uri).search_runs([experiment_id], same, max_results=1)
+    return found[0].info.run_id if found else None
 
 
 @contextlib.contextmanager
@@ -221,11 +242,13 @@ def open_run(
     *,
     settings: Mapping[str, Any] | None = None,
     sampled: bool = False,
+    nested: bool = False,
 ) -> Iterator[OpenRun]:
     """Open the run `run_id`, or a new one called `name` if that is None or unknown to this store.
 
     With the `settings` of a training, a new run is also called after those that its cell's first run did not have.
-    `sampled` draws the process's use of CPU and memory as long as the run is open.
+    `sampled` draws the process's use of CPU and memory as long as the run is open. One that is `nested` is within the
+    run that is open, whose code and environment are its own.
     """
     uri, experiment_id = prepare_store(project, experiment)
     with _sigterm_exits(), used_by_mlflow(uri), errors_told(uri):
@@ -235,14 +258,14 @@ def open_run(
         if run_id is None and settings is not None:
             name = run_name(name, as_texts(settings), _earlier(client, experiment_id, tags))
         # What a cell was trained with and for stays; what a later stage ran with stands beside it.
-        origin = {**git_tags(project), **_experiment_tags()}
+        origin = {} if nested else {**git_tags(project), **_experiment_tags()}
         origin = {f"latest.{name}" if run_id else name: value for name, value in origin.items()}
         tags = {**tags, **_process_tags(), **origin}
         # A known run is opened where it is, even if the experiment has another name by now.
-        run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, tags=tags)
+        run = mlflow.start_run(run_id, experiment_id, run_name=None if run_id else name, nested=nested, tags=tags)
         opened = OpenRun(run.info.run_id, client, uri.startswith("http"))
         try:
-            if run_id is None:
+            if run_id is None and not nested:
                 _log_environment(opened)
             with _sampled(opened) if sampled else contextlib.nullcontext():
                 yield opened

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 from pipelines.errors import BlemishError
 from pipelines.memory import out_of_memory
 
-_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+_ADDRESSES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "BLEMISH_TUNE_STORAGE")
 _PASSWORDS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _ADDRESS = re.compile(r"[\w+.\-]+://[^\s'\"<>]+")
 _SHORTEST = 4  # characters of what is looked for in texts: all others would lose their letters for a shorter one

@@ -175,3 +175,5 @@ def used_by_mlflow(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # its annotation forgets what its code allows
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
+        else:  # of two that lie in one another, MLflow takes it out for the inner one alone
+            os.environ.pop("MLFLOW_TRACKING_URI", None)

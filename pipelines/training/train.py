@@ -78,6 +78,8 @@ def train(
         run.tags({"data_set": params.data.name, "data_sha256": data.index.data_sha256, "seed": seed, "method": method})
         if variant := _variant(model_name, params):
             run.tags({"variant": variant})
+        if tuned := params.tuned_of(model_name):
+            run.tags({"tuned": tuned.text})
         run.file(project.prepared(category) / INDEX_FILE, "data")  # which image is in which split
         warnings: list[str] = []
         if warning := inputs.warning(data):
@@ -112,7 +114,7 @@ def train(
 def _variant(model_name: str, params: Params) -> str | None:
     """What it has otherwise than the first model of its method, in words; None of the first itself."""
     models = [
-        Variant(name, params.method_of(name), as_texts(params.model_config_of(name).model_dump()))
+        Variant(name, params.method_of(name), as_texts(params.model_config_of(name).model_dump()), params.told_of(name))
         for name in params.models
     ]
     return sentences(models).get(model_name)

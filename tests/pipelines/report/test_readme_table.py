@@ -110,7 +110,7 @@ def test_a_report_is_kept_without_the_ids_of_this_machine(tmp_path: Path) -> Non
     assert "127.0.0.1" not in json.dumps(kept)
     (cell,) = kept["cells"]
     assert {**cell, "run_id": "0123", "run_url": CONTENT["cells"][0]["run_url"]} == CONTENT["cells"][0]
-    assert kept == {**CONTENT, "cells": [cell], "tracking": None, "comparisons": [], "successions": {}}
+    assert kept == {**CONTENT, "cells": [cell], "tracking": None, "comparisons": [], "successions": {}, "tuned": {}}
     update_pages(project, "demo")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == README.replace("| old |", TABLE)
 

@@ -41,3 +41,11 @@ def test_many_differences_and_none() -> None:
     assert told["many"].endswith(", 2 more")
     assert f"key0 {'x' * 39}… (unset)" in told["many"]
     assert told["twin"] == "twin is fapm with the same settings"
+
+
+def test_what_a_model_was_tuned_on_follows():
+    tuned = Variant("fapm_tuned", "fapm", FAPM | {"grid": "2"}, "tuned on gear: 3 trials")
+    assert sentences([variant("fapm"), tuned]) == {
+        "fapm_tuned": "fapm_tuned is fapm with grid 2 (4), tuned on gear: 3 trials"
+    }
+    assert sentences([tuned]) == {"fapm_tuned": "fapm_tuned was tuned on gear: 3 trials"}

@@ -126,6 +126,17 @@ def tracking_server(folder: Path, store: str) -> Iterator[str]:
         yield uri
 
 
+@contextlib.contextmanager
+def bucket(folder: Path, name: str) -> Iterator[str]:
+    """An empty one, at moto's server, which speaks S3; gives its address."""
+    port = free_port()
+    with running([sys.executable, "-m", "moto.server", "--port", str(port)], folder / "s3.log"):
+        endpoint = f"http://127.0.0.1:{port}"
+        until(lambda: requests.get(endpoint, timeout=5).raise_for_status(), "the S3 server")
+        requests.put(f"{endpoint}/{name}", timeout=5).raise_for_status()
+        yield endpoint
+
+
 @dataclass(frozen=True, slots=True)
 class SecureShell:
     """A server for whoever has the key, and a folder there."""

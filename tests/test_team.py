@@ -14,7 +14,7 @@ import yaml
 from clone import commit, copy_project, environment
 from conftest import CATEGORY, draw_category, tiny_params, write_params
 from mlflow import MlflowClient
-from team_services import Database, SecureShell, database, missing, ssh_server, tracking_server
+from team_services import Database, SecureShell, bucket, database, missing, ssh_server, tracking_server
 
 absent = missing()
 pytestmark = [
@@ -118,6 +118,23 @@ def test_he_trains_nothing_that_she_has_trained(team: Team, ben: Path) -> None:
     assert ran(output).isdisjoint({"train", "evaluate", "export"})
     assert (ben / "exported" / "fapm" / CATEGORY / "model.onnx").exists()
     assert len(runs(team)) == 1
+
+
+def test_a_bucket_does_as_well(team: Team, anna: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 as moto's server speaks it: a third one pulls what she pushes there."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    carla = team.folder / "carla"
+    team.done(team.folder, "git", "clone", "-q", str(anna), str(carla))
+    with bucket(team.folder, "blemish") as endpoint:
+        for root in (anna, carla):
+            team.done(root, "dvc", "remote", "add", "--local", "bucket", "s3://blemish/team")
+            team.done(root, "dvc", "remote", "modify", "--local", "bucket", "endpointurl", endpoint)
+        team.done(anna, "dvc", "push", "--remote", "bucket")
+        team.done(carla, "dvc", "pull", "--remote", "bucket")
+    model = Path("exported") / "fapm" / CATEGORY / "model.onnx"
+    assert (carla / model).read_bytes() == (anna / model).read_bytes()
 
 
 def test_each_sees_the_runs_of_both(team: Team, anna: Path, ben: Path) -> None:

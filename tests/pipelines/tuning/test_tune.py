@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from conftest import CATEGORY, MEAN_COLOUR, tiny_params, write_params
 from mlflow import MlflowClient
 from tiny_projects import MODELS
@@ -110,6 +109,10 @@ def test_a_search_and_what_it_leaves(prepared, blemish):
     more = blemish(*search, "--trials", "5")
     assert [line.split(":")[0] for line in more.err.splitlines()[2:]] == ["trial 4"]
     assert len(runs(prepared)) == 1 + 5
+    # Its earlier result gives way.
+    params = load_checked(prepared / "params.yaml")
+    assert list(params.models) == ["fapm", "fapm_tuned"]
+    assert params.tuned_of("fapm_tuned").trials == 5
     # Other settings, such as another seed, are another study.
     assert "goes on" not in blemish(*search, "--trials", "2", "--seed", "1").err
     assert len(trials(prepared)[0]) == 2
@@ -304,13 +307,3 @@ def test_the_time_is_up(prepared, blemish):
     found = blemish("tune", "fapm", CATEGORY, "--minutes", "0")
     assert found.code == 0
     assert found.out == "nothing is written: no trial has been judged yet\n"
-
-
-def test_an_earlier_result_gives_way_to_the_next(prepared, blemish):
-    assert blemish("tune", "fapm", CATEGORY, "--trials", "3", *SEARCH).code == 0
-    first = load_checked(prepared / "params.yaml").tuned_of("fapm_tuned")
-    assert blemish("tune", "fapm", CATEGORY, "--trials", "4", *SEARCH).code == 0
-    second = load_checked(prepared / "params.yaml").tuned_of("fapm_tuned")
-    assert (first.trials, second.trials) == (3, 4)
-    values = yaml.safe_load((prepared / "params.yaml").read_text())
-    assert list(values["models"]) == ["fapm", "fapm_tuned"]

@@ -381,6 +381,15 @@ def sweep(
         int | None,
         typer.Option(min=1, help="CPUs of this machine to work with; all, if not given.", show_default=False),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="MODEL.KEY=a,b",
+            help="Add to params.yaml a variant of the model for each value, and for each combination.",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Do as `run` does, on Ray: on this machine or a cluster, with what params.yaml's `sweep` reserves for a cell."""
@@ -389,10 +398,15 @@ def sweep(
     from pipelines.preview.check import load_checked
     from pipelines.report.report import report as write_report
     from pipelines.sweeps.on_ray import sweep as run_all
+    from pipelines.sweeps.overrides import add_overrides
 
     project = _project()
     params = load_checked(project.params)
     _require_server(project)
+    if settings:
+        for line in add_overrides(project.params, settings, params):
+            typer.echo(line)
+        params = load_checked(project.params)
     # Of this stream, since Ray writes to whatever is called stderr.
     if run_all(params, project, Console(file=sys.stderr), address, jobs or os.cpu_count() or 1, device):
         write_report(params, project)

@@ -40,8 +40,8 @@ ALLOWED = {
     "sources(solar_cells) settings tracking anomaly_models",
     "report": "evaluation deployment(records) data(index) pictures sources settings tracking",
     "preview": "teachers training preparation data pictures settings anomaly_models",
-    "sweeps": "report(terminal) deployment evaluation training settings tracking",
-    "tuning": "preview(check) evaluation training data pictures settings tracking anomaly_models",
+    "sweeps": "preview(check) preview(variants) report(terminal) deployment evaluation training settings tracking",
+    "tuning": "preview(check) preview(variants) evaluation training data pictures settings tracking anomaly_models",
 }
 GROUND = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
 # The names, what settings and sizes are.

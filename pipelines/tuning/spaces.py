@@ -8,7 +8,6 @@
 A key is a setting of the model's section, nested ones under dotted names: `backbone.layers`.
 """
 
-import copy
 import json
 import math
 import re
@@ -16,10 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from pipelines.errors import ParamsError, hint
+from pipelines.settings.sections import Section, has, keys, value_at, values_of
 
 # None of them changes what a score is made of, nor how long a training lasts.
 SPACES: Mapping[str, Sequence[str]] = {
@@ -66,7 +63,6 @@ _DIGITS = 3  # significant ones, of a number that is tried
 _NUMBER = re.compile(r"(x?)([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)")
 
 Value = str | int | float | bool | None
-Section = dict[str, Any]  # of a model, as YAML has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +156,7 @@ def _of_method(method: str, model: str, own: Section, refusal: Refusal) -> Itera
     for text in SPACES.get(method, ()):
         key = text.partition("=")[0]
         idle = _IDLE.get(key)
-        if not _has(own, key) or (idle is not None and own.get(idle[0]) == idle[1]):
+        if not has(own, key) or (idle is not None and own.get(idle[0]) == idle[1]):
             continue
         _, setting = _parsed(text, model, own)
         value = value_at(own, key)
@@ -178,18 +174,6 @@ def _of_method(method: str, model: str, own: Section, refusal: Refusal) -> Itera
                 yield key, Range(low, high, setting.log and low > 0, setting.whole)
 
 
-def changed(own: Section, values: Mapping[str, Any]) -> Section:
-    """A section with other values, under their dotted names."""
-    section = copy.deepcopy(own)
-    for key, value in values.items():
-        *way, last = key.split(".")
-        inner = section
-        for part in way:
-            inner = inner[part]
-        inner[last] = value
-    return section
-
-
 def _require_taken(text: str, key: str, setting: Range | Choices, refusal: Refusal) -> None:
     for end in setting.ends:
         if (why := refusal({key: end})) is not None:
@@ -204,8 +188,8 @@ def _parsed(text: str, model: str, own: Section) -> tuple[str, Range | Choices]:
         raise ParamsError(
             f"--search {text}: {key} is not searched, since {why}; add a variant that has another, and tune that"
         )
-    if not _has(own, key):
-        raise ParamsError(f"--search {text}: {model} has no setting '{key}'{hint(key, _keys(own))}")
+    if not has(own, key):
+        raise ParamsError(f"--search {text}: {model} has no setting '{key}'{hint(key, keys(own))}")
     low, colon, rest = values.partition(":")
     if colon and not values.startswith(("[", "{", '"', "'")):
         return key, _range(text, key, low, rest, value_at(own, key))
@@ -235,33 +219,10 @@ def _range(text: str, key: str, low: str, rest: str, own: Any) -> Range:
 
 def _choices(text: str, values: str) -> Choices:
     try:
-        found = YAML(typ="safe", pure=True).load(f"[{values}]")
-    except (YAMLError, ValueError):
+        found = values_of(values)
+    except ValueError:
         raise ParamsError(f"--search {text}: {values} cannot be read as YAML's values; write KEY=a,b,c") from None
     choices = Choices(tuple(found))
     if len(set(map(str, choices.names))) < len(found):
         raise ParamsError(f"--search {text}: a value stands there twice; name each once")
     return choices
-
-
-def _has(section: Section, key: str) -> bool:
-    inner: Any = section
-    for part in key.split("."):
-        if not isinstance(inner, dict) or part not in inner:
-            return False
-        inner = inner[part]
-    return True
-
-
-def value_at(section: Section, key: str) -> Any:
-    inner: Any = section
-    for part in key.split("."):
-        inner = inner[part]
-    return inner
-
-
-def _keys(section: Section, prefix: str = "") -> Iterator[str]:
-    for key, value in section.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")

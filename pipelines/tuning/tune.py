@@ -27,13 +27,14 @@ from pipelines.paths import Project
 from pipelines.progress import progress_bar
 from pipelines.settings.params import Params
 from pipelines.settings.problems import problems_in
+from pipelines.settings.sections import changed, value_at
 from pipelines.settings.tuned import Tuned
 from pipelines.tracking.runs import OpenRun, search_run, trial_run
 from pipelines.training.checkpoint import fingerprint
 from pipelines.training.inputs import find_inputs
 from pipelines.tuning.development import Access, Defects, Development, exam_of
 from pipelines.tuning.judge import Verdict
-from pipelines.tuning.spaces import changed, named, space_of, value_at
+from pipelines.tuning.spaces import named, space_of
 from pipelines.tuning.study import PRUNED_AT, REASON, Ended, GivenUp, Place, Settings, Study, Trying
 from pipelines.tuning.trial import Task, attempt
 from pipelines.tuning.winner import require_name, write_winner

@@ -7,7 +7,8 @@ from tiny_models import SETTINGS
 
 from anomaly_models import MODELS
 from pipelines.errors import ParamsError
-from pipelines.tuning.spaces import SPACES, Choices, Range, changed, space_of
+from pipelines.settings.sections import changed
+from pipelines.tuning.spaces import SPACES, Choices, Range, space_of
 
 OWN = {"grid": 4, "rate": 0.01, "far": {"name": "mean"}, "layers": [2, 3], "epochs": 0, "limit": None}
 

@@ -13,7 +13,7 @@ from pipelines.paths import Project
 from pipelines.preview.check import load_checked
 from pipelines.settings.presets import PRESETS
 from pipelines.settings.tuned import Tuned
-from pipelines.tuning.winner import require_name, with_entry, write_winner
+from pipelines.tuning.winner import require_name, write_winner
 
 TUNED = Tuned(model="fapm", category="gear", trials=3, defects="synthetic", objective=0.9, before=0.8)
 
@@ -43,38 +43,6 @@ def test_a_presets_every_other_line_stays(tmp_path, preset):
     write_winner(path, "mine", model, own | {"batch_size": 4}, tuned.model_copy(update={"trials": 4}))
     again = differences(after, path.read_text(encoding="utf-8"))
     assert sorted(again) == ["+       trials: 4", "+     batch_size: 4", "-       trials: 3", "-     batch_size: 3"]
-
-
-ANCHOR, TEXT = "k: &k\n  x: 1\nmodels:\n  a:\n    <<: *k\n", "models:\n  a:\n    x: |\n      text\n"
-FIRST = "models:\n  a: # first\n    x: 1 # one\n    y:\n      - 1\n      - 2 # two\n\n# of what follows\nother: 1\n"
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (FIRST, FIRST.replace("# two\n", "# two\n  b:\n    z: 1\n")),
-        ("models:\n    a:\n        x: 1", "models:\n    a:\n        x: 1\n    b:\n      z: 1\n"),
-        ("models:\r\n  a:\r\n    x: 1\r\n", "models:\r\n  a:\r\n    x: 1\r\n  b:\r\n    z: 1\r\n"),
-        (f"{ANCHOR}end: 1\n", f"{ANCHOR}  b:\n    z: 1\nend: 1\n"),
-        ("models:\n  a: {x: 1}\n  # end\n", "models:\n  a: {x: 1}\n  b:\n    z: 1\n  # end\n"),
-        (f"{TEXT}end: 1\n", f"{TEXT}  b:\n    z: 1\nend: 1\n"),
-        ("models:\n  b:\n    old: 1 # gone\n  a: 2\n", "models:\n  b:\n    z: 1\n  a: 2\n"),
-        ("models: {a: {x: 1}} # c\nend: 1\n", "models: {a: {x: 1}, b: {z: 1}} # c\nend: 1\n"),
-    ],
-    ids=["comments", "no end of line", "windows", "anchor", "flow inside", "text", "replaced", "flow"],
-)  # fmt: skip
-def test_an_entry_is_put_in_and_nothing_else_changes(before, after):
-    found = with_entry(before, "models", "b", {"z": 1})
-    assert yaml.safe_load(found) == yaml.safe_load(after)
-    if "{a: {x" not in before:  # ruamel's own way to write it
-        assert found == after
-
-
-def test_names_that_yaml_would_take_for_something_else():
-    found = with_entry(
-        "models:\n  a: 1\n", "models", "b", {"category": "08", "other": "no", "none": None, "small": 1e-5}
-    )
-    assert yaml.safe_load(found)["models"]["b"] == {"category": "08", "other": "no", "none": None, "small": 1e-5}
 
 
 def test_a_teacher_is_described_for_the_variant_too(tmp_path):

@@ -266,26 +266,31 @@ def train(
         bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory, steps and time; train nothing.")
     ] = False,
 ) -> None:
-    """Train one model on one category; goes on where a killed run stopped."""
+    """Train one model on one category; goes on where a killed run stopped. `torchrun` starts several processes."""
     from pipelines.preview.check import load_checked
 
     project = _project()
-    params = load_checked(project.params)
     if dry_run:
         from pipelines.device import choose_device
         from pipelines.preview.dry_run import estimate
         from pipelines.preview.minutes import time_to_train
 
+        params = load_checked(project.params)
         typer.echo("\n".join(estimate(model, category, params, project).lines()))
         typer.echo(f"time         {time_to_train(model, category, params, project, choose_device(device))}")
         return
-    from pipelines.device import choose_device
-    from pipelines.training.train import train as run
+    from pipelines.training.ranks import device_of_rank, joined
 
-    seed = params.seed_of(seed)
-    with _kept(params, project, model, category, seed, "train"):
-        _require_server(project)
-        run(model, category, params, project, choose_device(device), _console(), seed)
+    with joined() as ranks:
+        params = load_checked(project.params)
+        seed = params.seed_of(seed)
+        kept = _kept(params, project, model, category, seed, "train") if ranks.leads else contextlib.nullcontext()
+        with kept:
+            from pipelines.training.train import train as run
+
+            if ranks.leads:
+                _require_server(project)
+            run(model, category, params, project, device_of_rank(device), _console(), seed, ranks)
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)

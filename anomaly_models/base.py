@@ -5,7 +5,7 @@ A model sees tensors only. Files, YAML, MLflow and the terminal belong to `pipel
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import torch
@@ -139,8 +139,8 @@ class Batch:
 
     def of(self, share: Share) -> "Batch":
         """The images of one process, and what is known about them."""
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: None if value is None else share.of(value) for name, value in known.items()})
+        known: dict[str, Tensor | None] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: share.of(value) for name, value in known.items() if value is not None})
 
 
 def places_in(batch: Batch, places: int) -> Iterator[tuple[int, slice | Tensor]]:

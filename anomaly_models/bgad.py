@@ -701,8 +701,8 @@ class BGAD(AnomalyModel):
             image = shard.share_of(len(pasted.image)).of(pasted.image)
             features = [torch.cat(pair) for pair in zip(features, self._cell_features(image), strict=True)]
             mask = torch.cat([mask, pasted.mask])
-            if region is not None:
-                region = torch.cat([region, batch.region[host]])
+            if batch.region is not None:
+                region = torch.cat([batch.region[shown], batch.region[host]])
             is_own = torch.cat([is_own, own_places(len(pasted.image), shard)])
         kinds = [cells_of(mask, size, self.config.masks, region) for size in self.sizes]
         is_own = is_own.to(mask.device)

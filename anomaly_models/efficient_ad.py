@@ -208,8 +208,11 @@ def dropout_mask(features: Tensor, generator: torch.Generator, share: Share | No
     keep = 1 - DROPOUT
     if share is None or share.shard.alone:
         return torch.empty_like(features).bernoulli_(keep, generator=generator).div_(keep)
-    of_all = features.new_empty(share.number, *features.shape[1:]).bernoulli_(keep, generator=generator)
-    return share.of(of_all).div_(keep)
+    # Numbers are drawn in the order of memory, so it has to be that of the features.
+    last = not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last)
+    like = features.new_empty(share.number, *features.shape[1:])
+    of_all = like.contiguous(memory_format=torch.channels_last) if last else like
+    return share.of(of_all.bernoulli_(keep, generator=generator)).div_(keep)
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

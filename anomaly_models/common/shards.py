@@ -176,15 +176,16 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        values = x.float()
+        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         number = self.shard.total(torch.tensor(float(values[:, 0].numel()), device=x.device))
         mean = self.shard.sum(values.sum(dim=(0, 2, 3))) / number
         centred = values - mean.view(-1, 1, 1)
         variance = self.shard.sum(centred.square().sum(dim=(0, 2, 3))) / number
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * number / (number - 1), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+            unbiased = variance * number / (number - 1)
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).type_as(x)
 

@@ -176,18 +176,21 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        values = x.to(self.weight.dtype)
         number = self.shard.total(torch.tensor(float(values[:, 0].numel()), device=x.device))
-        mean = self.shard.sum(values.sum(dim=(0, 2, 3))) / number
+        mean = self._mean(values, number)
         centred = values - mean.view(-1, 1, 1)
-        variance = self.shard.sum(centred.square().sum(dim=(0, 2, 3))) / number
+        variance = self._mean(centred.square(), number)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            unbiased = variance * number / (number - 1)
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * number / (number - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).type_as(x)
+
+    def _mean(self, values: Tensor, number: Tensor) -> Tensor:
+        """Per channel, over so many of all processes; summed in float64, as torch does on a CPU."""
+        return (self.shard.sum(values.sum(dim=(0, 2, 3), dtype=torch.float64)) / number).type_as(values)
 
 
 def share_batch_norms(module: nn.Module, shard: Shard) -> None:

@@ -59,7 +59,8 @@ def train(
     prepared = PreparedData(project.prepared(category), frame_of(config), device)
     data = learnt_from(prepared, config)
     _require_holdout(model_name, category, MODELS[method].min_holdout, data)
-    _require_shares(model_name, category, config, len(data.rows("train")), ranks.shard.world)
+    if not ranks.shard.alone:
+        _require_shares(model_name, method, category, config, len(data.rows("train")), ranks.shard.world)
     inputs = find_inputs(model_name, config, project, device)
     training = _Training(model_name, method, config, seed, data, inputs, device, ranks)
     if not ranks.leads:
@@ -178,16 +179,20 @@ def _require_holdout(model_name: str, category: str, needed: int, data: Images) 
         )
 
 
-def _require_shares(model_name: str, category: str, config: contract.Config, num_normals: int, world: int) -> None:
-    """Raise StageError if some of several processes would have nothing to do."""
-    if world == 1:
-        return
+def _require_shares(
+    model_name: str, method: str, category: str, config: contract.Config, num_normals: int, world: int
+) -> None:
+    """Raise StageError if several processes cannot train this, or if some of them would have nothing to do."""
     if num_normals < world:
         raise StageError(
             f"{model_name} on {category}: {num_normals} good images to learn from are fewer than {world} processes; "
             f"start {num_normals} or fewer"
         )
-    if config.batch_size < world and not config.learns_at_once:
+    if config.learns_at_once:
+        return
+    if not MODELS[method].learns_in_shares:
+        raise StageError(f"{model_name}: {method} cannot be trained by several processes; start one, without torchrun")
+    if config.batch_size < world:
         raise StageError(
             f"{model_name}.batch_size {config.batch_size} is smaller than {world} processes, which share each batch; "
             f"raise it, or start {config.batch_size}"
@@ -208,14 +213,9 @@ class _Training:
     ranks: Ranks
 
     def built(self) -> tuple[AnomalyModel, Training]:
-        """The model as its seed makes it, and what is to move its parameters. Raises StageError."""
+        """The model as its seed makes it, and what is to move its parameters."""
         model = build(self.method, self.config, self.seed).to(self.device)
-        training = model.optimizer(self.total_steps(model))
-        if training is not None and not (self.ranks.shard.alone or model.learns_in_shares):
-            raise StageError(
-                f"{self.model_name}: {self.method} cannot be trained by several processes; start one, without torchrun"
-            )
-        return model, training
+        return model, model.optimizer(self.total_steps(model))
 
     def total_steps(self, model: AnomalyModel) -> int:
         return model.total_steps(len(self.data.rows("train")))

@@ -29,7 +29,7 @@ IN_FLOAT32 = [
     Case("adfa", 20, {"epochs": 3}),
     Case("bgad", 20, {"learning_rate": 1e-4}),
     Case("efficient_ad", 20),
-    Case("diffusion_ad", 20, SMALL | {"learning_rate": 1e-5, "segmentation_learning_rate": 1e-5}),
+    Case("diffusion_ad", 20, {"learning_rate": 1e-5, "segmentation_learning_rate": 1e-5}),
 ]
 SOFT = {"name": "soft_topk", "k": 3, "eps": 0.05, "normalize": "batch_max", "candidates": None, "sqrt": True}
 SPHERE = {"name": "hypersphere", "attracted": 3, "repelled": 3, "radius": 5.0, "train_radius": True}

@@ -25,7 +25,7 @@ from pipelines.device import choose_device
 from pipelines.errors import BlemishError, ParamsError, StageError
 
 _WAIT = datetime.timedelta(hours=12)  # for the first process, which may learn from many images, or wait for a server
-_LAST_WORDS = datetime.timedelta(seconds=20)  # that the first process has for what all of them have found
+_LAST_WORDS = datetime.timedelta(seconds=10)  # that the first process has for what all of them have found
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,11 @@ def _met() -> Ranks:
     if not dist.is_available():
         raise StageError("this build of torch has no torch.distributed; train with one process")
     with_gpu = torch.cuda.is_available() and dist.is_nccl_available()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpu else "gloo", timeout=_WAIT)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpu else "gloo", timeout=_WAIT)
+    except (ValueError, RuntimeError) as error:  # what torchrun sets is missing, or nobody answers
+        reason = " ".join(str(error).split())[:200]
+        raise StageError(f"{num_processes()} processes do not meet ({reason}); start them by torchrun") from error
     control = dist.new_group(backend="gloo", timeout=_WAIT)
     assert isinstance(control, dist.ProcessGroup)
     return Ranks(Shard(dist.get_rank(), dist.get_world_size()), control)

@@ -116,7 +116,9 @@ class Shard:
             return
         held = [parameter for parameter in parameters if parameter.grad is not None]
         gradients = [parameter.grad for parameter in held if parameter.grad is not None]
-        together = self.total(torch.cat([gradient.flatten() for gradient in gradients]))
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        with asking_others():
+            dist.all_reduce(together)
         parts = torch.split(together, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

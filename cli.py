@@ -258,24 +258,27 @@ def train(
         bool, typer.Option("--dry-run", help="Print parameters, FLOPs, memory, steps and time; train nothing.")
     ] = False,
 ) -> None:
-    """Train one model on one category; goes on where a killed run stopped."""
+    """Train one model on one category; goes on where a killed run stopped. `torchrun` starts several processes."""
     from pipelines.preview.check import load_checked
 
     project = _project()
-    params = load_checked(project.params)
     if dry_run:
         from pipelines.device import choose_device
         from pipelines.preview.dry_run import estimate
         from pipelines.preview.minutes import time_to_train
 
+        params = load_checked(project.params)
         typer.echo("\n".join(estimate(model, category, params, project).lines()))
         typer.echo(f"time         {time_to_train(model, category, params, project, choose_device(device))}")
         return
-    from pipelines.device import choose_device
-    from pipelines.sweeps import stages
+    from pipelines.training.ranks import device_of_rank, joined
 
-    cell = project.cell(model, category, params.seed_of(seed))
-    stages.train(cell, params, project, choose_device(device), _console())
+    with joined() as ranks:
+        from pipelines.sweeps import stages
+
+        params = load_checked(project.params)
+        cell = project.cell(model, category, params.seed_of(seed))
+        stages.train(cell, params, project, device_of_rank(device), _console(), ranks)
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)

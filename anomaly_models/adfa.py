@@ -67,6 +67,7 @@ from anomaly_models.common.scoring import (
     within,
 )
 from anomaly_models.common.settings import Settings
+from anomaly_models.common.shards import WHOLE, Shard
 from anomaly_models.common.sizes import Size
 from anomaly_models.common.statistics import Moments
 
@@ -425,11 +426,13 @@ def soft_distance(settings: SoftTopKSettings, centres: Centres) -> PerRow:
 
 
 @torch.no_grad()
-def published_softness(eps: float, rows: Tensor, centres: Centres, kappa: Tensor, *, together: bool) -> Tensor:
+def published_softness(
+    eps: float, rows: Tensor, centres: Centres, kappa: Tensor, *, together: bool, shard: Shard = WHOLE
+) -> Tensor:
     """`batch_max`: the temperature of each image, (B,), in units of distances that kappa (B,) has not scaled.
 
-    eps / 2 times the largest cost (s - y)² of distances s to the anchors y, 0 and 1, of all images `together` or of
-    each by itself. No range of distances exceeds 4 / eps of it.
+    eps / 2 times the largest cost (s - y)² of distances s to the anchors y, 0 and 1, of all images `together`, those of
+    other processes too, or of each by itself. No range of distances exceeds 4 / eps of it.
     """
     ends = [
         (distance.amin(1), distance.amax(1)) for distance in (centres(chunk, None) for (chunk,) in centres.chunks(rows))
@@ -438,7 +441,7 @@ def published_softness(eps: float, rows: Tensor, centres: Centres, kappa: Tensor
     smallest = kappa * rearrange(smallest, "(b t) -> b t", b=kappa.shape[0]).amin(1)
     largest = kappa * rearrange(largest, "(b t) -> b t", b=kappa.shape[0]).amax(1)
     if together:
-        smallest, largest = smallest.min(), largest.max()
+        smallest, largest = shard.lowest(smallest.min()), shard.highest(largest.max())
     return eps / 2 * torch.maximum(largest, 1 - smallest).square() / kappa.clamp_min(MIN_SCALE)
 
 
@@ -470,6 +473,7 @@ class ADFA(AnomalyModel):
     """Backbone, descriptor, and centres, which `prepare` sets and nothing changes afterwards."""
 
     Config = ADFAConfig
+    learns_in_shares = True
 
     centres: Tensor  # (n, D); of positions row by row of the grid, n = T; of several tiles one after the other
     untrained_variance: Tensor  # (), of the descriptor over positions, when the centres were set
@@ -566,8 +570,10 @@ class ADFA(AnomalyModel):
         Kappa is in the loss and not in the gradient, so a loss can rise that is being minimised. Raises ModelError when
         the variance has fallen below `least_variance` of the untrained descriptor's.
         """
-        described = self.describe(self._training_maps(batch))
-        variance = described.detach().var(dim=1).mean() / self.untrained_variance
+        shard, share = progress.shard, progress.shard.share_of(len(batch.image))
+        described = self.describe(self._training_maps(batch.of(share)))
+        part = share.mean(described.detach().var(dim=1)) / self.untrained_variance
+        variance = shard.total(part)
         if variance < self.config.least_variance:
             raise ModelError(
                 f"step {progress.step}: the descriptor has collapsed, its variance over positions is {variance:.2g} of "
@@ -575,14 +581,15 @@ class ADFA(AnomalyModel):
                 "it go on by a lower least_variance"
             )
         kappa = self.kappa(described)
-        monitored = {"kappa": kappa.mean(), "variance": variance}
+        monitored = {"kappa": share.mean(kappa), "variance": part}
         match self.config.objective:
             case SoftTopKSettings() as settings:
-                squared_score = self.soft_distances(settings, described, kappa, together=True)
-                yield {"soft_topk": squared_score.mean(), **monitored}
+                squared_score = self.soft_distances(settings, described, kappa, together=True, shard=shard)
+                yield {"soft_topk": share.mean(squared_score), **monitored}
             case HypersphereSettings() as settings:
                 nearest = self.nearest(described, kappa, settings.attracted + settings.repelled)
-                yield {**hypersphere_terms(nearest, self.radius, settings), **monitored}
+                terms = hypersphere_terms(nearest, self.radius, settings)
+                yield {**{name: share.weighed(mean) for name, mean in terms.items()}, **monitored}
 
     def train(self, mode: bool = True) -> "ADFA":
         """In eval mode training is over, and its maps are forgotten."""
@@ -646,6 +653,7 @@ class ADFA(AnomalyModel):
         *,
         together: bool,
         vectors: Tensor | None = None,
+        shard: Shard = WHOLE,
     ) -> Tensor:
         """The squared scores (B, T): kappa times the softly weighted sum of squared distances to the centres.
 
@@ -656,7 +664,7 @@ class ADFA(AnomalyModel):
         rows = rearrange(described, "b t d -> (b t) d")
         softness = torch.full_like(kappa, settings.eps)
         if settings.normalize == "batch_max":
-            softness = published_softness(settings.eps, rows, centres, kappa, together=together)
+            softness = published_softness(settings.eps, rows, centres, kappa, together=together, shard=shard)
         per_row = repeat(softness, "b -> (b t) 1", t=described.shape[1])
         function = soft_distance(settings, centres)
         if together:

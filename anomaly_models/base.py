@@ -5,7 +5,7 @@ A model sees tensors only. Files, YAML, MLflow and the terminal belong to `pipel
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from anomaly_models.common.settings import Settings, Sides, Tiles
+from anomaly_models.common.shards import WHOLE, Shard, Share
 from anomaly_models.common.sizes import Size
 from anomaly_models.common.synthesis import SynthesisConfig
 
@@ -136,6 +137,11 @@ class Batch:
         """Where a defect may lie, like `foreground`."""
         return self.region if self.foreground is None else self.foreground
 
+    def of(self, share: Share) -> "Batch":
+        """The images of one process, and what is known about them."""
+        known: dict[str, Tensor | None] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: share.of(value) for name, value in known.items() if value is not None})
+
 
 def places_in(batch: Batch, places: int) -> Iterator[tuple[int, slice | Tensor]]:
     """The tiles that a model of so many places tells from one another, and which images of a batch are of each."""
@@ -161,6 +167,7 @@ class Progress:
     step: int  # 0-based
     total_steps: int
     generator: torch.Generator
+    shard: Shard = WHOLE  # which of the processes that take the step together
 
 
 ConfigClass: TypeAlias = type[Config]  # inside AnomalyModel the name Config is the class attribute
@@ -177,6 +184,7 @@ class AnomalyModel(nn.Module, ABC):
     Config: ClassVar[ConfigClass]
     min_holdout: ClassVar[int] = 0  # images that `calibrate` needs
     makes_it_smaller: ClassVar[str] = "choose narrower networks"  # for whom the exported file is too large
+    learns_in_shares: ClassVar[bool] = False  # whether several processes can train it: its `losses` know of shards
 
     @abstractmethod
     def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
@@ -199,6 +207,14 @@ class AnomalyModel(nn.Module, ABC):
         A model may pass over them more than once: iterated again, `normals` gives the same batches.
         """
 
+    def prepare_together(self, normals: Iterable[Batch], share: Iterable[Batch], shard: Shard) -> None:  # noqa: ARG002
+        """As `prepare`, by several processes, of which each has all `normals` and a `share` of them that is its own.
+
+        All are then given the state of the first one. Unless a model shares out the work, that one does it alone.
+        """
+        if shard.rank == 0:
+            self.prepare(normals)
+
     def total_steps(self, num_normals: int) -> int:  # noqa: ARG002
         """How many batches training takes, given the number of normal training images; 0 if gradient-free."""
         return 0
@@ -210,7 +226,8 @@ class AnomalyModel(nn.Module, ABC):
     def losses(self, batch: Batch, progress: Progress) -> Iterator[dict[str, Tensor]]:
         """Yield the named scalar terms of one optimiser step at a time; the loop minimises their sum.
 
-        Terms that are only monitored are detached.
+        Terms that are only monitored are detached. With several processes (`progress.shard`) each gets the whole batch,
+        and yields its share of every term: shares add up to what one process would yield.
         """
         raise NotImplementedError(f"{type(self).__name__} has an optimiser but no losses")
 

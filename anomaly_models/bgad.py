@@ -87,6 +87,7 @@ from anomaly_models.common.copy_paste import Pasted, paste_defects
 from anomaly_models.common.row_cache import RowCache
 from anomaly_models.common.scoring import cells_within, highest, size_of, within
 from anomaly_models.common.settings import Settings
+from anomaly_models.common.shards import WHOLE, Shard
 from anomaly_models.common.sizes import Size
 from anomaly_models.common.statistics import Moments
 
@@ -376,19 +377,19 @@ def lower_quantile(likelihood: Tensor, share: float) -> Tensor:
     return likelihood.detach().kthvalue(below + 1).values
 
 
-def mean_over(values: Tensor, members: Tensor) -> Tensor:
-    """The mean of the members' values, 0 if there are none."""
-    return torch.where(members, values, 0).sum() / members.sum().clamp(min=1)
+def mean_over(values: Tensor, members: Tensor, shard: Shard = WHOLE) -> Tensor:
+    """The mean of the members' values, 0 if there are none; a process's part of that over the members of all."""
+    return torch.where(members, values, 0).sum() / shard.total(members.sum()).clamp(min=1)
 
 
-def pull_loss(likelihood: Tensor, normal: Tensor, weight: Tensor, boundary: Tensor) -> Tensor:
+def pull_loss(likelihood: Tensor, normal: Tensor, weight: Tensor, boundary: Tensor, shard: Shard = WHOLE) -> Tensor:
     """L_n: how far the normals that are not above the boundary lie below it. `normal` is bool, all are (N,)."""
-    return mean_over(weight * (boundary - likelihood), normal & (likelihood <= boundary))
+    return mean_over(weight * (boundary - likelihood), normal & (likelihood <= boundary), shard)
 
 
-def push_loss(likelihood: Tensor, abnormal: Tensor, weight: Tensor, boundary: Tensor) -> Tensor:
+def push_loss(likelihood: Tensor, abnormal: Tensor, weight: Tensor, boundary: Tensor, shard: Shard = WHOLE) -> Tensor:
     """L_a: how far the abnormals that are not below the boundary (b_a) lie above it."""
-    return mean_over(weight * (likelihood - boundary), abnormal & (likelihood >= boundary))
+    return mean_over(weight * (likelihood - boundary), abnormal & (likelihood >= boundary), shard)
 
 
 NORMAL, ABNORMAL, LEFT_OUT = 0, 1, 2  # what a cell is
@@ -421,6 +422,22 @@ class Vectors:
 
     def take(self, chosen: Tensor) -> "Vectors":
         return Vectors(self.features[chosen], self.cell[chosen], self.abnormal[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class SharedVectors:
+    """Those of one level, of which a process has features of its own images only: all know what all of them are."""
+
+    own: Vectors
+    abnormal: Tensor  # (N,) bool, of all vectors
+    is_own: Tensor | None  # (N,) bool, which of them are in `own`; None: all
+
+    def take(self, chosen: Tensor) -> Vectors:
+        """Of the `chosen` ones, by their places among all, those that are its own."""
+        if self.is_own is None:
+            return self.own.take(chosen)
+        place = self.is_own.cumsum(0) - 1
+        return self.own.take(place[chosen[self.is_own[chosen]]])
 
 
 def mini_batches(abnormal: Tensor, number: int, size: int, generator: torch.Generator) -> list[Tensor]:
@@ -473,6 +490,7 @@ class BGAD(AnomalyModel):
 
     Config = BGADConfig
     min_holdout = 1
+    learns_in_shares = True
 
     boundary: Tensor  # (L,), moving average of b_n
     boundary_known: Tensor  # (L,) bool
@@ -595,7 +613,8 @@ class BGAD(AnomalyModel):
         phase: Literal[1, 2] = 1 if progress.step < self.normal_steps(progress.total_steps) else 2
         with torch.no_grad():
             supervised = phase == 2 and bool(usable_anomalies(batch).any())
-            levels = self._vectors(batch, progress.generator) if supervised else self._normal_vectors(batch)
+            shard = progress.shard
+            levels = self._vectors(batch, progress) if supervised else self._normal_vectors(batch, shard)
         for level, (vectors, steps) in enumerate(zip(levels, self.steps_per_batch(phase=phase), strict=True)):
             for part in mini_batches(vectors.abnormal, steps, self.config.vectors_per_step, progress.generator):
                 chosen = vectors.take(part)
@@ -603,11 +622,13 @@ class BGAD(AnomalyModel):
                 assert isinstance(flow, ConditionalFlow)
                 log_likelihood = flow.log_likelihood(chosen.features, chosen.cell)
                 if phase == 2:
-                    yield self._terms(level, log_likelihood, chosen.abnormal, supervised=supervised)
+                    kinds = chosen.abnormal, vectors.abnormal[part]
+                    yield self._terms(level, log_likelihood, kinds, shard, supervised=supervised)
                     continue
                 if self._ends_phase_1(progress):
-                    self._place_normals(level, log_likelihood)
-                yield {"likelihood": likelihood_cost(log_likelihood).mean()}
+                    self._place_normals(level, shard.gathered(log_likelihood))
+                cost = likelihood_cost(log_likelihood)
+                yield {"likelihood": cost.mean() if shard.alone else cost.sum() / len(part)}
 
     @torch.no_grad()
     def _place_normals(self, level: int, log_likelihood: Tensor) -> None:
@@ -623,23 +644,29 @@ class BGAD(AnomalyModel):
             return self.normal_place.new_tensor(settings.nats)
         return settings.factor * (-self.normal_place[level]).clamp(min=LEAST_NATS)
 
-    def _terms(self, level: int, log_likelihood: Tensor, abnormal: Tensor, *, supervised: bool) -> dict[str, Tensor]:
-        """Those of a mini-batch of phase 2, (N,) each."""
-        cost, normal = likelihood_cost(log_likelihood), ~abnormal
+    def _terms(
+        self, level: int, log_likelihood: Tensor, abnormal: tuple[Tensor, Tensor], shard: Shard, *, supervised: bool
+    ) -> dict[str, Tensor]:
+        """Those of a mini-batch of phase 2, given its own vectors' log-likelihoods (n,).
+
+        `abnormal`: which of these are, and which of all that the processes have together.
+        """
+        own, of_all = abnormal
+        cost, normal = likelihood_cost(log_likelihood), ~own
         likelihood = log_likelihood / self.normaliser(level)
         weigh_normals, weigh_abnormals = FOCAL[self.config.focal]
         weight = weigh_normals(likelihood.detach())
-        terms = {"likelihood": mean_over(weight * cost, normal)}
-        if not normal.any() or (supervised and not abnormal.any()):
+        terms = {"likelihood": mean_over(weight * cost, normal, shard)}
+        if of_all.all() or (supervised and not of_all.any()):
             return terms
-        normals = likelihood.detach()[normal]
+        normals = shard.gathered(likelihood[normal])
         boundary = self._boundary(level, normals)
         # Monitored: where it is large, the margin is small beside what normals differ by.
-        terms["spread"] = (normals.median() - boundary) / self.config.tau
-        terms["pull"] = self.config.push_pull_weight * pull_loss(likelihood, normal, weight, boundary)
+        terms["spread"] = (normals.median() - boundary) / self.config.tau / shard.world
+        terms["pull"] = self.config.push_pull_weight * pull_loss(likelihood, normal, weight, boundary, shard)
         if supervised:
             weight = weigh_abnormals(likelihood.detach())
-            push = push_loss(likelihood, abnormal, weight, boundary - self.config.tau)
+            push = push_loss(likelihood, own, weight, boundary - self.config.tau, shard)
             terms["push"] = self.config.push_pull_weight * push
         return terms
 
@@ -654,25 +681,32 @@ class BGAD(AnomalyModel):
         self.boundary_known[level] = True
         return self.boundary[level].clone()
 
-    def _normal_vectors(self, batch: Batch) -> list[Vectors]:
-        levels = self._unaugmented_features(batch, ~batch.label)
-        mask, region = batch.mask[~batch.label], None if batch.region is None else batch.region[~batch.label]
+    def _normal_vectors(self, batch: Batch, shard: Shard) -> list[SharedVectors]:
+        normal = (~batch.label).nonzero().flatten()
+        own = shard.share_of(len(normal))
+        features = self._unaugmented_features(batch, own.of(normal))
+        mask, region = batch.mask[normal], None if batch.region is None else batch.region[normal]
         kinds = [cells_of(mask, size, self.config.masks, region) for size in self.sizes]
-        return [flatten(level, kind) for level, kind in zip(levels, kinds, strict=True)]
+        is_own = own_places(len(normal), shard).to(normal.device)
+        return [shared(level, kind, is_own, shard) for level, kind in zip(features, kinds, strict=True)]
 
-    def _vectors(self, batch: Batch, generator: torch.Generator) -> list[Vectors]:
+    def _vectors(self, batch: Batch, progress: Progress) -> list[SharedVectors]:
         """Of the batch's normals and usable anomalies, and of pastes of these onto those."""
-        shown = self._shown(batch)
-        features, mask = self._unaugmented_features(batch, shown), batch.mask[shown]
-        region = None if batch.region is None else batch.region[shown]
+        shard, shown = progress.shard, self._shown(batch).nonzero().flatten()
+        features = self._unaugmented_features(batch, shard.share_of(len(shown)).of(shown))
+        mask, region = batch.mask[shown], None if batch.region is None else batch.region[shown]
+        is_own = own_places(len(shown), shard)
         if self.config.pastes_per_batch:
-            pasted, host = self._pastes(batch, generator)
-            features = [torch.cat(pair) for pair in zip(features, self._cell_features(pasted.image), strict=True)]
+            pasted, host = self._pastes(batch, progress.generator)
+            image = shard.share_of(len(pasted.image)).of(pasted.image)
+            features = [torch.cat(pair) for pair in zip(features, self._cell_features(image), strict=True)]
             mask = torch.cat([mask, pasted.mask])
             if batch.region is not None:
                 region = torch.cat([batch.region[shown], batch.region[host]])
+            is_own = torch.cat([is_own, own_places(len(pasted.image), shard)])
         kinds = [cells_of(mask, size, self.config.masks, region) for size in self.sizes]
-        return [flatten(level, kind) for level, kind in zip(features, kinds, strict=True)]
+        is_own = is_own.to(mask.device)
+        return [shared(level, kind, is_own, shard) for level, kind in zip(features, kinds, strict=True)]
 
     def _shown(self, batch: Batch) -> Tensor:
         """Which images (B,) phase 2 learns from: usable anomalies, and the normal ones that they leave places for."""
@@ -699,12 +733,21 @@ class BGAD(AnomalyModel):
         return places[torch.randint(len(places), shape, generator=generator, device=generator.device).to(places.device)]
 
     def _unaugmented_features(self, batch: Batch, chosen: Tensor) -> list[Tensor]:
-        """Per level (n, cells, C), of the `chosen` images."""
-        row = None if batch.row is None else batch.row[chosen]
+        """Per level (n, cells, C), of the `chosen` images, by their places in the batch."""
+        if len(chosen) == 0:
+            return self._no_features(batch.image)
+        row = None if batch.row is None else batch.row[chosen.to(batch.row.device)]
         return self._cache(self._cell_features, batch.image[chosen], row)
+
+    def _no_features(self, image: Tensor) -> list[Tensor]:
+        """Of no image, as a process may have where there are few."""
+        levels = zip(self.sizes, self.backbone.channels, strict=True)
+        return [image.new_empty(0, size.area, channels) for size, channels in levels]
 
     def _cell_features(self, image: Tensor) -> list[Tensor]:
         """Per level (B, cells, C), of images (B, 3, H, W)."""
+        if len(image) == 0:
+            return self._no_features(image)
         return [rearrange(level, "b c h w -> b (h w) c").contiguous() for level in self.features(image)]
 
     # Use
@@ -797,6 +840,24 @@ def flatten(features: Tensor, kinds: Tensor) -> Vectors:
     kept = kinds != LEFT_OUT
     cell = torch.arange(kinds.shape[1], device=kinds.device).expand_as(kinds)
     return Vectors(features[kept], cell[kept], kinds[kept] == ABNORMAL)
+
+
+def own_places(number: int, shard: Shard) -> Tensor:
+    """Which of so many images, (number,) bool, are in a process's share."""
+    return torch.arange(number) % shard.world == shard.rank
+
+
+def shared(features: Tensor, kinds: Tensor, is_own: Tensor, shard: Shard) -> SharedVectors:
+    """The vectors of one level: of all images what each cell is (B, cells), and the features of those that `is_own`."""
+    if shard.alone:
+        vectors = flatten(features, kinds)
+        return SharedVectors(vectors, vectors.abnormal, None)
+    kept = kinds != LEFT_OUT
+    return SharedVectors(
+        own=flatten(features, kinds[is_own]),
+        abnormal=kinds[kept] == ABNORMAL,
+        is_own=is_own.unsqueeze(1).expand_as(kinds)[kept],
+    )
 
 
 def to_prediction(

@@ -78,6 +78,7 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import mean_of_highest, resize_map, size_of, within
 from anomaly_models.common.settings import Settings, Sides
+from anomaly_models.common.shards import WHOLE, BatchNorm2d, Shard, Share, share_batch_norms
 from anomaly_models.common.sizes import Size
 from anomaly_models.common.synthesis import SynthesisConfig, Synthesised, synthesise
 from anomaly_models.common.wiener import (
@@ -231,6 +232,14 @@ class Scale(NamedTuple):
     sigma: Tensor | float  # sqrt(1 - abar_t), alike
     noise: Tensor  # (B, 3, H, W), or (1, 3, H, W) for all, of mean 0 and variance 1
     noise_scale: float
+
+    def of(self, share: Share) -> "Scale":
+        """Of one process, where all of it is drawn for each image."""
+        step, signal, sigma, noise = (
+            share.of(drawn) if isinstance(drawn, Tensor) else drawn
+            for drawn in (self.step, self.signal, self.sigma, self.noise)
+        )
+        return Scale(cast(Tensor, step), signal, sigma, cast(Tensor, noise), self.noise_scale)
 
     @property
     def deviation(self) -> Tensor | float:
@@ -538,7 +547,7 @@ class UNet(nn.Module):
 
 
 def normalised_convolution(inputs: int, outputs: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return [nn.Conv2d(inputs, outputs, 3, padding=1), BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
 def double_convolution(inputs: int, outputs: int) -> nn.Sequential:
@@ -577,14 +586,14 @@ class SegmentationNet(nn.Module):
 # --- losses, learning rates, average ---------------------------------------------------------------------------------
 
 
-def denoising_loss(target: Tensor, output: Tensor, left_out: Tensor) -> Tensor:
+def denoising_loss(target: Tensor, output: Tensor, left_out: Tensor, shard: Shard = WHOLE) -> Tensor:
     """Mean squared error of the U-Net (B, 3, H, W) over the images that are not `left_out` (B,); 0 if all are.
 
     The paper's eq. 9 leaves out those with a defect: what a defect looks like under noise is not to be learnt.
     """
     counted = (~left_out).float()
     errors = (target - output).square().mean(dim=(1, 2, 3))
-    return (errors * counted).sum() / counted.sum().clamp(min=1)
+    return (errors * counted).sum() / shard.total(counted.sum()).clamp(min=1)
 
 
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -593,10 +602,10 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (FOCAL_ALPHA * (-torch.expm1(-entropy)) ** FOCAL_GAMMA * entropy).mean()
 
 
-def reconstruction_loss(reconstruction: Tensor, image: Tensor, corrupted: Tensor) -> Tensor:
+def reconstruction_loss(reconstruction: Tensor, image: Tensor, corrupted: Tensor, shard: Shard = WHOLE) -> Tensor:
     """Mean absolute difference to the images before their defects, over those that are `corrupted`; 0 if none is."""
     errors = (reconstruction - image).abs().mean(dim=(1, 2, 3))
-    return (errors * corrupted).sum() / corrupted.sum().clamp(min=1)
+    return (errors * corrupted).sum() / shard.total(corrupted.sum()).clamp(min=1)
 
 
 def constant(step: int) -> float:  # noqa: ARG001
@@ -807,7 +816,7 @@ def fold_batch_norms(network: SegmentationNet) -> None:
         if not isinstance(layers, nn.Sequential):
             continue
         for index, (before, after) in enumerate(pairwise(list(layers))):
-            if isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+            if isinstance(before, nn.Conv2d) and isinstance(after, BatchNorm2d):
                 layers[index], layers[index + 1] = fuse_conv_bn_eval(before, after), nn.Identity()
 
 
@@ -818,6 +827,7 @@ class DiffusionAD(AnomalyModel):
     """The two networks, the moving average of their states, the filter if either there is, and inference's noise."""
 
     Config = DiffusionADConfig
+    learns_in_shares = True
 
     noise: Tensor
     signal_shares: Tensor
@@ -871,32 +881,47 @@ class DiffusionAD(AnomalyModel):
         generator = generator_on(batch.image.device, progress.generator)
         sample = synthesise(batch.image, batch.texture, batch.part, self.config.synthesis, generator)
         small, big = self._scales(batch.image, generator)
-        yield self.terms(batch.image, sample, small, big, row=batch.row)
+        share = progress.shard.share_of(len(batch.image))
+        share_batch_norms(self.networks, progress.shard)
+        own = Synthesised(share.of(sample.image), share.of(sample.mask), share.of(sample.label))
+        row = None if batch.row is None else share.of(batch.row)
+        yield self.terms(share.of(batch.image), own, small.of(share), big.of(share), row, share)
         if self.averaged is not None:
             warmup = (1 + progress.step) / (10 + progress.step)  # the first steps' weights are soon forgotten
             average(self.averaged, self.networks, min(self.config.ema_decay, warmup))
 
     def terms(
-        self, normal: Tensor, sample: Synthesised, small: Scale, big: Scale, row: Tensor | None = None
+        self,
+        normal: Tensor,
+        sample: Synthesised,
+        small: Scale,
+        big: Scale,
+        row: Tensor | None = None,
+        share: Share | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the loss for `normal` images, what was made of them, and the noise at both scales.
 
         Gradients of the segmentation's terms reach the U-Net through the reconstruction of every image; those of its
-        own loss come from images without a defect only, or from all as `denoises` says.
+        own loss come from images without a defect only, or from all as `denoises` says. Of images that are the `share`
+        of one process, so are the terms.
         """
+        share = WHOLE.share_of(len(normal)) if share is None else share
         with torch.autocast(normal.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             noisy_small, noisy_big = self._noisy(sample.image, (small, big), row)
             denoised = denoise(self.networks.unet, noisy_small, noisy_big)
             logits = segment(self.networks.segmentation, sample.image, denoised.image)
         left_out = sample.label if self.config.denoises == "normal" else torch.zeros_like(sample.label)
         terms = {
-            self.config.predicts.name: denoising_loss(noisy_small.target(normal), denoised.small_output, left_out)
-            + denoising_loss(noisy_big.target(normal), denoised.big_output, left_out),
-            "focal": FOCAL_WEIGHT * focal_loss(logits, sample.mask),
-            "smooth_l1": F.smooth_l1_loss(logits.sigmoid(), sample.mask),
+            self.config.predicts.name: denoising_loss(
+                noisy_small.target(normal), denoised.small_output, left_out, share.shard
+            )
+            + denoising_loss(noisy_big.target(normal), denoised.big_output, left_out, share.shard),
+            "focal": share.weighed(FOCAL_WEIGHT * focal_loss(logits, sample.mask)),
+            "smooth_l1": share.weighed(F.smooth_l1_loss(logits.sigmoid(), sample.mask)),
         }
         if self.config.reconstruction_weight > 0:
-            loss = reconstruction_loss(denoised.image, reduced(normal, size_of(denoised.image)), sample.label)
+            before = reduced(normal, size_of(denoised.image))
+            loss = reconstruction_loss(denoised.image, before, sample.label, share.shard)
             terms["reconstruction"] = self.config.reconstruction_weight * loss
         return terms
 

@@ -37,6 +37,7 @@ from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Predict
 from anomaly_models.common.imagenet import ImageNetNormalisation, grey
 from anomaly_models.common.randomness import generator_on
 from anomaly_models.common.scoring import cells_within, highest, resize_map, size_of, within
+from anomaly_models.common.shards import Share
 from anomaly_models.common.sizes import Size
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics, vectors_of
 
@@ -189,20 +190,29 @@ class Autoencoder(nn.Module):
             nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, channels, 3, padding=1)
         )
 
-    def forward(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, 3, H, W), ImageNet-normalised, to (B, C, H / 4 - 8, W / 4 - 8); with a generator, drops out."""
+    def forward(self, image: Tensor, generator: torch.Generator | None = None, share: Share | None = None) -> Tensor:
+        """(B, 3, H, W), ImageNet-normalised, to (B, C, H / 4 - 8, W / 4 - 8); with a generator, drops out.
+
+        Of images that are the `share` of one process, the generator draws for those of all.
+        """
         features = self.encoder(image)
         for size, convolution in zip(self.sizes, self.blocks, strict=True):
             features = F.relu(convolution(resize_map(features, size)), inplace=True)
             if generator is not None:
-                features = features * dropout_mask(features, generator)
+                features = features * dropout_mask(features, generator, share)
         return self.output(resize_map(features, self.map_size))
 
 
-def dropout_mask(features: Tensor, generator: torch.Generator) -> Tensor:
+def dropout_mask(features: Tensor, generator: torch.Generator, share: Share | None = None) -> Tensor:
     """0 or 1 / (1 - p). `nn.Dropout` takes no generator, and would make a resumed run differ."""
     keep = 1 - DROPOUT
-    return torch.empty_like(features).bernoulli_(keep, generator=generator).div_(keep)
+    if share is None or share.shard.alone:
+        return torch.empty_like(features).bernoulli_(keep, generator=generator).div_(keep)
+    # Numbers are drawn in the order of memory, so it has to be that of the features.
+    last = not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last)
+    like = features.new_empty(share.number, *features.shape[1:])
+    of_all = like.contiguous(memory_format=torch.channels_last) if last else like
+    return share.of(of_all.bernoulli_(keep, generator=generator)).div_(keep)
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -318,6 +328,7 @@ class EfficientAD(AnomalyModel):
 
     Config = EfficientADConfig
     min_holdout = 2
+    learns_in_shares = True
 
     teacher_loaded: Tensor
     channel_mean: Tensor
@@ -387,11 +398,13 @@ class EfficientAD(AnomalyModel):
         Raises ModelError if the penalty has a weight and the batch no penalty images.
         """
         generator = generator_on(batch.image.device, progress.generator)
-        yield {
-            "hard_feature": self._hard_feature_loss(batch.image),
-            **self._penalty(batch.penalty, generator),
-            **self._autoencoder_losses(batch.image, generator),
+        share = progress.shard.share_of(len(batch.image))
+        terms = {
+            "hard_feature": self._hard_feature_loss(share.of(batch.image)),
+            **self._penalty(batch.penalty, generator, share),
+            **self._autoencoder_losses(batch.image, generator, share),
         }
+        yield {name: share.weighed(mean) for name, mean in terms.items()}
 
     def _hard_feature_loss(self, image: Tensor) -> Tensor:
         normalised = self.normalise(image)
@@ -400,7 +413,7 @@ class EfficientAD(AnomalyModel):
             output = self.student.teacher_head(self.student.trunk(normalised))
         return hard_feature_loss(target, output.float(), self.config.hard_quantile)
 
-    def _penalty(self, penalty: Tensor | None, generator: torch.Generator) -> dict[str, Tensor]:
+    def _penalty(self, penalty: Tensor | None, generator: torch.Generator, share: Share) -> dict[str, Tensor]:
         """Keep the student from imitating the teacher on what is not this part."""
         if self.config.penalty_weight == 0:
             return {}
@@ -409,19 +422,19 @@ class EfficientAD(AnomalyModel):
                 f"EfficientAD's penalty_weight is {self.config.penalty_weight}, but there are no penalty images: "
                 "give a folder of everyday photos, or set the weight to 0"
             )
-        normalised = self.normalise(randomly_grey(penalty, generator))
+        normalised = self.normalise(share.of(randomly_grey(penalty, generator)))
         with self._autocast(penalty):
             output = self.student.teacher_head(self.student.trunk(normalised))
         return {"penalty": self.config.penalty_weight * output.float().square().mean()}
 
-    def _autoencoder_losses(self, image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def _autoencoder_losses(self, image: Tensor, generator: torch.Generator, share: Share) -> dict[str, Tensor]:
         """Both networks on jittered images; nothing without an autoencoder."""
         if self.autoencoder is None or self.student.autoencoder_head is None:
             return {}
-        normalised = self.normalise(jitter(image, generator))
+        normalised = self.normalise(share.of(jitter(image, generator)))
         with self._autocast(image):
             target = self._describe(normalised)
-            reconstruction = self.autoencoder(normalised, generator)
+            reconstruction = self.autoencoder(normalised, generator, share)
             imitation = self.student.autoencoder_head(self.student.trunk(normalised))
         reconstruction = reconstruction.float()
         return {

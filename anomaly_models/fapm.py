@@ -26,11 +26,20 @@ Different from the published code, deliberately:
   for the average over 3 x 3.
 - Outside the centre crop nothing is seen and the map is 0. With `crop` equal to `image_size` everything is seen.
 - A cell outside the region that counts enters no memory and is at distance 0.
+
+Several processes share the images: each chooses a coreset among the vectors of its own, as large as the one that is
+wanted, and of these together the wanted one is chosen in the same way (Malkomes et al., "Fast Distributed k-Center
+Clustering with Outliers on Big Data", NIPS 2015). Every vector is then within r_share + r_union of the coreset: what
+the shares' own coresets cover, at worst, and what the last choice covers of them. Greedily chosen among any of the
+vectors, k of them cover these within twice the smallest radius r* that k centres can have over all vectors: were one
+farther, it and the k would be more than 2 r* from one another, and two of them are within r* of one centre. So the
+radius is at most 4 r*, where that of one process is at most 2 r*. Which patches are far is decided by the true radii,
+over the vectors of all processes.
 """
 
 from collections.abc import Iterable
 from math import gcd
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from einops import rearrange, repeat
@@ -40,9 +49,10 @@ from torch.nn import functional as F
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, places_in
 from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
-from anomaly_models.common.memory_bank import MemoryBank, Part, greedy_coreset
+from anomaly_models.common.memory_bank import MemoryBank, Part, covering_radii, greedy_coreset
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, cells_within, resize_map, size_of, within
 from anomaly_models.common.settings import Settings, Sides
+from anomaly_models.common.shards import WHOLE, Shard
 from anomaly_models.common.sizes import Size
 
 
@@ -112,6 +122,21 @@ class FAPMConfig(Config):
         return self
 
 
+class Coreset(NamedTuple):
+    """The vectors that a patch would keep were it far; the first `near_size` of them, were it near."""
+
+    vectors: Tensor  # (far size, D)
+    near_size: int
+    near_radius: Tensor  # scalar, covering radius
+    far_radius: Tensor  # likewise
+    used: bool  # whether anything was seen there
+
+
+def joined(bank: MemoryBank, chunks: list[Tensor]) -> Tensor:
+    """The vectors (n, D) of a patch; there are none where nothing counts."""
+    return torch.cat([bank.centre.new_zeros(0, bank.centre.shape[1]), *chunks])
+
+
 class FAPM(AnomalyModel):
     """Memory while it learns: every vector of every image, 2.4 MB an image for WideResNet-50 at 224 px."""
 
@@ -136,13 +161,16 @@ class FAPM(AnomalyModel):
         self.register_buffer("radius", torch.zeros(per_patch))
         self.register_buffer("far", torch.zeros(per_patch, dtype=torch.bool))
 
-    @torch.no_grad()
     def prepare(self, normals: Iterable[Batch]) -> None:
         """Fill the banks. Raises ModelError if a patch has fewer vectors than `neighbours`."""
+        self.prepare_together(normals, normals, WHOLE)
+
+    @torch.no_grad()
+    def prepare_together(self, normals: Iterable[Batch], share: Iterable[Batch], shard: Shard) -> None:  # noqa: ARG002
         num_patches = self.config.grid.area
         # Per layer and patch, of all tiles: (n, D) of each batch.
         chunks: list[list[list[Tensor]]] = [[[] for _ in range(self.config.places * num_patches)] for _ in self.sizes]
-        for batch in normals:
+        for batch in share:
             for layer, features in enumerate(self.features(batch.image)):
                 for place, images in places_in(batch, self.config.places):
                     region = None if batch.region is None else batch.region[images]
@@ -151,7 +179,7 @@ class FAPM(AnomalyModel):
         if not any(chunks[0]):
             raise ModelError("FAPM has no normal image to learn from")
         for layer, by_patch in enumerate(chunks):
-            self._fill(layer, by_patch)
+            self._fill(layer, by_patch, shard)
             by_patch.clear()  # a layer's vectors are not needed while the next layer's coresets are chosen
 
     def _learnt(self, features: Tensor, region: Tensor | None) -> list[Tensor]:
@@ -162,29 +190,65 @@ class FAPM(AnomalyModel):
         cells = self.by_patch(cells_within(self._cropped(region), size_of(features))).squeeze(2) > 0  # (P, n)
         return [of_patch[inside] for of_patch, inside in zip(vectors, cells, strict=True)]
 
-    def _fill(self, layer: int, by_patch: list[list[Tensor]]) -> None:
+    def _fill(self, layer: int, by_patch: list[list[Tensor]], shard: Shard) -> None:
         """Choose the coresets of one layer from its vectors, of each patch (n, D) per batch."""
         bank = self.banks[layer]
         assert isinstance(bank, MemoryBank)
-        cores, sizes, asked = [], [], []  # of each patch: the far coreset, the near and far sizes, whether it is used
-        none = bank.centre.new_zeros(0, bank.centre.shape[1])  # of a tile in which nothing counts
-        for patch, chunks in enumerate(by_patch):
-            vectors = torch.cat([none, *chunks])  # (n, D); one patch at a time, to copy little
-            asked.append(len(vectors) > 0)
-            if not asked[-1]:  # outside the region, where no distance counts; a bank has something in every group
-                vectors = vectors.new_zeros(self.config.neighbours, vectors.shape[1])
-            near_size, far_size = self.bank_sizes(len(vectors))
-            indices, radius = greedy_coreset(vectors, far_size)
-            cores.append(vectors[indices])
-            sizes.append((near_size, far_size))
-            self.near_radius[layer, patch] = radius[near_size - 1]
-            self.radius[layer, patch] = radius[far_size - 1]
+        found = self._coresets(bank, by_patch) if shard.alone else self._merged_coresets(bank, by_patch, shard)
+        for patch, coreset in enumerate(found):
+            self.near_radius[layer, patch], self.radius[layer, patch] = coreset.near_radius, coreset.far_radius
         far = self.far[layer]
-        used = torch.tensor(asked, device=far.device)
+        used = torch.tensor([coreset.used for coreset in found], device=far.device)
         far[used] = far_patches(self.near_radius[layer, used], self.config.far_rule)
         self.radius[layer] = torch.where(far, self.radius[layer], self.near_radius[layer])
-        kept = [both[is_far] for both, is_far in zip(sizes, far.tolist(), strict=True)]
-        bank.fill([core[:size] for core, size in zip(cores, kept, strict=True)])
+        kept = [
+            coreset.vectors if is_far else coreset.vectors[: coreset.near_size]
+            for coreset, is_far in zip(found, far.tolist(), strict=True)
+        ]
+        bank.fill(kept)
+
+    def _coresets(self, bank: MemoryBank, by_patch: list[list[Tensor]]) -> list["Coreset"]:
+        """Of each patch."""
+        found = []
+        for chunks in by_patch:
+            vectors = joined(bank, chunks)  # one patch at a time, to copy little
+            used = len(vectors) > 0
+            if not used:  # outside the region, where no distance counts; a bank has something in every group
+                vectors = self._unused(bank)
+            near_size, far_size = self.bank_sizes(len(vectors))
+            indices, radius = greedy_coreset(vectors, far_size)
+            found.append(Coreset(vectors[indices], near_size, radius[near_size - 1], radius[far_size - 1], used))
+        return found
+
+    def _merged_coresets(self, bank: MemoryBank, by_patch: list[list[Tensor]], shard: Shard) -> list["Coreset"]:
+        """Of each patch, of the vectors of all processes, which take turns in choosing from those of the shares."""
+        vectors = [joined(bank, chunks) for chunks in by_patch]
+        counts = torch.zeros(shard.world, len(vectors), dtype=torch.long, device=bank.centre.device)
+        counts[shard.rank] = torch.tensor([len(own) for own in vectors], device=counts.device)
+        counts = shard.total(counts)
+        totals = counts.sum(0).tolist()
+        sizes = [self.bank_sizes(total or self.config.neighbours) for total in totals]
+        cores: list[Tensor] = []  # of the shares, then of all
+        for own, (_, size) in zip(vectors, sizes, strict=True):
+            cores.append(own[greedy_coreset(own, min(size, len(own)))[0]] if len(own) else own)
+        for patch, (_, size) in enumerate(sizes):
+            numbers = counts[:, patch].clamp(max=size).tolist()
+            union = shard.collected(cores[patch], numbers, owner=patch % shard.world)
+            cores[patch] = bank.centre.new_zeros(size, bank.centre.shape[1]) if union is None else union
+        for patch, (_, size) in enumerate(sizes):  # after all have been handed out, so that none waits for another
+            if patch % shard.world == shard.rank:
+                union = cores[patch] if totals[patch] else self._unused(bank)
+                cores[patch] = union[greedy_coreset(union, size)[0]]
+        for patch, core in enumerate(cores):
+            shard.spread(core, owner=patch % shard.world)
+        radii = shard.highest(
+            torch.stack([covering_radii(*of_patch) for of_patch in zip(vectors, cores, sizes, strict=True)])
+        )
+        parts = zip(cores, sizes, radii, totals, strict=True)
+        return [Coreset(core, near, radius[0], radius[1], total > 0) for core, (near, _), radius, total in parts]
+
+    def _unused(self, bank: MemoryBank) -> Tensor:
+        return bank.centre.new_zeros(self.config.neighbours, bank.centre.shape[1])
 
     def bank_sizes(self, num_vectors: int) -> tuple[int, int]:
         """Vectors that a near and a far patch keep, of the `num_vectors` that each has."""

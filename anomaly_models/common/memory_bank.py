@@ -11,6 +11,7 @@ vectors are at distance 0.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,26 @@ def greedy_coreset(features: Tensor, size: int) -> tuple[Tensor, Tensor]:
         if step + 1 < size:
             indices[step + 1] = farthest
     return indices, radii
+
+
+def covering_radii(features: Tensor, chosen: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The largest distance from any row of `features` (n, D) to the nearest of the first so many of `chosen` (m, D).
+
+    One radius per size, (S,), sizes ascending; 0 where there is no row.
+    """
+    if len(features) == 0:
+        return features.new_zeros(len(sizes))
+    centre = chosen.mean(0)
+    rows, centres = features - centre, chosen - centre
+    nearest = torch.full_like(rows[:, 0], torch.inf)
+    radii = []
+    for start, end in pairwise([0, *sizes]):
+        if end > start:
+            offset = torch.addmm(centres[start:end].square().sum(1), rows, centres[start:end].T, alpha=-2)
+            found = start + offset.argmin(1)  # ranked by the expansion; the distance is taken of the difference
+            nearest = torch.minimum(nearest, torch.linalg.vector_norm(rows - centres[found], dim=1))
+        radii.append(nearest.max())
+    return torch.stack(radii)
 
 
 class MemoryBank(nn.Module):

@@ -15,15 +15,18 @@ from pipelines.progress import counting
 from pipelines.report.terminal import one_line
 from pipelines.settings.params import Params
 from pipelines.tracking.store import require_answer
+from pipelines.training.ranks import ALONE, Ranks
 from pipelines.training.train import train as run_train
 
 Say = Callable[[str], None]
 
 
-def train(cell: Cell, params: Params, project: Project, device: torch.device, console: Console) -> None:
+def train(
+    cell: Cell, params: Params, project: Project, device: torch.device, console: Console, ranks: Ranks = ALONE
+) -> None:
     """Raises what `training.train` does."""
-    with _kept(cell, params, project, "train"):
-        run_train(cell.model, cell.category, params, project, device, console, cell.seed)
+    with _kept(cell, params, project, "train") if ranks.leads else contextlib.nullcontext():
+        run_train(cell.model, cell.category, params, project, device, console, cell.seed, ranks)
 
 
 def evaluate(cell: Cell, params: Params, project: Project, device: torch.device, say: Say, warn: Say) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from anomaly_models import base as contract
+from anomaly_models.common.shards import WHOLE, Shard
 from pipelines.data.arrays import BatchSource
 from pipelines.errors import StageError, TrainingDiverged
 from pipelines.progress import progress_bar
@@ -99,8 +100,9 @@ def run_steps(
     checkpoint: Checkpoint,
     run: OpenRun,
     console: Console,
+    shard: Shard = WHOLE,
 ) -> None:
-    """Take the schedule's batches, with checkpoints, curves and a progress bar.
+    """Take the schedule's batches, with checkpoints, curves and a progress bar; the others of a `shard` follow.
 
     Raises:
         StageError: the schedule begins at a step that it does not have.
@@ -108,12 +110,12 @@ def run_steps(
             after the last step, which no term has seen.
         MlflowException: after the last step, the tracking store does not take the curves, which the checkpoint keeps.
     """
-    seed, first, total = schedule.seed, schedule.first, schedule.total
+    first, total = schedule.first, schedule.total
     if not 0 <= first <= total:
         raise StageError(f"{checkpoint.path}: damaged (step {first} of {total}); delete it to start afresh")
     curves = _Curves(max(1, total // LOG_POINTS), total, checkpoint.points)
     sending = _Sending(run, curves.points, console)
-    generator = torch.Generator(device=data.device)
+    stepper = _Stepper(learner, data, schedule, shard)
     saved = time.monotonic()
     learner.module.train()
     columns = MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[loss]}")
@@ -121,10 +123,7 @@ def run_steps(
         task = bar.add_task("train", total=total, completed=first, rate="", loss="")
         rate = _Rate(first)
         for step in range(first, total):
-            generator.manual_seed(step_seed(seed, step))
-            batch = data.training_batch(seed, step, schedule.batch_size)
-            for terms in learner.losses(batch, contract.Progress(step, total, generator)):
-                _optimise(terms, learner.training, step, curves)
+            stepper.take(step, curves)
             _show(bar, task, step + 1, rate, curves)
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == total:
                 checkpoint.save(step + 1, learner.module, learner.training)
@@ -132,6 +131,35 @@ def run_steps(
                 saved = time.monotonic()
     _require_finite(learner.module, total)
     sending.rest()
+
+
+def follow_steps(learner: Learner[B], data: BatchSource[B], schedule: Schedule, shard: Shard) -> None:
+    """Take part in the steps of the first process, which alone keeps checkpoints and curves.
+
+    Raises:
+        TrainingDiverged: as of the first process, and of all others.
+    """
+    stepper = _Stepper(learner, data, schedule, shard)
+    learner.module.train()
+    for step in range(schedule.first, schedule.total):
+        stepper.take(step, None)
+    _require_finite(learner.module, schedule.total)
+
+
+class _Stepper(Generic[B]):
+    """Takes one batch, as often as the learner makes a step of it."""
+
+    def __init__(self, learner: Learner[B], data: BatchSource[B], schedule: Schedule, shard: Shard) -> None:
+        self._learner, self._data, self._schedule, self._shard = learner, data, schedule, shard
+        self._generator = torch.Generator(device=data.device)
+
+    def take(self, step: int, curves: _Curves | None) -> None:
+        seed = self._schedule.seed
+        self._generator.manual_seed(step_seed(seed, step))
+        batch = self._data.training_batch(seed, step, self._schedule.batch_size)
+        progress = contract.Progress(step, self._schedule.total, self._generator, self._shard)
+        for terms in self._learner.losses(batch, progress):
+            _optimise(terms, self._learner.training, step, curves, self._shard)
 
 
 def _require_finite(module: nn.Module, steps: int) -> None:
@@ -181,10 +209,15 @@ class _Sending:
         self.console.print(text, highlight=False)
 
 
-def _optimise(terms: dict[str, Tensor], training: tuple[Optimizer, LRScheduler], step: int, curves: _Curves) -> None:
-    """One optimiser step on the sum of the terms; a term that is not finite stops the run before the update."""
+def _optimise(
+    terms: dict[str, Tensor], training: tuple[Optimizer, LRScheduler], step: int, curves: _Curves | None, shard: Shard
+) -> None:
+    """One optimiser step on the sum of the terms; a term that is not finite stops the run before the update.
+
+    Of several processes each has its share of a term. All know the whole, and so stop at the same step.
+    """
     optimizer, scheduler = training
-    values = torch.stack([term.detach() for term in terms.values()]).double()
+    values = shard.total(torch.stack([term.detach() for term in terms.values()]).double())
     if not bool(values.isfinite().all()):  # the one wait for the device in a step
         listed = ", ".join(f"{name} = {value:g}" for name, value in zip(terms, values.tolist(), strict=True))
         raise TrainingDiverged(
@@ -193,7 +226,9 @@ def _optimise(terms: dict[str, Tensor], training: tuple[Optimizer, LRScheduler],
     loss = torch.stack([term for term in terms.values() if term.requires_grad]).sum()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-    curves.add(dict(zip(terms, values.unbind(), strict=True)), optimizer, step)
+    shard.add_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+    if curves is not None:
+        curves.add(dict(zip(terms, values.unbind(), strict=True)), optimizer, step)
     optimizer.step()
     scheduler.step()
 

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.console import Console
 from anomaly_models import MODELS
 from anomaly_models import base as contract
 from anomaly_models.base import AnomalyModel, Batch, Prediction
-from pipelines.data.batches import Images, PreparedData, frame_of
+from pipelines.data.batches import Images, PreparedData, SplitBatches, frame_of
 from pipelines.data.tiled import learnt_from
 from pipelines.errors import StageError, TrainingDiverged
 from pipelines.lineage import code_of
@@ -22,7 +23,8 @@ from pipelines.tracking.records import as_texts
 from pipelines.tracking.runs import OpenRun, cell_tags
 from pipelines.training.checkpoint import Checkpoint, state_bytes
 from pipelines.training.inputs import Inputs, find_inputs
-from pipelines.training.loop import Learner, Schedule, run_steps
+from pipelines.training.loop import Learner, Schedule, Training, follow_steps, run_steps
+from pipelines.training.ranks import ALONE, Ranks
 from pipelines.training.trained import OfTraining, RunRecord, RunSettings, build, save_trained, weights_of
 from pipelines.training.work import Work
 
@@ -37,11 +39,12 @@ def train(
     device: torch.device,
     console: Console,
     seed: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train one cell and write `models/<model>/<category>/seed<seed>.trained`: weights, settings, the MLflow run's id.
 
     Without a `seed` it is the first of the file. A run that was killed goes on from its last checkpoint and, on the
-    CPU, ends with the same bits.
+    CPU, ends with the same bits. Of several processes, which all call it, the first one does all but the steps.
 
     Raises:
         ParamsError: no such model, category or seed in the params file.
@@ -56,7 +59,13 @@ def train(
     prepared = PreparedData(project.prepared(category), frame_of(config), device)
     data = learnt_from(prepared, config)
     _require_holdout(model_name, category, MODELS[method].min_holdout, data)
+    if not ranks.shard.alone:
+        _require_shares(model_name, method, category, config, len(data.rows("train")), ranks.shard.world)
     inputs = find_inputs(model_name, config, project, device)
+    training = _Training(model_name, method, config, seed, data, inputs, device, ranks)
+    if not ranks.leads:
+        _follow(training, category)
+        return
     settings = RunSettings(
         method=method,
         models={model_name: config.model_dump()},
@@ -76,6 +85,7 @@ def train(
         source = project.root / params.data.root / category
         run.dataset(f"{params.data.name}/{category}", data.index.data_sha256, source)
         run.tags({"data_set": params.data.name, "data_sha256": data.index.data_sha256, "seed": seed, "method": method})
+        run.tags({"processes": ranks.shard.world})
         if variant := _variant(model_name, params):
             run.tags({"variant": variant})
         if tuned := params.tuned_of(model_name):
@@ -85,7 +95,7 @@ def train(
         if warning := inputs.warning(data):
             _warn(warning, warnings, run, console)
         try:
-            model = _fit(inputs, method, config, seed, data, device, checkpoint, run, console)
+            model = _fit(training, checkpoint, run, console)
         except contract.ModelError as error:
             raise StageError(f"{model_name} on {category}: {error}") from error
         scores = _holdout_scores(model, model_name, data)
@@ -171,35 +181,102 @@ def _require_holdout(model_name: str, category: str, needed: int, data: Images) 
         )
 
 
-def _fit(
-    inputs: Inputs,
-    method: str,
-    config: contract.Config,
-    seed: int,
-    data: Images,
-    device: torch.device,
-    checkpoint: Checkpoint,
-    run: OpenRun,
-    console: Console,
-) -> AnomalyModel:
-    model = build(method, config, seed).to(device)
-    normals = data.batches("train", config.batch_size)
-    total_steps = model.total_steps(len(data.rows("train")))
-    training = model.optimizer(total_steps)
-    first_step = checkpoint.load(model, training, device)
+def _require_shares(
+    model_name: str, method: str, category: str, config: contract.Config, num_normals: int, world: int
+) -> None:
+    """Raise StageError if several processes cannot train this, or if some of them would have nothing to do."""
+    if num_normals < world:
+        raise StageError(
+            f"{model_name} on {category}: {num_normals} good images to learn from are fewer than {world} processes; "
+            f"start {num_normals} or fewer"
+        )
+    if config.learns_at_once:
+        return
+    if not MODELS[method].learns_in_shares:
+        raise StageError(f"{model_name}: {method} cannot be trained by several processes; start one, without torchrun")
+    if config.batch_size < world:
+        raise StageError(
+            f"{model_name}.batch_size {config.batch_size} is smaller than {world} processes, which share each batch; "
+            f"raise it, or start {config.batch_size}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What every process has of a cell before it begins."""
+
+    model_name: str
+    method: str
+    config: contract.Config
+    seed: int
+    data: Images
+    inputs: Inputs
+    device: torch.device
+    ranks: Ranks
+
+    def built(self) -> tuple[AnomalyModel, Training]:
+        """The model as its seed makes it, and what is to move its parameters."""
+        model = build(self.method, self.config, self.seed).to(self.device)
+        return model, model.optimizer(self.total_steps(model))
+
+    def total_steps(self, model: AnomalyModel) -> int:
+        return model.total_steps(len(self.data.rows("train")))
+
+    def normals(self) -> SplitBatches:
+        return self.data.batches("train", self.config.batch_size)
+
+    def prepare(self, model: AnomalyModel) -> None:
+        """Let all processes learn what takes no step; the first one has the pretrained weights."""
+        shard = self.ranks.shard
+        if shard.alone:
+            model.prepare(self.normals())
+            return
+        self.ranks.give_state(model, None)
+        rows = self.data.rows("train")[shard.rank :: shard.world]
+        model.prepare_together(self.normals(), SplitBatches(self.data, rows, self.config.batch_size), shard)
+
+    def schedule(self, first: int, model: AnomalyModel) -> Schedule:
+        return Schedule(self.seed, self.config.batch_size, first, self.total_steps(model))
+
+
+def _fit(training: _Training, checkpoint: Checkpoint, run: OpenRun, console: Console) -> AnomalyModel:
+    data, ranks = training.data, training.ranks
+    model, moving = training.built()
+    first_step = checkpoint.load(model, moving, training.device)
+    ranks.given((torch.get_num_threads(), first_step))
     if first_step is None:
-        inputs.load_into(model)
+        training.inputs.load_into(model)
         with console.status(f"learning from {len(data.index.rows('train'))} normal images"):
-            model.prepare(normals)
-        checkpoint.save(0, model, training)
+            training.prepare(model)
+        checkpoint.save(0, model, moving)
         first_step = 0
-    elif training is not None:
-        console.print(f"goes on at step {first_step} of {total_steps}, where it was killed", highlight=False)
-    if training is not None:
-        schedule = Schedule(seed, config.batch_size, first_step, total_steps)
-        learner = Learner(model, model.losses, training)
-        run_steps(learner, inputs.added_to(data), schedule, checkpoint, run, console)
+    elif moving is not None:
+        total = training.total_steps(model)
+        console.print(f"goes on at step {first_step} of {total}, where it was killed", highlight=False)
+    if moving is not None:
+        ranks.give_state(model, moving)
+        learner = Learner(model, model.losses, moving)
+        schedule = training.schedule(first_step, model)
+        run_steps(learner, training.inputs.added_to(data), schedule, checkpoint, run, console, ranks.shard)
     model.eval()
-    model.calibrate(data.batches("holdout", config.batch_size))
-    model.check_scores(data.batches("holdout", config.batch_size))
+    model.calibrate(data.batches("holdout", training.config.batch_size))
+    model.check_scores(data.batches("holdout", training.config.batch_size))
     return model
+
+
+def _follow(training: _Training, category: str) -> None:
+    """What a process does that is not the first one: its share of all that `_fit` does together."""
+    ranks = training.ranks
+    try:
+        model, moving = training.built()
+        threads, first_step = ranks.given()
+        torch.set_num_threads(threads)
+        if first_step is None:
+            training.prepare(model)
+        if moving is not None:
+            ranks.give_state(model, moving)
+            learner = Learner(model, model.losses, moving)
+            batches = training.inputs.added_to(training.data)
+            follow_steps(learner, batches, training.schedule(first_step or 0, model), ranks.shard)
+    except contract.ModelError as error:
+        raise StageError(f"{training.model_name} on {category}: {error}") from error

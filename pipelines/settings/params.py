@@ -129,6 +129,7 @@ class Resources(Settings):
     num_cpus: Annotated[float, Field(gt=0)]  # and its threads
     num_gpus: Annotated[float, Field(ge=0)]  # or a share of one: as many cells share it
     memory: Annotated[float, Field(ge=0)]  # GiB; 0: whatever is there
+    processes: PositiveInt  # that train it together, each with its part of the above
 
     @field_validator("num_cpus", "num_gpus")
     @classmethod
@@ -137,6 +138,14 @@ class Resources(Settings):
             raise ValueError("a share of one, or a whole number")
         return value
 
+    @model_validator(mode="after")
+    def _a_gpu_for_each(self) -> Self:
+        if self.num_gpus and (self.num_gpus > 1 or self.processes > 1) and self.num_gpus != self.processes:
+            raise ValueError(
+                f"num_gpus {self.num_gpus:g} with processes {self.processes}: of several, each has a GPU of its own"
+            )
+        return self
+
 
 class SweepConfig(Resources):
     """For `blemish sweep` alone: no result depends on it, so that a file may do without."""
@@ -144,6 +153,7 @@ class SweepConfig(Resources):
     num_cpus: Annotated[float, Field(gt=0)] = 1
     num_gpus: Annotated[float, Field(ge=0)] = 0
     memory: Annotated[float, Field(ge=0)] = 0
+    processes: PositiveInt = 1
     retries: NonNegativeInt = 3  # of a cell whose worker or machine is lost
     models: dict[str, Resources] = Field(default_factory=dict)  # by model, in the stead of the above
 

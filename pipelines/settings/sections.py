@@ -77,7 +77,7 @@ def with_entry(text: str, section: str, name: str, entry: Mapping[str, Any]) -> 
     spliced = _spliced(text, section, name, entry)
     if spliced is not None and YAML(typ="safe").load(spliced) == expected:
         return spliced
-    return _written_anew(text, section, name, entry)
+    return with_value(text, section, name, dict(entry))
 
 
 def _spliced(text: str, section: str, name: str, entry: Mapping[str, Any]) -> str | None:
@@ -122,10 +122,11 @@ def _indented(value: Mapping[str, Any], column: int, newline: str) -> str:
     return "".join(f"{' ' * column}{line}{newline}" for line in text.getvalue().splitlines())
 
 
-def _written_anew(text: str, section: str, name: str, entry: Mapping[str, Any]) -> str:
+def with_value(text: str, section: str, key: str, value: Any) -> str:
+    """The text of a YAML file with another value of a key, written anew; comments and order stay."""
     round_trip = _yaml()
     content = round_trip.load(text)
-    content[section][name] = dict(entry)
+    content[section][key] = value
     written = io.StringIO()
     round_trip.dump(content, written)
     return written.getvalue()

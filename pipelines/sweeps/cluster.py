@@ -152,6 +152,7 @@ def _remote(address: str) -> Iterator[Cluster]:
         _require_answer(address)
         for name in _CODE:
             shutil.copytree(ROOT / name, Path(folder) / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy2(ROOT / "cli.py", folder)
         import ray
 
         try:

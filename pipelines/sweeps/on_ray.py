@@ -245,6 +245,8 @@ class _Sweep:
             stages=stages,
             fingerprint=fingerprint(self.project, cell),
             params=self.params,
+            file=self.project.params.read_text(encoding="utf-8"),
+            processes=self.params.sweep.of(cell.model).processes,
             project=self.project.root.resolve(),
             sign=self.sign,
             parcels=(),

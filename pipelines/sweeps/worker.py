@@ -9,6 +9,8 @@ import getpass
 import hashlib
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -19,12 +21,15 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines import callers, refusals
 from pipelines.errors import StageError
-from pipelines.files import file_sha256, reporting_full_disk
+from pipelines.files import atomic_file, file_sha256, reporting_full_disk
+from pipelines.lineage import ROOT
 from pipelines.paths import INDEX_FILE, Cell, Project
 from pipelines.records import Record
 from pipelines.refusals import Refusal, reason
 from pipelines.settings.params import Params
+from pipelines.settings.sections import with_value
 from pipelines.sweeps.parcels import Parcel, Piece, packed, receive, remove, unpack
 from pipelines.variables import set_for_now
 
@@ -50,6 +55,8 @@ class Task:
     stages: tuple[str, ...]  # of dvc.yaml, in their order
     fingerprint: str
     params: Params
+    file: str  # that they are of
+    processes: int  # that train it together
     project: Path
     sign: str  # a file in the project, by whose content a worker knows the project's disk
     parcels: tuple[Parcel, ...]  # for a machine of its own disk
@@ -130,7 +137,10 @@ def _work_apart(task: Task, place: Path, fetch: Callable[[Any], Piece]) -> Outco
     for parcel in task.parcels:
         receive(parcel, map(fetch, parcel.pieces), place)
     unpack(map(fetch, task.earlier), place)
-    outcome = _work_in(place, task, _moved(task.params))
+    data = task.params.data.model_copy(update={"root": _root_of(task.params)})
+    with atomic_file(Project(place).params) as temporary:
+        temporary.write_text(with_value(task.file, "data", "root", data.root), encoding="utf-8")
+    outcome = _work_in(place, task, task.params.model_copy(update={"data": data}))
     project = Project(Path())
     cell = project.cell(task.model, task.category, task.seed)
     sent = [*results_of(cell, outcome.done), project.log(cell.title).as_posix()]
@@ -153,7 +163,10 @@ def _make(task: Task, cell: Cell, params: Params, project: Project) -> tuple[lis
             with set_for_now(**{_STAGE: name}):
                 console.print(f"{name} on {socket.gethostname()}", highlight=False, markup=False)
                 try:
-                    _run(_verb(name), cell, params, project, task.device, console)
+                    if _verb(name) == "train" and task.processes > 1:
+                        _train_together(task, cell, project)
+                    else:
+                        _run(_verb(name), cell, params, project, task.device, console)
                 except Exception as error:  # whatever it was, the cell alone fails
                     console.print(traceback.format_exc(), highlight=False, markup=False)
                     return done, Refusal(verb=_verb(name), reason=reason(error))
@@ -181,6 +194,30 @@ def _run(verb: str, cell: Cell, params: Params, project: Project, device: str, c
             stages.export(cell, params, project, console, say, warn)
 
 
+def _train_together(task: Task, cell: Cell, project: Project) -> None:
+    """By `torchrun`, whose processes end with this one.
+
+    Raises:
+        StageError: one of them has failed, with what the first said.
+    """
+    cpus = task.params.sweep.of(task.model).num_cpus
+    environment = {
+        **os.environ,
+        callers.RUN: str(os.getpid()),
+        "OMP_NUM_THREADS": str(max(1, int(cpus) // task.processes)),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    options = ["--standalone", "--nproc-per-node", str(task.processes)]
+    names = ["--model", cell.model, "--category", cell.category, "--seed", str(cell.seed), "--device", task.device]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / "cli.py"), "train", *names]
+    with project.log(cell.title).open("ab") as log:
+        done = subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        said = refusals.read(cell.refusal)
+        lost = f"its {task.processes} processes have ended ({done.returncode}); see {project.log(cell.title)}"
+        raise StageError(lost if said is None else said.reason)
+
+
 def _verb(stage: str) -> str:
     return stage.partition("@")[0]
 
@@ -205,11 +242,6 @@ def _require_server() -> None:
             f"{socket.gethostname()} shares no disk with the project, and MLFLOW_TRACKING_URI names no server: start "
             "one (deploy/team has it), and set it where `blemish sweep` is called"
         )
-
-
-def _moved(params: Params) -> Params:
-    """With the folder of the data set where `needs` says that it travels to."""
-    return params.model_copy(update={"data": params.data.model_copy(update={"root": _root_of(params)})})
 
 
 def _root_of(params: Params) -> str:

@@ -8,8 +8,8 @@ from rich.console import Console
 from pipelines.settings.params import Resources
 from pipelines.sweeps.board import Board, demands
 
-SMALL = Resources(num_cpus=1, num_gpus=0, memory=0)
-LARGE = Resources(num_cpus=1, num_gpus=0.5, memory=4)
+SMALL = Resources(num_cpus=1, num_gpus=0, memory=0, processes=1)
+LARGE = Resources(num_cpus=1, num_gpus=0.5, memory=4, processes=1)
 
 
 def board(width: int = 200, *, terminal: bool = False) -> tuple[Board, io.StringIO]:

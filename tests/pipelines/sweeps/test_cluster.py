@@ -64,7 +64,7 @@ def test_each_cell_needs_a_machine_that_has_enough() -> None:
     two = of({"CPU": 2.0, "memory": 8.0 * 2**30}, {"CPU": 1.0, "GPU": 1.0, "memory": 2.0 * 2**30})
     two.require_room(params())
     two.require_room(params(num_gpus=0.25))
-    larger = {"bgad": {"num_cpus": 1, "num_gpus": 2, "memory": 16}}
+    larger = {"bgad": {"num_cpus": 1, "num_gpus": 2, "memory": 16, "processes": 2}}
     with pytest.raises(ArgumentError) as error:
         two.require_room(params(models=larger))
     assert str(error.value) == (
@@ -72,7 +72,7 @@ def test_each_cell_needs_a_machine_that_has_enough() -> None:
         "8 GiB of memory; lower sweep in params.yaml, or add a machine"
     )
     with pytest.raises(ArgumentError, match="a cell of fapm wants 2 CPUs and 1 GPUs, and no machine has it"):
-        two.require_room(params(num_cpus=2, num_gpus=1))  # each machine has one of them
+        two.require_room(params(num_cpus=2, num_gpus=1, processes=1))  # each machine has one of them
 
 
 def test_how_much_is_in_use() -> None:

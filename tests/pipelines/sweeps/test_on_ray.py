@@ -26,10 +26,10 @@ CODE = ("anomaly_models", "pipelines", "pretrained", ".dvc", "cli.py", "dvc.yaml
 PATIENCE = 300.0  # seconds
 
 
-def lay_out(root: Path) -> Path:
+def lay_out(root: Path, *models: str) -> Path:
     copy_project(root, *CODE)
     values = tiny_params()
-    values["models"] = {name: MODELS[name] for name in ("fapm", "bgad")}
+    values["models"] = {name: MODELS[name] for name in models or ("fapm", "bgad")}
     write_params(root, values)
     draw_category(root / "images" / CATEGORY, train=8, good=3, defect=3)
     commit(root)
@@ -176,7 +176,7 @@ def test_what_fails_is_told_and_what_is_done_is_not_done_again(tmp_path: Path, t
 def test_a_cell_larger_than_the_machine(tmp_path: Path, temporary: Path) -> None:
     root = lay_out(tmp_path / "swept")
     with (root / "params.yaml").open("a") as file:
-        file.write("sweep: {models: {bgad: {num_cpus: 1000, num_gpus: 0, memory: 0}}}\n")
+        file.write("sweep: {models: {bgad: {num_cpus: 1000, num_gpus: 0, memory: 0, processes: 1}}}\n")
     one = sweep(root, temporary, "--jobs", "1")
     said, _ = one.communicate(timeout=PATIENCE)
     assert one.returncode == 1
@@ -185,3 +185,16 @@ def test_a_cell_larger_than_the_machine(tmp_path: Path, temporary: Path) -> None
         "in params.yaml, or add a machine"
     )
     assert not (root / "models").exists()
+
+
+def test_several_processes_train_a_cell(tmp_path: Path, temporary: Path) -> None:
+    root = lay_out(tmp_path / "swept", "bgad")
+    with (root / "params.yaml").open("a") as file:
+        file.write("sweep: {num_cpus: 2, processes: 2}\n")
+    one = sweep(root, temporary, "--jobs", "2")
+    said, _ = one.communicate(timeout=PATIENCE)
+    assert one.returncode == 0, said
+    (run,) = runs(root)[f"bgad-{CATEGORY}"]
+    assert run.data.tags["processes"] == "2"
+    assert run.data.tags["mlflow.parentRunId"]
+    assert status(root) <= {"check"}

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.numbers import UNKNOWN
 from pipelines.settings.params import Resources
@@ -46,7 +47,7 @@ class Board:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self._live = Live(console=self.console, get_renderable=self._table, refresh_per_second=1)
+            self._live = Live(console=self.console, get_renderable=self._shown, refresh_per_second=1)
             self._live.__enter__()
         return self
 
@@ -89,14 +90,14 @@ class Board:
         left = max((need / self.has[name] for name, need in needs.items() if self.has.get(name)), default=0.0)
         return f"about {left / 60:.0f} min left" if left >= 90 else f"about {left:.0f} s left"
 
-    def _table(self) -> Table:
-        table = Table(caption=f"{self.in_use()}; {self.time_left()}")
+    def _shown(self) -> Group:
+        table = Table()
         for name in ("model", "done", "left", "failed", "workers lost", "s per cell"):
             table.add_column(name, justify="left" if name == "model" else "right")
         for model, row in self.rows.items():
             counts = (row.done, row.left, row.failed, row.lost)
             table.add_row(model, *map(str, counts), f"{row.seconds / row.done:.0f}" if row.done else UNKNOWN)
-        return table
+        return Group(table, Text(f"{self.in_use()}; {self.time_left()}"))
 
 
 def demands(wants: Resources) -> dict[str, float]:

@@ -8,7 +8,7 @@ machine is lost is begun again, from its checkpoint where that is still there. W
 import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +38,7 @@ _AT_LEAST = 64  # tasks that Ray knows of at once: a cluster that grows by itsel
 _LOOK = 1.0  # seconds between two looks at what is done
 _GRACE = 10.0  # seconds that cells have to close their runs in, when all is to end
 _BETWEEN_COMMITS = 30.0  # seconds, or ten times as long as the last one took
-_LOST = ("WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError")  # of a worker, with its cell
-_TAKEN_ALONG = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "HF_", "BLEMISH_DEVICE")  # variables that workers need, too
+_TAKEN_ALONG = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "HF_")  # variables that workers need, too
 
 
 def sweep(params: Params, project: Project, console: Console, address: str | None, jobs: int, device: str) -> list[str]:
@@ -135,11 +134,12 @@ def _run(
 @contextlib.contextmanager
 def _signed(project: Project) -> Iterator[str]:
     """A file whose content is its own name, which a worker that shares the disk reads."""
-    with tempfile.NamedTemporaryFile("w", dir=project.root / "work", prefix=".sweep-", encoding="utf-8") as file:
-        sign = f"work/{Path(file.name).name}"
-        file.write(sign)
-        file.flush()
+    sign = f"work/.sweep-{secrets.token_hex(16)}"
+    (project.root / sign).write_text(sign, encoding="utf-8")
+    try:
         yield sign
+    finally:
+        (project.root / sign).unlink(missing_ok=True)
 
 
 @dataclass(slots=True)
@@ -207,21 +207,16 @@ class _Sweep:
 
     def run(self, wanted: Sequence[tuple[Unit, tuple[str, ...]]]) -> None:
         """Work on them all, those of a category one after the other: machines get it once."""
-        categories = self.params.data.categories
-        waiting: deque[Task] = deque()
-        for unit, stages in sorted(wanted, key=lambda one: categories.index(_cell(one[0]).category)):
-            waiting.append(self._task(_cell(unit), stages))
-            self._left[_cell(unit).category] += 1
-            self.board.expect(_cell(unit).model, self.params.sweep.of(_cell(unit).model))
+        waiting = deque(self._tasks(wanted))
+        for task in waiting:
+            self._left[task.category] += 1
+            self.board.expect(task.model, self.params.sweep.of(task.model))
         remote, running = self.cluster.ray.remote(on_ray), dict[Any, Task]()
         most = max(_AT_LEAST, 4 * round(self.cluster.total.get("CPU", 0.0)))
         try:
             while waiting or running:
                 while waiting and len(running) < most:
                     task = waiting.popleft()
-                    if set(task.stages) <= set(stages_done(self._cell_of(task), task.fingerprint)):
-                        self._take(task, Outcome("", 0.0, task.stages, None, ()))  # of a sweep that was stopped since
-                        continue
                     running[self._submit(remote, task)] = task
                 ready, _ = self.cluster.ray.wait(list(running), timeout=_LOOK) if running else ([], [])
                 for reference in ready:
@@ -236,24 +231,34 @@ class _Sweep:
             self._cancel(list(running))
             raise
 
-    def _task(self, cell: Cell, stages: tuple[str, ...]) -> Task:
-        return Task(
-            model=cell.model,
-            category=cell.category,
-            seed=cell.seed,
-            attempt=1,
-            stages=stages,
-            fingerprint=fingerprint(self.project, cell),
-            params=self.params,
-            file=self.project.params.read_text(encoding="utf-8"),
-            processes=self.params.sweep.of(cell.model).processes,
-            project=self.project.root.resolve(),
-            sign=self.sign,
-            parcels=(),
-            earlier=(),
-            environment=self.environment,
-            device=self.device if self.params.sweep.of(cell.model).num_gpus or self.device != "auto" else "cpu",
-        )
+    def _tasks(self, wanted: Sequence[tuple[Unit, tuple[str, ...]]]) -> Iterator[Task]:
+        """What is to be worked on; of what an earlier sweep has done before it was stopped, DVC is told."""
+        categories = self.params.data.categories
+        file, sums = self.project.params.read_text(encoding="utf-8"), dict[Path, str]()
+        for unit, stages in sorted(wanted, key=lambda one: categories.index(_cell(one[0]).category)):
+            cell = _cell(unit)
+            of = fingerprint(self.project, cell, sums)
+            if set(stages) <= set(stages_done(cell, of)):
+                self.recorder.add(cell, stages)
+                continue
+            wants = self.params.sweep.of(cell.model)
+            yield Task(
+                model=cell.model,
+                category=cell.category,
+                seed=cell.seed,
+                attempt=1,
+                stages=stages,
+                fingerprint=of,
+                params=self.params,
+                file=file,
+                processes=wants.processes,
+                project=self.project.root.resolve(),
+                sign=self.sign,
+                parcels=(),
+                earlier=(),
+                environment=self.environment,
+                device="cpu" if self.device == "auto" and not wants.num_gpus else self.device,
+            )
 
     def _cell_of(self, task: Task) -> Cell:
         return self.project.cell(task.model, task.category, task.seed)

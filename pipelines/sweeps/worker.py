@@ -76,8 +76,8 @@ class Outcome:
     results: tuple[Piece, ...]  # from a machine of its own disk
 
 
-def fingerprint(project: Project, cell: Cell) -> str:
-    """Of all that a cell's stages depend on, but for the stages before them."""
+def fingerprint(project: Project, cell: Cell, sums: dict[Path, str]) -> str:
+    """Of all that a cell's stages depend on, but for the stages before them; `sums` keeps what is known of files."""
     files = [
         project.checked / "models" / f"{cell.model}.txt",
         project.checked / "tests" / f"{cell.model}.txt",
@@ -86,7 +86,10 @@ def fingerprint(project: Project, cell: Cell) -> str:
         project.prepared(cell.category) / "seen_by" / f"{cell.model}.json",
         *sorted(path for path in project.inputs(cell.model).rglob("*") if path.is_file()),
     ]
-    lines = [f"{path.relative_to(project.root)} {file_sha256(path)}\n" for path in files]
+    for path in files:
+        if path not in sums:
+            sums[path] = file_sha256(path)
+    lines = [f"{path.relative_to(project.root).as_posix()} {sums[path]}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -885,7 +885,7 @@ class DiffusionAD(AnomalyModel):
         share_batch_norms(self.networks, progress.shard)
         own = Synthesised(share.of(sample.image), share.of(sample.mask), share.of(sample.label))
         row = None if batch.row is None else share.of(batch.row)
-        yield self.terms(share.of(batch.image), own, small.of(share), big.of(share), row, share)
+        yield self.terms(share.of(batch.image), own, small.of(share), big.of(share), row=row, share=share)
         if self.averaged is not None:
             warmup = (1 + progress.step) / (10 + progress.step)  # the first steps' weights are soon forgotten
             average(self.averaged, self.networks, min(self.config.ema_decay, warmup))

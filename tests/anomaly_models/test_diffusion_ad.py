@@ -747,7 +747,7 @@ def draws(
     """What `losses` draws in each step, without the networks' work."""
     seen: list[tuple[Synthesised, Scale, Scale]] = []
     zero = {"noise": torch.zeros((), requires_grad=True)}
-    monkeypatch.setattr(model, "terms", lambda _normal, *drawn, row: seen.append(drawn) or zero)
+    monkeypatch.setattr(model, "terms", lambda _normal, *drawn, **_: seen.append(drawn) or zero)
     for step in range(steps):
         next(model.losses(batch_at(step), Progress(step, steps, seeded(step))))
     yield from seen

@@ -240,6 +240,7 @@ def settle(values: Any, looks: Sequence[Look], models: Sequence[str], root: str)
         values[section] = {name: value for name, value in values[section].items() if name in models}
     if not any(values[section] for section in INPUTS):
         values["download"] = {}  # of photos and textures, which nobody reads
+    del values["sweep"]  # of many machines, which a file may do without
     notes = [_rectangle(values, looks)]
     if drawing := [name for name in models if name in ("bgad", "diffusion_ad")]:
         notes.append(f"{some(drawing)}: name the categories that fill the picture, as fabric does, in prepare.surfaces")

@@ -145,5 +145,4 @@ def test_the_loss_of_a_host_loses_no_finished_cell(
     finished = [run.info.run_name for run in runs if run.info.status == "FINISHED"]
     assert len(finished) == len(set(finished)) == SEEDS  # none was done twice
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
-    assert not (project / "mlflow.db").exists()
     assert any((folder / "artifacts").iterdir())

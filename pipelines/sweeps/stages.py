@@ -14,7 +14,7 @@ from pipelines.paths import Cell, Project
 from pipelines.progress import counting
 from pipelines.report.terminal import one_line
 from pipelines.settings.params import Params
-from pipelines.tracking.store import require_answer
+from pipelines.tracking import store
 from pipelines.training.ranks import ALONE, Ranks
 from pipelines.training.train import train as run_train
 
@@ -63,5 +63,5 @@ def _kept(cell: Cell, params: Params, project: Project, verb: str) -> Iterator[N
     """
     known = (cell.model, cell.category) in params.cells()
     with refusals.kept(cell.refusal, verb) if known else contextlib.nullcontext():
-        require_answer(project.root)
+        store.require_answer(project.root)
         yield

@@ -24,6 +24,11 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="kills as POSIX 
 
 CODE = ("anomaly_models", "pipelines", "pretrained", ".dvc", "cli.py", "dvc.yaml", ".dvcignore", ".gitignore")
 PATIENCE = 300.0  # seconds
+# Also where the tests run in the background of a shell, which keeps Ctrl-C from all that it begins there
+INTERRUPTIBLE = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+)
 
 
 def lay_out(root: Path, *models: str) -> Path:
@@ -45,7 +50,7 @@ def temporary() -> Iterator[Path]:
 
 def sweep(root: Path, temporary: Path, *options: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "cli.py", "sweep", *options],
+        [sys.executable, "-c", INTERRUPTIBLE, "cli.py", "sweep", *options],
         cwd=root,
         env=environment(Path(sys.executable).parent, TMPDIR=str(temporary)),
         stdout=subprocess.PIPE,

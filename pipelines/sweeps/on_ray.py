@@ -36,6 +36,7 @@ from pipelines.tracking.store import tracking_uri
 
 _AT_LEAST = 64  # tasks that Ray knows of at once: a cluster that grows by itself must see them waiting
 _LOOK = 1.0  # seconds between two looks at what is done
+_REST = 5.0  # seconds before a lost cell is begun again: Ray sends work to a machine until it knows that it is gone
 _GRACE = 10.0  # seconds that cells have to close their runs in, when all is to end
 _BETWEEN_COMMITS = 30.0  # seconds, or ten times as long as the last one took
 _TAKEN_ALONG = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "HF_")  # variables that workers need, too
@@ -212,20 +213,28 @@ class _Sweep:
             self._left[task.category] += 1
             self.board.expect(task.model, self.params.sweep.of(task.model))
         remote, running = self.cluster.ray.remote(on_ray), dict[Any, Task]()
+        resting: list[tuple[float, Task]] = []  # until when
         most = max(_AT_LEAST, 4 * round(self.cluster.total.get("CPU", 0.0)))
         try:
-            while waiting or running:
+            while waiting or running or resting:
+                rested = [one for one in resting if one[0] <= time.monotonic()]
+                resting = [one for one in resting if one not in rested]
+                waiting.extendleft(task for _, task in rested)
                 while waiting and len(running) < most:
                     task = waiting.popleft()
                     running[self._submit(remote, task)] = task
-                ready, _ = self.cluster.ray.wait(list(running), timeout=_LOOK) if running else ([], [])
+                ready: list[Any] = []
+                if running:
+                    ready, _ = self.cluster.ray.wait(list(running), timeout=_LOOK)
+                else:
+                    time.sleep(_LOOK)
                 for reference in ready:
                     task = running.pop(reference)
                     again = self._ended(reference, task)
                     if again is None:
                         self._forget(task.category)
                     else:
-                        waiting.appendleft(again)
+                        resting.append((time.monotonic() + _REST * task.attempt, again))
                 self.recorder.some()
         except BaseException:
             self._cancel(list(running))
@@ -322,6 +331,7 @@ class _Sweep:
             errors.NodeDiedError,
             errors.OutOfMemoryError,
             errors.ObjectLostError,
+            errors.RuntimeEnvSetupError,  # on a machine that is about to go
         ) as error:
             kind = type(error).__name__
             if task.attempt <= self.params.sweep.retries:
@@ -333,7 +343,7 @@ class _Sweep:
             raise StageError(
                 f"Ray is gone ({type(error).__name__}; see {self.project.log('ray')}); call again: what is done is kept"
             ) from None
-        except errors.RayError as error:  # no worker could be begun, or not with our code
+        except errors.RayError as error:  # our code cannot be run there
             cause = getattr(error, "cause", None) or error
             if isinstance(cause, StageError):
                 raise StageError(str(cause)) from None

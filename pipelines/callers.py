@@ -16,6 +16,7 @@ import psutil
 RUN = "BLEMISH_RUN"  # in the environment: the process of `blemish run`, which DVC stands between
 _SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish", "cmd.exe", "powershell.exe"}
 _EVERY = 1.0  # s
+_CLOCK_SLACK = 5.0  # seconds by which a process's start seems to move when the clock is set
 
 
 def end_with_callers() -> None:
@@ -49,4 +50,16 @@ def _runs(process: psutil.Process) -> bool:
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
+        return True
+
+
+def is_gone(pid: int, started: float) -> bool:
+    """Whether the process of this machine that had this id and began then has ended, however it did."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return True  # killed, and nobody has asked how it ended; a container may have none who would
+        # The operating system hands out process ids again; the start time tells two processes apart.
+        return abs(process.create_time() - started) > _CLOCK_SLACK
+    except psutil.NoSuchProcess:
         return True

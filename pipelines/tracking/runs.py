@@ -32,6 +32,7 @@ from mlflow.entities import (
 )
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from pipelines.callers import is_gone
 from pipelines.environment import environment, packages
 from pipelines.errors import StageError
 from pipelines.names import as_key
@@ -60,7 +61,6 @@ _ENVIRONMENT_TAGS = ("python", "torch", "cpu", "gpu")  # to search by; all of it
 _DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as the run's description
 _POINTS_PER_CALL = 20
 _LAST_POINTS = 15.0  # seconds for a chart's last points, at the end of a run
-_CLOCK_SLACK = 5.0  # seconds by which a process's start seems to move when the clock is set
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,14 +382,7 @@ def _is_ours_and_dead(run: Run) -> bool:
     tags = run.data.tags
     if tags.get("host") != socket.gethostname() or "pid" not in tags:
         return False
-    try:
-        process = psutil.Process(int(tags["pid"]))
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return True  # killed, and nobody has asked how it ended; a container may have none who would
-        # The operating system hands out process ids again; the start time tells two processes apart.
-        return abs(process.create_time() - float(tags["pid_started"])) > _CLOCK_SLACK
-    except psutil.NoSuchProcess:
-        return True
+    return is_gone(int(tags["pid"]), float(tags["pid_started"]))
 
 
 def _process_tags() -> dict[str, str]:

@@ -23,6 +23,7 @@ from optuna.exceptions import ExperimentalWarning, OptunaError, TrialPruned
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipelines.callers import is_gone
 from pipelines.errors import StageError
 from pipelines.files import atomic_file
 from pipelines.tracking.secrets import shown, without_secrets
@@ -35,7 +36,6 @@ _HEARTBEAT, _SILENCE = 20, 120  # seconds
 _WAIT = 60  # seconds for another process that is writing
 _AT_RANDOM = 8  # trials before which those that ended are too few to learn from
 _BEFORE_PRUNING = 4  # trials that are judged whole
-_CLOCK_SLACK = 5.0  # seconds by which a process's start seems to move when the clock is set
 _DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "pymysql": "pymysql", "MySQLdb": "mysqlclient"}
 
 Settings = dict[str, Any]  # by their dotted names
@@ -232,13 +232,7 @@ def _process() -> list[Any]:
 
 def _is_ours_and_dead(trial: FrozenTrial) -> bool:
     host, pid, started = trial.user_attrs.get(_PROCESS, [None, 0, 0.0])
-    if host != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(pid)
-        return process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - started) > _CLOCK_SLACK
-    except psutil.NoSuchProcess:
-        return True
+    return host == socket.gethostname() and is_gone(pid, started)
 
 
 # ---- the database ----------------------------------------------------------------------------------------------------

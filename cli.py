@@ -359,15 +359,13 @@ def run(
 ) -> None:
     """Do all that params.yaml asks for, cell beside cell; print the results. What fails does not stop the others."""
     from pipelines.preview.check import load_checked
-    from pipelines.report.report import report as write_report
     from pipelines.sweeps.local import run as run_all
 
     project = _project()
     params = load_checked(project.params)
     _require_server(project)
-    if run_all(params, project, _console(), jobs or os.cpu_count() or 1):
-        write_report(params, project)
-    _end_with_results(params, project)
+    failures = run_all(params, project, _console(), jobs or os.cpu_count() or 1)
+    _end_with_results(failures, params, project)
 
 
 @app.command(rich_help_panel=USE)
@@ -399,7 +397,6 @@ def sweep(
     from rich.console import Console
 
     from pipelines.preview.check import load_checked
-    from pipelines.report.report import report as write_report
     from pipelines.sweeps.on_ray import sweep as run_all
     from pipelines.sweeps.overrides import add_overrides
 
@@ -411,16 +408,20 @@ def sweep(
             typer.echo(line)
         params = load_checked(project.params)
     # Of this stream, since Ray writes to whatever is called stderr.
-    if run_all(params, project, Console(file=sys.stderr), address, jobs or os.cpu_count() or 1, device):
-        write_report(params, project)
-    _end_with_results(params, project)
+    failures = run_all(params, project, Console(file=sys.stderr), address, jobs or os.cpu_count() or 1, device)
+    _end_with_results(failures, params, project)
 
 
-def _end_with_results(params: "Params", project: "Project") -> None:
+def _end_with_results(failures: list[str], params: "Params", project: "Project") -> None:
+    """Print the report's table, whatever failed; without a failure DVC has written the report."""
     from rich.console import Console
 
     from pipelines.report.terminal import print_results
 
+    if failures:
+        from pipelines.report.report import report as write_report
+
+        write_report(params, project)
     complete = print_results(project, params, Console())
     if _on_server():
         from pipelines.report.summary import Summary

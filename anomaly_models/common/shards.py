@@ -56,12 +56,7 @@ class Shard:
         return self._reduced(value, dist.ReduceOp.MAX)
 
     def _reduced(self, value: Tensor, operation: Any) -> Tensor:
-        if self.alone:
-            return value
-        found = value.detach().clone(memory_format=torch.contiguous_format)
-        with asking_others():
-            dist.all_reduce(found, op=operation)
-        return found
+        return value if self.alone else _all_reduced(value, operation)
 
     def sum(self, value: Tensor) -> Tensor:
         """As `total`, with its gradient: that of what all processes make of the sum."""
@@ -150,20 +145,21 @@ class Share:
         return mean if self.shard.alone else mean * (len(self) / self.number)
 
 
+def _all_reduced(value: Tensor, operation: Any) -> Tensor:
+    found = value.detach().clone(memory_format=torch.contiguous_format)
+    with asking_others():
+        dist.all_reduce(found, op=operation)
+    return found
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ARG004
-        found = value.clone(memory_format=torch.contiguous_format)
-        with asking_others():
-            dist.all_reduce(found)
-        return found
+        return _all_reduced(value, dist.ReduceOp.SUM)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        found = gradient.clone(memory_format=torch.contiguous_format)
-        with asking_others():
-            dist.all_reduce(found)
-        return found
+        return _all_reduced(gradient, dist.ReduceOp.SUM)
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -141,7 +141,7 @@ class _ForEveryReader(RoundTripRepresenter):
         return self.represent_scalar("tag:yaml.org,2002:float", text if plain else text.replace("e", ".0e"))
 
     def text(self, value: str) -> ScalarNode:
-        kind = Resolver().resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]
+        kind = Resolver().resolve(yaml.ScalarNode, value, (True, False))  # type: ignore[no-untyped-call]  # in its stubs
         same = kind == "tag:yaml.org,2002:str"
         return self.represent_scalar("tag:yaml.org,2002:str", value, style=None if same else '"')
 

@@ -1,8 +1,8 @@
 """Verb sweep: the cells of params.yaml on Ray, on this machine or on many; DVC takes them for its own.
 
 What cells need is made here, by DVC, as `run` does. Each cell that is out of date is then one task of Ray's, which does
-the cell's stages in a worker's process; `dvc commit` writes down in dvc.lock what is done. A cell whose worker or
-machine is lost is begun again, from its checkpoint where that is still there. What fails is told and left behind.
+the cell's stages in a worker's process; what is done is committed, which writes it down in dvc.lock. A cell whose worker
+or machine is lost is begun again, from its checkpoint where that is still there. What fails is told and left behind.
 """
 
 import contextlib
@@ -169,7 +169,7 @@ class _Recorder:
 
     def _commit(self, waiting: Sequence[tuple[Cell, Sequence[str]]]) -> None:
         started = time.monotonic()
-        self.processes.require("commit", ["commit", "--force", *(name for _, stages in waiting for name in stages)])
+        self.processes.commit([name for _, stages in waiting for name in stages])
         for cell, _ in waiting:
             cell.done.unlink(missing_ok=True)
         self.times.append(time.monotonic() - started)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from pipelines import callers, refusals
 from pipelines.errors import StageError
 from pipelines.paths import Project
 
+_COMMIT = Path(__file__).with_name("commit.py")  # imports DVC, which takes its time
+_COMMITTED_AT_ONCE = 400  # stages: a command of Windows has 32,767 characters at most
 _GRACE = 20  # seconds that what runs has to end in, when it is asked to
 
 
@@ -37,16 +40,18 @@ class Processes:
 
     def dvc(self, arguments: list[str], name: str) -> int:
         """Run `dvc` and keep what it says in the log of that name; gives its exit code."""
+        waiting = ["--wait-for-lock"] if arguments[0] == "repro" else []
+        return self._run(["-m", "dvc", *waiting, *arguments], name)
+
+    def _run(self, arguments: Sequence[str], name: str) -> int:
         log = self.project.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        waiting = ["--wait-for-lock"] if arguments[0] in ("commit", "repro") else []
-        command = [sys.executable, "-m", "dvc", *waiting, *arguments]
         with log.open("wb") as file:
             with self._lock:
                 if self._stopped:
                     return 1
                 process = subprocess.Popen(
-                    command,
+                    [sys.executable, *arguments],
                     cwd=self.project.root,
                     env=_environment(),
                     stdout=file,
@@ -69,6 +74,13 @@ class Processes:
         """Run `dvc`; raises StageError with what it says if it fails."""
         if self.dvc(arguments, name) != 0:
             raise StageError(self.told(name))
+
+    def commit(self, stages: Sequence[str]) -> None:
+        """Have DVC take stages as done; raises StageError with what it says if that fails."""
+        for first in range(0, len(stages), _COMMITTED_AT_ONCE):
+            some = stages[first : first + _COMMITTED_AT_ONCE]
+            if self._run(["-P", str(_COMMIT), *some], "commit") != 0:
+                raise StageError(self.told("commit"))
 
     def said(self, name: str) -> str:
         return self.project.log(name).read_text(encoding="utf-8", errors="replace")

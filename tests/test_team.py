@@ -4,8 +4,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from clone import commit, copy_project, environment
 from conftest import CATEGORY, draw_category, tiny_params, write_params
 from mlflow import MlflowClient
 from team_services import Database, SecureShell, bucket, database, missing, ssh_server, tracking_server
+
+from pipelines.tracking.runs import OpenRun
+from pipelines.tracking.store import prepare_store
 
 absent = missing()
 pytestmark = [
@@ -158,6 +163,30 @@ def test_the_champion_travels_through_the_server(team: Team, ben: Path, tmp_path
     address = f"models:/images-{CATEGORY}@champion"
     assert team.done(tmp_path, sys.executable, "-c", code, address, str(picture)).strip() == "1"
     assert any((team.folder / "artifacts").rglob("*.zip"))
+
+
+def test_runs_that_begin_at_once_enter_experiment_and_data_set_together(
+    team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that look for what is not there yet and enter it, the second is refused by the database."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", team.tracking)
+    client, count = MlflowClient(team.tracking), 8
+    for attempt in range(10):
+        together = threading.Barrier(count, timeout=60)
+
+        def begin(number: int, attempt: int = attempt, together: threading.Barrier = together) -> str:
+            (tmp_path / str(number)).mkdir(exist_ok=True)  # projects, whose lock is their own
+            together.wait()
+            _, experiment = prepare_store(tmp_path / str(number), f"at once {attempt}")
+            run = client.create_run(experiment)
+            together.wait()
+            OpenRun(run.info.run_id, client, True).dataset("images/nut", f"{attempt:032}", tmp_path)
+            return str(experiment)
+
+        with ThreadPoolExecutor(count) as pool:
+            (experiment,) = set(pool.map(begin, range(count)))
+        entered = [run.inputs.dataset_inputs[0].dataset.digest for run in client.search_runs([experiment])]
+        assert entered == [f"{attempt:032}"] * count
 
 
 def test_a_wrong_key_is_told_and_nothing_is_lost(team: Team, ben: Path, tmp_path: Path) -> None:

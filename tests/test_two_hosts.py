@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -60,16 +61,35 @@ def killed(process: psutil.Process) -> None:
     psutil.wait_procs(tree, timeout=20)
 
 
+def killed_at_work(process: psutil.Process) -> None:
+    """In the middle of a cell, not between two."""
+    while not any("".join(one.cmdline()[:1]).startswith("ray::fapm") for one in process.children(recursive=True)):
+        time.sleep(0.01)
+    killed(process)
+
+
+@dataclass(frozen=True)
+class Services:
+    """Ray on two machines, and MLflow on PostgreSQL."""
+
+    address: str  # of Ray
+    for_clients: str  # the same, from anywhere
+    tracking: str
+    hosts: dict[str, psutil.Process]
+    folder: Path
+
+
 @pytest.fixture(scope="module")
-def services() -> Iterator[tuple[str, str, dict[str, psutil.Process], Path]]:
-    """The addresses of Ray and of MLflow on PostgreSQL, and two machines by their names."""
+def services() -> Iterator[Services]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True)))
         store = stack.enter_context(database())
         stack.enter_context(store.started())
         tracking = stack.enter_context(tracking_server(folder, store.uri))
-        address = f"127.0.0.1:{free_port()}"
-        head = ["--head", f"--port={address.rpartition(':')[2]}", "--num-cpus=0", "--include-dashboard=false"]
+        port, for_clients = free_port(), free_port()
+        address = f"127.0.0.1:{port}"
+        head = ["--head", f"--port={port}", "--num-cpus=0", "--include-dashboard=false"]
+        head.append(f"--ray-client-server-port={for_clients}")
         here = "--node-ip-address=127.0.0.1"
         stack.enter_context(node(folder / "head.log", *head, here, f"--temp-dir={folder / 'ray'}"))
         hosts = {}
@@ -78,7 +98,7 @@ def services() -> Iterator[tuple[str, str, dict[str, psutil.Process], Path]]:
             joined = node(folder / f"{name}.log", f"--address={address}", "--num-cpus=1", here, **more)
             time.sleep(3)  # a node that finds no head gives up
             hosts[name] = stack.enter_context(joined)
-        yield address, tracking, hosts, folder
+        yield Services(address, f"ray://127.0.0.1:{for_clients}", tracking, hosts, folder)
 
 
 @pytest.fixture(scope="module")
@@ -103,32 +123,30 @@ def sweep(root: Path, address: str, **more: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_another_token_is_refused(services: tuple[str, str, dict[str, psutil.Process], Path], project: Path) -> None:
-    address, tracking, _, _ = services
-    said, _ = sweep(project, address, MLFLOW_TRACKING_URI=tracking, RAY_AUTH_TOKEN="f" * 64).communicate()
-    assert said.splitlines() == [
-        f"error: Ray at {address} refuses the token: set RAY_AUTH_TOKEN to the cluster's, or put it into "
-        "~/.ray/auth_token"
-    ]
+def test_another_token_is_refused(services: Services, project: Path) -> None:
+    for address in (services.address, services.for_clients):
+        wrong = {"MLFLOW_TRACKING_URI": services.tracking, "RAY_AUTH_TOKEN": "f" * 64}
+        said, _ = sweep(project, address, **wrong).communicate()
+        assert said.splitlines() == [
+            f"error: Ray at {address} refuses the token: set RAY_AUTH_TOKEN to the cluster's, or put it into "
+            "~/.ray/auth_token"
+        ]
 
 
-def test_runs_need_a_server(services: tuple[str, str, dict[str, psutil.Process], Path], project: Path) -> None:
-    address, _, _, _ = services
-    said, _ = sweep(project, address).communicate()
+def test_runs_need_a_server(services: Services, project: Path) -> None:
+    said, _ = sweep(project, services.for_clients).communicate()
     assert "shares no disk with the project, and MLFLOW_TRACKING_URI names no server" in said.splitlines()[-1]
 
 
-def test_the_loss_of_a_host_loses_no_finished_cell(
-    services: tuple[str, str, dict[str, psutil.Process], Path], project: Path
-) -> None:
-    address, tracking, hosts, folder = services
+def test_the_loss_of_a_host_loses_no_finished_cell(services: Services, project: Path) -> None:
+    address, tracking, hosts, folder = services.address, services.tracking, services.hosts, services.folder
     said, kept = list[str](), set[str]()
     with sweep(project, address, MLFLOW_TRACKING_URI=tracking) as process:
         assert process.stdout is not None
         for line in process.stdout:
             said.append(line)
             if f"2 of {SEEDS}: fapm" in line:
-                killed(hosts["other"])
+                killed_at_work(hosts["other"])
                 kept = set(re.findall(rf"^\d of {SEEDS}: fapm on {CATEGORY}(?:, seed (\d))?:", "".join(said), re.M))
     assert process.returncode == 0, "".join(said)
     assert all(list((folder / name).glob("*/work/parcels/category*")) for name in hosts)  # both had what cells need

@@ -28,6 +28,22 @@ _QUIET = {"log_to_driver": False, "logging_level": "ERROR"}
 # Nothing is told to Ray's makers; and what it is to do with GPUs of a cell that reserves none, which it asks for
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _TOKEN = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# What to ask a cluster's head at its port, and at that for clients, by the scheme of its address: Ray's own questions
+_ASK = {
+    "": "import sys; from ray.scripts.scripts import cli; cli(['health-check', '--address', sys.argv[1]])",
+    "ray": """
+import sys
+import grpc
+from ray._private.grpc_utils import init_grpc_channel
+from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType
+from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub
+
+try:
+    RayletDriverStub(init_grpc_channel(sys.argv[1])).ClusterInfo(ClusterInfoRequest(type=ClusterInfoType.PING))
+except grpc.RpcError as error:
+    sys.exit(f"{error.code().name}: {error.details()}")
+""",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +193,13 @@ def _require_answer(address: str) -> None:
         raise ArgumentError(
             f"Ray at {address} does not answer ({_first_line(error)}): start it there with `ray start --head`"
         ) from None
-    if scheme == "ray":
-        return
-    code = "import sys; from ray.scripts.scripts import cli; cli(['health-check', '--address', sys.argv[1]])"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=_ANSWER, check=False
+            [sys.executable, "-c", _ASK[scheme], place], capture_output=True, text=True, timeout=_ANSWER, check=False
         )
     except subprocess.TimeoutExpired:
         raise ArgumentError(f"Ray at {address} does not answer as Ray does: is it that of a cluster's head?") from None
-    if "AuthenticationError" in done.stderr:
+    if "AuthenticationError" in done.stderr or "UNAUTHENTICATED" in done.stderr:
         raise ArgumentError(
             f"Ray at {address} refuses the token: set RAY_AUTH_TOKEN to the cluster's, or put it into ~/.ray/auth_token"
         )

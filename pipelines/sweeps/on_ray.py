@@ -1,13 +1,15 @@
 """Verb sweep: the cells of params.yaml on Ray, on this machine or on many; DVC takes them for its own.
 
 What cells need is made here, by DVC, as `run` does. Each cell that is out of date is then one task of Ray's, which does
-the cell's stages in a worker's process; what is done is committed, which writes it down in dvc.lock. A cell whose worker
-or machine is lost is begun again, from its checkpoint where that is still there. What fails is told and left behind.
+the cell's stages in a worker's process; what is done is committed, which writes it down in dvc.lock. A cell whose
+worker or machine is lost is begun again, from its checkpoint where that is still there. What fails is told and left
+behind.
 """
 
 import contextlib
 import hashlib
 import os
+import pickle
 import secrets
 import time
 from collections import Counter, deque
@@ -243,6 +245,7 @@ class _Sweep:
     def _tasks(self, wanted: Sequence[tuple[Unit, tuple[str, ...]]]) -> Iterator[Task]:
         """What is to be worked on; of what an earlier sweep has done before it was stopped, DVC is told."""
         categories = self.params.data.categories
+        pickled = pickle.dumps(self.params)
         file, sums = self.project.params.read_text(encoding="utf-8"), dict[Path, str]()
         for unit, stages in sorted(wanted, key=lambda one: categories.index(_cell(one[0]).category)):
             cell = _cell(unit)
@@ -258,7 +261,7 @@ class _Sweep:
                 attempt=1,
                 stages=stages,
                 fingerprint=of,
-                params=self.params,
+                params=pickled,
                 file=file,
                 processes=wants.processes,
                 project=self.project.root.resolve(),

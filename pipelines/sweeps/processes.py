@@ -17,7 +17,6 @@ from pipelines.errors import StageError
 from pipelines.paths import Project
 
 _COMMIT = Path(__file__).with_name("commit.py")  # imports DVC, which takes its time
-_COMMITTED_AT_ONCE = 400  # stages: a command of Windows has 32,767 characters at most
 _GRACE = 20  # seconds that what runs has to end in, when it is asked to
 
 
@@ -43,7 +42,7 @@ class Processes:
         waiting = ["--wait-for-lock"] if arguments[0] == "repro" else []
         return self._run(["-m", "dvc", *waiting, *arguments], name)
 
-    def _run(self, arguments: Sequence[str], name: str) -> int:
+    def _run(self, arguments: Sequence[str], name: str, asked: str = "") -> int:
         log = self.project.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
@@ -56,14 +55,14 @@ class Processes:
                     env=_environment(),
                     stdout=file,
                     stderr=subprocess.STDOUT,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     start_new_session=True,
                 )
                 self._alive.add(process)
-            code = process.wait()
+            process.communicate(asked.encode())
         with self._lock:
             self._alive.discard(process)
-        return code
+        return process.returncode
 
     def reason(self, name: str, refusal: Path) -> str:
         """Why what has that log failed: what its verb wrote down, or else what DVC said."""
@@ -77,10 +76,8 @@ class Processes:
 
     def commit(self, stages: Sequence[str]) -> None:
         """Have DVC take stages as done; raises StageError with what it says if that fails."""
-        for first in range(0, len(stages), _COMMITTED_AT_ONCE):
-            some = stages[first : first + _COMMITTED_AT_ONCE]
-            if self._run(["-P", str(_COMMIT), *some], "commit") != 0:
-                raise StageError(self.told("commit"))
+        if self._run(["-P", "-X", "utf8", str(_COMMIT)], "commit", asked="\n".join(stages)) != 0:
+            raise StageError(self.told("commit"))
 
     def said(self, name: str) -> str:
         return self.project.log(name).read_text(encoding="utf-8", errors="replace")

@@ -8,6 +8,7 @@ import contextlib
 import getpass
 import hashlib
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -54,7 +55,7 @@ class Task:
     attempt: int  # from 1
     stages: tuple[str, ...]  # of dvc.yaml, in their order
     fingerprint: str
-    params: Params
+    params: bytes  # pickled: the server of `ray://` looks into what it passes on, and would import torch for them
     file: str  # that they are of
     processes: int  # that train it together
     project: Path
@@ -116,14 +117,15 @@ def work(task: Task, fetch: Callable[[Any], Piece]) -> Outcome:
         StageError: runs would be kept on this machine alone, of which whoever sent the cell sees nothing.
     """
     started = time.monotonic()
+    params = pickle.loads(task.params)  # noqa: S301 - of whoever sent this code, too
     with set_for_now(**task.environment):
         place = _shared_place(task)
         if place is None:
             _require_server()
             with reporting_full_disk(_own_place(task)):
-                outcome = _work_apart(task, _own_place(task), fetch)
+                outcome = _work_apart(task, params, _own_place(task), fetch)
         else:
-            outcome = _work_in(place, task, task.params)
+            outcome = _work_in(place, task, params)
     return replace(outcome, seconds=time.monotonic() - started)
 
 
@@ -134,16 +136,16 @@ def _work_in(place: Path, task: Task, params: Params) -> Outcome:
     return Outcome(socket.gethostname(), 0.0, tuple(done), refusal, ())
 
 
-def _work_apart(task: Task, place: Path, fetch: Callable[[Any], Piece]) -> Outcome:
+def _work_apart(task: Task, params: Params, place: Path, fetch: Callable[[Any], Piece]) -> Outcome:
     """With what the cell needs brought along, and its results sent back; only the former stays."""
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     for parcel in task.parcels:
         receive(parcel, map(fetch, parcel.pieces), place)
     unpack(map(fetch, task.earlier), place)
-    data = task.params.data.model_copy(update={"root": _root_of(task.params)})
+    data = params.data.model_copy(update={"root": _root_of(params)})
     with atomic_file(Project(place).params) as temporary:
         temporary.write_text(with_value(task.file, "data", "root", data.root), encoding="utf-8")
-    outcome = _work_in(place, task, task.params.model_copy(update={"data": data}))
+    outcome = _work_in(place, task, params.model_copy(update={"data": data}))
     project = Project(Path())
     cell = project.cell(task.model, task.category, task.seed)
     sent = [*results_of(cell, outcome.done), project.log(cell.title).as_posix()]
@@ -167,7 +169,7 @@ def _make(task: Task, cell: Cell, params: Params, project: Project) -> tuple[lis
                 console.print(f"{name} on {socket.gethostname()}", highlight=False, markup=False)
                 try:
                     if _verb(name) == "train" and task.processes > 1:
-                        _train_together(task, cell, project)
+                        _train_together(task, cell, params, project)
                     else:
                         _run(_verb(name), cell, params, project, task.device, console)
                 except Exception as error:  # whatever it was, the cell alone fails
@@ -197,13 +199,13 @@ def _run(verb: str, cell: Cell, params: Params, project: Project, device: str, c
             stages.export(cell, params, project, console, say, warn)
 
 
-def _train_together(task: Task, cell: Cell, project: Project) -> None:
+def _train_together(task: Task, cell: Cell, params: Params, project: Project) -> None:
     """By `torchrun`, whose processes end with this one.
 
     Raises:
         StageError: one of them has failed, with what the first said.
     """
-    cpus = task.params.sweep.of(task.model).num_cpus
+    cpus = params.sweep.of(cell.model).num_cpus
     environment = {
         **os.environ,
         callers.RUN: str(os.getpid()),

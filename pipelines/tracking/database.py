@@ -4,12 +4,14 @@ import contextlib
 import functools
 import logging
 import math
+import re
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipelines.files import atomic_file
 
@@ -28,6 +30,11 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         raise sqlite3.DatabaseError(f"damaged ({error.reason})") from None
     finally:
         connection.close()
+
+
+def in_address(path: Path) -> str:
+    """A path as it stands in an address of SQLAlchemy's, where these marks mean something; braces do to Optuna."""
+    return re.sub("[%?#{}]", lambda mark: quote(mark[0]), str(path))
 
 
 def begin(path: Path, make: Callable[[Path], None]) -> None:

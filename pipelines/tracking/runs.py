@@ -30,6 +30,7 @@ from mlflow.entities import (
     RunStatus,
     RunTag,
 )
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipelines.callers import is_gone
@@ -45,6 +46,7 @@ from pipelines.tracking.store import (
     asked_briefly,
     errors_told,
     is_known,
+    is_there_by_now,
     prepare_store,
     told_at_once,
     used_by_mlflow,
@@ -136,7 +138,14 @@ class OpenRun:
         where = json.dumps({"uri": source.resolve().as_uri()})
         dataset = Dataset(name, digest[:_DIGEST_LENGTH], "local", where)
         tags = [InputTag("mlflow.data.context", "training")]
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset, tags)])
+        inputs = [DatasetInput(dataset, tags)]
+        try:
+            self.client.log_inputs(self.run_id, inputs)
+        except MlflowException as error:
+            if not is_there_by_now(error):
+                raise
+            # Of runs that begin at once on data that the store has not seen, one has entered them: now they are found.
+            self.client.log_inputs(self.run_id, inputs)
 
     def file(self, path: Path, folder: str) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)

@@ -10,7 +10,6 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import mlflow
 from filelock import FileLock
@@ -19,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import StageError
 from pipelines.tracking import moved
-from pipelines.tracking.database import begin, require_whole
+from pipelines.tracking.database import begin, in_address, require_whole
 from pipelines.tracking.secrets import shown, without_secrets
 from pipelines.variables import set_for_now
 
@@ -41,10 +40,9 @@ def local_uri(project: Path) -> str:
 
 
 def _address(database: Path) -> str:
-    path = str(database)
-    address = re.sub("[%?#]", lambda mark: quote(mark[0]), path)  # they mean something in an address
+    address = in_address(database)
     # MLflow makes a folder of the address as it is written, unless it names the driver.
-    return f"sqlite:///{path}" if address == path else f"sqlite+pysqlite:///{address}"
+    return f"sqlite:///{address}" if address == str(database) else f"sqlite+pysqlite:///{address}"
 
 
 def database(project: Path) -> Path:
@@ -109,6 +107,8 @@ def asked_briefly() -> contextlib.AbstractContextManager[None]:
 
 # Of what SQLAlchemy says, what the database's driver said: "(sqlite3.OperationalError) disk I/O error"
 _OF_DRIVER = re.compile(r"\(\w+(?:\.\w+)+\) (.+?)(?: \[SQL: | \(Background on this error |$)")
+# What PostgreSQL, SQLite and MySQL say of a row that is there already
+_ENTERED = re.compile("duplicate key value|UNIQUE constraint failed|Duplicate entry")
 _NOT_WRITTEN = ("disk I/O error", "disk is full", "readonly database", "unable to open database file")
 
 
@@ -141,8 +141,13 @@ def prepare_store(project: Path, experiment: str) -> tuple[str, str]:
         if found is None:
             remote = uri.startswith("http")  # a server has a place of its own for artifacts
             folder = None if remote else moved.artifact_root(project)
-            return uri, client.create_experiment(experiment, folder, _EXPERIMENT_TAGS)
-        if not found.experiment_id:
+            try:
+                return uri, client.create_experiment(experiment, folder, _EXPERIMENT_TAGS)
+            except MlflowException as error:
+                if not is_there_by_now(error):
+                    raise
+                found = client.get_experiment_by_name(experiment)
+        if found is None or not found.experiment_id:
             raise MlflowException("it answers, but not as an MLflow server does")
     if found.lifecycle_stage == "deleted":
         raise StageError(
@@ -150,6 +155,11 @@ def prepare_store(project: Path, experiment: str) -> tuple[str, str]:
             f"--experiment-id {found.experiment_id}`), or change tracking.experiment in params.yaml"
         )
     return uri, str(found.experiment_id)
+
+
+def is_there_by_now(error: MlflowException) -> bool:
+    """Whether another process has entered at the same moment what was to be entered, which is found from now on."""
+    return error.error_code == "RESOURCE_ALREADY_EXISTS" or bool(_ENTERED.search(str(error)))
 
 
 def _make(path: Path) -> None:

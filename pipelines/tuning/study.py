@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipelines.callers import is_gone
 from pipelines.errors import StageError
 from pipelines.files import atomic_file
+from pipelines.tracking.database import in_address
 from pipelines.tracking.secrets import shown, without_secrets
 from pipelines.tuning.spaces import Choices, Range, Space, named
 
@@ -51,7 +52,7 @@ class Place:
 
     @property
     def url(self) -> str:
-        return self.address or f"sqlite:///{self.file.resolve()}"
+        return self.address or f"sqlite:///{in_address(self.file.resolve())}"
 
     @property
     def lock(self) -> FileLock:
@@ -60,7 +61,7 @@ class Place:
 
     @property
     def shown(self) -> str:
-        return shown(self.url)
+        return f"sqlite:///{self.file.resolve()}" if self.address is None else shown(self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +256,7 @@ def _begin(path: Path) -> None:
     """Make the tables elsewhere, and put the file in place whole."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, atomic_file(path) as temporary:
         made = Path(folder) / path.name
-        storage = _opened(f"sqlite:///{made}")
+        storage = _opened(f"sqlite:///{in_address(made)}")
         _let_go(storage)
         _copied(made, temporary)
 

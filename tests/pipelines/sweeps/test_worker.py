@@ -1,5 +1,6 @@
 """What a worker knows of a cell: what it depends on, what of it is done, where it is worked on."""
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,7 +78,7 @@ def test_what_stages_write_is_told_from_the_project(cell: Cell) -> None:
 
 
 def task(root: Path, sign: str) -> Any:
-    return SimpleNamespace(project=root, sign=sign, environment={})
+    return SimpleNamespace(project=root, sign=sign, params=pickle.dumps(None), environment={})
 
 
 def test_a_disk_is_known_by_the_sign_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

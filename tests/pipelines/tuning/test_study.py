@@ -224,6 +224,18 @@ def test_a_database_is_begun_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tune.lock", "tune.db"]
 
 
+def test_the_file_of_a_project_of_any_name(tmp_path):
+    root = tmp_path / ("100% {x} #1" + ("?" if sys.platform != "win32" else ""))
+    root.mkdir()
+    opened(root).run_one(value, ())
+    assert (root / "tune.db").exists()
+    assert list(tmp_path.iterdir()) == [root]
+    (root / "tune.db").write_text("text " * 1000)
+    with pytest.raises(StageError) as caught:
+        opened(root, name="other")
+    assert f"{root / 'tune.db'}: file is not a database" in str(caught.value)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="starts a server as Debian has it")
 @pytest.mark.skipif("postgres" in missing(), reason="PostgreSQL is not installed here")
 def test_a_study_in_postgresql(tmp_path, whole):

@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 EXTRAS := $(VENV)/.extras
 AUDIT := .audit
 AUDITORS := $(AUDIT)/.installed
+BENCH := .bench/environment
+PEERS := $(BENCH)/.installed
 
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -97,13 +99,18 @@ report: setup ## Rebuild the report and print its table
 	dvc repro report
 	blemish results
 
-bench: setup ## Measure speed and memory
-	for script in metrics efficient_ad_step; do python benchmarks/$$script.py || exit 1; done
+bench: setup $(PEERS) ## Measure speed against anomalib, which is installed into .bench; rewrite docs/results.md's table
+	python -m benchmarks.bench
+
+$(PEERS): requirements-bench.lock
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements-bench.lock
+	@touch $@
 
 COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --upgrade --quiet \
   --custom-compile-command "make lock"
 
-lock: setup ## Renew the five locks from pyproject.toml (needs uv)
+lock: setup ## Renew the six locks from pyproject.toml (needs uv)
 	$(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
 	python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	  [extras.pop(name) for name in ("dev", "images", "medical", "ray", "tune")]; print(*sum(extras.values(), []), sep="\n")' \
@@ -111,6 +118,7 @@ lock: setup ## Renew the five locks from pyproject.toml (needs uv)
 	$(COMPILE) --group predict --constraint requirements.lock --output-file requirements-predict.lock
 	$(COMPILE) --group serve --constraint requirements.lock --output-file requirements-serve.lock
 	$(COMPILE) --group audit --output-file requirements-audit.lock
+	$(COMPILE) --group bench --constraint requirements.lock --output-file requirements-bench.lock
 
 wheel: setup ## Build the wheel, in dist/, for projects outside of this folder
 	rm -rf build dist

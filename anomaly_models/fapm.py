@@ -110,6 +110,11 @@ class FAPMConfig(Config):
         return True
 
     @property
+    def compared(self) -> int:
+        """How many nearest vectors the scores are made of: all but "max" weigh the nearest against the next."""
+        return 1 if self.image_score == "max" else self.neighbours
+
+    @property
     def places(self) -> int:
         return self._num_tiles if self.grid.area > 1 else 1
 
@@ -331,7 +336,7 @@ class FAPM(AnomalyModel):
         for bank, size, layer_features in zip(self.banks, self.sizes, features, strict=True):
             height, width = size.height // grid.height, size.width // grid.width  # of a patch
             part = None if tile is None else Part(tile, self.config.places)
-            nearest = bank(self.by_patch(layer_features), self.config.neighbours, part)
+            nearest = bank(self.by_patch(layer_features), self.config.compared, part)
             nearest = rearrange(nearest, "p (b h w) k -> b k p h w", h=height, w=width)
             enlarged = enlarge(nearest, self.sizes[0].height // size.height, self.config.coarse_layout)
             total = enlarged if total is None else total + enlarged

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LOCKS = [f"requirements{of}.lock" for of in ("", "-extras", "-predict", "-serve", "-audit")]
+LOCKS = [f"requirements{of}.lock" for of in ("", "-extras", "-predict", "-serve", "-audit", "-bench")]
 PINNED = re.compile(
     r"^([a-z0-9.-]+)==(\S+)(?: ; .*)? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE
 )
@@ -35,6 +35,13 @@ def test_the_locks_of_the_line_are_parts_of_the_whole_one(group: str) -> None:
     assert {requirement.partition(">")[0] for requirement in wanted} <= pins.keys()
     assert pins.items() <= locked("requirements.lock").items()
     assert not {"torch", "mlflow", "dvc", "onnx", "scipy"} & pins.keys()
+
+
+def test_what_we_are_compared_with_stands_on_the_same() -> None:
+    """What both import is of one version, or figures would compare that, too."""
+    ours, theirs = locked("requirements.lock"), locked("requirements-bench.lock")
+    assert {"torch", "torchvision", "numpy", "onnxruntime", "pillow", "timm"} <= theirs.keys()
+    assert {name: version for name, version in theirs.items() if ours.get(name, version) != version} == {}
 
 
 def test_each_extra_is_locked() -> None:

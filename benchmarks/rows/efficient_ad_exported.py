@@ -1,0 +1,70 @@
+"""EfficientAD-S at 256 pixels, batch 1: a picture in memory to its map and score."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rows import Contender, Loaded, Row
+from benchmarks.rows.onnx_of_peer import session
+from benchmarks.rows.project import SIZE, project, test_pictures
+
+
+def make(folder: Path) -> None:
+    project(folder)
+
+
+def ours(folder: Path) -> Loaded:
+    from pipelines.inference.detector import Detector
+
+    root = project(folder)
+    detector = Detector(root / "exported" / "efficient_ad" / "part" / "model.onnx", threads=1)
+    inputs = detector.load(test_pictures(root)[0])
+    detector(inputs)
+    return Loaded({"sides": inputs.pixels.shape[1:3]}, lambda: detector(inputs))
+
+
+def model_and_picture() -> tuple[Any, Any]:
+    """Random weights, which take as long."""
+    import torch
+    from anomalib.models.image.efficient_ad.torch_model import EfficientAdModel, EfficientAdModelSize
+
+    torch.manual_seed(0)
+    model = EfficientAdModel(teacher_out_channels=384, model_size=EfficientAdModelSize.S, padding=False).eval()
+    model.mean_std.update({"mean": torch.zeros(1, 384, 1, 1), "std": torch.ones(1, 384, 1, 1)})
+    ends = {"qa_st": 0.1, "qb_st": 1.0, "qa_ae": 0.1, "qb_ae": 1.0}
+    model.quantiles.update({name: torch.tensor(value) for name, value in ends.items()})
+    return model, torch.rand(1, 3, SIZE, SIZE)
+
+
+def in_torch(_folder: Path) -> Loaded:
+    import torch
+
+    model, picture = model_and_picture()
+
+    def act() -> Any:
+        with torch.no_grad():
+            return model(picture)
+
+    return Loaded({"sides": act().anomaly_map.shape[2:]}, act)
+
+
+def in_onnx(folder: Path) -> Loaded:
+    model, picture = model_and_picture()
+    run, pixels = session(model, picture, folder / "efficient_ad.onnx"), picture.numpy()
+    return Loaded({"sides": np.shape(run(pixels)[0])[2:]}, lambda: run(pixels))
+
+
+ROW = Row(
+    title="EfficientAD-S exported, batch 1",
+    contenders={
+        "exported": Contender(ours),
+        "anomalib in torch": Contender(in_torch, is_peer=True),
+        "its ONNX": Contender(in_onnx, is_peer=True),
+    },
+    equal=f"published widths, teacher, student and autoencoder, maps of {SIZE} pixels, one thread",
+    target={"anomalib in torch": 3, "its ONNX": 1.3},
+    make=make,
+    tolerance={"sides": 0},
+    missed="Both graphs are the same convolutions in the same runtime, and nothing has been done yet to need fewer.",
+)

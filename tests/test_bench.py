@@ -1,0 +1,67 @@
+"""`make bench`: sides that disagree are not compared, and the table in the docs is the one that was measured."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench
+from benchmarks.rows import NAMES, Contender, Loaded, Row, differences, row
+from benchmarks.rows.metrics import make
+
+SIDES = {"ours": Contender(lambda _: Loaded({}, list)), "theirs": Contender(lambda _: Loaded({}, list), is_peer=True)}
+
+
+def compared(**tolerance: float) -> Row:
+    return Row("a row", SIDES, "all", {"theirs": 2}, lambda _: None, tolerance)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_compares_ours_with_others(name: str) -> None:
+    found = row(name)
+    ours, *others = found.contenders
+    assert not found.contenders[ours].is_peer
+    assert others
+    assert set(found.target) <= set(others)
+
+
+def test_sides_that_disagree_are_not_compared() -> None:
+    ours, theirs = {"auroc": 0.9, "shape": [3, 4]}, {"auroc": 0.9004, "shape": [3, 4]}
+    found = differences(compared(auroc=1e-3, shape=0), {"ours": ours, "theirs": theirs})
+    assert found == pytest.approx({"auroc": 4e-4, "shape": 0})
+    with pytest.raises(ValueError, match=r"a row: auroc differs by 0.0004, where 0.0001 is allowed"):
+        differences(compared(auroc=1e-4), {"ours": ours, "theirs": theirs})
+    with pytest.raises(ValueError, match="a row: auroc differs by nan"):
+        differences(compared(auroc=1e-4), {"ours": ours, "theirs": {"auroc": float("nan")}})
+
+
+def test_a_ratio_is_of_the_same_turn() -> None:
+    """A neighbour that slows both sides of a turn changes nothing."""
+    ours = [{"wall": wall} for wall in (1.0, 10.0, 1.0)]
+    theirs = [{"wall": wall} for wall in (2.0, 20.0, 3.0)]
+    assert bench.ratio(theirs, ours) == {"median": 2.0, "lowest": 2.0, "highest": 3.0}
+
+
+def test_a_side_answers_with_its_results_and_then_with_its_turns(tmp_path: Path) -> None:
+    make(tmp_path)
+    with bench.side("metrics", "exact", Path(sys.executable), tmp_path) as side:
+        assert set(side.results) == set(row("metrics").tolerance)
+        assert all(0 < value <= 1 for value in side.results.values())
+        turn = side.turn()
+    assert turn["wall"] > 0
+    assert turn["cpu"] > 0
+    assert turn["megabytes"] > 50
+
+
+def test_the_table_is_the_one_that_was_measured() -> None:
+    rows = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
+    page = bench.PAGE.read_text(encoding="utf-8")
+    assert page.split(bench.BEGIN)[1].split(bench.END)[0].strip() == bench.table(rows).strip()
+    assert [entry["row"] for entry in rows] == list(NAMES)
+    for entry in rows:
+        found = row(entry["row"])
+        assert (entry["title"], entry["equal"], entry["targets"]) == (found.title, found.equal, dict(found.target))
+        assert entry["pairs"] >= 5
+        missed = any(measured["median"] < found.target.get(name, 0) for name, measured in entry["ratios"].items())
+        assert not missed or found.missed

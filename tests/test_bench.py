@@ -1,12 +1,15 @@
 """`make bench`: sides that disagree are not compared, and the table in the docs is the one that was measured."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from anomaly_models import MODELS
 from benchmarks import bench
+from benchmarks.gpu import WAYS
 from benchmarks.rows import NAMES, Contender, Loaded, Row, differences, row
 from benchmarks.rows.metrics import make
 
@@ -52,6 +55,16 @@ def test_a_side_answers_with_its_results_and_then_with_its_turns(tmp_path: Path)
     assert turn["wall"] > 0
     assert turn["cpu"] > 0
     assert turn["megabytes"] > 50
+
+
+def test_what_measures_a_gpu_runs_here_at_small_sizes() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--small"]
+    done = subprocess.run(command, cwd=bench.ROOT, capture_output=True, text=True, check=True)
+    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    names = [row[0] for row in rows]
+    assert {f"EfficientAD-S, {kind}, {way}" for kind in ("fp32", "bf16", "fp16") for way in WAYS} <= set(names)
+    assert {*MODELS, "all of them, 15 categories"} <= set(names)
+    assert "no time left" not in done.stdout
 
 
 def test_the_table_is_the_one_that_was_measured() -> None:

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.rows import NAMES, differences, row
+from pipelines.environment import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".bench" / "environment" / "bin" / "python"
@@ -114,7 +114,7 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
         "ratios": {contender: ratio(turns[contender], turns[ours]) for contender in sides if contender != ours},
         "targets": dict(found.target),
         "missed": found.missed,
-        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": versions,
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -127,12 +127,6 @@ def figures(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def ratio(theirs: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, float]]) -> dict[str, float]:
     pairs = sorted(their["wall"] / our["wall"] for their, our in zip(theirs, ours, strict=True))
     return {"median": round(median(pairs), 2), "lowest": round(pairs[0], 2), "highest": round(pairs[-1], 2)}
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.machine()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -13,10 +13,12 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import Tensor
@@ -25,7 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, Config
 from anomaly_models.common.shards import WHOLE
+from anomaly_models.common.sizes import Size
 from anomaly_models.efficient_ad import patch_description_network
+from pipelines.data.arrays import to_image
 from pipelines.sources.demo_scenes import photograph
 from pipelines.sources.demo_surfaces import GOOD
 from pipelines.training.loop import Learner, Schedule, follow_steps
@@ -82,12 +86,19 @@ def built(method: str, config: Config, machine: Machine) -> AnomalyModel:
     return model.to(machine.device)
 
 
+@cache
+def drawn(size: Size) -> Tensor:
+    """Gears (N, 3, H, W) in [0, 1]."""
+    side = max(size)
+    pictures = [
+        photograph("gear", GOOD, (0, number), side).image[: size.height, : size.width] for number in range(DRAWN)
+    ]
+    return to_image(torch.from_numpy(np.stack(pictures)))
+
+
 def batch_of(config: Config, machine: Machine, size: int) -> Batch:
     """Drawn parts, and all that any model wants beside them."""
-    high, wide = config.image_size
-    drawn = [photograph("gear", GOOD, (0, number), max(high, wide)).image[:high, :wide] for number in range(DRAWN)]
-    parts = torch.stack([torch.from_numpy(picture) for picture in drawn]).permute(0, 3, 1, 2).float() / 255
-    image = parts[torch.arange(size) % DRAWN].to(machine.device)
+    image = drawn(config.image_size)[torch.arange(size) % DRAWN].to(machine.device)
     nothing = torch.zeros_like(image[:, :1])
     label = torch.zeros(size, dtype=torch.bool, device=machine.device)
     other = image.flip(0).flip(3)

@@ -20,7 +20,6 @@ def ours(folder: Path) -> Loaded:
     root = project(folder)
     detector = Detector(root / "exported" / "efficient_ad" / "part" / "model.onnx", threads=1)
     inputs = detector.load(test_pictures(root)[0])
-    detector(inputs)
     return Loaded({"sides": inputs.pixels.shape[1:3]}, lambda: detector(inputs))
 
 

@@ -32,10 +32,13 @@ def make(folder: Path) -> None:
     pictures = torch.from_numpy(np.load(prepared)[:GOOD]).permute(0, 3, 1, 2).float() / 255
     small = torch.nn.functional.interpolate(pictures, size=(SIDE, SIDE), mode="bilinear", antialias=True)
     save_file({"pictures": small.contiguous()}, folder / "pictures.safetensors")
-    backbone = fapm().backbone
-    save_file(
-        {**backbone.pyramid.state_dict(), "mean": backbone.mean, "std": backbone.std}, folder / "weights.safetensors"
-    )
+    save_file(weights_of(fapm()), folder / "weights.safetensors")
+
+
+def weights_of(model: Any) -> dict[str, Any]:
+    """Of the backbone, and what pictures are normalised by."""
+    backbone = model.backbone
+    return {**backbone.pyramid.state_dict(), "mean": backbone.mean, "std": backbone.std}
 
 
 def batches(pictures: Any) -> list[Any]:

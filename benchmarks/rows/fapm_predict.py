@@ -1,13 +1,14 @@
 """FAPM against PatchCore, a picture at a time: from a file of 1,024 pixels to a decision; and the search alone."""
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.rows import Contender, Loaded, Row
-from benchmarks.rows.fapm_fit import RATIO, load, patchcore_model
+from benchmarks.rows.fapm_fit import RATIO, fapm, load, patchcore_model, weights_of
 from benchmarks.rows.onnx_of_peer import session
 from benchmarks.rows.project import GOOD, SIZE, project, test_pictures
 
@@ -18,19 +19,16 @@ PLACES = (
 
 
 def make(folder: Path) -> None:
-    """The weights, a picture as a network takes it, and PatchCore's graph, by the peer's own environment."""
+    """The weights, and a picture as a network takes it."""
     import torch
     from safetensors.torch import save_file
 
-    from benchmarks.rows.fapm_fit import fapm
     from pipelines.inference.detector import Detector
 
     root = project(folder)
-    backbone = fapm().backbone
     detector = Detector(exported(root))
     picture = torch.from_numpy(detector.load(test_pictures(root)[0]).pixels).permute(0, 3, 1, 2).float() / 255
-    tensors = {"mean": backbone.mean, "std": backbone.std, "picture": picture.contiguous()}
-    save_file({**backbone.pyramid.state_dict(), **tensors}, folder / "weights.safetensors")
+    save_file({**weights_of(fapm()), "picture": picture.contiguous()}, folder / "weights.safetensors")
 
 
 def exported(root: Path) -> Path:
@@ -41,20 +39,13 @@ def ours(folder: Path) -> Loaded:
     from pipelines.inference.detector import Detector
 
     root = project(folder)
-    detector, files = Detector(exported(root), threads=1), turns(test_pictures(root))
+    detector, files = Detector(exported(root), threads=1), cycle(test_pictures(root))
 
     def act() -> None:
         _, scores = detector(detector.load(next(files)))
         detector.card.decision(float(scores[0]))
 
-    act()
     return Loaded({}, act)
-
-
-def turns(files: list[Path]) -> Any:
-    from itertools import cycle
-
-    return cycle(files)
 
 
 def patchcore(folder: Path) -> tuple[Any, Any]:
@@ -90,22 +81,19 @@ def from_file(folder: Path, score: Callable[[np.ndarray], Any]) -> Callable[[], 
     from anomalib.data.utils import read_image
     from torchvision.transforms.v2 import Resize
 
-    files, resize = turns(test_pictures(project(folder))), Resize((SIZE, SIZE), antialias=True)
+    files, resize = cycle(test_pictures(project(folder))), Resize((SIZE, SIZE), antialias=True)
 
     def act() -> bool:
         with torch.no_grad():
             pixels = resize(read_image(next(files), as_tensor=True))[None]
             return float(np.asarray(score(pixels.numpy())).max()) > 0.0
 
-    act()
     return act
 
 
 def our_search(folder: Path) -> Loaded:
     """In torch on both sides, without the backbone."""
     import torch
-
-    from benchmarks.rows.fapm_fit import fapm
 
     model = fapm(SIZE)
     vectors = load(project(folder) / "models" / "fapm" / "part" / "seed0.trained" / "model.safetensors")
@@ -116,7 +104,6 @@ def our_search(folder: Path) -> Loaded:
         with torch.no_grad():
             return model.distances(maps)
 
-    act()
     return Loaded({}, act)
 
 
@@ -130,7 +117,6 @@ def their_search(folder: Path) -> Loaded:
         with torch.no_grad():
             return model.nearest_neighbors(queries, 1)
 
-    act()
     return Loaded({}, act)
 
 

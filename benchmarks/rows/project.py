@@ -42,7 +42,7 @@ def project(folder: Path) -> Path:
         photographs(root / "images" / "part" / "train" / "good", GOOD)
     shutil.rmtree(root / ".dvc", ignore_errors=True)
     blemish(root, "init")
-    (root / ".dvc" / "config.local").write_text("[core]\nno_scm = true\n")  # Git is told to leave .bench out
+    (root / ".dvc" / "config.local").write_text("[core]\nno_scm = true\n")  # Git is told to leave this folder out
     values = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text(encoding="utf-8"))
     values["data"] = {"root": "images", "categories": ["part"]}
     del values["download"]["demo"]

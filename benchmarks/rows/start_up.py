@@ -17,7 +17,6 @@ def helped(program: str) -> Loaded:
     def act() -> None:
         subprocess.run(command, check=True, capture_output=True)
 
-    act()
     return Loaded({}, act)
 
 

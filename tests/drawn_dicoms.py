@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-PATIENT = "DOE^JANE"
+PATIENT = "KOWALSKI"  # one word, and too long to stand by chance in the random bytes of weights
 WORDS = {"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"}  # kinds of attribute that hold a name as it is
 PIXELS = {"PhotometricInterpretation", "VOILUTFunction", "SpecificCharacterSet"}  # words, and no patient's
 

@@ -106,7 +106,7 @@ def assert_no_patient_in(root):
     """But in the files themselves: index, arrays, runs, metadata, figures, CSV, JSON, overlays."""
     written = [path for path in root.rglob("*") if path.is_file() and path.suffix != ".dcm"]
     assert {".json", ".npy", ".onnx", ".csv", ".png", ".db"} <= {path.suffix for path in written}
-    assert [path for path in written if b"DOE" in path.read_bytes()] == []
+    assert [path for path in written if PATIENT.encode() in path.read_bytes()] == []
     dicoms = [path for path in root.rglob("*.dcm") if PATIENT.encode() in path.read_bytes()]
     assert {path.relative_to(root).parts[0] for path in dicoms} == {"images"}
     assert PATIENT not in json.dumps([str(path) for path in written])

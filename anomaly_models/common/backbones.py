@@ -21,6 +21,7 @@ from pydantic import Field, NonNegativeInt, field_validator, model_validator
 from torch import Tensor, nn
 
 from anomaly_models.base import ModelError
+from anomaly_models.common.folding import Folded
 from anomaly_models.common.settings import Settings
 from anomaly_models.common.sizes import Size
 
@@ -125,6 +126,7 @@ class Backbone(nn.Module):
         assert statistics is not None, "the configuration admits known models only"
         self.register_buffer("mean", torch.tensor(statistics.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(statistics.std).view(3, 1, 1), persistent=False)
+        self._folded = Folded()
         self.requires_grad_(False)
         self.train(False)
 
@@ -134,8 +136,15 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        maps: list[Tensor] = self.pyramid((image - self.mean) / self.std)
+        maps = self._maps((image - self.mean) / self.std)
         return [torch.stack(maps).mean(dim=0)] if self.averages else maps
+
+    def _maps(self, normalised: Tensor) -> list[Tensor]:
+        """A transformer has no batch normalisation, and who compiles or exports a network folds it by itself."""
+        if isinstance(self.pyramid, PatchTokens) or torch.compiler.is_compiling():
+            maps: list[Tensor] = self.pyramid(normalised)
+            return maps
+        return [found.contiguous() for found in self._folded.of(self.pyramid)(normalised)]
 
 
 class PatchTokens(nn.Module):

@@ -60,6 +60,7 @@ _LONGEST_METRIC = 250  # characters of a name
 _MAX_METRICS_PER_CALL = 1000
 _MAX_PARAMS_PER_CALL = 100
 _ENVIRONMENT_TAGS = ("python", "torch", "cpu", "gpu")  # to search by; all of it is logged as a file
+_HALF_COPIED = ".artifact.uploading."  # what MLflow calls a file until it is whole
 _DESCRIPTION = "mlflow.note.content"  # the tag that MLflow's page shows as the run's description
 _POINTS_PER_CALL = 20
 _LAST_POINTS = 15.0  # seconds for a chart's last points, at the end of a run
@@ -149,6 +150,15 @@ class OpenRun:
 
     def file(self, path: Path, folder: str) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
+
+    def weights(self, path: Path, folder: str) -> None:
+        """Log a large file that nobody writes to in place: in a store on the same disk it lies there once.
+
+        DVC has it once more as the same file (`cache.type` in .dvc/config), and keeps it from being written to.
+        """
+        place = _local(self.client.get_run(self.run_id))
+        if place is None or not _linked(path, place / folder / path.name):
+            self.file(path, folder)
 
     def decision_model(self, bundle: Path) -> None:
         """Log a bundle as a model that takes pictures and decides, replacing none that an earlier export logged."""
@@ -381,10 +391,30 @@ def reap(client: mlflow.MlflowClient, experiment_id: str) -> list[str]:
 
 def _sweep(run: Run) -> None:
     """Remove what MLflow had half copied to a folder of this machine when the process was killed."""
-    place = urlsplit(run.info.artifact_uri)
-    if place.scheme in ("", "file"):
-        for half in Path(url2pathname(place.path)).rglob(".artifact.uploading.*"):
+    place = _local(run)
+    if place is not None:
+        for half in place.rglob(f"{_HALF_COPIED}*"):
             half.unlink(missing_ok=True)
+
+
+def _local(run: Run) -> Path | None:
+    """Where a run's files lie; None if that is no folder of this machine."""
+    place = urlsplit(run.info.artifact_uri)
+    return Path(url2pathname(place.path)) if place.scheme in ("", "file") else None
+
+
+def _linked(path: Path, name: Path) -> bool:
+    """Give a file a second name; False where the disk is another one, or has no such links."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    half = name.with_name(f"{_HALF_COPIED}{name.name}")
+    try:
+        os.link(path, half)
+        half.replace(name)
+    except OSError:
+        return False
+    finally:
+        half.unlink(missing_ok=True)  # it stays where `name` was the same file already
+    return True
 
 
 def _is_ours_and_dead(run: Run) -> bool:

@@ -397,6 +397,31 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "fapm-nut.zip"
 
 
+def test_weights_lie_on_the_disk_once(run: OpenRun, project: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for content in (b"one", b"another"):  # a training that was repeated
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+        for _ in range(2):
+            run.weights(path, "checkpoint")
+            (logged,) = (project / "mlartifacts" / run.run_id / "artifacts" / "checkpoint").iterdir()
+            assert logged.samefile(path)
+            assert (
+                Path(run.client.download_artifacts(run.run_id, "checkpoint/model.safetensors")).read_bytes() == content
+            )
+
+
+def test_weights_are_copied_where_there_are_no_links(
+    run: OpenRun, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    run.weights(tmp_path / "model.safetensors", "checkpoint")
+    (logged,) = (project / "mlartifacts" / run.run_id / "artifacts" / "checkpoint").iterdir()
+    assert logged.read_bytes() == b"weights"
+    assert not logged.samefile(tmp_path / "model.safetensors")
+
+
 def test_an_exported_model_is_logged_with_its_signature(run: OpenRun, packed: Path) -> None:
     run.decision_model(packed)
     (model,) = run.client.get_run(run.run_id).outputs.model_outputs

@@ -1,4 +1,4 @@
-"""Coresets by greedy k-centre selection, and the distance to the nearest stored vectors.
+"""Coresets by greedy k-centre selection, vectors that stream by, and the distance to the nearest stored vectors.
 
 Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018, Algorithm 1,
 started at the first vector so that the result is a function of the data alone.

@@ -27,6 +27,13 @@ Different from the published code, deliberately:
 - Outside the centre crop nothing is seen and the map is 0. With `crop` equal to `image_size` everything is seen.
 - A cell outside the region that counts enters no memory and is at distance 0.
 
+Memory is bounded, while it learns and afterwards, however many images there are. A patch holds all of its vectors while
+they are no more than those of `held_images`; then it keeps a covering set (`HeldVectors`), from which nothing seen is
+farther than s <= max(8 r*_h, 32/3 r*_c), r*_k being the smallest radius that k centres can have over all vectors, c the
+vectors of `held_images`, and h what a far patch keeps of c, at most c/2. The k of a coreset are chosen among the set:
+they cover it within 2 r*_k, as below, and all vectors within 2 r*_k + s. The coreset is as large as for `held_images`,
+or all of the set where that is less. Which patches are far is decided by the radii over what is held.
+
 Several processes share the images: each chooses a coreset among the vectors of its own, as large as the one that is
 wanted, and of these together the wanted one is chosen in the same way (Malkomes et al., "Fast Distributed k-Center
 Clustering with Outliers on Big Data", NIPS 2015). Every vector is then within r_share + r_union of the coreset: what
@@ -34,7 +41,8 @@ the shares' own coresets cover, at worst, and what the last choice covers of the
 vectors, k of them cover these within twice the smallest radius r* that k centres can have over all vectors: were one
 farther, it and the k would be more than 2 r* from one another, and two of them are within r* of one centre. So the
 radius is at most 4 r*, where that of one process is at most 2 r*. Which patches are far is decided by the true radii,
-over the vectors of all processes.
+over the vectors of all processes, or over those that each holds: of a share of more than `held_images`, a covering set.
+All vectors are then within 4 r* + s of the coreset, since no r* of a share is larger than that of all.
 """
 
 from collections.abc import Iterable
@@ -49,7 +57,7 @@ from torch.nn import functional as F
 
 from anomaly_models.base import AnomalyModel, Batch, Config, ModelError, Prediction, places_in
 from anomaly_models.common.backbones import Backbone, BackboneConfig, map_sizes
-from anomaly_models.common.memory_bank import MemoryBank, Part, covering_radii, greedy_coreset
+from anomaly_models.common.memory_bank import HeldVectors, MemoryBank, Part, covering_radii, greedy_coreset
 from anomaly_models.common.scoring import GaussianBlur, blur_radius, cells_within, resize_map, size_of, within
 from anomaly_models.common.settings import Settings, Sides
 from anomaly_models.common.shards import WHOLE, Shard
@@ -89,7 +97,8 @@ class FAPMConfig(Config):
     backbone: BackboneConfig
     crop: Sides  # of the centre crop that the backbone sees, pixels; `image_size` for all of it
     grid: Sides  # patches along height and width, of each tile; 1 makes one memory per layer, as PatchCore does
-    coreset_ratio: Annotated[float, Field(gt=0, le=1)]  # vectors kept in a near patch, of all it has
+    held_images: PositiveInt  # whose vectors a patch holds at once while it learns; of more, a set that covers them
+    coreset_ratio: Annotated[float, Field(gt=0, le=1)]  # vectors kept in a near patch, of all that it may hold at once
     adaptive_ratio: PositiveInt  # how many times more a far patch keeps
     far_rule: FarRule
     neighbours: Annotated[int, Field(ge=2)]  # of the released image score, which is always 0 for 1
@@ -118,6 +127,11 @@ class FAPMConfig(Config):
     def places(self) -> int:
         return self._num_tiles if self.grid.area > 1 else 1
 
+    @property
+    def tiles_at_a_place(self) -> int:
+        """How many tiles of a picture share a memory."""
+        return self._num_tiles // self.places
+
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.crop.height > self.image_size.height or self.crop.width > self.image_size.width:
@@ -137,18 +151,18 @@ class Coreset(NamedTuple):
     used: bool  # whether anything was seen there
 
 
-def joined(bank: MemoryBank, chunks: list[Tensor]) -> Tensor:
+def joined(bank: MemoryBank, held: HeldVectors) -> Tensor:
     """The vectors (n, D) of a patch; there are none where nothing counts."""
-    return torch.cat([bank.centre.new_zeros(0, bank.centre.shape[1]), *chunks])
+    return torch.cat([bank.centre.new_zeros(0, bank.centre.shape[1]), *held.chunks])
 
 
 class FAPM(AnomalyModel):
-    """Memory while it learns: every vector of every image, 2.4 MB an image for WideResNet-50 at 224 px."""
+    """Memory while it learns: the vectors of at most `held_images`, 2.4 MB an image for WideResNet-50 at 224 px."""
 
     Config = FAPMConfig
-    makes_it_smaller = "lower its coreset_ratio, which its memory grows with, or fit fewer good parts"
+    makes_it_smaller = "lower its coreset_ratio or held_images, which its memory grows with, or fit fewer good parts"
 
-    near_radius: Tensor  # (L, P), covering radii of the near coresets
+    near_radius: Tensor  # (L, P), covering radii of the near coresets, over the vectors that were held at the end
     radius: Tensor  # (L, P), covering radii of the coresets that are kept
     far: Tensor  # (L, P), bool
 
@@ -173,19 +187,28 @@ class FAPM(AnomalyModel):
     @torch.no_grad()
     def prepare_together(self, normals: Iterable[Batch], share: Iterable[Batch], shard: Shard) -> None:  # noqa: ARG002
         num_patches = self.config.grid.area
-        # Per layer and patch, of all tiles: (n, D) of each batch.
-        chunks: list[list[list[Tensor]]] = [[[] for _ in range(self.config.places * num_patches)] for _ in self.sizes]
+        held = [self.held_by_patch(size) for size in self.sizes]
+        looked_at = False
         for batch in share:
+            looked_at = True
             for layer, features in enumerate(self.features(batch.image)):
                 for place, images in places_in(batch, self.config.places):
                     region = None if batch.region is None else batch.region[images]
                     for patch, vectors in enumerate(self._learnt(features[images], region)):
-                        chunks[layer][place * num_patches + patch].append(vectors)
-        if not any(chunks[0]):
+                        held[layer][place * num_patches + patch].add(vectors)
+        if not looked_at:
             raise ModelError("FAPM has no normal image to learn from")
-        for layer, by_patch in enumerate(chunks):
+        for layer, by_patch in enumerate(held):
             self._fill(layer, by_patch, shard)
             by_patch.clear()  # a layer's vectors are not needed while the next layer's coresets are chosen
+
+    def held_by_patch(self, size: Size) -> list[HeldVectors]:
+        """Empty, for a layer of that size: per patch, of all tiles."""
+        config = self.config
+        of_an_image = size.area // config.grid.area * config.tiles_at_a_place
+        capacity = max(config.held_images * of_an_image, config.neighbours)
+        kept = min(self.bank_sizes(capacity)[1], max(capacity // 2, 1))
+        return [HeldVectors(capacity, kept) for _ in range(config.places * config.grid.area)]
 
     def _learnt(self, features: Tensor, region: Tensor | None) -> list[Tensor]:
         """Of a map (B, D, h, w), the vectors (n, D) of each patch that lie in the region."""
@@ -195,8 +218,8 @@ class FAPM(AnomalyModel):
         cells = self.by_patch(cells_within(self._cropped(region), size_of(features))).squeeze(2) > 0  # (P, n)
         return [of_patch[inside] for of_patch, inside in zip(vectors, cells, strict=True)]
 
-    def _fill(self, layer: int, by_patch: list[list[Tensor]], shard: Shard) -> None:
-        """Choose the coresets of one layer from its vectors, of each patch (n, D) per batch."""
+    def _fill(self, layer: int, by_patch: list[HeldVectors], shard: Shard) -> None:
+        """Choose the coresets of one layer from the vectors of each patch."""
         bank = self.banks[layer]
         assert isinstance(bank, MemoryBank)
         found = self._coresets(bank, by_patch) if shard.alone else self._merged_coresets(bank, by_patch, shard)
@@ -212,27 +235,28 @@ class FAPM(AnomalyModel):
         ]
         bank.fill(kept)
 
-    def _coresets(self, bank: MemoryBank, by_patch: list[list[Tensor]]) -> list["Coreset"]:
+    def _coresets(self, bank: MemoryBank, by_patch: list[HeldVectors]) -> list["Coreset"]:
         """Of each patch."""
         found = []
-        for chunks in by_patch:
-            vectors = joined(bank, chunks)  # one patch at a time, to copy little
-            used = len(vectors) > 0
-            if not used:  # outside the region, where no distance counts; a bank has something in every group
-                vectors = self._unused(bank)
-            near_size, far_size = self.bank_sizes(len(vectors))
+        for held in by_patch:
+            vectors = self._enough(joined(bank, held))  # one patch at a time, to copy little
+            near_size, far_size = self._sizes(min(held.seen, held.capacity), len(held))
             indices, radius = greedy_coreset(vectors, far_size)
+            used = held.seen > 0
             found.append(Coreset(vectors[indices], near_size, radius[near_size - 1], radius[far_size - 1], used))
         return found
 
-    def _merged_coresets(self, bank: MemoryBank, by_patch: list[list[Tensor]], shard: Shard) -> list["Coreset"]:
+    def _merged_coresets(self, bank: MemoryBank, by_patch: list[HeldVectors], shard: Shard) -> list["Coreset"]:
         """Of each patch, of the vectors of all processes, which take turns in choosing from those of the shares."""
-        vectors = [joined(bank, chunks) for chunks in by_patch]
+        vectors = [joined(bank, held) for held in by_patch]
         counts = torch.zeros(shard.world, len(vectors), dtype=torch.long, device=bank.centre.device)
         counts[shard.rank] = torch.tensor([len(own) for own in vectors], device=counts.device)
         counts = shard.total(counts)
-        totals = counts.sum(0).tolist()
-        sizes = [self.bank_sizes(total or self.config.neighbours) for total in totals]
+        seen = shard.total(torch.tensor([held.seen for held in by_patch], device=counts.device)).tolist()
+        sizes = [
+            self._sizes(min(number, held.capacity), in_all)
+            for number, held, in_all in zip(seen, by_patch, counts.sum(0).tolist(), strict=True)
+        ]
         cores: list[Tensor] = []  # of the shares, then of all
         for own, (_, size) in zip(vectors, sizes, strict=True):
             cores.append(own[greedy_coreset(own, min(size, len(own)))[0]] if len(own) else own)
@@ -242,18 +266,33 @@ class FAPM(AnomalyModel):
             cores[patch] = bank.centre.new_zeros(size, bank.centre.shape[1]) if union is None else union
         for patch, (_, size) in enumerate(sizes):  # after all have been handed out, so that none waits for another
             if patch % shard.world == shard.rank:
-                union = cores[patch] if totals[patch] else self._unused(bank)
+                union = self._enough(cores[patch])
                 cores[patch] = union[greedy_coreset(union, size)[0]]
         for patch, core in enumerate(cores):
             shard.spread(core, owner=patch % shard.world)
         radii = shard.highest(
             torch.stack([covering_radii(*of_patch) for of_patch in zip(vectors, cores, sizes, strict=True)])
         )
-        parts = zip(cores, sizes, radii, totals, strict=True)
-        return [Coreset(core, near, radius[0], radius[1], total > 0) for core, (near, _), radius, total in parts]
+        parts = zip(cores, sizes, radii, seen, strict=True)
+        return [Coreset(core, near, radius[0], radius[1], number > 0) for core, (near, _), radius, number in parts]
 
-    def _unused(self, bank: MemoryBank) -> Tensor:
-        return bank.centre.new_zeros(self.config.neighbours, bank.centre.shape[1])
+    def _enough(self, vectors: Tensor) -> Tensor:
+        """As many as a bank needs in every group: the first is repeated where few were held, as of equal vectors.
+
+        There are none outside the region, where no distance counts.
+        """
+        missing = self.config.neighbours - len(vectors)
+        if missing <= 0:
+            return vectors
+        first = vectors[:1] if len(vectors) else vectors.new_zeros(1, vectors.shape[1])
+        return torch.cat([vectors, first.expand(missing, -1)])
+
+    def _sizes(self, counted: int, held: int) -> tuple[int, int]:
+        """Vectors that a near and a far patch keep, of so many that count and of `held`, which may be fewer."""
+        neighbours = self.config.neighbours
+        near, far = self.bank_sizes(counted or neighbours)
+        most = max(held, neighbours)
+        return min(near, most), min(far, most)
 
     def bank_sizes(self, num_vectors: int) -> tuple[int, int]:
         """Vectors that a near and a far patch keep, of the `num_vectors` that each has."""

@@ -122,6 +122,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "backbone": BACKBONE,
         "crop": 64,
         "grid": 4,
+        "held_images": 1000,
         "coreset_ratio": 0.1,
         "adaptive_ratio": 2,
         "far_rule": {"name": "mean"},

@@ -1,4 +1,4 @@
-"""Coresets by greedy k-centre selection, and the distance to the nearest stored vectors.
+"""Coresets by greedy k-centre selection, vectors that stream by, and the distance to the nearest stored vectors.
 
 Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018, Algorithm 1,
 started at the first vector so that the result is a function of the data alone.
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 # What the expansion leaves between identical vectors, relative to the largest squared norm: 20 to 60 times eps.
 _ROUNDING = 4e-6
+
+# Vectors that are compared with others at once: the distances of so many stay in the processor's cache.
+_AT_ONCE = 1024
 
 # The squared norm of a pad row. No real squared distance comes near it, and unlike infinity it never makes a NaN.
 _NEVER_NEAREST = 1e30
@@ -69,11 +72,104 @@ def covering_radii(features: Tensor, chosen: Tensor, sizes: Sequence[int]) -> Te
     radii = []
     for start, end in pairwise([0, *sizes]):
         if end > start:
-            offset = torch.addmm(centres[start:end].square().sum(1), rows, centres[start:end].T, alpha=-2)
-            found = start + offset.argmin(1)  # ranked by the expansion; the distance is taken of the difference
-            nearest = torch.minimum(nearest, torch.linalg.vector_norm(rows - centres[found], dim=1))
+            nearest = torch.minimum(nearest, _to_nearest(rows, centres[start:end]))
         radii.append(nearest.max())
     return torch.stack(radii)
+
+
+def _to_nearest(rows: Tensor, centres: Tensor) -> Tensor:
+    """The distances (n,) from `rows` (n, D) to the nearest of `centres` (m, D); the mean of all is about 0."""
+    nearest = torch.full_like(rows[:, 0], torch.inf)
+    for some in torch.split(centres, _AT_ONCE):
+        offset = torch.addmm(some.square().sum(1), rows, some.T, alpha=-2)
+        found = offset.argmin(1)  # ranked by the expansion; the distance is taken of the difference
+        nearest = torch.minimum(nearest, torch.linalg.vector_norm(rows - some[found], dim=1))
+    return nearest
+
+
+class HeldVectors:
+    """Vectors that stream by: all of them as long as they are at most `capacity`, then some that cover what was seen.
+
+    An incremental k-centre clustering (Charikar, Chekuri, Feder, Motwani, "Incremental Clustering and Dynamic
+    Information Retrieval", STOC 1997). Of more than `capacity` held vectors, h = `kept` of a greedy choice remain, or
+    the first of these, as few as leave none farther than a threshold t from one that remains. From then on a vector
+    within t of a held one is left out, so that the held ones are farther than t from one another.
+
+    A vector is left out within the threshold of a held one. That one may be left out under a later threshold, within it
+    of another, and so on. So nothing seen is farther from a held vector than `reach`, the sum of all thresholds. The
+    next is the radius of the h, or a third of the sum before it where that is more: the sum stays within 4 t. Let r*_k
+    be the smallest radius that k centres, wherever they lie, can have over all that was seen. If t is the radius of the
+    h, these and the vector farthest from them are at least t apart, and two of them share one of the h best centres:
+    t <= 2 r*_h. If it is a third of the sum, of at most 4 t' for the threshold t' before it, it is at most 4/3 t', and
+    more than `capacity` vectors were farther than t' apart: t' < 2 r*_capacity. So, however many vectors there are,
+
+        reach <= 4 t <= max(8 r*_h, 32/3 r*_capacity).
+
+    The published algorithm doubles t each time, for 8 r*. That leaves few: of a patch of the demo's gears, a fifth to a
+    twentieth of the vectors that remain here, where t grows in the first reductions by no more than it must.
+
+    All of this but for rounding: t is at least what the expansion tells apart (`_ROUNDING`), so that it is not 0 where
+    vectors repeat. What is held depends on how the stream is cut, for the number is looked at after each piece that is
+    added, and after each `_AT_ONCE` of it.
+    """
+
+    def __init__(self, capacity: int, kept: int) -> None:
+        assert 1 <= kept <= capacity, f"{kept} of {capacity} vectors"
+        self.capacity = capacity
+        self.kept = kept
+        self.seen = 0
+        self.threshold = 0.0  # until there are more than `capacity`
+        self.reach = 0.0
+        self.chunks: list[Tensor] = []  # (n, D), in the order in which they came
+
+    def __len__(self) -> int:
+        return sum(map(len, self.chunks))
+
+    def add(self, vectors: Tensor) -> None:
+        """Look at vectors (n, D). At most `capacity` are held afterwards, and `_AT_ONCE` more meanwhile."""
+        self.seen += len(vectors)
+        for rows in torch.split(vectors, _AT_ONCE):
+            self._hold(self._uncovered(rows) if self.threshold else rows)
+            if len(self) > self.capacity:
+                self._reduce()
+
+    def _hold(self, rows: Tensor) -> None:
+        # Each chunk is longer than the next, so that there are few, and a vector is copied a few times.
+        while self.chunks and len(self.chunks[-1]) <= len(rows):
+            rows = torch.cat([self.chunks.pop(), rows])
+        if len(rows):
+            self.chunks.append(rows)
+
+    def _uncovered(self, rows: Tensor) -> Tensor:
+        """Those farther than the threshold from all that is held, and from one another."""
+        centre = self.chunks[0].mean(0)
+        distances = [_to_nearest(rows - centre, chunk - centre) for chunk in self.chunks]
+        far = rows[torch.stack(distances).amin(0) > self.threshold]
+        return far[_apart(far, self.threshold)] if len(far) else far
+
+    def _reduce(self) -> None:
+        vectors = torch.cat(self.chunks)
+        indices, radii = greedy_coreset(vectors, self.kept)
+        rounding = (_ROUNDING * (vectors - vectors.mean(0)).square().sum(1).max()).sqrt()
+        self.threshold = max(float(radii[-1]), self.reach / 3, float(rounding))
+        self.reach += self.threshold
+        number = 1 + int((radii > self.threshold).sum())  # the first so many have a radius of at most the threshold
+        self.chunks = [vectors[indices[:number]]]
+
+
+def _apart(rows: Tensor, threshold: float) -> Tensor:
+    """Which of the rows (n, D), in turn, are farther than `threshold` from those that are before them, (n,) bool."""
+    centred = rows - rows.mean(0)
+    squared_norm = centred.square().sum(1)
+    squared = torch.addmm(squared_norm + rearrange(squared_norm, "n -> n 1"), centred, centred.T, alpha=-2)
+    covers = (squared <= threshold**2).tril(-1)  # (n, n): whether a row, were it chosen, would cover a later one
+    chosen = torch.zeros_like(covers[0])
+    undecided = ~chosen
+    while undecided.any():  # a few rounds rather than n turns: a row is chosen once all that would cover it are decided
+        now = undecided & ~(covers & undecided).any(1)
+        chosen |= now
+        undecided &= ~(now | (covers & now).any(1))
+    return chosen
 
 
 class MemoryBank(nn.Module):

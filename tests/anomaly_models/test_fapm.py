@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anomaly_models.base import Batch, ModelError
-from anomaly_models.common.memory_bank import MemoryBank
+from anomaly_models.common.memory_bank import HeldVectors, MemoryBank, covering_radii, greedy_coreset
 from anomaly_models.fapm import FAPM, FAPMConfig, enlarge, far_patches, image_score
 
 SIDE = 64  # of SETTINGS: maps of 16 x 16 and 8 x 8, cut into 4 x 4 patches of 4 x 4 and 2 x 2 positions
@@ -214,6 +214,112 @@ def test_identical_images_leave_a_memory_that_works(test: Tensor) -> None:
     assert prediction.score[0] < 1e-2 < prediction.score[1]
 
 
+# Of more images than are held at once
+
+
+def test_a_model_that_holds_all_of_them_is_the_same_whatever_the_number_it_could_hold(
+    model: FAPM, train: Tensor
+) -> None:
+    assert same_state(model, fitted(train, held_images=len(train)))
+    assert not same_state(model, fitted(train, held_images=len(train) - 1))
+
+
+@pytest.fixture(scope="module")
+def many(train: Tensor) -> Tensor:
+    return torch.cat([train, *((images(20, seed) - 0.5) * 0.3 + 0.5 for seed in range(20, 24))])  # 90 images
+
+
+def test_of_many_images_no_more_is_held_than_of_those_and_no_more_is_kept(
+    many: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tuple[int, int]] = []
+
+    def counted_add(self: HeldVectors, vectors: Tensor, added: Any = HeldVectors.add) -> None:
+        added(self, vectors)
+        held.append((len(self), self.capacity))
+
+    monkeypatch.setattr(HeldVectors, "add", counted_add)
+    model = fitted(many, held_images=10)
+    assert {capacity for _, capacity in held} == {10 * 16, 10 * 4}
+    assert all(number <= capacity for number, capacity in held)
+    for layer, (near, far) in enumerate([(16, 32), (4, 8)]):  # as for 10 images
+        sizes = torch.where(model.far[layer], far, near)
+        assert (bank(model, layer).count <= sizes).all()
+        assert bank(model, layer).vectors.shape[1] <= far
+
+
+def test_the_memory_covers_many_images_within_the_bound(many: Tensor) -> None:
+    """The greedy choice's radii are at least the best ones, r*, which the bound is of."""
+    model = fitted(many, held_images=10)
+    for layer, features in enumerate(model.features(many)):
+        for patch, vectors in enumerate(model.by_patch(features)):
+            capacity = 10 * len(vectors) // len(many)
+            rows = bank_rows(model, layer, patch)
+            radii = greedy_coreset(vectors, capacity)[1]
+            kept = model.bank_sizes(capacity)[1]
+            slack = max(8 * radii[kept - 1], 32 / 3 * radii[capacity - 1])
+            (radius,) = covering_radii(vectors, rows, [len(rows)])
+            assert radius <= 2 * radii[len(rows) - 1] + slack
+            assert radius <= 1.5 * radii[len(rows) - 1]  # and in fact
+
+
+def test_an_image_unlike_those_before_it_enters_a_full_memory(many: Tensor) -> None:
+    other = 1 - images(1, seed=5)
+    model = fitted(torch.cat([many, other, many[:3]]), held_images=10)
+    without = fitted(many, held_images=10)
+    assert model(other).score < 0.8 * without(other).score
+
+
+def test_equal_images_leave_fewer_vectors_than_neighbours(test: Tensor) -> None:
+    flat = torch.full((12, 3, SIDE, SIDE), 0.5)
+    model = fitted(flat, held_images=1)
+    assert (bank(model, 0).count == 4).all()
+    prediction = model(torch.cat([flat[:1], test[:1]]))
+    assert prediction.anomaly_map.isfinite().all()
+    assert prediction.score[0] < 1e-2 < prediction.score[1]
+
+
+def test_a_patch_outside_the_region_stays_empty_while_others_are_full(many: Tensor) -> None:
+    region = torch.ones(4, 1, SIDE, SIDE)
+    region[..., :16, :16] = 0  # the first patch
+    region[..., 16:24, :16] = 0  # half of the fifth
+    torch.manual_seed(0)
+    model = FAPM(config(held_images=2))
+    model.prepare(batch_of(image, region=region[: len(image)]) for image in torch.split(many, 4))
+    for layer in range(2):
+        count = bank(model, layer).count
+        assert (bank_rows(model, layer, 0) == 0).all()
+        assert count[0] == 4
+        assert (count[1:] <= 8).all()
+        assert model.near_radius[layer, 0] == 0 < model.near_radius[layer, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "capacities"),
+    [
+        ({"held_images": 5}, [5 * 16, 5 * 4]),
+        ({"held_images": 5, "grid": 1}, [5 * 256, 5 * 64]),
+        ({"held_images": 1, "grid": 8}, [4, 4]),  # as many as the neighbours
+        # nine tiles: with a memory for each, or one for all of them
+        ({"held_images": 5, "image_size": 160, "tiles": {"side": 64, "overlap": 16}}, [5 * 16, 5 * 4]),
+        ({"held_images": 5, "image_size": 160, "tiles": {"side": 64, "overlap": 16}, "grid": 1}, [45 * 256, 45 * 64]),
+    ],
+)
+def test_what_a_patch_may_hold_is_what_it_has_of_so_many_pictures(
+    changes: dict[str, Any], capacities: list[int]
+) -> None:
+    model = FAPM(config(**{"image_score": "max"} | changes).network)
+    held = [model.held_by_patch(size) for size in model.sizes]
+    assert [{each.capacity for each in of_layer} for of_layer in held] == [{capacity} for capacity in capacities]
+    assert [len(of_layer) for of_layer in held] == [len(bank(model, layer).count) for layer in range(2)]
+
+
+def test_a_coreset_of_all_vectors_is_chosen_from_half_of_what_fits() -> None:
+    model = FAPM(config(coreset_ratio=1.0, held_images=5))
+    held = model.held_by_patch(model.sizes[0])[0]
+    assert (held.capacity, held.kept) == (80, 40)
+
+
 # Scores
 
 
@@ -401,6 +507,7 @@ def test_score_comes_from_the_map_before_smoothing(model: FAPM, test: Tensor) ->
         ({"crop": 65}, "crop must be at most image_size, found 65 of 64"),
         ({"crop": 16, "blur_sigma": 5.0}, "blur_sigma 5.0 reaches beyond a map of 16 pixels"),
         ({"neighbours": 1}, "greater than or equal to 2"),
+        ({"held_images": 0}, "greater than 0"),
         ({"coreset_ratio": 0.0}, "greater than 0"),
         ({"coreset_ratio": 1.5}, "less than or equal to 1"),
         ({"adaptive_ratio": 0}, "greater than 0"),

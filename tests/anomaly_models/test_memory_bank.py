@@ -1,5 +1,6 @@
+import math
 import warnings
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import onnxruntime
 import pytest
@@ -7,7 +8,8 @@ import torch
 from drawn_batches import seeded
 from torch import Tensor
 
-from anomaly_models.common.memory_bank import MemoryBank, greedy_coreset
+from anomaly_models.common import memory_bank
+from anomaly_models.common.memory_bank import HeldVectors, MemoryBank, greedy_coreset
 
 
 @pytest.fixture
@@ -186,3 +188,193 @@ def test_an_empty_bank_takes_the_saved_shape(features: Tensor) -> None:
 def test_a_bank_of_other_groups_does_not_load(features: Tensor) -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
         MemoryBank(3, 16).load_state_dict(bank_of(features[:50], features[50:57]).state_dict())
+
+
+# Vectors that stream by
+
+CAPACITY, KEPT = 60, 20
+AT_ONCE = 8
+
+
+def late(number: int, scale: float) -> Tensor:
+    """All about one place, and at the end a few far away."""
+    vectors = torch.randn(number, 16, generator=seeded(4))
+    vectors[-5:] += scale
+    return vectors
+
+
+def drifting(number: int, step: float) -> Tensor:
+    walk = torch.randn(number, 16, generator=seeded(5)) + step * torch.arange(number)[:, None]
+    return walk.roll(number // 3, dims=0)  # so that where it begins comes late
+
+
+STREAMS = {
+    "random": torch.randn(3000, 16, generator=seeded(0)) + 5,
+    "of few dimensions": torch.randn(3000, 3, generator=seeded(1)),
+    "clusters": torch.randn(3000, 8, generator=seeded(2))
+    + 40 * torch.randn(9, 8, generator=seeded(3)).repeat(334, 1)[:3000],
+    "drifting slowly": drifting(3000, 0.01),
+    "drifting fast": drifting(3000, 1.0),
+    "an outlier late": late(3000, 30.0),
+    "an outlier late and far away": late(3000, 1e4),
+    "equal": torch.full((3000, 16), 7.3),
+    "zeros": torch.zeros(3000, 16),
+    "few distinct": (3 * torch.randn(7, 16, generator=seeded(6)) + 40).repeat(430, 1),
+    "half of them equal": torch.cat([torch.full((1500, 16), 2.0), torch.randn(1500, 16, generator=seeded(7))]),
+    "growing": torch.randn(3000, 16, generator=seeded(8)) * 1.005 ** torch.arange(3000)[:, None],
+    "one after another": torch.linspace(0, 1, 3000)[:, None] * torch.ones(16),
+}
+
+
+class Watched(HeldVectors):
+    """Remembers how many it ever held, and its thresholds."""
+
+    def __init__(self, capacity: int, kept: int) -> None:
+        super().__init__(capacity, kept)
+        self.most = 0
+        self.thresholds: list[float] = []
+
+    def _hold(self, rows: Tensor) -> None:
+        super()._hold(rows)
+        self.most = max(self.most, len(self))
+
+    def _reduce(self) -> None:
+        super()._reduce()
+        self.thresholds.append(self.threshold)
+
+
+def held_of(vectors: Tensor, batch: int = 13, capacity: int = CAPACITY, kept: int = KEPT) -> Watched:
+    held = Watched(capacity, kept)
+    for some in torch.split(vectors, batch):
+        held.add(some)
+    return held
+
+
+def farthest(vectors: Tensor, held: HeldVectors) -> float:
+    return float(torch.cdist(vectors.double(), torch.cat(held.chunks).double()).amin(1).max())
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_bank, "_AT_ONCE", AT_ONCE)
+
+
+def test_all_are_held_in_order_as_long_as_they_fit(features: Tensor) -> None:
+    for batch in (1, 7, 120):
+        held = held_of(features, batch, capacity=120)
+        assert torch.equal(torch.cat(held.chunks), features)
+        assert (held.seen, held.threshold, held.reach) == (120, 0, 0)
+
+
+@pytest.mark.usefixtures("few_at_once")
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(("capacity", "kept"), [(CAPACITY, KEPT), (CAPACITY, 2), (CAPACITY, CAPACITY), (1, 1)])
+def test_held_vectors_are_few_and_cover_what_streamed_by(stream: str, capacity: int, kept: int) -> None:
+    vectors = STREAMS[stream]
+    held = held_of(vectors, capacity=capacity, kept=kept)
+    assert held.seen == len(vectors) >= 50 * capacity
+    assert held.most <= capacity + AT_ONCE
+    assert 1 <= len(held) <= capacity
+    rows = torch.cat(held.chunks)
+    assert torch.cdist(rows, vectors, compute_mode="donot_use_mm_for_euclid_dist").amin(1).max() == 0
+    rounding = 1e-6 * float(vectors.norm(dim=1).max())
+    assert farthest(vectors, held) <= held.reach + rounding
+    assert held.reach <= 4 * held.threshold + rounding
+    if held.threshold and len(held) > 1:
+        assert torch.pdist(rows.double()).min() > 0.999 * held.threshold
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_reach_is_bounded_by_what_the_best_centres_would_have(stream: str) -> None:
+    vectors = STREAMS[stream]
+    held = held_of(vectors)
+    radii = greedy_coreset(vectors, CAPACITY)[1]  # at least r*
+    told_apart = 0.002 * float((vectors - vectors.mean(0)).norm(dim=1).max())
+    assert held.reach <= max(8 * radii[KEPT - 1], 32 / 3 * radii[CAPACITY - 1], 4 * told_apart)
+
+
+def best_radius(line: list[float], centres: int) -> float:
+    """The smallest radius of so many centres, which may lie anywhere on the line: half of a distance on it."""
+
+    def needed(radius: float) -> int:
+        number, end = 0, -math.inf
+        for place in sorted(line):
+            if place > end:
+                number, end = number + 1, place + 2 * radius
+        return number
+
+    radii = sorted({abs(one - other) / 2 for one in line for other in line})
+    return next(radius for radius in radii if needed(radius + 1e-9) <= centres)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        torch.rand(150, generator=seeded(9)).tolist(),
+        torch.arange(150.0).tolist(),
+        torch.arange(150.0).flip(0).square().tolist(),
+        [1.07**number for number in range(150)],
+        [(-1.06) ** number for number in range(150)],
+        [*range(40), *(100 + number / 7 for number in range(80)), *range(1000, 1030)],
+    ],
+)
+@pytest.mark.parametrize(("capacity", "kept"), [(12, 6), (12, 2), (6, 6), (2, 1)])
+def test_the_reach_is_within_the_bound_of_the_best_radii(line: list[float], capacity: int, kept: int) -> None:
+    """Exactly, since on a line these are known."""
+    held = held_of(torch.tensor(line).unsqueeze(1), batch=5, capacity=capacity, kept=kept)
+    bound = max(8 * best_radius(line, kept), 32 / 3 * best_radius(line, capacity))
+    assert held.reach <= bound * (1 + 1e-3)
+    assert farthest(torch.tensor(line).unsqueeze(1), held) <= held.reach
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_a_place_that_appears_after_a_hundred_reductions_is_covered() -> None:
+    growing = torch.randn(2400, 8, generator=seeded(10)) * 1.015 ** torch.arange(2400)[:, None]
+    held = held_of(growing, capacity=20, kept=10)
+    assert len(held.thresholds) >= 100
+    place = torch.full((3, 8), 100 * float(growing.abs().max()))
+    held.add(place)
+    assert farthest(place, held) <= 1.001 * held.reach < 0.1 * float(place[0].norm())
+    assert farthest(growing, held) <= 1.001 * held.reach
+
+
+def test_thresholds_grow_in_the_first_reductions_as_the_radius_does() -> None:
+    held = held_of(STREAMS["random"], capacity=300, kept=100)
+    assert len(held.thresholds) >= 2
+    assert held.reach == pytest.approx(sum(held.thresholds))
+    assert all(1 <= later / earlier < 1.2 for earlier, later in pairwise(held.thresholds[:4]))
+
+
+def test_what_is_held_covers_about_as_well_as_a_choice_among_all() -> None:
+    vectors = STREAMS["random"]
+    chosen, radii = greedy_coreset(vectors, 40)
+    rows = torch.cat(held_of(vectors, capacity=400, kept=80).chunks)
+    from_held = rows[greedy_coreset(rows, 40)[0]]
+    radius = torch.cdist(vectors, from_held).amin(1).max()
+    assert radius < 1.15 * radii[-1]
+    mean, of_all = (torch.cdist(vectors, few).amin(1).mean() for few in (from_held, vectors[chosen]))
+    assert mean < 1.1 * of_all
+
+
+@pytest.mark.parametrize("size", [1, 2, 40])
+def test_rows_are_taken_in_turn_unless_one_before_them_covers_them(size: int) -> None:
+    rows = torch.randn(size, 3, generator=seeded(11))
+    expected: list[int] = []
+    for row in range(size):
+        if all((rows[row] - rows[one]).norm() > 1 for one in expected):
+            expected.append(row)
+    assert memory_bank._apart(rows, 1.0).nonzero().flatten().tolist() == expected
+
+
+def test_covering_does_not_depend_on_the_batches_between_two_reductions() -> None:
+    """The stream's parts decide when the number is looked at, and nothing else."""
+    first, later = STREAMS["random"][:500], STREAMS["random"][500:560]
+    states = []
+    for batch in (1, 60):
+        held = HeldVectors(499, 100)
+        held.add(first)
+        for some in torch.split(later, batch):
+            held.add(some)
+        states.append(torch.cat(held.chunks))
+    assert len(states[0]) > 100
+    assert torch.equal(*states)

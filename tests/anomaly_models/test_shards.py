@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from drawn_batches import seeded
+from drawn_batches import batch_of, seeded
 from processes import Case, Curves, together, trained
 from tiny_models import SETTINGS, build, normals
 from torch import Tensor, nn
@@ -257,3 +257,49 @@ def test_fapm_that_is_to_keep_everything_keeps_it(tmp_path: Path) -> None:
         own = expected.state_dict()
         pairs.append((own[name] + own[f"banks.{layer}.centre"].unsqueeze(1)).sort(dim=1).values)
         torch.testing.assert_close(*pairs, rtol=0, atol=1e-4)
+
+
+def many_images() -> list[Batch]:
+    return [batch for seed in range(0, 120, 30) for batch in normals("fapm", seed)]
+
+
+def many_prepared_together(changes: dict[str, Any], shard: Shard, folder: Path) -> dict[str, Tensor]:
+    model = fapm(**changes)
+    model.prepare_together(many_images(), many_images()[shard.rank :: shard.world], shard)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("held_images", [4, 20])  # of 32; the shares have 16, which fit or do not
+def test_fapm_of_more_images_than_are_held_covers_them_within_the_bound(held_images: int, tmp_path: Path) -> None:
+    changes = {"held_images": held_images}
+    first, second = together(2, tmp_path / "fapm", partial(many_prepared_together, changes))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    model = fapm(**changes)
+    for layer, of_patches in enumerate(vectors_of(model, many_images())):
+        capacity = of_patches.shape[1] * held_images // 32
+        near, far = model.bank_sizes(capacity)
+        count, is_far = first[f"banks.{layer}.count"], first["far"][layer]
+        for patch, vectors in enumerate(of_patches):
+            assert count[patch] <= (far if is_far[patch] else near)
+            kept = first[f"banks.{layer}.vectors"][patch, : count[patch]] + first[f"banks.{layer}.centre"][patch]
+            radii = greedy_coreset(vectors, capacity)[1]  # at least the best ones, which the bound is of
+            slack = max(8 * radii[far - 1], 32 / 3 * radii[capacity - 1]) if held_images < 16 else 0
+            (radius,) = covering_radii(vectors, kept, [len(kept)])
+            assert radius <= 4 * radii[len(kept) - 1] + slack
+            assert radius < 1.8 * radii[len(kept) - 1]
+            if held_images > 16:
+                assert float(first["radius"][layer, patch]) == pytest.approx(float(radius), rel=1e-4)
+
+
+def test_fapm_of_equal_images_has_fewer_than_are_wanted_in_all_processes(tmp_path: Path) -> None:
+    first, second = together(2, tmp_path / "fapm", equal_prepared_together)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert (first["banks.0.count"] == 4).all()  # as many as the neighbours
+    assert (first["radius"] < 1e-3).all()
+
+
+def equal_prepared_together(shard: Shard, folder: Path) -> dict[str, Tensor]:
+    model = fapm(held_images=1)
+    batches = [batch_of(torch.full((4, 3, 64, 64), 0.5)) for _ in range(6)]
+    model.prepare_together(batches, batches[shard.rank :: shard.world], shard)
+    return {name: value.clone() for name, value in model.state_dict().items()}

@@ -154,7 +154,8 @@ def test_what_one_file_cannot_hold_is_told_before_it_is_written(project, params,
         export("fapm", CATEGORY, params, project)
     assert str(refused.value) == (
         f"fapm on squares: its weights take {size / 2**30:.2f} GiB, and one ONNX file holds at most 2 (protobuf's "
-        "limit); lower its coreset_ratio, which its memory grows with, or fit fewer good parts, and train it again"
+        "limit); lower its coreset_ratio or held_images, which its memory grows with, or fit fewer good parts, and "
+        "train it again"
     )
     assert not project.cell("fapm", CATEGORY, 0).exported.exists()
     monkeypatch.undo()

@@ -14,7 +14,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks.rows import row
+from benchmarks.rows import Figures, row
 
 PACKAGES = ("torch", "onnxruntime", "numpy", "pillow", "anomalib")
 
@@ -26,8 +26,9 @@ def main(name: str, contender: str, folder: Path) -> None:
     print(json.dumps({"results": dict(loaded.results), "versions": versions()}), file=answers, flush=True)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), processor()
-        loaded.act()
+        done = loaded.act()
         answer = {"wall": time.perf_counter() - wall, "cpu": processor() - cpu, "megabytes": megabytes()}
+        answer |= done if isinstance(done, Figures) else {}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -14,39 +14,58 @@ import numpy as np
 
 NAMES = (
     "metrics",
+    "streaming",
     "epoch",
+    "preparation",
     "fapm_fit",
     "fapm_fit.SEARCH",
     "fapm_predict",
     "fapm_predict.SEARCH",
     "efficient_ad_step",
     "efficient_ad_exported",
+    "steps.ADFA",
+    "steps.BGAD",
+    "steps.DIFFUSION_AD",
+    "exported.ADFA",
+    "exported.BGAD",
+    "exported.DIFFUSION_AD",
+    "evaluation",
     "start_up",
+    "start_up.VERBS",
+    "nothing_to_do",
+    "demo",
 )
+
+
+class Figures(dict[str, float]):
+    """What a turn has to say of itself beside its time, by words that say what and in which unit."""
 
 
 class Loaded(NamedTuple):
     """A contender that is ready."""
 
     results: Mapping[str, Any]  # what must be equal on all sides: numbers, or nested lists of them
-    act: Callable[[], object]  # what is timed
+    act: Callable[[], object]  # what is timed; may give Figures
 
 
 @dataclass(frozen=True)
 class Contender:
     load: Callable[[Path], Loaded]  # given the folder that the row's `make` has filled
     is_peer: bool = False  # whether it needs the environment of what people use
+    is_earlier: bool = False  # whether it is this project at the commit that its speed is compared with
 
 
 @dataclass(frozen=True)
 class Row:
     title: str
-    contenders: Mapping[str, Contender]  # ours first; each other one is compared with it
+    contenders: Mapping[str, Contender]  # ours first; each other one, if any, is compared with it
     equal: str  # what all sides have in common
     target: Mapping[str, float]  # how many times faster ours is to be than these
     make: Callable[[Path], None]  # write what all sides read, in our environment; not called again on what is there
     tolerance: Mapping[str, float] = field(default_factory=dict)  # by result, absolute
-    missed: str = ""  # why a target is not reached, where it is not
+    at_most: Mapping[str, float] = field(default_factory=dict)  # by figure of our side: "wall", or one of its Figures
+    once: bool = False  # one turn and none before it: it takes minutes
+    missed: str = ""  # why a target or limit is not reached, where it is not
 
 
 def row(name: str) -> Row:

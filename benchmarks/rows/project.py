@@ -14,14 +14,14 @@ SIDE, DRAWN, GOOD, TESTED = 1024, 12, 200, 8  # pixels, pictures
 SIZE = 256  # that models see
 
 
-def photographs(folder: Path, count: int) -> None:
+def photographs(folder: Path, count: int, side: int = SIDE) -> None:
     """PNGs of gears, as a camera's are: some drawn, the others the same moved and with noise of their own."""
     from PIL import Image
 
     from pipelines.sources.demo_scenes import photograph
     from pipelines.sources.demo_surfaces import GOOD as NO_DEFECT
 
-    drawn = [photograph("gear", NO_DEFECT, (0, number), SIDE).image for number in range(DRAWN)]
+    drawn = [photograph("gear", NO_DEFECT, (0, number), side).image for number in range(DRAWN)]
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         generator = np.random.default_rng(number)

@@ -1,0 +1,87 @@
+"""`evaluate` of EfficientAD-S at 256 pixels, from a shell, against this project at an earlier commit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Contender, Loaded, Row
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN, HELD_OUT, TESTED, SIDE = 20, 4, 24, 256  # pictures; pixels
+
+
+def make(folder: Path) -> None:
+    """Gears, every other one of the tested with a mark and its mask."""
+    import numpy as np
+    from PIL import Image
+
+    from pipelines.sources.demo_scenes import photograph
+    from pipelines.sources.demo_surfaces import GOOD
+
+    root = folder / "part"
+    for number in range(TRAIN + HELD_OUT + TESTED):
+        image = photograph("gear", GOOD, (0, number), SIDE).image.copy()
+        name, tested = f"{number:03}.png", number >= TRAIN + HELD_OUT
+        if tested and number % 2:
+            mask = np.zeros((SIDE, SIDE), np.uint8)
+            mask[100:130, 90:150] = 255
+            image[mask > 0] //= 3
+            save(Image.fromarray(mask), root / "ground_truth" / "mark" / name.replace(".png", "_mask.png"))
+        kind = "train/good" if not tested else "test/mark" if number % 2 else "test/good"
+        save(Image.fromarray(image), root / kind / name)
+
+
+def save(image: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def evaluate(folder: Path) -> Loaded:
+    """By the code that the process was started in."""
+    import yaml
+
+    code = Path.cwd()
+    root = folder / f"project_of_{code.name}"
+    root.mkdir(exist_ok=True)
+    values = yaml.safe_load((code / "presets" / "demo.yaml").read_text(encoding="utf-8"))
+    values["data"] |= {"root": str(folder), "categories": ["part"]}
+    values["prepare"] |= {"holdout": HELD_OUT / (TRAIN + HELD_OUT), "surfaces": []}
+    small = {"image_size": SIDE, "width": "small", "steps": 2, "overall_weight": 0.5}
+    values["models"] = {"efficient_ad": values["models"]["efficient_ad"] | small}
+    values["distill"]["efficient_ad"] |= {"width": "small", "steps": 2}
+    values["textures"] = {}
+    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+    def verb(*words: str) -> None:
+        command = [sys.executable, str(code / "cli.py"), *words]
+        subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(code)}, check=True, capture_output=True)
+
+    made = root / "made"
+    if not made.exists():
+        for words in (
+            "check",
+            "download demo_textures",
+            "prepare part",
+            "distill efficient_ad",
+            "train efficient_ad part",
+        ):
+            verb(*words.split())
+        verb("evaluate", "efficient_ad", "part")
+        made.touch()
+    (record,) = root.glob("metrics/efficient_ad/**/*.json")
+    found = json.loads(record.read_text(encoding="utf-8"))
+    results = {name: found[name] for name in ("image_auroc", "pixel_auroc", "threshold")}
+    return Loaded(results, lambda: verb("evaluate", "efficient_ad", "part"))
+
+
+ROW = Row(
+    title=f"`evaluate` of {TESTED + HELD_OUT} pictures, EfficientAD-S, {SIDE} pixels",
+    contenders={"now": Contender(evaluate), "before": Contender(evaluate, is_earlier=True)},
+    equal="pictures, settings, one thread; AUROC and threshold to 1e-3",
+    target={"before": 5},
+    make=make,
+    tolerance=dict.fromkeys(("image_auroc", "pixel_auroc", "threshold"), 1e-3),
+)

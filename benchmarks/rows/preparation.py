@@ -1,0 +1,87 @@
+"""`prepare`: 208 photographs of 1,024 pixels, decoded, resized and written as one array, on all cores."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.rows import Contender, Figures, Loaded, Row
+from benchmarks.rows.project import GOOD, SIZE, TESTED, blemish, project
+
+
+def make(folder: Path) -> None:
+    """A project of its own, with one size to prepare, whose pictures are those of the other rows."""
+    import yaml
+
+    root, source = folder / "project", project(folder)
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    (root / "images").symlink_to(source / "images")
+    blemish(root, "init")
+    (root / ".dvc" / "config.local").write_text("[core]\nno_scm = true\n")
+    values = yaml.safe_load((source / "params.yaml").read_text(encoding="utf-8"))
+    values["models"] = {"fapm": values["models"]["fapm"]}
+    values |= {"distill": {}, "download": {}}
+    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    blemish(root, "check")
+
+
+def mean(array: np.ndarray) -> dict[str, float]:
+    return {"pictures": len(array), "mean": float(array.mean())}
+
+
+def ours(cores: int | None) -> Callable[[Path], Loaded]:
+    """On so many cores; None: on all."""
+
+    def load(folder: Path) -> Loaded:
+        root = folder / "project"
+        prepared = root / "data" / "prepared" / "part"
+        if cores is not None:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # whatever it starts is kept there, too
+
+        def act() -> Figures:
+            shutil.rmtree(prepared, ignore_errors=True)
+            started = time.perf_counter()
+            blemish(root, "prepare", "part")
+            return Figures({"pictures a second": (GOOD + TESTED) / (time.perf_counter() - started)})
+
+        act()
+        return Loaded(mean(np.load(prepared / f"images_{SIZE}_bilinear.npy")), act)
+
+    return load
+
+
+def pillow(folder: Path) -> Loaded:
+    """What prepare does to a picture, by the same library, one after the other."""
+    from PIL import Image
+
+    files = sorted((project(folder) / "images" / "part").rglob("*.png"))
+
+    def act() -> np.ndarray:
+        found = []
+        for file in files:
+            with Image.open(file) as picture:
+                small = picture.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+            found.append(np.asarray(small))
+        array = np.stack(found)
+        np.save(folder / "pillow.npy", array)
+        return array
+
+    return Loaded(mean(act()), act)
+
+
+ROW = Row(
+    title=f"`prepare`, from a shell: {GOOD + TESTED} PNGs of 1,024 pixels",
+    contenders={
+        "all cores": Contender(ours(None)),
+        "one core": Contender(ours(1)),
+        "Pillow in a loop": Contender(pillow),
+    },
+    equal="files, filter, the mean of all pixels to 0.01 of 255; ours starts Python, hashes and checks every file, too",
+    target={"one core": 1.8},
+    make=make,
+    tolerance={"pictures": 0, "mean": 0.01},
+)

@@ -160,7 +160,8 @@ class Int8(Record):
         own, others = scores_apart(self.threshold.value, self.float32_threshold)
         return (
             f"image AUROC {percent(self.metrics['image_auroc'])}, in float32 {percent(self.float32_auroc)}; "
-            f"{len(self.others)} of {self.num_tested} decisions are others, at the threshold {own} for {others}; "
+            f"{len(self.others)} of {self.num_tested} test images are decided otherwise, at the threshold {own} for "
+            f"{others}; "
             f"{self.megabytes:.1f} MB for {self.float32_megabytes:.1f}"
         )
 

@@ -77,9 +77,12 @@ def export_int8(
             f"that it has not learnt from; run `blemish prepare {index.category}` and train again, or export float32 "
             "alone"
         )
+    if evaluation.index_sha256 != data.version.index_sha256:
+        raise StageError(f"{cell.title}: evaluated on other images than there are; run {cell.verb('evaluate')} again")
     path, card = folder / cell.int8.name, Detector(float32).card
-    feeds = list(_feeds(learnt_from(data, trained.config), card))
-    write_int8(float32, path, feeds, replace(card, precision="int8"))
+    learnt = learnt_from(data, trained.config)
+    calibrating = _evenly(learnt.rows("train"))
+    write_int8(float32, path, _feeds(learnt, calibrating, card), replace(card, precision="int8"))
     detects = _as_model(Detector(path))
 
     images = read_predictions(cell.evaluated, f"run {cell.verb('evaluate')} again")
@@ -121,13 +124,13 @@ def export_int8(
         images=tuple(by_int8),
         others=tuple(others),
         max_decisions_changed=allowed,
-        num_calibrating=len(feeds),
+        num_calibrating=len(calibrating),
         megabytes=round(path.stat().st_size / 1e6, 2),
         float32_megabytes=round(float32.stat().st_size / 1e6, 2),
         onnxruntime=onnxruntime.__version__,
     )
     if found.refused is None:
-        _keep(path, _card(card, found))
+        _write_card(path, _card(card, found))
     else:
         path.unlink()
     found.save(folder / cell.int8_proof.name)
@@ -182,7 +185,7 @@ def write_int8(float32: Path, path: Path, feeds: Iterable[Feed], card: ModelCard
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-    _keep(path, card)
+    _write_card(path, card)
 
 
 def _is_filter(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
@@ -194,7 +197,7 @@ def _is_filter(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
     return shapes.get(node.input[1], (1, 1))[:2] == (1, 1)  # one without a shape is computed, and no layer's weight
 
 
-def _keep(path: Path, card: ModelCard) -> None:
+def _write_card(path: Path, card: ModelCard) -> None:
     """Put a card into the file, in the place of whatever is there."""
     proto = onnx.load(path)
     onnx.helper.set_model_props(proto, card.to_metadata())
@@ -224,14 +227,18 @@ class _Calibration:
         return next(self._feeds, None)
 
 
-def _feeds(learnt: Images, card: ModelCard) -> Iterator[Feed]:
-    """Good parts that training saw, evenly over all of them; of a model of tiles, tiles."""
-    rows = learnt.rows("train")
+def _evenly(rows: Sequence[int]) -> list[int]:
+    """Of good parts that training saw, or tiles of them, as many as a graph is shown."""
     number = min(_CALIBRATING, len(rows))
-    for place in range(number):
-        batch = learnt.batch([rows[place * len(rows) // number]])
+    return [rows[place * len(rows) // number] for place in range(number)]
+
+
+def _feeds(learnt: Images, rows: Iterable[int], card: ModelCard) -> Iterator[Feed]:
+    """One by one: all together may be larger than the memory."""
+    wanted = {"image", *(["region"] if card.takes_region else []), *(["tile"] if card.by_tile else [])}
+    for row in rows:
+        batch = learnt.batch([row])
         inputs = {"image": batch.image, "region": batch.region, "tile": batch.tile}
-        wanted = {"image", *(["region"] if card.takes_region else []), *(["tile"] if card.by_tile else [])}
         yield {name: tensor.numpy() for name, tensor in inputs.items() if name in wanted and tensor is not None}
 
 

@@ -125,7 +125,7 @@ def test_the_same_file_gives_the_same_bytes(cell: Cell, project: Project, params
     export(*CELL, params, project)
     data = load_trained(cell, CPU).data(project, CPU)
     card, again = Detector(cell.int8).card, tmp_path / "again.onnx"
-    write_int8(cell.onnx, again, module._feeds(data, card), card)
+    write_int8(cell.onnx, again, module._feeds(data, module._evenly(data.rows("train")), card), card)
     assert again.read_bytes() == cell.int8.read_bytes()
     said = proof(cell)
     export(*CELL, params, project)
@@ -195,6 +195,12 @@ def test_too_many_other_decisions_are_refused(
     assert not cell.int8.exists()
 
 
+def test_parts_are_shown_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CALIBRATING", 4)
+    assert module._evenly(range(10, 20)) == [10, 12, 15, 17]
+    assert module._evenly([3, 5]) == [3, 5]
+
+
 def refusal(auroc: float | None, float32: float | None, num_others: int) -> str | None:
     other = OtherDecision(image="test/cut/000.png", float32=2.0, int8=1.0, decision="good")
     return module._refusal(auroc, float32, [other] * num_others, 40, 0.05)
@@ -210,6 +216,8 @@ def test_what_is_allowed_by_hand() -> None:
     )
     nothing_shows_it = "there are no test images, good and defective, that show whether it still finds defects"
     assert refusal(None, None, 0) == nothing_shows_it
+    figures, oracle = module._metrics([], 1.5, 0.25)  # as of a category without test images
+    assert (figures["image_auroc"], figures["recall"], figures["threshold"], oracle) == (None, None, 1.5, None)
 
 
 def test_all_that_takes_an_exported_file_takes_this_one(

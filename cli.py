@@ -319,7 +319,7 @@ def latency(model: Model, category: Category) -> None:
     typer.echo(
         f"{model} on {category}: {total.p50:.1f} ms from file to decision (95 % within {total.p95:.1f}), "
         f"{found.throughput.images_per_second:.1f} images/s in batches of {found.throughput.batch_size}, "
-        f"on {found.hardware}"
+        f"on {found.hardware}" + (f"; int8: {found.int8.milliseconds.total.p50:.1f} ms" if found.int8 else "")
     )
 
 
@@ -652,6 +652,9 @@ def bundle(
         Path | None,
         typer.Option("--output", "-o", dir_okay=False, help="bundles/MODEL-CATEGORY.zip, if not given."),
     ] = None,
+    precision: Annotated[
+        Literal["float32", "int8"], typer.Option(help="Of export.precisions: int8 is MODEL-CATEGORY-int8.zip.")
+    ] = "float32",
 ) -> None:
     """Write the exported model, its proof, samples and what runs it as one file for a machine on the line."""
     from pipelines.deployment.bundle import bundle as run
@@ -666,11 +669,11 @@ def bundle(
         params.check_category(category)
         summary = Summary.of(project, params.tracking.experiment)
         if category in summary.successions:
-            made = bundle_champion(category, params, project, output)
+            made = bundle_champion(category, params, project, output, precision)
         else:
-            made = run(summary.best_first(category)[0], category, params, project, output)
+            made = run(summary.best_first(category)[0], category, params, project, output, precision)
     else:
-        made = run(model, category, params, project, output)
+        made = run(model, category, params, project, output, precision)
     chosen = ", with the threshold that was chosen by hand" if made.is_deployed else ""
     typer.echo(f"{made.path}: {made.path.stat().st_size / 1e6:.1f} MB, {made.num_samples} samples replayed{chosen}")
     name = shlex.quote(str(made.path))

@@ -69,7 +69,7 @@ def tiny_params() -> dict[str, Any]:
         "evaluate": {"resolution": "prepared", "region": "image", "pixel_metrics": "exact", "false_alarm_rate": 0.2}
         | {"reject_rate": 0.1, "review_rate": 0.2}
         | {"bootstrap": 50, "learnt_defects": "tested_by_nobody"},
-        "export": {"opset": 18, "max_difference": 0.01},
+        "export": {"opset": 18, "max_difference": 0.01, "precisions": ["float32"], "max_decisions_changed": 0.05},
         "latency": {"threads": 1, "seconds": 0.05, "batch_size": 2},
         "tracking": {"experiment": "tests"},
     }

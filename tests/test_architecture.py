@@ -36,7 +36,7 @@ ALLOWED = {
     "training": "data preparation(config) settings tracking anomaly_models",
     "teachers": "training data preparation sources settings tracking anomaly_models",
     "evaluation": "training(trained) data pictures settings tracking anomaly_models",
-    "deployment": "inference training(trained) evaluation(outcomes) data pictures sources(catalogue) "
+    "deployment": "inference training(trained) evaluation data pictures sources(catalogue) "
     "sources(solar_cells) settings tracking anomaly_models",
     "report": "evaluation deployment(records) data(index) pictures sources settings tracking",
     "preview": "teachers training preparation data pictures settings anomaly_models",
@@ -432,6 +432,8 @@ def test_a_cells_stages_read_no_params_of_dvc() -> None:
         ("evaluate.bootstrap", 60, set()),  # the report's: whoever changes it need not evaluate again
         ("export.opset", 19, {"stages/export.txt"}),
         ("export.max_difference", 0.1, {"stages/export.txt"}),
+        ("export.precisions", ["float32", "int8"], {"stages/export.txt"}),
+        ("export.max_decisions_changed", 0.1, {"stages/export.txt"}),
         ("prepare.max_megapixels", 200, {"stages/export.txt"}),  # `prepare` depends on its own section
         ("latency.threads", 2, {"stages/latency.txt"}),
         ("latency.seconds", 2.0, {"stages/latency.txt"}),

@@ -21,6 +21,7 @@ from anomaly_models.common.sizes import Size
 from pipelines.data.batches import PreparedData, frame_of
 from pipelines.data.tiled import TiledData, learnt_from, whole
 from pipelines.deployment.export import write_graph
+from pipelines.deployment.records import Int8
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.inference.detector import Detector
 from pipelines.inference.engine import Inputs
@@ -88,6 +89,22 @@ def test_the_number_you_saw_is_the_one_you_ship(root: Path, blemish: Any, pictur
             assert predicted[path] == pytest.approx(score, abs=1e-3 * max(1, abs(score)))
     with Image.open(root / "predictions" / "overlays" / "square" / "000.png") as overlay:
         assert picture_size(overlay) == LONG
+
+
+def test_an_int8_file_is_shown_tiles_with_their_numbers_and_regions(root: Path, blemish: Any, pictures: Path) -> None:
+    values = tiny_params()
+    values["models"] = {"fapm": section("fapm") | {"fit": "pad"}}
+    values["export"] |= {"precisions": ["float32", "int8"], "max_decisions_changed": 0.5}
+    write_params(root, values)
+    works(blemish, *STAGES)
+    cell = Project(root).cell("fapm", CATEGORY, 0)
+    found, detector = Int8.load(cell.int8_proof, "export"), Detector(cell.int8)
+    assert found.refused is None
+    assert found.num_calibrating == 64  # tiles, of ten for each good part
+    assert (detector.card.by_tile, detector.card.takes_region) == (True, True)
+    for image in found.images:
+        _, (score,) = detector(detector.load(pictures / image.path))
+        assert score == pytest.approx(image.score, rel=1e-6)
 
 
 def test_pictures_of_many_sizes_are_cut_up_at_their_own_scale(root: Path, blemish: Any) -> None:

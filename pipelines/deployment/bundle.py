@@ -18,13 +18,14 @@ import numpy as np
 from anomaly_models import MODELS
 from pipelines import lineage
 from pipelines.data.index import PreparedIndex
-from pipelines.deployment.records import Latency, Parity
+from pipelines.deployment.records import Int8, Latency, Parity
 from pipelines.environment import environment
 from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.outcomes import Evaluation, ScoredImage, read_predictions
 from pipelines.files import atomic_file
 from pipelines.inference import bundle as opened
 from pipelines.inference.bundle import Bundle, Replayed, Sample, allowed
+from pipelines.inference.card import Precision
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.inference.drift import SCORE
 from pipelines.inference.measures import MEASURES, measured
@@ -64,11 +65,18 @@ class Made:
     is_deployed: bool  # holds the file with the threshold that a person chose
 
 
-def bundle(model: str, category: str, params: Params, project: Project, path: Path | None = None) -> Made:
+def bundle(
+    model: str,
+    category: str,
+    params: Params,
+    project: Project,
+    path: Path | None = None,
+    precision: Precision = "float32",
+) -> Made:
     """Write one file, by default `bundles/<model>-<category>.zip`: graph, card, samples with scores, and a runner.
 
-    Of the exported file, or of the deployed one where a person chose a threshold for the same training. Kept only if it
-    replays its own samples.
+    Of the exported file, or of the deployed one where a person chose a threshold for the same training; with `int8`, of
+    the int8 file. Kept only if it replays its own samples.
 
     Raises:
         ParamsError: no such category in the params file.
@@ -77,14 +85,16 @@ def bundle(model: str, category: str, params: Params, project: Project, path: Pa
     """
     params.check_category(category)
     cell = project.cell(model, category, params.seed)
-    detector = _shipped(cell)
+    detector = _shipped(cell) if precision == "float32" else _int8(cell)
     latency = Latency.load(cell.latency, f"run {cell.verb('latency')} again") if cell.latency.exists() else None
-    path = path or project.root / "bundles" / name_of(cell)
+    path = path or project.root / "bundles" / name_of(cell, precision)
     num_samples = write(path, cell, detector, latency, params, project)
     return Made(path, num_samples, is_deployed=detector.path == cell.deployed)
 
 
-def bundle_champion(category: str, params: Params, project: Project, path: Path | None = None) -> Made:
+def bundle_champion(
+    category: str, params: Params, project: Project, path: Path | None = None, precision: Precision = "float32"
+) -> Made:
     """Likewise of the champion in the model registry, which may be of an earlier training than what lies here.
 
     Raises:
@@ -101,7 +111,12 @@ def bundle_champion(category: str, params: Params, project: Project, path: Path 
     for model in params.models:
         cell = project.cell(model, category, params.seed)
         if cell.onnx.is_file() and Detector(cell.onnx).card.run_id == run_id:
-            return bundle(model, category, params, project, path)
+            return bundle(model, category, params, project, path, precision)
+    if precision != "float32":
+        raise StageError(
+            f"{category}: the champion is of an earlier training than what lies here, and the registry has its float32 "
+            "file alone"
+        )
     with bundle_of_champion(project.root, experiment, name) as logged:
         made = Bundle(logged)
         replayed = _replayed(made)
@@ -111,9 +126,9 @@ def bundle_champion(category: str, params: Params, project: Project, path: Path 
     return Made(path, len(replayed), is_deployed=False)
 
 
-def name_of(cell: Cell) -> str:
+def name_of(cell: Cell, precision: Precision = "float32") -> str:
     """What its bundle is called."""
-    return f"{cell.model}-{cell.category}.zip"
+    return f"{cell.model}-{cell.category}{'' if precision == 'float32' else f'-{precision}'}.zip"
 
 
 def write(path: Path, cell: Cell, detector: Detector, latency: Latency | None, params: Params, project: Project) -> int:
@@ -124,10 +139,14 @@ def write(path: Path, cell: Cell, detector: Detector, latency: Latency | None, p
         ExportError: the file does not reproduce its own samples; nothing is kept.
     """
     evaluation = _evaluation(cell, detector.card)
-    images = read_predictions(cell.evaluated, f"run {cell.verb('evaluate')} again")
+    images: Sequence[ScoredImage] = read_predictions(cell.evaluated, f"run {cell.verb('evaluate')} again")
+    int8 = None
+    if detector.card.precision == "int8":
+        int8 = _int8_proof(cell)
+        evaluation, images, latency = int8.of(evaluation), int8.images, latency and latency.int8
     originals = _originals(cell, project, evaluation, project.root / params.data.root / cell.category)
     with atomic_file(path) as temporary:
-        about = _about(cell, detector.card, evaluation, latency, _terms(evaluation.data_set, params))
+        about = _about(cell, detector.card, evaluation, latency, int8, _terms(evaluation.data_set, params))
         _write(temporary, _contents(detector, about, images, originals))
         replayed = _replayed(Bundle(temporary))
     return len(replayed)
@@ -151,6 +170,20 @@ def _shipped(cell: Cell) -> Detector:
     exported = Detector(cell.onnx)
     deployed = Detector(cell.deployed) if cell.deployed.is_file() else None
     return deployed if deployed is not None and deployed.card.run_id == exported.card.run_id else exported
+
+
+def _int8(cell: Cell) -> Detector:
+    if cell.int8.is_file():
+        return Detector(cell.int8)
+    if cell.int8_proof.is_file():
+        raise StageError(f"{cell.title} has no int8 file: {_int8_proof(cell).refused}")
+    raise StageError(
+        f"{cell.title} has no int8 file; add int8 to `export.precisions` and run {cell.verb('export')} again"
+    )
+
+
+def _int8_proof(cell: Cell) -> Int8:
+    return Int8.load(cell.int8_proof, f"run {cell.verb('export')} again")
 
 
 def _evaluation(cell: Cell, card: ModelCard) -> Evaluation:
@@ -229,7 +262,9 @@ def _chosen(images: Sequence[ScoredImage], threshold: float) -> list[ScoredImage
     return list({image.path: image for image in wanted}.values())
 
 
-def _about(cell: Cell, card: ModelCard, evaluation: Evaluation, latency: Latency | None, terms: str) -> dict[str, Any]:
+def _about(
+    cell: Cell, card: ModelCard, evaluation: Evaluation, latency: Latency | None, int8: Int8 | None, terms: str
+) -> dict[str, Any]:
     """`card.json`: what it is, how good, how sure, on what terms."""
     parity = Parity.load(cell.parity, f"run {cell.verb('export')} again")
     return {
@@ -253,8 +288,9 @@ def _about(cell: Cell, card: ModelCard, evaluation: Evaluation, latency: Latency
         "defects": {name: found.model_dump(mode="json") for name, found in evaluation.defects.items()},
         "groups": evaluation.groups.text if evaluation.groups else None,
         "parity": parity.model_dump(mode="json"),
-        "latency": None if latency is None else latency.model_dump(mode="json"),
-        "limits": _limits(card, evaluation),
+        "int8": None if int8 is None else int8.model_dump(mode="json", exclude={"images"}),
+        "latency": None if latency is None else latency.model_dump(mode="json", exclude={"int8"}),
+        "limits": _limits(card, evaluation, int8),
         "method": _method(evaluation.method),
         "licences": {"weights": card.weights, "data": terms, "code": "Apache-2.0"},
     }
@@ -268,7 +304,7 @@ def _terms(data_set: str, params: Params) -> str:
     return "drawn by Blemish: under its own licence" if known is None else known.sentence()
 
 
-def _limits(card: ModelCard, evaluation: Evaluation) -> list[str]:
+def _limits(card: ModelCard, evaluation: Evaluation, int8: Int8 | None) -> list[str]:
     """In sentences, where what was measured ends."""
     counts, at = evaluation.counts, evaluation.threshold
     told = [
@@ -283,6 +319,10 @@ def _limits(card: ModelCard, evaluation: Evaluation) -> list[str]:
         told.append(evaluation.review.text(card.threshold))
         if not at.attainable:
             told.append(f"Too few were held out for the rate that was asked for; it takes {at.num_images_needed}.")
+    if int8 is not None:
+        told.append(
+            f"It computes convolutions in 8-bit integers: {int8.text}. `verify` says if a machine does so alike."
+        )
     size = card.image_size
     told.append(f"Pictures are made to {size} pixels (`{card.fit}`); what is smaller than a pixel there is not seen.")
     told.append(f"Pictures above {card.max_megapixels} megapixels are refused.")

@@ -27,6 +27,7 @@ from anomaly_models.base import AnomalyModel, Prediction
 from pipelines.data.batches import PreparedData
 from pipelines.data.tiled import Detects, whole
 from pipelines.deployment import bundle
+from pipelines.deployment.int8 import export_int8
 from pipelines.deployment.records import Decision, Deviation, Parity
 from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
@@ -54,6 +55,8 @@ def export(
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Parity:
     """Write `exported/<model>/<category>`: model.onnx, and parity.json beside it as its proof. Runs on the CPU.
+
+    With int8 among `export.precisions` also int8.json, and model.int8.onnx if it decides as well.
 
     `on_progress` is told how many images of the proof are done, and of how many.
 
@@ -113,12 +116,18 @@ def export(
         )
         parity.check(model_name, category)
         parity.save(folder / cell.parity.name)
+        int8 = None
+        if "int8" in params.export.precisions:
+            int8 = export_int8(path, folder, cell, trained, data, evaluation, params)
     with (
         tempfile.TemporaryDirectory() as folder,
         cell_run(cell, params.tracking.experiment, card.run_id) as run,
     ):
         run.tags({"parity": parity.tags()})
         run.file(cell.parity, "export")
+        if int8 is not None:
+            run.tags({"int8": int8.tags()})
+            run.file(cell.int8_proof, "export")
         packed = Path(folder, bundle.name_of(cell))
         bundle.write(packed, cell, Detector(cell.onnx), None, params, project)  # its latency is measured after this
         run.decision_model(packed)

@@ -47,6 +47,9 @@ def latency(model: str, category: str, params: Params, project: Project) -> Late
     paths = [index.original(row, source) for row in tested or index.for_thresholds()]
     images: Tried = "test images" if tested else "good parts" if index.by_folds else "held-out good parts"
     found = measure(detector, paths, params.latency, images)
+    if cell.int8.exists():
+        int8 = measure(Detector(cell.int8, threads=params.latency.threads), paths, params.latency, images)
+        found = found.model_copy(update={"int8": int8})
     found.save(cell.latency)
     with cell_run(cell, params.tracking.experiment, detector.card.run_id) as run:
         run.metrics(found.metrics() | {"onnx_megabytes": round(cell.onnx.stat().st_size / 1e6, 2)})

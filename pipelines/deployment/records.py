@@ -6,6 +6,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pipelines.errors import ExportError
+from pipelines.evaluation.outcomes import (
+    Evaluation,
+    GroupsOutcome,
+    Review,
+    ScoredImage,
+    Share,
+    Threshold,
+)
+from pipelines.numbers import percent, scores_apart
 from pipelines.records import Record
 
 # Without test images good parts stand in; all of them were learnt from where thresholds come from folds.
@@ -113,6 +122,60 @@ class Parity(Record):
         return f"{remedy}, or raise `export.max_difference` if so little does not matter"
 
 
+class OtherDecision(Record):
+    """A test image that the int8 file decides otherwise than the float32 one, each by its own threshold."""
+
+    image: str
+    float32: float  # its score
+    int8: float
+    decision: Literal["good", "defect"]  # by the int8 file
+
+
+class Int8(Record):
+    """What the int8 file decides, beside the float32 one: `int8.json`."""
+
+    refused: str | None  # why the file was not kept
+    float32_auroc: Share | None
+    max_auroc_loss: Share
+    metrics: dict[str, float | int | None]  # by the int8 file, of images; None as in an evaluation
+    float32_threshold: float
+    threshold: Threshold  # set anew, on the held-out parts with the int8 file, as are the next two
+    review: Review
+    groups: GroupsOutcome | None
+    images: tuple[ScoredImage, ...]  # by the int8 file: those tested, then those held out
+    others: tuple[OtherDecision, ...]
+    max_decisions_changed: Share  # of the images tested
+    num_calibrating: int  # good parts, or tiles of them, that training saw
+    megabytes: float
+    float32_megabytes: float
+    onnxruntime: str
+
+    @property
+    def num_tested(self) -> int:
+        return sum(image.split == "test" for image in self.images)
+
+    @property
+    def text(self) -> str:
+        """How it decides, in one line."""
+        own, others = scores_apart(self.threshold.value, self.float32_threshold)
+        return (
+            f"image AUROC {percent(self.metrics['image_auroc'])}, in float32 {percent(self.float32_auroc)}; "
+            f"{len(self.others)} of {self.num_tested} test images are decided otherwise, at the threshold {own} for "
+            f"{others}; "
+            f"{self.megabytes:.1f} MB for {self.float32_megabytes:.1f}"
+        )
+
+    def tags(self) -> dict[str, Any]:
+        """For MLflow."""
+        told = self.model_dump(exclude={"images", "others", "groups"})
+        return told | {"num_tested": self.num_tested, "decisions_changed": len(self.others)}
+
+    def of(self, evaluation: Evaluation) -> Evaluation:
+        """The same of the int8 file: what only the float32 one was measured for is left out."""
+        own = {"metrics": self.metrics, "threshold": self.threshold, "review": self.review, "groups": self.groups}
+        return evaluation.model_copy(update={**own, "intervals": {}, "defects": {}})
+
+
 class Percentiles(Record):
     p50: float
     p95: float
@@ -137,7 +200,7 @@ class Throughput(Record):
 
 
 class Latency(Record):
-    """Milliseconds of single images by part, and images a second in batches."""
+    """Milliseconds of single images by part, and images a second in batches; beside them those of the int8 file."""
 
     hardware: str
     provider: str
@@ -148,9 +211,11 @@ class Latency(Record):
     num_runs: int
     milliseconds: Milliseconds
     throughput: Throughput
+    int8: "Latency | None" = None
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, prefix: str = "latency") -> dict[str, float]:
         """Flat, for MLflow."""
         parts = self.milliseconds.model_dump()
-        flat = {f"latency.{part}.{p}": value for part, found in parts.items() for p, value in found.items()}
-        return flat | {"latency.images_per_second": self.throughput.images_per_second}
+        flat = {f"{prefix}.{part}.{p}": value for part, found in parts.items() for p, value in found.items()}
+        flat[f"{prefix}.images_per_second"] = self.throughput.images_per_second
+        return flat | (self.int8.metrics("latency_int8") if self.int8 else {})

@@ -8,9 +8,7 @@ there is a threshold and no figure.
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,16 +16,21 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from anomaly_models.base import AnomalyModel, Batch, ModelError
 from anomaly_models.common.sizes import Size
-from pipelines.data.batches import PreparedData, SplitBatches
+from pipelines.data.batches import PreparedData
 from pipelines.data.index import PreparedIndex
-from pipelines.data.tiled import Detects, learnt_from, whole
-from pipelines.errors import StageError
+from pipelines.data.tiled import Detects, whole
 from pipelines.evaluation import figures
 from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.description import description
-from pipelines.evaluation.groups import compare_groups
+from pipelines.evaluation.groups import compare_groups, fitted_by_group
+from pipelines.evaluation.held_out import (
+    ThresholdFrom,
+    predicted,
+    score_held_out_images,
+    score_known_defects,
+    thresholds,
+)
 from pipelines.evaluation.intervals import share_interval
 from pipelines.evaluation.measures import PROMISED
 from pipelines.evaluation.metrics import (
@@ -46,7 +49,6 @@ from pipelines.evaluation.outcomes import (
     Counts,
     DefectOutcome,
     Evaluation,
-    HeldOutImage,
     HoldoutThreshold,
     PixelCounts,
     Protocol,
@@ -62,12 +64,11 @@ from pipelines.evaluation.outcomes import (
 )
 from pipelines.evaluation.regions import Pixels, Regions, centre, shrunk
 from pipelines.evaluation.review import review
-from pipelines.evaluation.thresholds import cross_fit, refit, threshold_at
 from pipelines.files import atomic_folder, write_json
 from pipelines.paths import Cell, Project
 from pipelines.pictures.frames import OUTSIDE, Window
 from pipelines.pictures.images import resize_mask
-from pipelines.pictures.overlays import Map, Mask, resize_map
+from pipelines.pictures.overlays import Mask, resize_map
 from pipelines.pictures.panels import Thresholds
 from pipelines.settings.params import Params
 from pipelines.tracking.runs import cell_run
@@ -112,7 +113,7 @@ def evaluate(
         if pixels and pixels.counts:
             pixels.counts.save(temporary / cell.pixels.name)
         intervals = intervals_of(read_outcome(temporary, evaluation, model_name))
-        groups = compare_groups(images, _fitted(data.index), threshold.expected_rate)
+        groups = compare_groups(images, fitted_by_group(data.index), threshold.expected_rate)
         evaluation = evaluation.model_copy(update={"intervals": intervals, "groups": groups})
         evaluation.save(temporary / cell.evaluation.name)
         drawn = figures.draw(temporary, results, of_cell, pixels.curves if pixels else None) if results else []
@@ -126,75 +127,6 @@ def _compared(trained: Trained, params: Params) -> Size:
     """Of the centre whose pixels are compared."""
     seen_at_once = params.evaluate.region == "seen" and trained.config.tiles is None
     return trained.config.seen if seen_at_once else trained.config.image_size
-
-
-class ThresholdFrom(StrEnum):
-    """As the record says it."""
-
-    HELD_OUT = "held-out good parts"
-    CROSS_FITTED = "held-out good parts, cross-fitted"
-    FOLDS = "good parts, each scored by a model of the other folds"
-    CALIBRATING = "held-out good parts, too few to cross-fit what they calibrate"
-
-
-def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[HeldOutImage], ThresholdFrom]:
-    """The good parts that training has not seen, each by itself, at the higher of its scores.
-
-    Where it has seen all, each by a model that learns from the other folds.
-
-    Raises:
-        StageError: the other folds are too few to learn from, or a score of what they have not seen means nothing.
-    """
-    rows = data.index.for_thresholds()
-    batch_size, learnt = trained.config.batch_size, learnt_from(data, trained.config)
-
-    def batches(places: Sequence[int]) -> SplitBatches:
-        return SplitBatches(learnt, learnt.rows_of([rows[place] for place in places]), batch_size)
-
-    def scored_by(model: AnomalyModel, place: int) -> HeldOutImage:
-        anomaly_map, score = _predict(whole(model, trained.config), data.batch([rows[place]]))
-        return HeldOutImage(data.index.images[rows[place]].path, score, float(anomaly_map.max()))
-
-    if data.index.by_folds:
-        fold_of = [fold for row in rows if (fold := data.index.images[row].fold) is not None]
-        found: dict[int, HeldOutImage] = {}
-        try:
-            for of_others, places in refit(trained.model, fold_of, batches):
-                of_others.check_scores(batches(places))  # training could not, which had seen all
-                found |= {place: scored_by(of_others, place) for place in places}
-        except ModelError as error:
-            raise StageError(f"{trained.run.model} on {data.index.category}, without a fold: {error}") from error
-        return [found[place] for place in range(len(rows))], ThresholdFrom.FOLDS
-    deployed = [scored_by(trained.model, place) for place in range(len(rows))]
-    models = cross_fit(trained.model, [data.index.images[row].group for row in rows], batches)
-    try:
-        by_others = {place: scored_by(model, place) for model, places in models for place in places}
-    except ModelError:
-        return deployed, ThresholdFrom.CALIBRATING
-    if not by_others:
-        return deployed, ThresholdFrom.HELD_OUT
-    return [image.or_higher(by_others[place]) for place, image in enumerate(deployed)], ThresholdFrom.CROSS_FITTED
-
-
-def thresholds(
-    held_out: Sequence[HeldOutImage], threshold_from: ThresholdFrom, rate: float
-) -> tuple[HoldoutThreshold, float]:
-    """The thresholds on the score and on the map, from held-out good parts alone.
-
-    The map's is set on each image's largest value: at the same rate a good part shows any marked pixel at all.
-    """
-    scores, peaks = torch.tensor([image.score for image in held_out]), torch.tensor([image.peak for image in held_out])
-    threshold = threshold_at(scores, rate)
-    if threshold_from is ThresholdFrom.CALIBRATING:
-        needed = max(threshold.num_images_needed, threshold.num_images + 1)
-        threshold = threshold.model_copy(update={"attainable": False, "num_images_needed": needed})
-    return threshold, threshold_at(peaks, rate).value
-
-
-def score_known_defects(model: Detects, data: PreparedData, tested: Sequence[int], *, learns: bool) -> list[float]:
-    """Scores of the real defects that the model is not tested on, and has not learnt from if it `learns` from any."""
-    unseen = data.index.rows("known", "withheld") if learns else [*data.index.rows("known"), *data.index.apart()]
-    return [_predict(model, data.batch([row]))[1] for row in sorted(set(unseen) - set(tested))]
 
 
 class Originals(NamedTuple):
@@ -216,7 +148,7 @@ def score_test_images(
 
 def _test_image(model: Detects, data: PreparedData, row: int, originals: Originals, compared: Size) -> TestImage:
     entry, batch, shape = data.index.images[row], data.batch([row]), data.frame.shape
-    framed, score = _predict(model, batch)
+    framed, score = predicted(model, batch)
     anomaly_map = shape.restored(framed, entry.original, 0)
     rgb = rearrange(batch.image * 255, "1 c h w -> h w c").round().byte().cpu().numpy()
     truth, regions = None, None
@@ -266,13 +198,6 @@ def _regions(data: PreparedData, row: int, truth: Mask, originals: Originals, co
         scale = masks[0].size / entry.original.area
         saturations = [saturation * scale for saturation in saturations]
     return Regions.of_defects(masks, saturations, _counted(data, row, masks[0].shape, compared))
-
-
-def _predict(model: Detects, batch: Batch) -> tuple[Map, float]:
-    """Map (H, W) and score of a batch of one image: a larger one may round differently."""
-    with torch.no_grad():
-        prediction = model(batch.image, batch.region)
-    return prediction.anomaly_map[0, 0].cpu().numpy(), float(prediction.score[0])
 
 
 class _ComparedPixels(NamedTuple):
@@ -375,12 +300,6 @@ def _summarise(
         intervals={},
         groups=None,
     )
-
-
-def _fitted(index: PreparedIndex) -> dict[str, int]:
-    """Of each group, how many good parts were learnt from."""
-    groups = [index.images[row].group for row in index.rows("train")]
-    return dict(Counter(group for group in groups if group is not None))
 
 
 def _counts(index: PreparedIndex, results: Sequence[TestImage]) -> Counts:

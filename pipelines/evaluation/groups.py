@@ -15,12 +15,13 @@ group may be the one that exceeds all others (Dunn, Wasserman and Ramdas, "Distr
 two-layer hierarchical models", JASA 118, 2023).
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import rankdata
 
+from pipelines.data.index import PreparedIndex
 from pipelines.evaluation.curves import Floats
 from pipelines.evaluation.outcomes import GroupOutcome, GroupScores, GroupsOutcome, ScoredImage
 
@@ -56,6 +57,12 @@ def compare_groups(images: Sequence[ScoredImage], fitted: Mapping[str, int], pro
             for name in names
         ),
     )
+
+
+def fitted_by_group(index: PreparedIndex) -> dict[str, int]:
+    """Of each group, how many good parts were learnt from."""
+    groups = [index.images[row].group for row in index.rows("train")]
+    return dict(Counter(group for group in groups if group is not None))
 
 
 def _by_group(images: Sequence[ScoredImage], split: str) -> dict[str | None, list[ScoredImage]]:

@@ -13,6 +13,7 @@ from pipelines.pictures.reading import AboveWhite, PlainWindow, Reading, WantedW
 
 Decision = Literal["good", "defect"]
 Disposition = Literal["accept", "review", "reject"]
+Precision = Literal["float32", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Card:
     weights: list[str]  # of each pretrained network inside: what it is, its source and licence
     params: dict[str, object]
     choices: tuple[ThresholdChoice, ...] = ()  # of the threshold, by people, the last one last; none: it is `export`'s
+    precision: Precision = "float32"  # of its convolutions; a file from before there was another does not say
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -35,6 +35,7 @@ class ModelCard(Card):
 
 
 _CARD = TypeAdapter(ModelCard)
+_FIELDS = tuple(ModelCard.__dataclass_fields__)
 
 
 class Detector(Engine):
@@ -76,6 +77,7 @@ def _read_card(path: Path, session: onnxruntime.InferenceSession) -> ModelCard:
             f"{path}: written in format {metadata['blemish.format']}, this version reads {FORMAT}; export it again"
         )
     with reading(path, AGAIN):
-        if missing := [name for name in ModelCard.__dataclass_fields__ if f"blemish.{name}" not in metadata]:
+        found = {name: json.loads(metadata[key]) for name in _FIELDS if (key := f"blemish.{name}") in metadata}
+        if missing := [name for name in _FIELDS if name not in found and name != "precision"]:
             raise ValueError(f"no blemish.{missing[0]} in its metadata")
-        return _CARD.validate_python({n: json.loads(metadata[f"blemish.{n}"]) for n in ModelCard.__dataclass_fields__})
+        return _CARD.validate_python(found)

@@ -259,14 +259,16 @@ def latency_table(summary: Summary) -> str:
     """Percentiles by part, and the machine they were measured on."""
     rows = [
         [
-            cell.model,
+            f"{cell.model}{name}",
             in_markdown(cell.category),
-            *(" / ".join(map(decimal, (part.p50, part.p95, part.p99))) for _, part in cell.latency.milliseconds),
-            f"{decimal(cell.latency.throughput.images_per_second)} in batches of {cell.latency.throughput.batch_size}",
-            str(cell.latency.num_runs),
+            *(" / ".join(map(decimal, (part.p50, part.p95, part.p99))) for _, part in latency.milliseconds),
+            f"{decimal(latency.throughput.images_per_second)} in batches of {latency.throughput.batch_size}",
+            str(latency.num_runs),
         ]
         for cell in summary.cells
         if cell.latency
+        for name, latency in (("", cell.latency), (", int8", cell.latency.int8))
+        if latency
     ]
     if not rows:
         return ""

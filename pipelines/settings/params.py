@@ -111,10 +111,18 @@ class EvaluateConfig(Settings):
         return self
 
 
+def _with_float32(precisions: list[str]) -> list[str]:
+    if "float32" not in precisions or len(set(precisions)) < len(precisions):
+        raise ValueError("float32, of which others are made, and each once: [float32] or [float32, int8]")
+    return precisions
+
+
 class ExportConfig(Settings):
     opset: Annotated[int, Field(ge=18)]
     # the largest of a score or map to the trained model's, in standard deviations of held-out good parts
     max_difference: Annotated[float, Field(gt=0)]
+    precisions: Annotated[list[Literal["float32", "int8"]], AfterValidator(_with_float32)]
+    max_decisions_changed: Annotated[float, Field(ge=0, le=1)]  # of test images, between the float32 and an int8 file
 
 
 class LatencyConfig(Settings):
@@ -346,7 +354,7 @@ def validated(raw: dict[str, Any]) -> tuple[Params | None, list[str]]:
     params: Params | None = None
     try:
         params = Params.model_validate(raw)
-        problems += _category_problems(params) + _sweep_problems(params)
+        problems += _category_problems(params) + _precision_problems(params) + _sweep_problems(params)
     except ValidationError as error:
         problems += problems_in(error, "", Params, raw)
     problems += section_problems(raw, "download", DownloadParams) + tuned_problems(raw.get("models"))
@@ -358,6 +366,16 @@ def _sweep_problems(params: Params) -> list[str]:
         f"sweep.models.{name}: not in models{hint(name, params.models)}"
         for name in params.sweep.models
         if name not in params.models
+    ]
+
+
+def _precision_problems(params: Params) -> list[str]:
+    """Where thresholds come from models of the other folds, none of these is the int8 file."""
+    if "int8" not in params.export.precisions or params.prepare.holdout != "folds":
+        return []
+    return [
+        "export.precisions: int8 with prepare.holdout = 'folds': its threshold is set on good parts that it has not "
+        "learnt from; hold out a share, such as 0.25, or write [float32]"
     ]
 
 

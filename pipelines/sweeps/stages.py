@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipelines import refusals
 from pipelines.deployment.export import export as run_export
+from pipelines.deployment.records import Int8
 from pipelines.evaluation.evaluate import evaluate as run_evaluate
 from pipelines.evaluation.outcomes import Evaluation, doubtful_promise, equal_scores
 from pipelines.paths import Cell, Project
@@ -53,6 +54,9 @@ def export(cell: Cell, params: Params, project: Project, console: Console, say: 
         f"{cell.onnx}: {parity.num_images} {parity.images}, maps within {parity.map.difference:.1e}, scores within "
         f"{parity.score.difference:.1e}, no decision changed{' but by rounding' if parity.at_threshold else ''}"
     )
+    if cell.int8_proof.exists():
+        int8 = Int8.load(cell.int8_proof, f"run {cell.verb('export')} again")
+        say(f"{cell.title}: no int8 file: {int8.refused}" if int8.refused else f"{cell.int8}: {int8.text}")
 
 
 @contextlib.contextmanager

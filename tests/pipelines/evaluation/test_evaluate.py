@@ -13,6 +13,7 @@ from anomaly_models.common.sizes import Size
 from pipelines.data.batches import PreparedData
 from pipelines.errors import StageError
 from pipelines.evaluation import evaluate as module
+from pipelines.evaluation import held_out as held_out_parts
 from pipelines.evaluation.certainty import intervals_of
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.outcomes import Evaluation, read_outcome, read_predictions
@@ -88,7 +89,7 @@ def test_groups_of_good_parts_are_told_apart(project, console, monkeypatch):
     """Twelve parts from 000 on, by their last digit."""
     params = changed(project, "prepare", groups={"pattern": r"([0-9])\.png"}, holdout=0.3)
     cross_fitted = []
-    monkeypatch.setattr(module, "cross_fit", lambda _, groups, batches: cross_fitted.append(groups) or iter(()))
+    monkeypatch.setattr(held_out_parts, "cross_fit", lambda _, groups, batches: cross_fitted.append(groups) or iter(()))
     evaluated_anew(project, params, console)
     index = {image["path"]: image["group"] for image in read_json(project.prepared(CATEGORY) / "index.json")["images"]}
     rows = read_predictions(project.cell("fapm", CATEGORY, 0).evaluated)

@@ -36,6 +36,28 @@ SOURCES = "demo, demo_textures, mvtec_ad, dtd, imagenette, elpv"
         ({"prepare.seed": True}, ["prepare.seed = True: Input should be a valid integer"]),
         ({"export.opset": "18"}, ["export.opset = '18': Input should be a valid integer"]),
         ({"export.max_difference": float("inf")}, ["export.max_difference = inf: Input should be a finite number"]),
+        (
+            {"export.precisions": ["int8"]},
+            [
+                "export.precisions = ['int8']: float32, of which others are made, and each once: [float32] or "
+                "[float32, int8]"
+            ],
+        ),
+        (
+            {"export.precisions": ["float32", "int4"]},
+            ["export.precisions.1 = 'int4': Input should be 'float32' or 'int8'"],
+        ),
+        (
+            {"export.max_decisions_changed": 1.5},
+            ["export.max_decisions_changed = 1.5: Input should be less than or equal to 1"],
+        ),
+        (
+            {"export.precisions": ["float32", "int8"], "prepare.holdout": "folds"},
+            [
+                "export.precisions: int8 with prepare.holdout = 'folds': its threshold is set on good parts that it "
+                "has not learnt from; hold out a share, such as 0.25, or write [float32]"
+            ],
+        ),
         ({"evaluate.false_alarm_rate": 0}, ["evaluate.false_alarm_rate = 0: Input should be greater than 0"]),
         (
             {"evaluate.false_alarm_rate": float("nan")},

@@ -23,6 +23,7 @@ NAMES = (
     "fapm_predict.SEARCH",
     "efficient_ad_step",
     "efficient_ad_exported",
+    "efficient_ad_exported.INT8",
     "steps.ADFA",
     "steps.BGAD",
     "steps.DIFFUSION_AD",

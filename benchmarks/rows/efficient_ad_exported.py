@@ -23,6 +23,24 @@ def ours(folder: Path) -> Loaded:
     return Loaded({"sides": inputs.pixels.shape[1:3]}, lambda: detector(inputs))
 
 
+def in_int8(folder: Path) -> Loaded:
+    """Whether it decides alike is the gate's business, on a category that a model has learnt."""
+    from dataclasses import replace
+
+    from pipelines.deployment.int8 import write_int8
+    from pipelines.inference.detector import Detector
+    from pipelines.pictures.images import to_input
+
+    root, path = project(folder), folder / "model.int8.onnx"
+    float32 = root / "exported" / "efficient_ad" / "part" / "model.onnx"
+    detector = Detector(float32)
+    pictures = [detector.load(picture) for picture in test_pictures(root)]
+    feeds = ({"image": to_input(picture.pixels)} for picture in pictures)
+    write_int8(float32, path, feeds, replace(detector.card, precision="int8"))
+    detector = Detector(path, threads=1)
+    return Loaded({"sides": pictures[0].pixels.shape[1:3]}, lambda: detector(pictures[0]))
+
+
 def model_and_picture() -> tuple[Any, Any]:
     """Random weights, which take as long."""
     import torch
@@ -54,17 +72,26 @@ def in_onnx(folder: Path) -> Loaded:
     return Loaded({"sides": np.shape(run(pixels)[0])[2:]}, lambda: run(pixels))
 
 
+PEERS = {"anomalib in torch": Contender(in_torch, is_peer=True), "its ONNX": Contender(in_onnx, is_peer=True)}
+EQUAL = f"published widths, teacher, student and autoencoder, maps of {SIZE} pixels, one thread"
+TARGET = {"anomalib in torch": 3, "its ONNX": 1.3}
+
 ROW = Row(
     title="EfficientAD-S exported, batch 1",
-    contenders={
-        "exported": Contender(ours),
-        "anomalib in torch": Contender(in_torch, is_peer=True),
-        "its ONNX": Contender(in_onnx, is_peer=True),
-    },
-    equal=f"published widths, teacher, student and autoencoder, maps of {SIZE} pixels, one thread",
-    target={"anomalib in torch": 3, "its ONNX": 1.3},
+    contenders={"exported": Contender(ours), **PEERS},
+    equal=EQUAL,
+    target=TARGET,
     make=make,
     tolerance={"sides": 0},
     missed="Both graphs are the same 38 thousand million multiplications, which the runtime does at the core's peak "
     "(2.3e11 operations a second here): in float32 nothing is left to gain but by fewer of them, or smaller ones.",
+)
+
+INT8 = Row(
+    title="the same with `export.precisions: [float32, int8]`",
+    contenders={"exported in int8": Contender(in_int8), "our float32": Contender(ours), **PEERS},
+    equal=f"{EQUAL}; theirs in float32; random weights, so that no gate has judged it",
+    target=TARGET,
+    make=make,
+    tolerance={"sides": 0},
 )

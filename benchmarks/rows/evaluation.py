@@ -84,4 +84,6 @@ ROW = Row(
     target={"before": 5},
     make=make,
     tolerance=dict.fromkeys(("image_auroc", "pixel_auroc", "threshold"), 1e-3),
+    missed="Nine tenths of a large evaluation are the network's convolutions, at the core's peak in float32 already "
+    "(benchmarks/README.md): with the same numbers, only more cores make it faster.",
 )

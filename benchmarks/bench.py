@@ -1,4 +1,4 @@
-"""Speed against what people use, side by side in one run: benchmarks/results.json, and from it the table in the docs.
+"""Speed against what people use, side by side: benchmarks/results.json, from it the docs' table, the README's sentence.
 
     make bench                            # all rows
     python -m benchmarks.bench metrics    # some of them; the others stay as they were measured
@@ -32,6 +32,7 @@ PEERS = ROOT / ".bench" / "environment" / "bin" / "python"
 EARLIER = "986142de"  # of 27 November 2026: what speed was to be measured from
 SCRATCH = ROOT / "benchmarks" / "data"  # anomalib warns of pictures in a hidden folder
 RESULTS = ROOT / "benchmarks" / "results.json"
+README = ROOT / "README.md"
 PAGE, BEGIN, END = ROOT / "docs" / "results.md", "<!-- bench -->", "<!-- /bench -->"
 # OpenMP's threads would spin between two turns, beside whoever has the next.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -195,6 +196,27 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the README says: how long the demo takes, and how what has a brief name compares with anomalib."""
+    rows_by_name = {entry["row"]: entry for entry in rows}
+    faster = [
+        f"{brief} {entry['ratios'][next(iter(entry['targets']))]['median']:.2g}"
+        for name, entry in rows_by_name.items()
+        if (brief := row(name).brief)
+    ]
+    minutes = rows_by_name["demo"]["sides"]["demo"]["wall"] / 60
+    return (
+        f"the demo itself then takes {minutes:.1f} minutes on two cores. On one of them, times faster than anomalib: "
+        f"{', '.join(faster)} ([all of it](docs/results.md#speed))"
+    )
+
+
+def between(page: Path, begin: str, end: str, text: str) -> None:
+    written = page.read_text(encoding="utf-8")
+    before, after = written.split(begin)[0], written.split(end)[1]
+    page.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
+
+
 def misses(entry: Mapping[str, Any]) -> bool:
     """Whether a row is slower than it is to be, or takes more."""
     ours = entry["sides"][entry["ours"]]
@@ -218,9 +240,8 @@ def main() -> None:
         print(json.dumps(known[name]["ratios"]), name, flush=True)
         rows = [known[one] for one in NAMES if one in known]
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}", encoding="utf-8")
+    between(PAGE, BEGIN, END, f"\n{table(rows)}\n")
+    between(README, "<!-- speed -->", "<!-- /speed -->", sentence(rows))
     print(table(rows))
 
 

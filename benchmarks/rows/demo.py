@@ -40,6 +40,6 @@ ROW = Row(
     make=make,
     at_most={"wall": 480, "of what copies take": 0.5},
     once=True,
-    missed="Weights lie on the disk once. A decision model in MLflow's registry is an archive with the exported file in "
-    "it, which cannot be the same file as another.",
+    missed="Weights lie on the disk once; but a decision model in MLflow's registry is an archive with the exported "
+    "file in it, which cannot be the same file as another.",
 )

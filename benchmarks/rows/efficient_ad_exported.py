@@ -78,6 +78,7 @@ TARGET = {"anomalib in torch": 3, "its ONNX": 1.3}
 
 ROW = Row(
     title="EfficientAD-S exported, batch 1",
+    brief="exported",
     contenders={"exported": Contender(ours), **PEERS},
     equal=EQUAL,
     target=TARGET,

@@ -61,6 +61,7 @@ def anomalib(_folder: Path) -> Loaded:
 
 ROW = Row(
     title=f"training step of EfficientAD-S, {SIZE} pixels, batch 1",
+    brief="a step of EfficientAD-S",
     contenders={
         "float32": Contender(ours("float32")),
         "ours in bf16": Contender(ours("bf16")),

@@ -63,6 +63,7 @@ def figures(images: Any) -> dict[str, Any]:
 
 ROW = Row(
     title="data of one training epoch: 200 PNGs of 1,024 pixels, 256 out",
+    brief="an epoch of data",
     contenders={
         "prepared arrays": Contender(ours),
         "anomalib, no worker": Contender(anomalib(0), is_peer=True),

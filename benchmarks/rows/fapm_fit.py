@@ -119,6 +119,7 @@ def their_search(folder: Path) -> Loaded:
 EQUAL = f"pictures of {SIDE} pixels, backbone (EfficientNet-Lite0), layers, a coreset of a tenth, one thread; "
 ROW = Row(
     title=f"FAPM fit: {GOOD} pictures, backbone included",
+    brief="FAPM's training",
     contenders={"fit": Contender(ours), "anomalib's PatchCore": Contender(anomalib, is_peer=True)},
     equal=EQUAL + "the features to 1e-4",
     target={"anomalib's PatchCore": 5},

@@ -122,6 +122,7 @@ def their_search(folder: Path) -> Loaded:
 
 ROW = Row(
     title="FAPM, batch 1, from a file to a decision",
+    brief="FAPM from a file to a decision",
     contenders={
         "exported": Contender(ours),
         "anomalib's PatchCore in torch": Contender(in_torch, is_peer=True),

@@ -98,13 +98,17 @@ def compared(method: str, title: str, missed: str) -> Row:
 ADFA = compared(
     "adfa",
     "ADFA",
-    "Its backbone takes half the time it took (folded, channels last), which is a third of the step; distances to 1,024 centres, their selection and its gradient are the rest.",
+    "Its backbone takes half the time that it took (folded, channels last), and was a third of the step; the distances "
+    "to 1,024 centres, the choice among them and its gradient are the rest.",
 )
 BGAD = compared(
-    "bgad", "BGAD", "As ADFA's: the backbone is a third of the step, six passes through the flows are the rest."
+    "bgad",
+    "BGAD",
+    "As with ADFA, the backbone was a third of the step; six passes through the flows are the rest.",
 )
 DIFFUSION_AD = compared(
     "diffusion_ad",
     "DiffusionAD",
-    "Nothing in it was changed: half the time goes into convolutions and their gradients at 64 pixels, the rest into a thousand small operations.",
+    "Nothing in it was changed: half of the time goes into convolutions and their gradients at 64 pixels, the rest "
+    "into a thousand small operations.",
 )

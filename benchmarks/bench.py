@@ -146,7 +146,6 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
         "ratios": {contender: ratio(turns[contender], turns[ours]) for contender in sides if contender != ours},
         "targets": dict(found.target),
         "at_most": dict(found.at_most),
-        "missed": found.missed,
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}",
         "versions": versions,
         "date": datetime.now(UTC).date().isoformat(),
@@ -185,7 +184,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"| {entry['title']}: {entry['ours']} | {word} | **{figure:.3g}** | {asked} |")
     lines.append("")
     for entry in rows:
-        why = f" {entry['missed']}" if misses(entry) and entry["missed"] else ""
+        why = f" {row(entry['row']).missed}" if misses(entry) else ""
         lines.append(f"* {entry['title']}. Equal: {entry['equal']}.{why}")
     turns = min(entry["pairs"] for entry in rows if not row(entry["row"]).once)
     known = {name: version for entry in rows for name, version in entry["versions"].items()}
@@ -198,13 +197,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the README says: how long the demo takes, and how what has a brief name compares with anomalib."""
-    rows_by_name = {entry["row"]: entry for entry in rows}
     faster = [
-        f"{brief} {entry['ratios'][next(iter(entry['targets']))]['median']:.2g}"
-        for name, entry in rows_by_name.items()
-        if (brief := row(name).brief)
+        f"{brief} {min(entry['ratios'][name]['median'] for name in entry['targets']):.2g}"
+        for entry in rows
+        if (brief := row(entry["row"]).brief)
     ]
-    minutes = rows_by_name["demo"]["sides"]["demo"]["wall"] / 60
+    minutes = next(entry["sides"]["demo"]["wall"] for entry in rows if entry["row"] == "demo") / 60
     return (
         f"the demo itself then takes {minutes:.1f} minutes on two cores. On one of them, times faster than anomalib: "
         f"{', '.join(faster)} ([all of it](docs/results.md#speed))"

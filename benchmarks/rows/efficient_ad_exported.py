@@ -78,7 +78,7 @@ TARGET = {"anomalib in torch": 3, "its ONNX": 1.3}
 
 ROW = Row(
     title="EfficientAD-S exported, batch 1",
-    brief="exported",
+    brief="EfficientAD-S exported",
     contenders={"exported": Contender(ours), **PEERS},
     equal=EQUAL,
     target=TARGET,
@@ -90,6 +90,7 @@ ROW = Row(
 
 INT8 = Row(
     title="the same with `export.precisions: [float32, int8]`",
+    brief="the same in int8",
     contenders={"exported in int8": Contender(in_int8), "our float32": Contender(ours), **PEERS},
     equal=f"{EQUAL}; theirs in float32; random weights, so that no gate has judged it",
     target=TARGET,

@@ -98,13 +98,14 @@ def compared(method: str, title: str, missed: str) -> Row:
 ADFA = compared(
     "adfa",
     "ADFA",
-    "Its backbone takes half the time that it took (folded, channels last), and was a third of the step; the distances "
-    "to 1,024 centres, the choice among them and its gradient are the rest.",
+    "Its backbone, which is folded now, took a third of the step at most; the distances to 1,024 centres, the choice "
+    "among them and its gradient are the rest, and were not changed.",
 )
 BGAD = compared(
     "bgad",
     "BGAD",
-    "As with ADFA, the backbone was a third of the step; six passes through the flows are the rest.",
+    "Its backbone, which is folded now, took a third of the step at most; six passes through the flows are the rest, "
+    "and were not changed.",
 )
 DIFFUSION_AD = compared(
     "diffusion_ad",

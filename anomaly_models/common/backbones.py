@@ -134,9 +134,14 @@ class Backbone(nn.Module):
         self.requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002
-        """Stay in eval mode whatever is asked: batch statistics would change the features."""
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in eval mode whatever is asked: batch statistics would change the features.
+
+        What learns by steps sees them as timm computes them, bit by bit: steps make another network of a rounding, whose
+        figures differ as those of another seed. All else sees what is computed faster and differs by rounding.
+        """
         super().train(False)
+        self._learns = mode
         return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -145,7 +150,7 @@ class Backbone(nn.Module):
 
     def _maps(self, normalised: Tensor) -> list[Tensor]:
         """A transformer has no batch normalisation, and who compiles or exports a network folds it by itself."""
-        if isinstance(self.pyramid, PatchTokens) or torch.compiler.is_compiling():
+        if self._learns or isinstance(self.pyramid, PatchTokens) or torch.compiler.is_compiling():
             maps: list[Tensor] = self.pyramid(normalised)
             return maps
         network = self._folded.of(self.pyramid)

@@ -100,6 +100,16 @@ def test_a_backbone_follows_its_weights():
 
 
 @torch.no_grad()
+def test_what_learns_by_steps_sees_the_very_bits_of_the_network():
+    network, image = backbone(), torch.rand(9, 3, 96, 96)
+    expected, faster = network.pyramid((image - network.mean) / network.std), network(image)
+    assert all(torch.equal(*maps) for maps in zip(network.train()(image), expected, strict=True))
+    assert all(torch.equal(*maps) for maps in zip(network.eval()(image), faster, strict=True))
+    assert not torch.equal(faster[0], expected[0])
+    assert_alike(faster, expected)
+
+
+@torch.no_grad()
 def test_nothing_more_is_saved_and_copies_are_apart():
     network, image = backbone(), torch.rand(1, 3, 64, 64)
     names = set(network.state_dict())

@@ -137,8 +137,8 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in eval mode whatever is asked: batch statistics would change the features.
 
-        What learns by steps sees them as timm computes them, bit by bit: steps make another network of a rounding, whose
-        figures differ as those of another seed. All else sees what is computed faster and differs by rounding.
+        What learns by steps sees them as timm computes them, to the bit: steps make of a rounding another network, the
+        figures of which differ as those of another seed. All else sees what is faster and differs by rounding.
         """
         super().train(False)
         self._learns = mode

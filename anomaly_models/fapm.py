@@ -170,7 +170,7 @@ class FAPM(AnomalyModel):
         """Raises ModelError if the maps of the backbone cannot be cut into `grid` x `grid` patches."""
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone, config.crop)
+        self.backbone = Backbone(config.backbone, config.crop, may_round=True)
         self.sizes = _map_sizes(config, self.backbone)
         num_patches = config.places * config.grid.area  # of each tile its own, one tile after the other
         self.banks = nn.ModuleList(MemoryBank(num_patches, channels) for channels in self.backbone.channels)

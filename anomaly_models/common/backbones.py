@@ -108,6 +108,9 @@ class Backbone(nn.Module):
     A convolutional network takes images of any size, a transformer those of `image_size` only, a multiple of its patch
     that its positions are made for; None is the size that it was trained at.
 
+    Maps that `may_round` otherwise than timm's (some 1e-6 of them) take about half the time. That is for what learns at
+    once: steps make of a rounding another network, the figures of which differ as those of another seed.
+
     Raises:
         ModelError: the network has no such layers, is neither a pyramid of growing stride nor a plain vision
             transformer, or is made for another size of image.
@@ -116,7 +119,7 @@ class Backbone(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: BackboneConfig, image_size: Size | None = None) -> None:
+    def __init__(self, config: BackboneConfig, image_size: Size | None = None, *, may_round: bool = False) -> None:
         from timm.models import get_pretrained_cfg
 
         super().__init__()
@@ -130,18 +133,14 @@ class Backbone(nn.Module):
         assert statistics is not None, "the configuration admits known models only"
         self.register_buffer("mean", torch.tensor(statistics.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(statistics.std).view(3, 1, 1), persistent=False)
-        self._folded = Folded()
+        # A transformer has no batch normalisation.
+        self._folded = Folded() if may_round and not transformer else None
         self.requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode whatever is asked: batch statistics would change the features.
-
-        What learns by steps sees them as timm computes them, to the bit: steps make of a rounding another network, the
-        figures of which differ as those of another seed. All else sees what is faster and differs by rounding.
-        """
+    def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002
+        """Stay in eval mode whatever is asked: batch statistics would change the features."""
         super().train(False)
-        self._learns = mode
         return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -149,8 +148,8 @@ class Backbone(nn.Module):
         return [torch.stack(maps).mean(dim=0)] if self.averages else maps
 
     def _maps(self, normalised: Tensor) -> list[Tensor]:
-        """A transformer has no batch normalisation, and who compiles or exports a network folds it by itself."""
-        if self._learns or isinstance(self.pyramid, PatchTokens) or torch.compiler.is_compiling():
+        """Who compiles or exports a network folds it by itself."""
+        if self._folded is None or torch.compiler.is_compiling():
             maps: list[Tensor] = self.pyramid(normalised)
             return maps
         network = self._folded.of(self.pyramid)

@@ -122,8 +122,7 @@ def describing_backbone(config: DistillConfig) -> Backbone:
             stride = Backbone(config.backbone).reductions[-1]
     except ModelError as error:
         raise WeightsError(str(error)) from error
-    size = seen_size(Size.square(MAGNIFICATION * config.image_size), stride)
-    return pretrained_backbone(config.backbone, size).train()  # a teacher learns from it by steps
+    return pretrained_backbone(config.backbone, seen_size(Size.square(MAGNIFICATION * config.image_size), stride))
 
 
 def pooling_kernels(stage_channels: Sequence[int], channels: int) -> list[Tensor]:

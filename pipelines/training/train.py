@@ -227,7 +227,6 @@ class _Training:
 
     def prepare(self, model: AnomalyModel) -> None:
         """Let all processes learn what takes no step; the first one has the pretrained weights."""
-        model.train(not self.config.learns_at_once)
         shard = self.ranks.shard
         if shard.alone:
             model.prepare(self.normals())

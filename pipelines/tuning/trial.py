@@ -69,7 +69,6 @@ def attempt(task: Task, config: Config, run: OpenRun, report: Report) -> tuple[V
     inputs.load_into(model)
     total_steps = model.total_steps(len(data.rows("train")))
     training = model.optimizer(total_steps)
-    model.train(not config.learns_at_once)
     model.prepare(data.batches("train", config.batch_size))
     if training is not None:
 

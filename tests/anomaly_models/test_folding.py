@@ -5,6 +5,7 @@ import copy
 import pytest
 import timm
 import torch
+from tiny_models import build
 from torch import nn
 
 from anomaly_models.common.backbones import Backbone, BackboneConfig
@@ -27,9 +28,9 @@ def with_statistics(network):
     return network.eval()
 
 
-def backbone():
+def backbone(*, may_round=True):
     config = BackboneConfig(name="tf_efficientnet_lite0", weights="package", layers=[1, 2], combine="separate")
-    return with_statistics(Backbone(config))
+    return with_statistics(Backbone(config, may_round=may_round))
 
 
 def assert_alike(found, expected):
@@ -100,13 +101,20 @@ def test_a_backbone_follows_its_weights():
 
 
 @torch.no_grad()
-def test_what_learns_by_steps_sees_the_very_bits_of_the_network():
+def test_only_who_may_round_sees_other_bits():
     network, image = backbone(), torch.rand(9, 3, 96, 96)
     expected, faster = network.pyramid((image - network.mean) / network.std), network(image)
-    assert all(torch.equal(*maps) for maps in zip(network.train()(image), expected, strict=True))
-    assert all(torch.equal(*maps) for maps in zip(network.eval()(image), faster, strict=True))
     assert not torch.equal(faster[0], expected[0])
     assert_alike(faster, expected)
+    plain = backbone(may_round=False)
+    plain.load_state_dict(network.state_dict())
+    assert all(torch.equal(*maps) for maps in zip(plain(image), expected, strict=True))
+
+
+def test_what_learns_by_steps_may_not():
+    may = {name: build(name).backbone._folded is not None for name in ("fapm", "adfa", "bgad")}
+    assert may == {"fapm": True, "adfa": False, "bgad": False}
+    assert build("adfa", epochs=0).backbone._folded is not None
 
 
 @torch.no_grad()

@@ -483,7 +483,7 @@ class ADFA(AnomalyModel):
         """Raises ModelError if image_size, gamma_d or the objective do not fit the backbone's maps."""
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone, config.image_size, may_round=config.learns_at_once)
+        self.backbone = Backbone(config.backbone, config.image_size)
         if config.input_statistics == "half":
             self.backbone.mean.fill_(0.5)
             self.backbone.std.fill_(0.5)

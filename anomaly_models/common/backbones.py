@@ -108,8 +108,8 @@ class Backbone(nn.Module):
     A convolutional network takes images of any size, a transformer those of `image_size` only, a multiple of its patch
     that its positions are made for; None is the size that it was trained at.
 
-    Maps that `may_round` otherwise than timm's (some 1e-6 of them) take about half the time. That is for what learns at
-    once: steps make of a rounding another network, the figures of which differ as those of another seed.
+    Maps that `may_round` otherwise than timm's (some 1e-6 of them) take about half the time. That is for what takes no
+    step: steps make of a rounding another network, the figures of which differ as those of another seed.
 
     Raises:
         ModelError: the network has no such layers, is neither a pyramid of growing stride nor a plain vision

@@ -153,7 +153,8 @@ def table(what: str, name: str, tried: list[tuple[int, int, int]]) -> Iterator[s
     for figure in found[0]:
         values = [max(one[figure], 1e-6) for one in found]
         slope = exponent([float(head) for head in heads], values)
-        yield f"| {figure} | {' | '.join(f'{value:.3g}' for value in values)} | {slope:.2f} |"
+        cells = [f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in values]
+        yield f"| {figure} | {' | '.join(cells)} | {slope:.2f} |"
     yield ""
 
 

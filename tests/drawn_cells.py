@@ -247,6 +247,7 @@ def _cell(model: str, category: str, value: float, num_good: int, num_defects: i
             "num_runs": 100,
             "milliseconds": {**stages, "total": {"p50": 8.0, "p95": 10.0, "p99": 12.0}},
             "throughput": {"batch_size": 8, "images_per_second": 130.0},
+            "int8": None,
         },
         "seeds": None,
     }

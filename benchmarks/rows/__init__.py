@@ -34,6 +34,7 @@ NAMES = (
     "start_up",
     "start_up.VERBS",
     "nothing_to_do",
+    "disk",
     "demo",
 )
 

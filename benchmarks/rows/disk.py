@@ -1,0 +1,38 @@
+"""What a finished project leaves on the disk, where weights are one file under several names."""
+
+from pathlib import Path
+
+from benchmarks.rows import Contender, Figures, Loaded, Row
+from benchmarks.rows.project import project
+
+KEPT = ("models", "exported", "evaluations", "mlartifacts", ".dvc/cache")
+
+
+def make(folder: Path) -> None:
+    project(folder)
+
+
+def counted(folder: Path) -> Loaded:
+    root = project(folder)
+
+    def act() -> Figures:
+        names = [file.stat() for name in KEPT for file in (root / name).rglob("*") if file.is_file()]
+        files = {status.st_ino: status.st_blocks * 512 / 1e6 for status in names}
+        copies = sum(status.st_blocks * 512 / 1e6 for status in names)
+        return Figures(
+            {"megabytes on the disk": sum(files.values()), "share of what copies take": sum(files.values()) / copies}
+        )
+
+    return Loaded({}, act)
+
+
+ROW = Row(
+    title="disk after FAPM and EfficientAD-S",
+    contenders={"links": Contender(counted)},
+    equal="nothing to compare with; models, exported files, evaluations, MLflow's files and DVC's cache are counted",
+    target={},
+    make=make,
+    at_most={"share of what copies take": 0.5},
+    missed="A decision model in MLflow's registry is an archive with the exported file in it, which cannot be the same "
+    "file as another.",
+)

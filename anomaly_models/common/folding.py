@@ -59,6 +59,8 @@ def folded(network: nn.Module) -> nn.Module:
     modules = [node for node in graph.nodes if node.op == "call_module"]
     calls = Counter(node.target for node in modules)
     for node in modules:
+        if not node.args:  # all by name
+            continue
         before = node.args[0]
         if before not in modules or len(before.users) != 1 or calls[before.target] != 1 or calls[node.target] != 1:
             continue

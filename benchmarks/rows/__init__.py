@@ -67,7 +67,7 @@ class Row:
     tolerance: Mapping[str, float] = field(default_factory=dict)  # by result, absolute
     at_most: Mapping[str, float] = field(default_factory=dict)  # by figure of our side: "wall", or one of its Figures
     once: bool = False  # one turn and none before it: it takes minutes
-    brief: str = ""  # what the README calls it, if it tells how it compares with the first of the others
+    brief: str = ""  # what the README calls it, if it tells how it compares with the fastest of the others
     missed: str = ""  # why a target or limit is not reached, where it is not
 
 

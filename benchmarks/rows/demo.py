@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.rows import Contender, Loaded, Row
-from benchmarks.rows.project import blemish
+from benchmarks.rows.project import begin, blemish
 
 
 def make(_folder: Path) -> None:
@@ -17,8 +17,7 @@ def run(folder: Path) -> Loaded:
     def act() -> None:
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
-        blemish(root, "init")
-        (root / ".dvc" / "config.local").write_text("[core]\nno_scm = true\n")  # Git is told to leave this folder out
+        begin(root)
         blemish(root, "run")
 
     return Loaded({}, act)

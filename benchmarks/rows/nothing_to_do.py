@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.rows import Contender, Loaded, Row
-from benchmarks.rows.project import ROOT, blemish
+from benchmarks.rows.project import ROOT, begin
 
 CATEGORIES = [f"part{number}" for number in range(15)]
 
@@ -18,8 +18,7 @@ def make(folder: Path) -> None:
 
     root = folder / "project"
     root.mkdir(exist_ok=True)
-    blemish(root, "init")
-    (root / ".dvc" / "config.local").write_text("[core]\nno_scm = true\n")  # Git is told to leave this folder out
+    begin(root)
     values = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text(encoding="utf-8"))
     values["data"] = {"root": "images", "categories": CATEGORIES}
     del values["download"]["demo"]

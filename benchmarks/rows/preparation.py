@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.rows import Contender, Figures, Loaded, Row
-from benchmarks.rows.project import GOOD, SIZE, TESTED, blemish, project
+from benchmarks.rows.project import GOOD, SIZE, TESTED, begin, blemish, project
 
 
 def make(folder: Path) -> None:
@@ -20,8 +20,7 @@ def make(folder: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
     (root / "images").symlink_to(source / "images")
-    blemish(root, "init")
-    (root / ".dvc" / "config.local").write_text("[core]\nno_scm = true\n")
+    begin(root)
     values = yaml.safe_load((source / "params.yaml").read_text(encoding="utf-8"))
     values["models"] = {"fapm": values["models"]["fapm"]}
     values |= {"distill": {}, "download": {}}

@@ -41,8 +41,7 @@ def project(folder: Path) -> Path:
         photographs(root / "images" / "part" / "test" / "good", TESTED)
         photographs(root / "images" / "part" / "train" / "good", GOOD)
     shutil.rmtree(root / ".dvc", ignore_errors=True)
-    blemish(root, "init")
-    (root / ".dvc" / "config.local").write_text("[core]\nno_scm = true\n")  # Git is told to leave this folder out
+    begin(root)
     values = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text(encoding="utf-8"))
     values["data"] = {"root": "images", "categories": ["part"]}
     del values["download"]["demo"]
@@ -53,6 +52,12 @@ def project(folder: Path) -> Path:
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     blemish(root, "run")
     return root
+
+
+def begin(root: Path) -> None:
+    """A project that DVC keeps without Git, which is told to leave these folders out."""
+    blemish(root, "init")
+    (root / ".dvc" / "config.local").write_text("[core]\nno_scm = true\n")
 
 
 def efficient_ad(values: dict[str, Any]) -> dict[str, Any]:

@@ -95,16 +95,10 @@ def compared(method: str, title: str, missed: str) -> Row:
     )
 
 
-ADFA = compared(
-    "adfa",
-    "ADFA",
-    "Nothing in it was changed. With its backbone folded it would be 4 % faster, and another network.",
-)
-BGAD = compared(
-    "bgad",
-    "BGAD",
-    "Nothing in it was changed. With its backbone folded it would be 4 % faster, and another network.",
-)
+UNFOLDED = "Nothing in it was changed. With its backbone folded it would be 4 % faster, and another network."
+
+ADFA = compared("adfa", "ADFA", UNFOLDED)
+BGAD = compared("bgad", "BGAD", UNFOLDED)
 DIFFUSION_AD = compared(
     "diffusion_ad",
     "DiffusionAD",

@@ -49,8 +49,9 @@ def test_the_lines_of_python(root: Path) -> None:
 
 def test_the_commands(root: Path) -> None:
     commands = [shlex.split(line, comments=True) for line in re.findall(r"^(blemish .*)$", PAGE, re.MULTILINE)]
-    # Which need an evaluated cell: test_bundle.py, test_serve.py, test_watch.py, test_learning.py and test_drift.py.
+    # Which need an evaluated cell: test_int8, test_bundle, test_serve, test_watch, test_learning and test_drift.py.
     others = [
+        ["blemish", "bundle", "fapm", "my_part", "--precision", "int8"],
         ["blemish", "bundle", "fapm", "my_part"],
         ["blemish", "serve", "bundles/fapm-my_part.zip"],
         ["blemish", "watch", "camera/", "--bundle", "bundles/fapm-my_part.zip", "--move"],

@@ -185,6 +185,9 @@ class AnomalyModel(nn.Module, ABC):
     min_holdout: ClassVar[int] = 0  # images that `calibrate` needs
     makes_it_smaller: ClassVar[str] = "choose narrower networks"  # for whom the exported file is too large
     learns_in_shares: ClassVar[bool] = False  # whether several processes can train it: its `losses` know of shards
+    # Whether `losses` does one step of the same work on every batch, whatever the step's number and all values: a GPU
+    # then records it once. It may not wait for the device, nor make a tensor on it of what Python holds.
+    same_every_step: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:

@@ -328,6 +328,7 @@ class EfficientAD(AnomalyModel):
 
     Config = EfficientADConfig
     min_holdout = 2
+    same_every_step = True
     learns_in_shares = True
 
     teacher_loaded: Tensor

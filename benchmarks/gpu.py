@@ -126,7 +126,13 @@ def inference(machine: Machine) -> Iterator[list[str]]:
                 if way == "CUDA graph" and not machine.is_gpu:
                     yield [name, "needs a GPU"]
                     continue
-                alone, together = (host_to_host(model, config, machine, size, precision, prepare) for size in (1, many))
+                try:
+                    alone, together = (
+                        host_to_host(model, config, machine, size, precision, prepare) for size in (1, many)
+                    )
+                except RuntimeError as error:  # the other rows are still of use
+                    yield [name, reason(error)]
+                    continue
                 bound = least_seconds(model, config, machine, counter.get_total_flops(), precision)
                 share = "" if bound is None else f"{bound / alone:.0%}; {many * bound / together:.0%}"
                 yield [name, f"{1000 * alone:.3g} ms", f"{many / together:,.3g} a second", share]
@@ -256,7 +262,15 @@ def trainings(machine: Machine) -> Iterator[list[str]]:
         prepared = time.perf_counter() - started
         total = model.total_steps(NORMALS)
         training = model.optimizer(total)
-        step, share = (0.0, "") if training is None else steps(model, training, batch, machine, total)
+        if model.same_every_step and training is not None:
+            alone, share = steps(model, training, batch, machine, total, recorded=False)
+            yield [f"{name}, kernel by kernel", f"{1 / alone:.3g} steps a second", "", "", share]
+        try:
+            step, share = (0.0, "") if training is None else steps(model, training, batch, machine, total)
+        except RuntimeError as error:
+            yield [name, reason(error)]
+            whole = float("nan")
+            continue
         whole += CATEGORIES * (prepared + total * step)
         rate = "learns at once" if training is None else f"{1 / step:.3g} steps a second"
         memory = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if machine.is_gpu else ""
@@ -271,25 +285,36 @@ def trainings(machine: Machine) -> Iterator[list[str]]:
     yield ["all of them, 15 categories", "", f"{whole / 3600:.3g} h", "", ""]
 
 
-def steps(model: AnomalyModel, training: Any, batch: Batch, machine: Machine, total: int) -> tuple[float, str]:
-    """Seconds of a step in the loop that trains, and the share of the chip's bound."""
-    learner, source = Learner(model, model.losses, training), Same(batch, machine.device)
-    warm, some = (0, 1) if machine.small else (5, 10)
-    size = len(batch.image)
+def steps(
+    model: AnomalyModel, training: Any, batch: Batch, machine: Machine, total: int, *, recorded: bool = True
+) -> tuple[float, str]:
+    """Seconds of a step in the loop that trains, after it has begun, and the share of the chip's bound."""
+    learner = Learner(model, model.losses, training, recorded and model.same_every_step)
+    source = Same(batch, machine.device)
+
+    def taken(number: int) -> float:
+        """Seconds of so many, the last ones of the schedule."""
+        machine.wait()
+        started = time.perf_counter()
+        follow_steps(learner, source, Schedule(0, len(batch.image), total - number, total), WHOLE)
+        machine.wait()
+        return time.perf_counter() - started
+
+    few = 1 if machine.small else 10
     with FlopCounterMode(display=False) as counter:
-        follow_steps(learner, source, Schedule(0, size, 0, 1), WHOLE)
-    follow_steps(learner, source, Schedule(0, size, 1, 1 + warm), WHOLE)
-    taken = timed(
-        lambda: follow_steps(learner, source, Schedule(0, size, total - some, total), WHOLE),
-        machine,
-        1 if machine.small else 20,
-        30.0,
-    )
-    step = taken / some
+        taken(1)
+    taken(few)  # libraries choose their kernels
+    begun = taken(few)
+    more = few if machine.small else max(few, min(300, int(20 / begun * few), total - few))
+    step = max(taken(few + more) - begun, 1e-9) / more
     if machine.chip is None:
         return step, ""
     kind = getattr(model.config, "precision", "float32").replace("float32", "fp32")
     return step, f"{counter.get_total_flops() / machine.chip[kind] / step:.0%}"
+
+
+def reason(error: RuntimeError) -> str:
+    return f"failed: {' '.join(str(error).split())[:200]}".replace("|", "/")
 
 
 def main() -> None:

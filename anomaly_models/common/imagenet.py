@@ -11,7 +11,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 def grey(image: Tensor) -> Tensor:
     """(B, 3, H, W) to (B, 1, H, W)."""
-    luma = torch.tensor(LUMA, dtype=image.dtype, device=image.device)
+    # Filled there: a tensor of Python's numbers would be sent, and a GPU waited for.
+    luma = torch.stack([torch.full((), weight, dtype=image.dtype, device=image.device) for weight in LUMA])
     return torch.einsum("bchw,c->bhw", image, luma).unsqueeze(1)
 
 

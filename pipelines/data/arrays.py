@@ -46,21 +46,26 @@ class Rows:
 
     def gather(self, rows: Sequence[int]) -> Tensor:
         if isinstance(self._array, Tensor):
-            return self._array[torch.tensor(rows, dtype=torch.long, device=self._device)]
-        return torch.from_numpy(np.asarray(self._array[list(rows)])).to(self._device)
+            return self._array[sent(torch.tensor(rows, dtype=torch.long), self._device)]
+        return sent(torch.from_numpy(np.asarray(self._array[list(rows)])), self._device)
 
     def cut(self, rows: Sequence[int], windows: Sequence[tuple[slice, slice]]) -> Tensor:
         """Of each row, an image or a mask (H, W, ...), a window, all of one size; of a file no more is read."""
         found = list(zip(rows, windows, strict=True))
         if isinstance(self._array, Tensor):
             return torch.stack([self._array[row][window] for row, window in found])
-        return torch.from_numpy(np.stack([self._array[row][window] for row, window in found])).to(self._device)
+        return sent(torch.from_numpy(np.stack([self._array[row][window] for row, window in found])), self._device)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """What the host holds, on the device; without waiting for what a GPU still has to do, where it is one."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def to_image(pixels: Tensor) -> Tensor:
     """Turn (B, H, W, 3) bytes into (B, 3, H, W) in [0, 1], with the bits of `images.to_input` on any device."""
     # Divided by a tensor: for a number, CUDA multiplies by its reciprocal, whose last bit differs.
-    return rearrange(pixels, "b h w c -> b c h w").contiguous().float() / torch.tensor(255.0, device=pixels.device)
+    return rearrange(pixels, "b h w c -> b c h w").contiguous().float() / torch.full((), 255.0, device=pixels.device)
 
 
 def stream_rows(num_rows: int, key: Sequence[int], step: int, batch_size: int) -> list[int]:

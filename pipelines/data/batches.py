@@ -19,7 +19,7 @@ from torch import Tensor
 
 from anomaly_models.base import Batch, Config
 from anomaly_models.common.sizes import Size
-from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
+from pipelines.data.arrays import DEVICE_BYTES, Rows, sent, stream_rows, to_image
 from pipelines.data.index import PreparedIndex, Split, frames_in, images_file, masks_file
 from pipelines.errors import StageError
 from pipelines.paths import INDEX_FILE
@@ -136,7 +136,7 @@ class PreparedData(Images):
         return Batch(
             image=pixels,
             mask=mask,
-            label=torch.tensor([entry.label for entry in entries], device=self.device),
+            label=sent(torch.tensor([entry.label for entry in entries]), self.device),
             region=torch.stack(regions) if regions else None,
             row=torch.tensor(images, dtype=torch.long),
         )

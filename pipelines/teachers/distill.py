@@ -37,7 +37,7 @@ from anomaly_models.common.scoring import resize_map, size_of
 from anomaly_models.common.sizes import Size
 from anomaly_models.common.statistics import MIN_STD, ChannelStatistics
 from anomaly_models.efficient_ad import CHANNELS, Precision, Width, convolutions_in, patch_description_network
-from pipelines.data.arrays import DEVICE_BYTES, Rows, stream_rows, to_image
+from pipelines.data.arrays import DEVICE_BYTES, Rows, sent, stream_rows, to_image
 from pipelines.errors import WeightsError
 from pipelines.files import atomic_folder
 from pipelines.lineage import code_of
@@ -185,7 +185,7 @@ class DescribedPhotos:
 
     def _images(self, pixels: Rows, rows: Sequence[int]) -> Tensor:
         image = to_image(pixels.gather(rows))
-        is_grey = torch.from_numpy(self._is_grey[list(rows)]).to(self.device)
+        is_grey = sent(torch.from_numpy(self._is_grey[list(rows)]), self.device)
         return torch.where(rearrange(is_grey, "b -> b 1 1 1"), grey(image), image)
 
 
@@ -332,5 +332,6 @@ def _fit(
     else:
         console.print(f"goes on at step {first_step} of {config.steps}, where it was killed", highlight=False)
     schedule = Schedule(config.seed, config.batch_size, first_step, config.steps)
-    run_steps(Learner(module, module.losses, training), stream, schedule, checkpoint, run, console)
+    learner = Learner(module, module.losses, training, same_every_step=True)
+    run_steps(learner, stream, schedule, checkpoint, run, console)
     return module

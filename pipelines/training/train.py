@@ -255,7 +255,7 @@ def _fit(training: _Training, checkpoint: Checkpoint, run: OpenRun, console: Con
         console.print(f"goes on at step {first_step} of {total}, where it was killed", highlight=False)
     if moving is not None:
         ranks.give_state(model, moving)
-        learner = Learner(model, model.losses, moving)
+        learner = Learner(model, model.losses, moving, model.same_every_step)
         schedule = training.schedule(first_step, model)
         run_steps(learner, training.inputs.added_to(data), schedule, checkpoint, run, console, ranks.shard)
     model.eval()
@@ -275,7 +275,7 @@ def _follow(training: _Training, category: str) -> None:
             training.prepare(model)
         if moving is not None:
             ranks.give_state(model, moving)
-            learner = Learner(model, model.losses, moving)
+            learner = Learner(model, model.losses, moving, model.same_every_step)
             batches = training.inputs.added_to(training.data)
             follow_steps(learner, batches, training.schedule(first_step or 0, model), ranks.shard)
     except contract.ModelError as error:

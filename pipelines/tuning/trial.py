@@ -83,7 +83,8 @@ def attempt(task: Task, config: Config, run: OpenRun, report: Report) -> tuple[V
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             # A trial that is killed is tried anew.
             checkpoint = Checkpoint(Path(folder), "trial")
-            run_steps(Learner(model, model.losses, training), batches, schedule, checkpoint, run, Console(quiet=True))
+            learner = Learner(model, model.losses, training, model.same_every_step)
+            run_steps(learner, batches, schedule, checkpoint, run, Console(quiet=True))
     model.eval().calibrate(holdout)
     model.check_scores(holdout)
     return judge(model, config, task.exam, task.device), total_steps

@@ -36,7 +36,7 @@ class Tracked:
         os.environ |= {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
         if not self.held:
             return
-        optimise, steps = loop._optimise, Counter[str]()
+        take, steps = loop._Stepper.take, Counter[str]()
 
         def held(*given: Any) -> None:
             steps["done"] += 1
@@ -44,9 +44,9 @@ class Tracked:
                 Path("arrived").touch()
                 while not Path("go on").exists():
                     time.sleep(0.01)
-            optimise(*given)
+            take(*given)
 
-        loop._optimise = held
+        loop._Stepper.take = held
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from simulated_gpu import GPU, Waits, simulated_gpu
 
 from anomaly_models.common.sizes import Size
 from pipelines.data import batches as data
@@ -224,3 +225,15 @@ def test_another_format_and_missing_arrays(folder, tmp_path, changes, message):
     write_json(tmp_path / "nut/index.json", read_json(folder / "index.json") | changes)
     with pytest.raises(StageError, match=message):
         PreparedData(tmp_path / "nut", Frame(SIZE, "bilinear", "stretch"), CPU)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_training_batch_waits_for_no_gpu(folder, monkeypatch, resident) -> None:
+    if not resident:
+        monkeypatch.setattr(data, "DEVICE_BYTES", 0)
+    with simulated_gpu(monkeypatch):
+        prepared = PreparedData(folder, FRAME, GPU)
+        with Waits() as waits:
+            batch = prepared.training_batch(seed=0, step=0, batch_size=4)
+    assert (batch.image.device, batch.label.device) == (GPU, GPU)
+    assert waits.found == {}

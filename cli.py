@@ -889,6 +889,9 @@ def threshold(
         str | None,
         typer.Option(metavar="NAME", help="Who chose it; who is logged in, if not given.", show_default=False),
     ] = None,
+    precision: Annotated[
+        Literal["float32", "int8"], typer.Option(help="Of export.precisions: of int8 it is model.int8.onnx.")
+    ] = "float32",
 ) -> None:
     """Deploy another threshold: a copy of the exported file that holds it, with who chose it, how and on what.
 
@@ -898,7 +901,7 @@ def threshold(
     from pipelines.inference.detector import as_threshold
     from pipelines.numbers import scores_apart
 
-    done = run(model, category, as_threshold(value), because, by, _project())
+    done = run(model, category, as_threshold(value), because, by, _project(), precision)
     if done.left_behind:
         typer.echo(f"{done.left_behind}: its choices are not in the new one", err=True)
     now, before = scores_apart(done.choice.threshold, done.choice.former)

@@ -68,6 +68,7 @@ class Cell:
     int8 = _Place("exported", "model.int8.onnx")  # absent unless asked for, and kept
     int8_proof = _Place("exported", "int8.json")  # what it decides on the test images, and why it was kept or not
     deployed = _Place("deployed", "model.onnx")  # the same with a threshold that a person chose; no DVC output
+    deployed_int8 = _Place("deployed", "model.int8.onnx")
     latency = _Place("latency", suffix=".json")  # of the exported file, on the machine that measured it
     refusal = _PlaceOfSeed("refused", suffix=".json")  # why a verb refused it; absent if none did
 

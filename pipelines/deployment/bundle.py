@@ -19,6 +19,7 @@ from anomaly_models import MODELS
 from pipelines import lineage
 from pipelines.data.index import PreparedIndex
 from pipelines.deployment.records import Int8, Latency, Parity
+from pipelines.deployment.shipped import deployed, int8_proof, shipped
 from pipelines.environment import environment
 from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.outcomes import Evaluation, ScoredImage, read_predictions
@@ -75,8 +76,8 @@ def bundle(
 ) -> Made:
     """Write one file, by default `bundles/<model>-<category>.zip`: graph, card, samples with scores, and a runner.
 
-    Of the exported file, or of the deployed one where a person chose a threshold for the same training; with `int8`, of
-    the int8 file. Kept only if it replays its own samples.
+    Of the exported file of that precision, or of the deployed one where a person chose a threshold for the same
+    training. Kept only if it replays its own samples.
 
     Raises:
         ParamsError: no such category in the params file.
@@ -85,11 +86,11 @@ def bundle(
     """
     params.check_category(category)
     cell = project.cell(model, category, params.seed)
-    detector = _shipped(cell) if precision == "float32" else _int8(cell)
+    detector = shipped(cell, precision)
     latency = Latency.load(cell.latency, f"run {cell.verb('latency')} again") if cell.latency.exists() else None
     path = path or project.root / "bundles" / name_of(cell, precision)
     num_samples = write(path, cell, detector, latency, params, project)
-    return Made(path, num_samples, is_deployed=detector.path == cell.deployed)
+    return Made(path, num_samples, is_deployed=detector.path == deployed(cell, precision))
 
 
 def bundle_champion(
@@ -142,7 +143,7 @@ def write(path: Path, cell: Cell, detector: Detector, latency: Latency | None, p
     images: Sequence[ScoredImage] = read_predictions(cell.evaluated, f"run {cell.verb('evaluate')} again")
     int8 = None
     if detector.card.precision == "int8":
-        int8 = _int8_proof(cell)
+        int8 = int8_proof(cell)
         evaluation, images, latency = int8.of(evaluation), int8.images, latency and latency.int8
     originals = _originals(cell, project, evaluation, project.root / params.data.root / cell.category)
     with atomic_file(path) as temporary:
@@ -161,29 +162,6 @@ def _replayed(made: Bundle) -> list[Replayed]:
             f"{card.model} on {card.category}: the bundle does not reproduce its own samples ({different[0]})"
         )
     return found
-
-
-def _shipped(cell: Cell) -> Detector:
-    """The file that is in use, which is the exported one unless a person chose a threshold for the same training."""
-    if not cell.onnx.is_file():
-        raise StageError(f"{cell.title} is not exported: no {cell.onnx}; run {cell.verb('export')} first")
-    exported = Detector(cell.onnx)
-    deployed = Detector(cell.deployed) if cell.deployed.is_file() else None
-    return deployed if deployed is not None and deployed.card.run_id == exported.card.run_id else exported
-
-
-def _int8(cell: Cell) -> Detector:
-    if cell.int8.is_file():
-        return Detector(cell.int8)
-    if cell.int8_proof.is_file():
-        raise StageError(f"{cell.title} has no int8 file: {_int8_proof(cell).refused}")
-    raise StageError(
-        f"{cell.title} has no int8 file; add int8 to `export.precisions` and run {cell.verb('export')} again"
-    )
-
-
-def _int8_proof(cell: Cell) -> Int8:
-    return Int8.load(cell.int8_proof, f"run {cell.verb('export')} again")
 
 
 def _evaluation(cell: Cell, card: ModelCard) -> Evaluation:

@@ -125,6 +125,7 @@ def export(
     ):
         run.tags({"parity": parity.tags()})
         run.file(cell.parity, "export")
+        run.without_tags("int8.")  # of an earlier export
         if int8 is not None:
             run.tags({"int8": int8.tags()})
             run.file(cell.int8_proof, "export")

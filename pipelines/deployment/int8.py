@@ -261,14 +261,19 @@ def _held_out(detects: Detects, trained: Trained, data: PreparedData) -> tuple[l
     higher score by another calibration; no file holds that one, so what it adds in float32 is added here, too.
     """
     higher, threshold_from = score_held_out_images(trained, data)
-    model = whole(trained.model, trained.config)
-    found = []
-    for row, high in zip(data.index.for_thresholds(), higher, strict=True):
-        low, own = score_held_out(model, data, row), score_held_out(detects, data, row)
-        added = replace(own, score=own.score + (high.score - low.score), peak=own.peak + (high.peak - low.peak))
-        _finite(added.score, own.path)
-        found.append(added)
-    return found, threshold_from
+    own = [score_held_out(detects, data, row) for row in data.index.for_thresholds()]
+    if threshold_from is ThresholdFrom.CROSS_FITTED:
+        model = whole(trained.model, trained.config)
+        rows = zip(data.index.for_thresholds(), own, higher, strict=True)
+        own = [_raised(part, score_held_out(model, data, row), high) for row, part, high in rows]
+    for part in own:
+        _finite(part.score, part.path)
+    return own, threshold_from
+
+
+def _raised(part: HeldOutImage, low: HeldOutImage, high: HeldOutImage) -> HeldOutImage:
+    """By as much as it is from `low` to `high`."""
+    return replace(part, score=part.score + (high.score - low.score), peak=part.peak + (high.peak - low.peak))
 
 
 def _finite(score: float, image: str) -> float:

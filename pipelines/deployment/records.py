@@ -151,8 +151,12 @@ class Int8(Record):
     onnxruntime: str
 
     @property
+    def tested(self) -> list[ScoredImage]:
+        return [image for image in self.images if image.split == "test"]
+
+    @property
     def num_tested(self) -> int:
-        return sum(image.split == "test" for image in self.images)
+        return len(self.tested)
 
     @property
     def text(self) -> str:

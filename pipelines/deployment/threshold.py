@@ -10,11 +10,12 @@ from pathlib import Path
 
 import onnx
 
+from pipelines.deployment.shipped import deployed, exported, int8_proof
 from pipelines.errors import ExportError, StageError
 from pipelines.evaluation.outcomes import Evaluation, read_tested
 from pipelines.feedback import login_name
 from pipelines.files import atomic_file
-from pipelines.inference.card import ThresholdChoice
+from pipelines.inference.card import Precision, ThresholdChoice
 from pipelines.inference.detector import Detector, ModelCard
 from pipelines.numbers import counted
 from pipelines.paths import Cell, Project
@@ -30,27 +31,34 @@ class Deployed:
 
 
 def threshold(
-    model: str, category: str, value: float, because: str | None, by: str | None, project: Project
+    model: str,
+    category: str,
+    value: float,
+    because: str | None,
+    by: str | None,
+    project: Project,
+    precision: Precision = "float32",
 ) -> Deployed:
     """Write `deployed/<model>/<category>/model.onnx`: the exported file, graph and weights as they are.
+
+    With `int8` it is model.int8.onnx of both.
 
     Earlier choices for the same network are kept in it; those for another, of an earlier training, are not, since its
     scores are others. Without `by` it is who is logged in.
 
     Raises:
-        StageError: the cell is not exported.
+        StageError: the cell is not exported, or not in that precision.
         ExportError: the exported file is none of ours, or another version's.
         ArgumentError: it is not known who chooses.
     """
     cell = project.cell(model, category, 0)  # the exported file lies at the same place whatever the seed
-    if not cell.onnx.is_file():
-        raise StageError(f"{model} on {category} is not exported: no {cell.onnx}; run {cell.verb('export')} first")
-    card = Detector(cell.onnx).card
+    found = exported(cell, precision)
+    card = found.card
     if (card.model, card.category) != (model, category):  # the names may lead anywhere: `fapm ../nut`
-        raise ExportError(f"{cell.onnx}: of {card.model} on {card.category}, not of {model} on {category}")
+        raise ExportError(f"{found.path}: of {card.model} on {card.category}, not of {model} on {category}")
     cell = replace(cell, seed=_seed(card))
-    proto = onnx.load(cell.onnx)
-    before, left_behind = _deployed_before(cell, card.run_id)
+    proto, path = onnx.load(found.path), deployed(cell, precision)
+    before, left_behind = _deployed_before(path, card.run_id)
     former = card.threshold if before is None else before.threshold
     choice = ThresholdChoice(
         threshold=value,
@@ -58,22 +66,22 @@ def threshold(
         by=by or login_name("give --by"),
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         because=because,
-        on_test_images=_on_test_images(cell, card.run_id, former, value),
+        on_test_images=_on_test_images(cell, card, former, value),
     )
     chosen = replace(card, choices=() if before is None else before.choices).chosen(choice)
     onnx.helper.set_model_props(proto, _metadata(proto) | chosen.to_metadata())
-    with atomic_file(cell.deployed) as temporary:
+    with atomic_file(path) as temporary:
         onnx.save(proto, temporary)
         assert Detector(temporary).card == chosen
-    return Deployed(cell.deployed, choice, left_behind)
+    return Deployed(path, choice, left_behind)
 
 
-def _deployed_before(cell: Cell, run_id: str) -> tuple[ModelCard | None, str | None]:
+def _deployed_before(path: Path, run_id: str) -> tuple[ModelCard | None, str | None]:
     """The card of the file that is to be replaced, if it is of the same training; else why it is not looked at."""
-    if not cell.deployed.exists():
+    if not path.exists():
         return None, None
     try:
-        card = Detector(cell.deployed).card
+        card = Detector(path).card
     except ExportError as error:
         return None, str(error)
     if card.run_id != run_id:
@@ -81,12 +89,12 @@ def _deployed_before(cell: Cell, run_id: str) -> tuple[ModelCard | None, str | N
     return card, None
 
 
-def _on_test_images(cell: Cell, run_id: str, former: float, value: float) -> str | None:
-    """What both thresholds make of the test images, by the scores that `evaluate` left of this very training."""
+def _on_test_images(cell: Cell, card: ModelCard, former: float, value: float) -> str | None:
+    """What both thresholds make of the test images, by the scores that this very training and precision left."""
     try:
-        if Evaluation.load(cell.evaluation, "").run_id != run_id:
+        if Evaluation.load(cell.evaluation, "").run_id != card.run_id:
             return None
-        images = read_tested(cell.evaluated)
+        images = read_tested(cell.evaluated) if card.precision == "float32" else int8_proof(cell).tested
     except StageError:
         return None
     if not images:

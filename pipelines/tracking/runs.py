@@ -90,6 +90,12 @@ class OpenRun:
         tags = [RunTag(name, value) for name, value in as_texts(values).items()]
         self.client.log_batch(self.run_id, tags=tags)
 
+    def without_tags(self, prefix: str) -> None:
+        """Take back all whose name begins so."""
+        for name in self.known_tags():
+            if name.startswith(prefix):
+                self.client.delete_tag(self.run_id, name)
+
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         self.metric_points([(name, value, step) for name, value in values.items()])
 

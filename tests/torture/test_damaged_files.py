@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import yaml
+from changed_params import put
 from conftest import CATEGORY, tiny_params
 from drawn_dicoms import described, saved
 from mutations import HOSTILE, damaged, json_said_otherwise, said_otherwise
@@ -27,9 +29,10 @@ from PIL import Image
 from projects import Made
 from rich.console import Console
 from safetensors.torch import save_file
+from verbs import run
 
 from pipelines.data.index import PreparedIndex
-from pipelines.deployment.records import Latency, Parity
+from pipelines.deployment.records import Int8, Latency, Parity
 from pipelines.errors import BlemishError
 from pipelines.evaluation.outcomes import Evaluation, PixelCounts, read_predictions
 from pipelines.inference.detector import Detector
@@ -95,6 +98,10 @@ SHARE = 50
 def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
     root = tmp_path_factory.mktemp("fapm")
     Made(root, "fapm")
+    values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    put(values, {"export.precisions": ["float32", "int8"]})
+    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    assert run(root, "export", "fapm", CATEGORY).code == 0
     project, loose = Project(root), tmp_path_factory.mktemp("loose")
     cell = project.cell("fapm", CATEGORY, 0)
     return {
@@ -190,6 +197,7 @@ def records(project: Project) -> dict[str, Target]:
         "run": (cell.run_record, lambda path: RunRecord.load(path, "train again")),
         "evaluation": (cell.evaluation, lambda path: Evaluation.load(path, "evaluate again")),
         "parity": (cell.parity, lambda path: Parity.load(path, "export again")),
+        "int8": (cell.int8_proof, lambda path: Int8.load(path, "export again")),
         "latency": (cell.latency, lambda path: Latency.load(path, "measure again")),
         "summary": (project.summary("tests"), lambda path: Summary.load(path, "report again")),
     }

@@ -21,6 +21,7 @@ from pipelines.deployment.bundle import bundle
 from pipelines.deployment.export import export
 from pipelines.deployment.int8 import write_int8
 from pipelines.deployment.records import Int8, Latency, OtherDecision
+from pipelines.deployment.threshold import threshold
 from pipelines.errors import StageError
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.held_out import score_held_out_images
@@ -32,6 +33,7 @@ from pipelines.paths import Cell, Project
 from pipelines.preparation.prepare import prepare
 from pipelines.preview.check import load_checked
 from pipelines.settings.params import Params
+from pipelines.tracking.runs import cell_run
 from pipelines.training.train import train
 from pipelines.training.trained import load_trained
 
@@ -250,6 +252,41 @@ def test_all_that_takes_an_exported_file_takes_this_one(
     assert blemish("verify", str(path)).code == 0
     assert blemish("bundle", *CELL).code == 0
     assert Bundle(project.root / "bundles" / f"fapm-{CATEGORY}.zip").about["int8"] is None
+
+
+def test_a_threshold_is_chosen_for_the_int8_file_alone(
+    cell: Cell, project: Project, params: Params, blemish: Any
+) -> None:
+    outcome = blemish("threshold", *CELL, "--precision", "int8", "--", "2.5")
+    assert "fapm on squares is not exported: no " in outcome.err
+    export(*CELL, params, project)
+    outcome = blemish("threshold", *CELL, "--precision", "int8", "--because", "a scratch", "--by", "anna", "--", "-1")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith(f"{cell.deployed_int8}: threshold -1 instead of")
+    assert "On the test images: 4 of 4 defects found and 4 of 4 good parts rejected, " in outcome.out
+    assert (cell.deployed_int8.is_file(), cell.deployed.exists()) == (True, False)
+    card = Detector(cell.deployed_int8).card
+    assert (card.precision, card.threshold, card.choices[0].by) == ("int8", -1, "anna")
+
+    made = bundle(*CELL, params, project, precision="int8")
+    assert made.is_deployed
+    assert Bundle(made.path).card.threshold == -1
+    assert not bundle(*CELL, params, project).is_deployed
+
+
+def test_a_run_says_nothing_of_an_int8_file_that_there_is_not(cell: Cell, project: Project, params: Params) -> None:
+    def told() -> set[str]:
+        with cell_run(cell, params.tracking.experiment, Detector(cell.onnx).card.run_id) as run:
+            return {name for name in run.known_tags() if name.startswith("int8.")}
+
+    export(*CELL, params, project)
+    assert "int8.float32_auroc" in told()
+    alone = params.model_copy(update={"export": params.export.model_copy(update={"precisions": ("float32",)})})
+    export(*CELL, alone, project)
+    assert told() == set()
+    assert not cell.int8.exists()
+    with pytest.raises(StageError, match=r"^fapm on squares has no int8 file; add int8 to `export.precisions` and"):
+        threshold(*CELL, 2.5, None, "anna", project, precision="int8")
 
 
 def test_parts_that_the_model_calibrates_on_score_as_much_higher_as_evaluate_found(

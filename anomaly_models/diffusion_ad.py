@@ -632,7 +632,7 @@ def clip_gradients(max_norm: float) -> Callable[[Optimizer, object, object], Non
 
     def clip(optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG001
         for group in optimizer.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], max_norm, foreach=True)
+            nn.utils.clip_grad_norm_(group["params"], max_norm)
 
     return clip
 

@@ -283,7 +283,7 @@ class CouplingBlock(nn.Module):
         """The first layer's weights for the kept half, for the column's code and for the row's."""
         # One cut, not slices: the gradient of each slice would be as large as the weights, and most of it 0.
         kept = self.expand.in_features - 2 * AXIS_CODE
-        of_kept, of_column, of_row = self.expand.weight.split([kept, AXIS_CODE, AXIS_CODE], dim=1)
+        of_kept, of_column, of_row = torch.split(self.expand.weight, [kept, AXIS_CODE, AXIS_CODE], dim=1)
         return of_kept, of_column, of_row
 
     def forward(self, x: Tensor, position: Position) -> tuple[Tensor, Tensor]:

@@ -281,8 +281,10 @@ class CouplingBlock(nn.Module):
 
     def expand_by_input(self) -> tuple[Tensor, Tensor, Tensor]:
         """The first layer's weights for the kept half, for the column's code and for the row's."""
-        of_row, before_row = self.expand.weight[:, -AXIS_CODE:], self.expand.weight[:, :-AXIS_CODE]
-        return before_row[:, :-AXIS_CODE], before_row[:, -AXIS_CODE:], of_row
+        # One cut, not slices: the gradient of each slice would be as large as the weights, and most of it 0.
+        kept = self.expand.in_features - 2 * AXIS_CODE
+        of_kept, of_column, of_row = torch.split(self.expand.weight, [kept, AXIS_CODE, AXIS_CODE], dim=1)
+        return of_kept, of_column, of_row
 
     def forward(self, x: Tensor, position: Position) -> tuple[Tensor, Tensor]:
         """Vectors (N, C) and the logarithm of the determinant, (N,)."""

@@ -53,7 +53,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from operator import mul
 from typing import Annotated, Literal, NamedTuple, Protocol, Self, cast
 
@@ -421,7 +421,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         features = self.conv1(self.resample(F.silu(self.norm1(x))))
-        features = features + rearrange(self.shift(embedding), "n c -> n c 1 1")
+        features = features + self.shift(embedding)[..., None, None]
         return self.skip(self.resample(x)) + self.conv2(F.silu(self.norm2(features)))
 
 
@@ -659,12 +659,19 @@ def untrained_copy(networks: Networks) -> Networks:
 @torch.no_grad()
 def average(averaged: Networks, networks: Networks, decay: float) -> None:
     """Move `averaged` towards `networks`, the batch normalisation's statistics included."""
-    own = averaged.state_dict()
-    for name, value in networks.state_dict().items():
-        if value.is_floating_point():
-            own[name].lerp_(value, 1 - decay)
-        else:
-            own[name].copy_(value)
+    own: list[Tensor] = []
+    values: list[Tensor] = []
+    for module, source in zip(averaged.modules(), networks.modules(), strict=True):
+        for name, value in chain(source._parameters.items(), source._buffers.items()):
+            held = module._buffers[name]
+            if value is None or held is None or name in source._non_persistent_buffers_set:
+                continue
+            if value.is_floating_point():
+                own.append(held)
+                values.append(value)
+            else:
+                held.copy_(value)
+    torch._foreach_lerp_(own, values, 1 - decay)
 
 
 # --- image prediction ------------------------------------------------------------------------------------------------
@@ -882,7 +889,7 @@ class DiffusionAD(AnomalyModel):
         sample = synthesise(batch.image, batch.texture, batch.part, self.config.synthesis, generator)
         small, big = self._scales(batch.image, generator)
         share = progress.shard.share_of(len(batch.image))
-        share_batch_norms(self.networks, progress.shard)
+        share_batch_norms(self.networks.segmentation, progress.shard)
         own = Synthesised(share.of(sample.image), share.of(sample.mask), share.of(sample.label))
         row = None if batch.row is None else share.of(batch.row)
         yield self.terms(share.of(batch.image), own, small.of(share), big.of(share), row=row, share=share)

@@ -137,11 +137,12 @@ class WienerFilter(nn.Module):
         # Half precision would cost every digit of a small difference to the mean.
         with torch.autocast(noisy.device.type, enabled=False):
             which = torch.zeros(1, dtype=torch.long, device=noisy.device) if which is None else which
-            centred = noisy - signal * reduced(self.mean[which], self.reduced_size)
-            along = coordinates(centred, self.reduced_directions[which])
-            across = centred - combination(along, self.reduced_directions[which])
+            mean, reduced_directions = self.mean[which], self.reduced_directions[which]
+            centred = noisy - signal * reduced(mean, self.reduced_size)
+            along = coordinates(centred, reduced_directions)
+            across = centred - combination(along, reduced_directions)
             weights = along * gains(self.variances[which], signal, sigma)
-            return Filtered(centred, across, self.mean[which] + combination(weights, self.directions[which]))
+            return Filtered(centred, across, mean + combination(weights, self.directions[which]))
 
     def squared_error(self, images: Tensor, rows: Tensor | None, signal: float, sigma: float) -> Tensor:
         """Expected over the noise, of the reduced guess of pictures (N, 3, H, W), per pixel and channel; a scalar.

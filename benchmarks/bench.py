@@ -1,4 +1,4 @@
-"""Speed against what people use, side by side: benchmarks/results.json, from it the docs' table, the README's sentence.
+"""Speed against what people use, side by side: benchmarks/results.json, from it the docs' table, README's sentences.
 
     make bench                            # all rows
     python -m benchmarks.bench metrics    # some of them; the others stay as they were measured
@@ -24,7 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from anomaly_models import MODELS
 from benchmarks.rows import NAMES, differences, row
+from benchmarks.rows.demo import PART, TRAINING
 from pipelines.environment import cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,24 +164,25 @@ def ratio(theirs: Sequence[Mapping[str, float]], ours: Sequence[Mapping[str, flo
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """In Markdown: a line for each two sides, and below it what stands beside a target that is missed."""
+    """In Markdown: a line for each two sides, what ours say of themselves, and what stands beside a missed target."""
     lines = [
         "| row | ours, s | theirs, s | times faster (lowest to highest) | asked for |",
         "|---|---:|---:|---:|---:|",
     ]
     for entry in rows:
-        ours = seconds(entry["sides"][entry["ours"]])
+        took = seconds(entry["sides"][entry["ours"]])
         for name, found in entry["ratios"].items():
             span = f"**{found['median']:.1f}** ({found['lowest']:.1f} to {found['highest']:.1f})"
             target = entry["targets"].get(name)
             asked = "" if target is None else f"{target:g}" + ("" if found["median"] >= target else ": missed")
             theirs = seconds(entry["sides"][name])
-            lines.append(f"| {entry['title']}: {entry['ours']} against {name} | {ours} | {theirs} | {span} | {asked} |")
+            lines.append(f"| {entry['title']}: {entry['ours']} against {name} | {took} | {theirs} | {span} | {asked} |")
     lines += ["", "| row | figure | ours | at most |", "|---|---|---:|---:|"]
     for entry in rows:
-        for name, limit in entry["at_most"].items():
-            figure = entry["sides"][entry["ours"]][name]
-            asked = f"{limit:g}" + ("" if figure <= limit else ": missed")
+        ours = entry["sides"][entry["ours"]]
+        for name in [*entry["at_most"], *(name for name in ours if name not in {*WORDS, *entry["at_most"]})]:
+            figure, limit = ours[name], entry["at_most"].get(name)
+            asked = "" if limit is None else f"{limit:g}" + ("" if figure <= limit else ": missed")
             word = WORDS.get(name, name)
             lines.append(f"| {entry['title']}: {entry['ours']} | {word} | **{figure:.3g}** | {asked} |")
     lines.append("")
@@ -206,6 +209,20 @@ def sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     return (
         f"the demo itself then takes {minutes:.1f} minutes on two cores. On one of them, times faster than anomalib: "
         f"{', '.join(faster)} ([all of it](docs/results.md#speed))"
+    )
+
+
+def pace(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the README says below its table of the demo: how long each model of it learns, and takes for a part."""
+    found = next(entry["sides"]["demo"] for entry in rows if entry["row"] == "demo")
+
+    def each(figure: str) -> str:
+        known = [(value, model) for model in MODELS if (value := found.get(figure.format(model))) is not None]
+        return ", ".join(f"{model} {value:.3g}" for value, model in sorted(known, reverse=True))
+
+    return (
+        f"Seconds of training for both categories, two processes at once: {each(TRAINING)}; milliseconds from a file "
+        f"to a decision on one core: {each(PART)}."
     )
 
 
@@ -240,6 +257,7 @@ def main() -> None:
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
     between(PAGE, BEGIN, END, f"\n{table(rows)}\n")
     between(README, "<!-- speed -->", "<!-- /speed -->", sentence(rows))
+    between(README, "<!-- pace -->", "<!-- /pace -->", pace(rows))
     print(table(rows))
 
 

@@ -82,7 +82,10 @@ def test_the_table_is_the_one_that_was_measured() -> None:
     rows = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
     page = bench.PAGE.read_text(encoding="utf-8")
     assert page.split(bench.BEGIN)[1].split(bench.END)[0].strip() == bench.table(rows).strip()
-    assert f"<!-- speed -->{bench.sentence(rows)}<!-- /speed -->" in bench.README.read_text(encoding="utf-8")
+    readme = bench.README.read_text(encoding="utf-8")
+    assert f"<!-- speed -->{bench.sentence(rows)}<!-- /speed -->" in readme
+    assert f"<!-- pace -->{bench.pace(rows)}<!-- /pace -->" in readme
+    assert all(f"{model} " in bench.pace(rows).split(";")[place] for model in MODELS for place in (0, 1))
     assert [entry["row"] for entry in rows] == list(NAMES)
     for entry in rows:
         found = row(entry["row"])

@@ -84,6 +84,14 @@ def test_one_run_per_cell_and_a_summary(root, reproduced):
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     logged = {item.path for item in client.list_artifacts(cell.info.run_id, "figures")}
     assert logged == {"figures/curves.png", "figures/examples.png"}
+    for run, folder, names, made in (
+        (cell, "figures", ("curves.png", "examples.png"), "evaluations/fapm/squares/seed0"),
+        (found["summary"], "report", ("report.html", "report.md"), "reports/tests"),
+    ):
+        for name in names:  # on the disk once: here, in MLflow's folder and in DVC's cache
+            path = root / "mlartifacts" / run.info.run_id / "artifacts" / folder / name
+            assert path.samefile(root / made / name)
+            assert path.stat().st_nlink == 3
     (model,) = client.search_logged_models(
         experiment_ids=[cell.info.experiment_id], filter_string=f"source_run_id = '{cell.info.run_id}'"
     )

@@ -27,7 +27,6 @@ from anomaly_models.base import AnomalyModel, Prediction
 from pipelines.data.batches import PreparedData
 from pipelines.data.tiled import Detects, whole
 from pipelines.deployment import bundle
-from pipelines.deployment.int8 import export_int8
 from pipelines.deployment.records import Decision, Deviation, Parity
 from pipelines.errors import ExportError
 from pipelines.evaluation.outcomes import Evaluation
@@ -107,7 +106,7 @@ def export(
         tested = data.index.tested(defects_apart=params.defects_apart(learns=learns))
         parity = measure_parity(
             whole(trained.model, trained.config),
-            Detector(path),
+            Detector(path, threads=torch.get_num_threads()),  # else another cell's core is taken, too
             data,
             tested,
             project.root / source,
@@ -118,6 +117,8 @@ def export(
         parity.save(folder / cell.parity.name)
         int8 = None
         if "int8" in params.export.precisions:
+            from pipelines.deployment.int8 import export_int8  # whose quantiser takes seconds to import
+
             int8 = export_int8(path, folder, cell, trained, data, evaluation, params)
     with (
         tempfile.TemporaryDirectory() as folder,

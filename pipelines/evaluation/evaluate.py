@@ -352,7 +352,7 @@ def _track(cell: Cell, params: Params, evaluation: Evaluation, drawn: list[str])
         run.tags({name: getattr(evaluation, name).model_dump() for name in ("protocol", "threshold", "review")})
         run.describe(description(evaluation, read_tested(cell.evaluated), run.known_tags()))
         for name in drawn:
-            run.file(cell.evaluated / name, "figures")
+            run.output(cell.evaluated / name, "figures")
         for path in (cell.evaluation, cell.predictions, cell.pixels):
             if path.exists():
                 run.file(path, EVALUATION_FOLDER)

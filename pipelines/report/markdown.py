@@ -140,14 +140,10 @@ def averages_table(summary: Summary) -> str:
 
 
 def overview_table(summary: Summary) -> str:
-    """The same of what matters first, with what a model takes."""
+    """The same of what matters first, with the size of the file."""
     header, rows = _averages(summary, _FIRST)
-    takes = [
-        [seconds(row.train_seconds_total), decimal(row.latency_p50), decimal(row.onnx_megabytes_mean)]
-        for row in summary.averages
-    ]
-    whole = [[*row, *more] for row, more in zip(rows, takes, strict=True)]
-    return markdown_table([*header, "Training, s", "A part, ms", "ONNX, MB"], whole, num_names=1)
+    whole = [[*row, decimal(average.onnx_megabytes_mean)] for row, average in zip(rows, summary.averages, strict=True)]
+    return markdown_table([*header, "ONNX, MB"], whole, num_names=1)
 
 
 def _averages(summary: Summary, keys: Iterable[str]) -> tuple[list[str], list[list[str]]]:

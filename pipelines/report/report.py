@@ -61,7 +61,7 @@ def report(params: Params, project: Project) -> Path:
         told = "\n".join(f"- {line}" for line in headlines(summary))
         run.describe(f"{averages_table(summary)}\n\n{told}\n\nAll tables are under `report/`.")
         for name in ("report.html", "report.md", "tables.md", "leaderboard.csv", SUMMARY_FILE):
-            run.file(place / name, "report")
+            run.output(place / name, "report")
     for category, run_id, why in _crowned(summary):
         crown(project.root, experiment, registered_model(summary.data_set, category), run_id, why)
     return place / "report.md"

@@ -8,7 +8,7 @@ is told and left behind: the report is made of all else.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def outdated(status: str) -> set[str]:
 
 
 def units(params: Params, project: Project) -> list[Unit]:
-    """What is made beside one another, in an order in which nothing waits for long."""
+    """What is made beside one another: what others wait for first, last the cells that take seconds to learn."""
     sources = {
         name: Unit(f"download {name}", (f"download@{name}",), project.refusal("download", name))
         for name in params.download
@@ -123,8 +123,8 @@ def units(params: Params, project: Project) -> list[Unit]:
         )
         for cell in (project.cell(*training) for training in params.trainings())
     ]
-    # Those that a teacher is made for come last, so that no core waits for it.
-    cells.sort(key=lambda unit: unit.cell is not None and unit.cell.model in params.distill)
+    # The short ones last: they leave no core without work for long while another ends.
+    cells.sort(key=lambda unit: unit.cell is not None and params.model_config_of(unit.cell.model).learns_at_once)
     return [*sources.values(), *prepared.values(), *(unit for found in inputs.values() for unit in found), *cells]
 
 
@@ -135,34 +135,40 @@ def _stages(cell: Cell, *, exported: bool) -> tuple[str, ...]:
 
 
 def make(found: Sequence[Unit], processes: Processes, console: Console, jobs: int) -> dict[str, str]:
-    """Run the units, `jobs` at once; gives why those that failed did, by name."""
-    running: dict[str, Future[_Done]] = {}
+    """Run the units, `jobs` at once: always the first of those that wait for no other.
 
-    def one(unit: Unit) -> _Done:
-        for needed in unit.after:  # which was begun before
-            if running[needed.name].result().reason is not None:
-                return _Done(for_want_of(needed.name), 0.0)
+    Gives why those that failed did, by name.
+    """
+
+    def one(unit: Unit, wanted: str | None) -> _Done:
+        if wanted is not None:
+            return _Done(for_want_of(wanted), 0.0)
         unit.refusal.unlink(missing_ok=True)  # of an earlier call: what is refused now is written anew
         started = time.monotonic()
         code = processes.dvc(["repro", "--single-item", *unit.stages], unit.name)
         return _Done(None if code == 0 else processes.reason(unit.name, unit.refusal), time.monotonic() - started)
 
+    waiting, running, done = list(found), dict[Future[_Done], Unit](), dict[str, _Done]()
     with progress_bar(console, MofNCompleteColumn()) as bar, ThreadPoolExecutor(jobs) as pool:
         task = bar.add_task("cells and what they need", total=len(found))
         try:
-            for unit in found:
-                running[unit.name] = pool.submit(one, unit)
-            of = {running[unit.name]: unit for unit in found}
-            for number, future in enumerate(as_completed(of), 1):
-                told = f"{number} of {len(found)}: {_told(of[future], future.result())}"
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
-                bar.update(task, completed=number)
+            while waiting or running:
+                ready = [unit for unit in waiting if all(needed.name in done for needed in unit.after)]
+                for unit in ready[: jobs - len(running)]:
+                    waiting.remove(unit)
+                    failed = [needed.name for needed in unit.after if done[needed.name].reason is not None]
+                    running[pool.submit(one, unit, failed[0] if failed else None)] = unit
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    unit = running.pop(future)
+                    done[unit.name] = future.result()
+                    told = f"{len(done)} of {len(found)}: {_told(unit, done[unit.name])}"
+                    console.print(told, highlight=False, markup=False, soft_wrap=True)
+                    bar.update(task, completed=len(done))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             processes.stop()
             raise
-    reasons = {unit.name: running[unit.name].result().reason for unit in found}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
+    return {unit.name: reason for unit in found if (reason := done[unit.name].reason) is not None}
 
 
 def for_want_of(name: str) -> str:

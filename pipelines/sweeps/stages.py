@@ -1,4 +1,7 @@
-"""The stages of a cell: what the verbs `train`, `evaluate` and `export` do, and a sweep's workers in their stead."""
+"""The stages of a cell: what the verbs `train`, `evaluate` and `export` do, and a sweep's workers in their stead.
+
+For DVC each is a process of its own, so that each imports what it needs alone: seconds, for ONNX or the metrics.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,9 +10,7 @@ import torch
 from rich.console import Console
 
 from pipelines import refusals
-from pipelines.deployment.export import export as run_export
 from pipelines.deployment.records import Int8
-from pipelines.evaluation.evaluate import evaluate as run_evaluate
 from pipelines.evaluation.outcomes import Evaluation, doubtful_promise, equal_scores
 from pipelines.paths import Cell, Project
 from pipelines.progress import counting
@@ -17,7 +18,6 @@ from pipelines.report.terminal import one_line
 from pipelines.settings.params import Params
 from pipelines.tracking import store
 from pipelines.training.ranks import ALONE, Ranks
-from pipelines.training.train import train as run_train
 
 Say = Callable[[str], None]
 
@@ -26,14 +26,18 @@ def train(
     cell: Cell, params: Params, project: Project, device: torch.device, console: Console, ranks: Ranks = ALONE
 ) -> None:
     """Raises what `training.train` does."""
+    from pipelines.training.train import train as run
+
     with _kept(cell, params, project, "train") if ranks.leads else contextlib.nullcontext():
-        run_train(cell.model, cell.category, params, project, device, console, cell.seed, ranks)
+        run(cell.model, cell.category, params, project, device, console, cell.seed, ranks)
 
 
 def evaluate(cell: Cell, params: Params, project: Project, device: torch.device, say: Say, warn: Say) -> None:
     """Raises what `evaluation.evaluate` does."""
+    from pipelines.evaluation.evaluate import evaluate as run
+
     with _kept(cell, params, project, "evaluate"):
-        found = run_evaluate(cell.model, cell.category, params, project, device, cell.seed)
+        found = run(cell.model, cell.category, params, project, device, cell.seed)
     say(one_line(found))
     evaluation = Evaluation.load(cell.evaluation, f"run {cell.verb('evaluate')} again")
     for warning in (equal_scores(cell.evaluated), doubtful_promise(evaluation)):
@@ -43,11 +47,13 @@ def evaluate(cell: Cell, params: Params, project: Project, device: torch.device,
 
 def export(cell: Cell, params: Params, project: Project, console: Console, say: Say, warn: Say) -> None:
     """Raises what `deployment.export` does."""
+    from pipelines.deployment.export import export as run
+
     with (
         _kept(cell, params, project, "export"),
         counting(console, f"proof of {cell.model} on {cell.category}") as on_progress,
     ):
-        parity = run_export(cell.model, cell.category, params, project, on_progress)
+        parity = run(cell.model, cell.category, params, project, on_progress)
     if parity.at_threshold:
         warn(parity.at_threshold)
     say(

@@ -268,7 +268,7 @@ def distill(
                 )
                 record.save(output / TEACHER_RECORD)
             run.metrics({"train_seconds": checkpoint.seconds})
-            run.weights(project.input_of(model_name, "teacher") / TEACHER_FILE, "teacher")
+            run.output(project.input_of(model_name, "teacher") / TEACHER_FILE, "teacher")
 
 
 def _taken_over(model_name: str, made_of: str, project: Project) -> str | None:

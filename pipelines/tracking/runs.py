@@ -157,8 +157,8 @@ class OpenRun:
     def file(self, path: Path, folder: str) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)
 
-    def weights(self, path: Path, folder: str) -> None:
-        """Log a large file that nobody writes to in place: in a store on the same disk it lies there once.
+    def output(self, path: Path, folder: str) -> None:
+        """Log a large file of a stage, which nobody writes to in place: in a store on the same disk it lies there once.
 
         DVC has it once more as the same file (`cache.type` in .dvc/config), and keeps it from being written to.
         """

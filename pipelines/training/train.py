@@ -118,7 +118,7 @@ def train(
         for warning in model.warnings():
             _warn(f"{model_name} on {category}: {warning}", warnings, run, console)
         run.metrics(record.metrics())
-        run.weights(cell.weights, "checkpoint")
+        run.output(cell.weights, "checkpoint")
 
 
 def _variant(model_name: str, params: Params) -> str | None:

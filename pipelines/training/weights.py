@@ -7,14 +7,12 @@ that has learnt nothing cannot stand in for one that has.
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import requests
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import eva, get_pretrained_cfg, vision_transformer
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from anomaly_models.base import AnomalyModel, ModelError
@@ -23,6 +21,10 @@ from anomaly_models.common.sizes import Size
 from pipelines.errors import WeightsError
 from pipelines.memory import out_of_memory
 from pipelines.training.packaged import packaged, state_file, timm_names
+
+if TYPE_CHECKING:
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
 
 _REMEDY = "give a local file (weights: PATH), or take tf_efficientnet_lite0 with weights: package"
 _HUB_PATIENCE = (4, 10)  # seconds to connect and to answer; the hub's own client keeps trying for the better part of 60
@@ -60,6 +62,8 @@ def terms_of(model: nn.Module) -> list[str]:
 
 
 def _terms(backbone: Backbone) -> str:
+    from timm.models import get_pretrained_cfg  # here, since timm takes seconds, and two methods have no backbone
+
     match backbone.weights:
         case "package":
             return f"{backbone.name}: {packaged(backbone.name).terms}"
@@ -167,6 +171,7 @@ def _hub_file(name: str) -> Path:
     """The weights of a timm model in the hub's local cache, downloaded if they are not there."""
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+    from timm.models import get_pretrained_cfg
 
     pretrained = get_pretrained_cfg(name)
     repository = pretrained.hf_hub_id if pretrained is not None else None
@@ -216,15 +221,17 @@ def _fit(backbone: Backbone, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def _as_timm_has_it(
-    backbone: Backbone, network: VisionTransformer | Eva, state: Mapping[str, Tensor], source: str
+    backbone: Backbone, network: "VisionTransformer | Eva", state: Mapping[str, Tensor], source: str
 ) -> Mapping[str, Tensor]:
     """Names as in timm for a transformer in its authors' spelling, and its positions resampled to the network's grid.
 
     The resampling is timm's, bicubic and antialiased. DINOv2's own differs: it is not antialiased for the networks
     without registers, whose grid it enlarges by a tenth of a patch.
     """
+    from timm.models import eva, vision_transformer
+
     try:
-        if isinstance(network, VisionTransformer):
+        if isinstance(network, vision_transformer.VisionTransformer):
             return vision_transformer.checkpoint_filter_fn(dict(state), network)
         return eva.checkpoint_filter_fn(dict(state), network)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:  # a spelling that it takes for another one

@@ -1,23 +1,28 @@
 """`blemish run`: cell beside cell, and what one failure leaves of the others."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from clone import commit, copy_project, environment
 from conftest import CATEGORY, draw_category, tiny_params, write_params
+from rich.console import Console
 from tiny_models import SETTINGS
 
+from anomaly_models import MODELS as METHODS
 from pipelines import refusals
 from pipelines.errors import DatasetError
 from pipelines.paths import Project
 from pipelines.settings.params import Params
-from pipelines.sweeps.local import outdated, units
+from pipelines.sweeps.local import make, outdated, units
+from pipelines.sweeps.processes import Processes
 
 SHELL = environment(Path(sys.executable).parent)
 CODE = ("anomaly_models", "pipelines", "pretrained", ".dvc", "cli.py", "dvc.yaml", ".dvcignore", ".gitignore")
@@ -25,7 +30,15 @@ OTHER = "two words"
 
 
 def params_of(values: dict[str, Any]) -> Params:
-    return Params.model_validate(values)
+    """With the models' settings checked, as `load_checked` has them."""
+    params = Params.model_validate(values)
+    configs = {
+        name: METHODS[params.method_of(name)].Config.model_validate(
+            {key: value for key, value in section.items() if key != "method"}
+        )
+        for name, section in values["models"].items()
+    }
+    return params.model_copy(update={"models": configs})
 
 
 def both_models() -> dict[str, Any]:
@@ -36,17 +49,17 @@ def both_models() -> dict[str, Any]:
     return values
 
 
-def test_a_unit_waits_for_what_it_needs_and_nothing_for_long(tmp_path: Path) -> None:
+def test_a_unit_waits_for_what_it_needs_and_no_core_for_long(tmp_path: Path) -> None:
     found = units(params_of(both_models()), Project(tmp_path))
     assert [unit.name for unit in found] == [
         "download demo_textures",
         f"prepare {CATEGORY}",
         f"prepare {OTHER}",
         "distill efficient_ad",
-        f"fapm on {CATEGORY}",
-        f"fapm on {OTHER}",
         f"efficient_ad on {CATEGORY}",
         f"efficient_ad on {OTHER}",
+        f"fapm on {CATEGORY}",
+        f"fapm on {OTHER}",
     ]
     needed = {unit.name: [other.name for other in unit.after] for unit in found}
     assert needed["distill efficient_ad"] == ["download demo_textures"]  # whose folder its photos are
@@ -54,8 +67,39 @@ def test_a_unit_waits_for_what_it_needs_and_nothing_for_long(tmp_path: Path) -> 
     assert needed[f"efficient_ad on {OTHER}"] == [f"prepare {OTHER}", "distill efficient_ad"]
     places = [unit.name for unit in found]
     assert all(places.index(name) < places.index(unit) for unit, names in needed.items() for name in names)
-    name = f"efficient_ad-{OTHER}"
+    name = f"fapm-{OTHER}"
     assert found[-1].stages == (f"train@{name}-0", f"evaluate@{name}-0", f"export@{name}")
+
+
+class Recorded:
+    """Stands for DVC: says what runs, and lets one of them wait for another that needs nothing."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self._other = threading.Event()
+
+    def dvc(self, _: list[str], name: str) -> int:
+        self.begun.append(name)
+        if name == "download demo":
+            assert self._other.wait(10)
+        if name == "distill efficient_ad":
+            self._other.set()
+        return 0
+
+    def stop(self) -> None: ...
+
+
+def test_no_core_waits_for_what_another_is_at(tmp_path: Path) -> None:
+    """A teacher is made while the pictures are drawn, though the file has what these are prepared by before it."""
+    values = both_models()
+    drawn = {"categories": ["gear"], "image_size": 64, "train": 8, "test_good": 1, "test_defect": 1, "seed": 0}
+    values["download"] = {"demo": drawn, **values["download"]}
+    values["data"] = {"root": "data/demo", "categories": ["gear"]}
+    processes = Recorded()
+    found = [unit for unit in units(params_of(values), Project(tmp_path)) if unit.cell is None]
+    assert make(found, cast(Processes, processes), Console(file=io.StringIO()), 2) == {}
+    assert sorted(processes.begun[:2]) == ["download demo", "download demo_textures"]
+    assert processes.begun[2:] == ["distill efficient_ad", "prepare gear"]
 
 
 def test_each_seed_is_a_unit_and_the_first_is_exported(tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ def test_weights_lie_on_the_disk_once(run: OpenRun, project: Path, tmp_path: Pat
         path.unlink(missing_ok=True)
         path.write_bytes(content)
         for _ in range(2):
-            run.weights(path, "checkpoint")
+            run.output(path, "checkpoint")
             (logged,) = (project / "mlartifacts" / run.run_id / "artifacts" / "checkpoint").iterdir()
             assert logged.samefile(path)
             assert (
@@ -416,7 +416,7 @@ def test_weights_are_copied_where_there_are_no_links(
 ) -> None:
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    run.weights(tmp_path / "model.safetensors", "checkpoint")
+    run.output(tmp_path / "model.safetensors", "checkpoint")
     (logged,) = (project / "mlartifacts" / run.run_id / "artifacts" / "checkpoint").iterdir()
     assert logged.read_bytes() == b"weights"
     assert not logged.samefile(tmp_path / "model.safetensors")

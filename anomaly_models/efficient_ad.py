@@ -335,6 +335,7 @@ class EfficientAD(AnomalyModel):
     channel_mean: Tensor
     channel_std: Tensor
     map_quantiles: Tensor
+    map_weights: Tensor
 
     def __init__(self, config: EfficientADConfig) -> None:
         super().__init__()
@@ -350,6 +351,7 @@ class EfficientAD(AnomalyModel):
         self.register_buffer("channel_std", torch.ones(1, channels, 1, 1))
         # Rows: local map, overall map if there is one. Columns: the lower and the higher quantile.
         self.register_buffer("map_quantiles", torch.tensor([[0.0, 1.0]] * (1 + with_autoencoder)))
+        self.register_buffer("map_weights", map_weights(config), persistent=False)
 
     def load_teacher(self, state: Mapping[str, Tensor]) -> None:
         """Put in the weights of a distilled or published teacher; raises ModelError if they do not fit."""
@@ -489,7 +491,7 @@ class EfficientAD(AnomalyModel):
         maps = self.raw_maps(image).together()
         low, high = rearrange(self.map_quantiles, "m q -> q 1 m 1 1").unbind()
         normalised = 0.1 * (maps - low) / (high - low)
-        weights = rearrange(map_weights(self.config).to(maps), "m -> m 1 1")
+        weights = rearrange(self.map_weights.to(maps), "m -> m 1 1")
         return to_prediction((weights * normalised).sum(dim=1, keepdim=True), self.config.image_size, region)
 
     def exportable(self) -> "FoldedEfficientAD":

@@ -127,7 +127,7 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
         turns: dict[str, list[dict[str, float]]] = {contender: [] for contender in sides}
         if found.once:
             pairs = 1
-        else:
+        elif found.warmed:
             for one in sides.values():
                 one.turn()  # allocates memory and picks kernels
         for _ in range(pairs):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anomaly_models import MODELS
@@ -78,12 +78,18 @@ def configs(machine: Machine) -> dict[str, Config]:
     return {name: MODELS[name].Config(**settings) for name, settings in models.items()}
 
 
-def built(method: str, config: Config, machine: Machine) -> AnomalyModel:
+def built(method: str, config: Config) -> AnomalyModel:
     """With random weights, also where a teacher's or a backbone's would be loaded."""
     model = build(method, config, 0)
     if config.wants.teacher is not None:
         model.load_teacher(patch_description_network(config.width).state_dict())
-    return model.to(machine.device)
+    return model
+
+
+def shipped(config: Config, machine: Machine) -> nn.Module:
+    """EfficientAD as it is exported; channels last, in which tensor cores compute."""
+    folded = built("efficient_ad", config).eval().exportable()
+    return folded.to(machine.device, memory_format=torch.channels_last)
 
 
 @cache
@@ -114,7 +120,7 @@ def inference(machine: Machine) -> Iterator[list[str]]:
     many = 2 if machine.small else 16
     for width in ("small",) if machine.small else ("small", "medium"):
         config = base.model_copy(update={"width": width, "overall_weight": 0.5})
-        model = built("efficient_ad", config, machine).eval()
+        model = shipped(config, machine)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(batch_of(config, machine, 1).image)
         for precision in TYPES:
@@ -139,7 +145,7 @@ def inference(machine: Machine) -> Iterator[list[str]]:
 
 
 def host_to_host(
-    model: AnomalyModel, config: Config, machine: Machine, size: int, precision: str, prepare: Callable[..., Any]
+    model: nn.Module, config: Config, machine: Machine, size: int, precision: str, prepare: Callable[..., Any]
 ) -> float:
     """Seconds of a batch, the median."""
     batch = batch_of(config, machine, size).image
@@ -181,12 +187,12 @@ def in_precision(model: Callable[[Tensor], Any], precision: str, device: str) ->
     return forward
 
 
-def eager(model: AnomalyModel, batch: Tensor, precision: str) -> Callable[[Tensor], Any]:
+def eager(model: nn.Module, batch: Tensor, precision: str) -> Callable[[Tensor], Any]:
     forward = in_precision(model, precision, batch.device.type)
     return lambda host: forward(host.to(batch.device, non_blocking=True))
 
 
-def compiled(model: AnomalyModel, batch: Tensor, precision: str) -> Callable[[Tensor], Any]:
+def compiled(model: nn.Module, batch: Tensor, precision: str) -> Callable[[Tensor], Any]:
     """By the inductor on a GPU; on a CPU, where the tests have no compiler, as far as its graph."""
     torch.compiler.reset()  # or the widths and precisions before would count as its recompilations
     graph = torch.compile(model, backend="inductor" if batch.device.type == "cuda" else "eager")
@@ -194,7 +200,7 @@ def compiled(model: AnomalyModel, batch: Tensor, precision: str) -> Callable[[Te
     return lambda host: forward(host.to(batch.device, non_blocking=True))
 
 
-def captured(model: AnomalyModel, batch: Tensor, precision: str) -> Callable[[Tensor], Any]:
+def captured(model: nn.Module, batch: Tensor, precision: str) -> Callable[[Tensor], Any]:
     """One launch for all kernels."""
     forward, taken = in_precision(model, precision, "cuda"), batch.clone()
     beside = torch.cuda.Stream()
@@ -219,7 +225,7 @@ WAYS = {"eager": eager, "compiled": compiled, "CUDA graph": captured}
 
 
 def least_seconds(
-    model: AnomalyModel, config: Config, machine: Machine, operations: float, precision: str
+    model: nn.Module, config: Config, machine: Machine, operations: float, precision: str
 ) -> float | None:
     """Of a picture, by the chip's own figures; None where they are not known."""
     if machine.chip is None:
@@ -253,7 +259,8 @@ def trainings(machine: Machine) -> Iterator[list[str]]:
             continue
         if machine.is_gpu:
             torch.cuda.reset_peak_memory_stats()
-        model, batch = built(name, config, machine), batch_of(config, machine, config.batch_size)
+        model = built(name, config).to(machine.device)
+        batch = batch_of(config, machine, config.batch_size)
         passes = 1 + (NORMALS - 1) // config.batch_size if not machine.small else 2
         machine.wait()
         started = time.perf_counter()

@@ -83,6 +83,7 @@ ROW = Row(
     equal="pictures, settings, one thread; AUROC and threshold to 1e-3",
     target={"before": 5},
     make=make,
+    warmed=False,
     tolerance=dict.fromkeys(("image_auroc", "pixel_auroc", "threshold"), 1e-3),
     missed="Nine tenths of a large evaluation are the network's convolutions, at the core's peak in float32 already "
     "(benchmarks/README.md): with the same numbers, only more cores make it faster.",

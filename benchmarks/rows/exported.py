@@ -49,12 +49,14 @@ def compared(method: str, title: str, missed: str) -> Row:
 ADFA = compared(
     "adfa",
     "ADFA",
-    "The graph is the same: ONNX Runtime folds batch normalisations by itself. What is left is `export.precisions`.",
+    "The graph is the same: ONNX Runtime folds batch normalisations by itself. In int8 (`export.precisions`, below) it "
+    "is 1.2 times faster.",
 )
 BGAD = compared(
     "bgad",
     "BGAD",
-    "The graph is the same: ONNX Runtime folds batch normalisations by itself. What is left is `export.precisions`.",
+    "The graph is the same: ONNX Runtime folds batch normalisations by itself. In int8 (`export.precisions`, below) it "
+    "is 1.9 times faster.",
 )
 DIFFUSION_AD = compared(
     "diffusion_ad",

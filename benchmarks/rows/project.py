@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,15 @@ def photographs(folder: Path, count: int, side: int = SIDE) -> None:
 
     drawn = [photograph("gear", NO_DEFECT, (0, number), side).image for number in range(DRAWN)]
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
+
+    def save(number: int) -> None:
         generator = np.random.default_rng(number)
         moved = np.roll(drawn[number % DRAWN], generator.integers(-40, 40, 2), (0, 1)).astype(np.int16)
         noisy = (moved + generator.integers(-2, 3, moved.shape, dtype=np.int16)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(folder / f"{number:04}.png", compress_level=1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(save, range(count)))
 
 
 def project(folder: Path) -> Path:

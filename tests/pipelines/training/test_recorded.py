@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from simulated_gpu import GPU, Generator, Tape, Waits, simulated_gpu, to_gpu
-from tiny_models import build, normals, pretrain, training_batch
+from tiny_models import build, normals, pretrain, random_images, training_batch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -196,6 +196,20 @@ def test_a_recorded_step_waits_for_no_gpu(name: str, precision: str, monkeypatch
     with simulated_gpu(monkeypatch):
         to_gpu(model)
         assert_it_waits_for_nothing(model, training_batch(name, 0))
+
+
+# FAPM's backbone is folded when it is first asked, which needs its numbers.
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "fapm"])
+def test_a_picture_waits_for_no_gpu(name: str, monkeypatch) -> None:
+    model = build(name)
+    pretrain(model)
+    with simulated_gpu(monkeypatch), torch.no_grad():
+        to_gpu(model.eval())
+        image = random_images(name, 2, seed=0).to(GPU)
+        with Waits() as waits:
+            anomaly_map, score = model(image)
+    assert (anomaly_map.device, score.device) == (GPU, GPU)
+    assert waits.found == {}
 
 
 def test_a_step_of_distillation_waits_for_no_gpu(monkeypatch) -> None:

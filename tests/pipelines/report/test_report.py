@@ -228,7 +228,7 @@ class Recorder:
     def describe(self, text: str) -> None:
         self.description = text
 
-    def file(self, path: Path, folder: str) -> None:
+    def output(self, path: Path, folder: str) -> None:
         assert path.exists()
         self.files.append(f"{folder}/{path.name}")
 

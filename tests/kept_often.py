@@ -20,10 +20,10 @@ def main() -> None:
     rank, _, step = os.environ.get("KILL", "").partition(":")
     take = loop._Stepper.take
 
-    def killed(self: Any, number: int, curves: Any) -> None:
+    def killed(self: Any, number: int) -> None:
         if (rank, step) == (os.environ.get("RANK", "0"), str(number)):
             os.kill(os.getpid(), signal.SIGKILL)
-        take(self, number, curves)
+        take(self, number)
 
     loop._Stepper.take = killed
     cli.main()

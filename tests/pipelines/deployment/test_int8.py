@@ -262,7 +262,7 @@ def test_a_threshold_is_chosen_for_the_int8_file_alone(
     export(*CELL, params, project)
     outcome = blemish("threshold", *CELL, "--precision", "int8", "--because", "a scratch", "--by", "anna", "--", "-1")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith(f"{cell.deployed_int8}: threshold -1 instead of")
+    assert outcome.out.startswith("deployed/fapm/squares/model.int8.onnx: threshold -1 instead of ")
     assert "On the test images: 4 of 4 defects found and 4 of 4 good parts rejected, " in outcome.out
     assert (cell.deployed_int8.is_file(), cell.deployed.exists()) == (True, False)
     card = Detector(cell.deployed_int8).card

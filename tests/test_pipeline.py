@@ -91,7 +91,7 @@ def test_one_run_per_cell_and_a_summary(root, reproduced):
         for name in names:  # on the disk once: here, in MLflow's folder and in DVC's cache
             path = root / "mlartifacts" / run.info.run_id / "artifacts" / folder / name
             assert path.samefile(root / made / name)
-            assert path.stat().st_nlink == 3
+            assert path.stat().st_nlink >= 3  # more where another cell has drawn the same
     (model,) = client.search_logged_models(
         experiment_ids=[cell.info.experiment_id], filter_string=f"source_run_id = '{cell.info.run_id}'"
     )

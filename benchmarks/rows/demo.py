@@ -43,5 +43,5 @@ ROW = Row(
     make=make,
     at_most={"wall": 480},
     once=True,
-    missed="Half of it is DiffusionAD's steps. Not measured again since stages import less and no core waits.",
+    missed="Half of it is DiffusionAD's steps. Measured before stages imported less and no core waited for another.",
 )

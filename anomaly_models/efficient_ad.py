@@ -300,10 +300,11 @@ class RawMaps(NamedTuple):
         return self.local if self.overall is None else torch.cat([self.local, self.overall], dim=1)
 
 
-def map_weights(config: EfficientADConfig) -> Tensor:
-    """Of the maps in the combined one, (M,) float64."""
+def map_weights(config: EfficientADConfig, device: torch.device | None = None) -> Tensor:
+    """Of the maps in the combined one, (M,) float64; filled on the device, which need not be waited for."""
     weight = config.overall_weight
-    return torch.tensor([1 - weight, weight] if weight else [1.0], dtype=torch.float64)
+    shares = [1 - weight, weight] if weight else [1.0]
+    return torch.stack([torch.full((), share, dtype=torch.float64, device=device) for share in shares])
 
 
 def difference_maps(
@@ -335,7 +336,6 @@ class EfficientAD(AnomalyModel):
     channel_mean: Tensor
     channel_std: Tensor
     map_quantiles: Tensor
-    map_weights: Tensor
 
     def __init__(self, config: EfficientADConfig) -> None:
         super().__init__()
@@ -351,7 +351,6 @@ class EfficientAD(AnomalyModel):
         self.register_buffer("channel_std", torch.ones(1, channels, 1, 1))
         # Rows: local map, overall map if there is one. Columns: the lower and the higher quantile.
         self.register_buffer("map_quantiles", torch.tensor([[0.0, 1.0]] * (1 + with_autoencoder)))
-        self.register_buffer("map_weights", map_weights(config), persistent=False)
 
     def load_teacher(self, state: Mapping[str, Tensor]) -> None:
         """Put in the weights of a distilled or published teacher; raises ModelError if they do not fit."""
@@ -491,7 +490,7 @@ class EfficientAD(AnomalyModel):
         maps = self.raw_maps(image).together()
         low, high = rearrange(self.map_quantiles, "m q -> q 1 m 1 1").unbind()
         normalised = 0.1 * (maps - low) / (high - low)
-        weights = rearrange(self.map_weights.to(maps), "m -> m 1 1")
+        weights = rearrange(map_weights(self.config, maps.device).to(maps), "m -> m 1 1")
         return to_prediction((weights * normalised).sum(dim=1, keepdim=True), self.config.image_size, region)
 
     def exportable(self) -> "FoldedEfficientAD":

@@ -132,4 +132,4 @@ def _form(batch: Any) -> dict[str, tuple[torch.Size, torch.dtype, torch.device]]
 
 
 def _copied(batch: B) -> B:
-    return replace(batch, **{name: value.clone() for name, value in _tensors(batch).items()})  # type: ignore[type-var]
+    return replace(batch, **{name: value.clone() for name, value in _tensors(batch).items()})  # type: ignore[type-var]  # a dataclass

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from clone import commit, copy_project, environment
 from conftest import CATEGORY, draw_category, tiny_params, write_params
 from mlflow import MlflowClient
@@ -151,31 +152,30 @@ def test_what_is_killed_or_stopped_changes_no_figure(tmp_path: Path, temporary: 
 
 def test_what_fails_is_told_and_what_is_done_is_not_done_again(tmp_path: Path, temporary: Path) -> None:
     """Also where DVC was not told of it, before all was killed."""
-    root = lay_out(tmp_path / "swept")
-    values = (root / "params.yaml").read_text(encoding="utf-8")
-    (root / "params.yaml").write_text(
-        values.replace("learning_rate: 0.001", "learning_rate: 1.0e+30"), encoding="utf-8"
-    )
+    root = lay_out(tmp_path / "swept", "adfa", "bgad")
+    values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    values["models"]["bgad"]["learning_rate"] = 1e30
+    write_params(root, values)
     one = sweep(root, temporary, "--jobs", "1")
     begun(root, f"bgad on {CATEGORY}")
     one.kill()
     one.communicate()
     while workers(root):
         time.sleep(0.1)
-    assert json.loads((root / "work" / "fapm" / CATEGORY / "seed0.done").read_text())["stages"] == [
-        f"train@fapm-{CATEGORY}-0",
-        f"evaluate@fapm-{CATEGORY}-0",
-        f"export@fapm-{CATEGORY}",
+    assert json.loads((root / "work" / "adfa" / CATEGORY / "seed0.done").read_text())["stages"] == [
+        f"train@adfa-{CATEGORY}-0",
+        f"evaluate@adfa-{CATEGORY}-0",
+        f"export@adfa-{CATEGORY}",
     ]
-    weights = root / "models" / "fapm" / CATEGORY / "seed0.trained" / "model.safetensors"
+    weights = root / "models" / "adfa" / CATEGORY / "seed0.trained" / "model.safetensors"
     made = weights.stat().st_mtime_ns
     two = sweep(root, temporary, "--jobs", "1")
     said, _ = two.communicate(timeout=PATIENCE)
     assert two.returncode == 1
     assert f"bgad on {CATEGORY} failed: refused by train: " in said
     assert weights.stat().st_mtime_ns == made
-    assert {stage for stage in status(root) if "fapm" in stage} == set()
-    assert len(runs(root)[f"fapm-{CATEGORY}"]) == 1
+    assert {stage for stage in status(root) if "adfa" in stage} == set()
+    assert len(runs(root)[f"adfa-{CATEGORY}"]) == 1
 
 
 def test_a_cell_larger_than_the_machine(tmp_path: Path, temporary: Path) -> None:

@@ -70,10 +70,10 @@ test: setup lint ## Everything CI runs: linters, types, tests
 	OMP_NUM_THREADS=1 pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: setup ## The tests that take minutes
-	pytest -m slow
+	pytest -m slow --timeout 0
 
 torture: setup ## Kills, full disks, starved processes, damaged files, in all counts: an hour or two
-	OMP_NUM_THREADS=1 pytest tests/torture --torture -n auto --dist loadfile
+	OMP_NUM_THREADS=1 pytest tests/torture --torture --timeout 0 -n auto --dist loadfile
 
 coverage: setup ## Which lines the tests run: the figure, and htmlcov/index.html
 	OMP_NUM_THREADS=1 pytest -m "not slow" -n auto --dist loadfile --cov --cov-report term --cov-report html

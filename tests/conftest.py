@@ -1,7 +1,10 @@
 """A small project to run the stages on: bright squares on grey noise, 64 pixels, ImageNet features."""
 
 import copy
+import functools
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,13 @@ from anomaly_models.common.scoring import highest, within
 from pipelines.paths import Project
 from pipelines.preview.check import load_checked
 from pipelines.settings.params import Params
+from pipelines.tracking import store
+from pipelines.tracking.database import begin
+from pipelines.tracking.store import make
 
 CATEGORY = "squares"
+# Hundreds of processes are begun: without what CPython keeps of a compiled module, each would compile all of them anew
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -122,7 +130,16 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_params(tmp_path, tiny_params())
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(store, "make", lambda path: path.write_bytes(empty_store()))
     return tmp_path
+
+
+@functools.cache
+def empty_store() -> bytes:
+    """An SQLite file as MLflow begins it, which takes it seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        begin(path := Path(folder) / "mlflow.db", make)
+        return path.read_bytes()
 
 
 @pytest.fixture

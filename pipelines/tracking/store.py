@@ -133,7 +133,7 @@ def prepare_store(project: Path, experiment: str) -> tuple[str, str]:
     uri = tracking_uri(project)
     if uri == local_uri(project):
         with errors_told(uri), FileLock(project / moved.LOCK):
-            begin(database(project), _make)
+            begin(database(project), make)
     bring_along(project)
     with errors_told(uri), FileLock(project / moved.LOCK):
         client = mlflow.MlflowClient(uri)
@@ -162,7 +162,7 @@ def is_there_by_now(error: MlflowException) -> bool:
     return error.error_code == "RESOURCE_ALREADY_EXISTS" or bool(_ENTERED.search(str(error)))
 
 
-def _make(path: Path) -> None:
+def make(path: Path) -> None:
     """A database with MLflow's tables and its first experiment."""
     mlflow.MlflowClient(_address(path)).search_experiments(max_results=1)
 

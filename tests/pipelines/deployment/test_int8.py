@@ -42,9 +42,9 @@ CELL = ("fapm", CATEGORY)
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose only cell is evaluated, to be copied."""
-    root = tmp_path_factory.mktemp("evaluated")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose only cell is exported, in both precisions, to be copied."""
+    root = tmp_path_factory.mktemp("exported")
     draw_category(root / "images" / CATEGORY)
     values = tiny_params()
     values["export"] |= {"precisions": ["float32", "int8"], "max_decisions_changed": 0.25}
@@ -57,12 +57,13 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prepare(source, CATEGORY, params.prepare, params.views().frames, project.prepared(CATEGORY), lambda *_: None)
         train(*CELL, params, project, CPU, Console(quiet=True))
         evaluate(*CELL, params, project, CPU)
+        export(*CELL, params, project)
     return root
 
 
 @pytest.fixture
-def root(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(evaluated, tmp_path, dirs_exist_ok=True)
+def root(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
@@ -77,8 +78,7 @@ def proof(cell: Cell) -> Int8:
     return Int8.load(cell.int8_proof, "export again")
 
 
-def test_it_is_kept_with_thresholds_of_its_own(cell: Cell, project: Project, params: Params) -> None:
-    export(*CELL, params, project)
+def test_it_is_kept_with_thresholds_of_its_own(cell: Cell, project: Project) -> None:
     found, evaluation = proof(cell), Evaluation.load(cell.evaluation, "")
     assert found.refused is None
     assert {path.name for path in cell.exported.iterdir()} == {
@@ -124,7 +124,6 @@ def test_it_is_kept_with_thresholds_of_its_own(cell: Cell, project: Project, par
 
 
 def test_the_same_file_gives_the_same_bytes(cell: Cell, project: Project, params: Params, tmp_path: Path) -> None:
-    export(*CELL, params, project)
     data = load_trained(cell, CPU).data(project, CPU)
     card, again = Detector(cell.int8).card, tmp_path / "again.onnx"
     write_int8(cell.onnx, again, module._feeds(data, module._evenly(data.rows("train")), card), card)
@@ -135,13 +134,22 @@ def test_the_same_file_gives_the_same_bytes(cell: Cell, project: Project, params
 
 
 def test_without_it_there_is_the_one_file(cell: Cell, project: Project, params: Params) -> None:
-    """Also where it was there before."""
-    export(*CELL, params, project)
+    """And the run, which was told of one before, says nothing of any."""
+
+    def told() -> set[str]:
+        with cell_run(cell, params.tracking.experiment, Detector(cell.onnx).card.run_id) as run:
+            return {name for name in run.known_tags() if name.startswith("int8.")}
+
+    assert "int8.float32_auroc" in told()
     write(project, precisions=["float32"])
     export(*CELL, load_checked(project.params), project)
     assert {path.name for path in cell.exported.iterdir()} == {"model.onnx", "parity.json"}
-    with pytest.raises(StageError, match=r"^fapm on squares has no int8 file; add int8 to `export\.precisions`"):
+    assert told() == set()
+    missing = r"^fapm on squares has no int8 file; add int8 to `export\.precisions`"
+    with pytest.raises(StageError, match=missing):
         bundle(*CELL, params, project, precision="int8")
+    with pytest.raises(StageError, match=missing):
+        threshold(*CELL, 2.5, None, "anna", project, precision="int8")
 
 
 def write(project: Project, **export_values: Any) -> None:
@@ -222,10 +230,7 @@ def test_what_is_allowed_by_hand() -> None:
     assert (figures["image_auroc"], figures["recall"], figures["threshold"], oracle) == (None, None, 1.5, None)
 
 
-def test_all_that_takes_an_exported_file_takes_this_one(
-    cell: Cell, project: Project, params: Params, blemish: Any, tmp_path: Path
-) -> None:
-    export(*CELL, params, project)
+def test_all_that_takes_an_exported_file_takes_this_one(cell: Cell, project: Project, blemish: Any) -> None:
     card, found = Detector(cell.int8).card, proof(cell)
     outcome = blemish("predict", str(cell.int8), f"images/{CATEGORY}/test", "-o", "predicted")
     assert outcome.code == 0, outcome.err
@@ -257,9 +262,6 @@ def test_all_that_takes_an_exported_file_takes_this_one(
 def test_a_threshold_is_chosen_for_the_int8_file_alone(
     cell: Cell, project: Project, params: Params, blemish: Any
 ) -> None:
-    outcome = blemish("threshold", *CELL, "--precision", "int8", "--", "2.5")
-    assert "fapm on squares is not exported: no " in outcome.err
-    export(*CELL, params, project)
     outcome = blemish("threshold", *CELL, "--precision", "int8", "--because", "a scratch", "--by", "anna", "--", "-1")
     assert outcome.code == 0, outcome.err
     assert outcome.out.startswith("deployed/fapm/squares/model.int8.onnx: threshold -1 instead of ")
@@ -273,20 +275,9 @@ def test_a_threshold_is_chosen_for_the_int8_file_alone(
     assert Bundle(made.path).card.threshold == -1
     assert not bundle(*CELL, params, project).is_deployed
 
-
-def test_a_run_says_nothing_of_an_int8_file_that_there_is_not(cell: Cell, project: Project, params: Params) -> None:
-    def told() -> set[str]:
-        with cell_run(cell, params.tracking.experiment, Detector(cell.onnx).card.run_id) as run:
-            return {name for name in run.known_tags() if name.startswith("int8.")}
-
-    export(*CELL, params, project)
-    assert "int8.float32_auroc" in told()
-    alone = params.model_copy(update={"export": params.export.model_copy(update={"precisions": ("float32",)})})
-    export(*CELL, alone, project)
-    assert told() == set()
-    assert not cell.int8.exists()
-    with pytest.raises(StageError, match=r"^fapm on squares has no int8 file; add int8 to `export.precisions` and"):
-        threshold(*CELL, 2.5, None, "anna", project, precision="int8")
+    shutil.rmtree(cell.exported)
+    outcome = blemish("threshold", *CELL, "--precision", "int8", "--", "2.5")
+    assert "fapm on squares is not exported: no " in outcome.err
 
 
 def test_parts_that_the_model_calibrates_on_score_as_much_higher_as_evaluate_found(

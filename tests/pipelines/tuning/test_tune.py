@@ -49,6 +49,12 @@ def prepared(root, blemish):
     return root
 
 
+@pytest.fixture
+def briefly(monkeypatch):
+    """A trial is judged by fewer synthetic defects."""
+    monkeypatch.setattr("pipelines.tuning.development.MOST", 20)
+
+
 # With which something better than the model's own settings is found soon.
 SEARCH = ("--search", "blur_sigma=0.5:8:log", "--search", "grid=1,2,4")
 
@@ -118,6 +124,7 @@ def test_a_search_and_what_it_leaves(prepared, blemish):
     assert len(trials(prepared)[0]) == 2
 
 
+@pytest.mark.usefixtures("briefly")
 def test_a_model_that_learns_step_by_step(prepared, blemish):
     with_model(prepared, "adfa")
     found = blemish(
@@ -132,6 +139,7 @@ def test_a_model_that_learns_step_by_step(prepared, blemish):
     assert any(name.startswith("loss.") for name in trial_runs[0].data.metrics)
 
 
+@pytest.mark.usefixtures("briefly")
 def test_no_test_image_is_looked_at(prepared, blemish, tmp_path_factory):
     search = ("tune", "fapm", CATEGORY, "--trials", "3", *SEARCH)
     untouched = blemish(*search)
@@ -161,7 +169,7 @@ def test_no_test_image_is_looked_at(prepared, blemish, tmp_path_factory):
 
 
 def test_killed_in_the_middle_of_a_trial(prepared, blemish, tmp_path_factory):
-    with_model(prepared, "adfa", epochs=10)
+    with_model(prepared, "adfa", epochs=6)
     place = tmp_path_factory.mktemp("killed") / "project"
     shutil.copytree(prepared, place)
     search = ("tune", "adfa", CATEGORY, "--trials", "3", "--device", "cpu")
@@ -235,6 +243,7 @@ def test_settings_that_a_trial_cannot_work_with_are_told(sixth_model, root, blem
     assert sorted(run.info.status for run in runs(root)) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
 
 
+@pytest.mark.usefixtures("briefly")
 def test_the_report_says_that_it_was_tuned_and_on_what(prepared, blemish):
     assert blemish("tune", "fapm", CATEGORY, "--trials", "4", *SEARCH).code == 0
     assert blemish("prepare", CATEGORY).code == 0

@@ -6,8 +6,9 @@ import onnx
 import pytest
 import timm
 import torch
-from conftest import CATEGORY, tiny_params, write_params
+from conftest import CATEGORY, draw_category, tiny_params, write_params
 from PIL import Image
+from rich.console import Console
 
 from anomaly_models.common.sizes import Size
 from pipelines.deployment import export as module
@@ -18,6 +19,7 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.outcomes import Evaluation
 from pipelines.inference.detector import Detector
 from pipelines.inference.engine import Inputs
+from pipelines.paths import Project
 from pipelines.pictures import frames
 from pipelines.pictures.images import to_input
 from pipelines.preparation.prepare import prepare
@@ -29,16 +31,28 @@ from pipelines.training.trained import RunRecord, load_trained
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def trained(project, params, console):
-    source, folder = project.root / "images" / CATEGORY, project.prepared(CATEGORY)
-    prepare(source, CATEGORY, params.prepare, params.views().frames, folder, lambda *_: None)
-    train("fapm", CATEGORY, params, project, CPU, console)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project whose only cell is exported, to be copied."""
+    root = tmp_path_factory.mktemp("made")
+    draw_category(root / "images" / CATEGORY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        whole_way(Project(root), CATEGORY, tiny_params(), Console(quiet=True))
+    return root
 
 
 @pytest.fixture
-def evaluated(project, params, trained):
-    evaluate("fapm", CATEGORY, params, project, CPU)
+def evaluated(root, made):
+    shutil.copytree(made, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns("exported"))
+
+
+@pytest.fixture
+def known_graph(project, made, monkeypatch):
+    """The graph is the one that was written of this cell before, which takes the exporter seconds."""
+    before = Project(made).cell("fapm", CATEGORY, 0).onnx
+    monkeypatch.setattr(module, "write_graph", lambda model, path, opset, card: shutil.copy(before, path))
 
 
 @pytest.mark.usefixtures("evaluated")
@@ -79,7 +93,7 @@ def shifted(monkeypatch, change):
     monkeypatch.setattr(Detector, "__call__", lambda self, image: tuple(change(x) for x in call(self, image)))
 
 
-@pytest.mark.usefixtures("evaluated")
+@pytest.mark.usefixtures("evaluated", "known_graph")
 def test_a_graph_that_differs_is_not_kept(project, params, monkeypatch):
     shifted(monkeypatch, lambda x: x + 0.05)
     said = (
@@ -93,7 +107,7 @@ def test_a_graph_that_differs_is_not_kept(project, params, monkeypatch):
     assert not project.cell("fapm", CATEGORY, 0).exported.exists()
 
 
-@pytest.mark.usefixtures("evaluated")
+@pytest.mark.usefixtures("evaluated", "known_graph")
 def test_a_graph_that_mixes_the_images_of_a_batch_is_not_kept(project, params, monkeypatch):
     shifted(monkeypatch, lambda x: x + (len(x) - 1))
     with pytest.raises(ExportError, match=r"differs from the trained model by 3 in the result in a batch of test/good"):
@@ -116,7 +130,7 @@ def test_a_forward_that_decides_by_the_pixels_is_refused_in_one_line(project, pa
     assert not project.cell("fapm", CATEGORY, 0).exported.exists()
 
 
-@pytest.mark.usefixtures("evaluated")
+@pytest.mark.usefixtures("evaluated", "known_graph")
 def test_another_way_to_resize_is_found_out(project, params, monkeypatch):
     """The defect of the best-known framework: antialiasing in training, none in what is shipped."""
 
@@ -129,7 +143,7 @@ def test_another_way_to_resize_is_found_out(project, params, monkeypatch):
         export("fapm", CATEGORY, params, project)
 
 
-@pytest.mark.usefixtures("evaluated")
+@pytest.mark.usefixtures("evaluated", "known_graph")
 def test_a_flipped_decision_is_refused_whatever_is_allowed(project, monkeypatch):
     values = tiny_params()
     values["export"]["max_difference"] = 1e6
@@ -217,8 +231,9 @@ def test_a_score_within_rounding_of_the_threshold_may_fall_on_either_side():
     assert decided(1.4, seen).disagreements == ()
 
 
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("evaluated")
 def test_nothing_evaluated(project, params):
+    project.cell("fapm", CATEGORY, 0).evaluation.unlink()
     with pytest.raises(StageError, match=r"run `blemish evaluate fapm squares` first$"):
         export("fapm", CATEGORY, params, project)
 
@@ -291,23 +306,16 @@ def test_good_test_parts_copied_from_training_are_exported(project, console):
     assert parity.map.excess < 0.1
 
 
-def test_a_file_reads_pictures_by_the_filter_it_was_trained_on(project, console):
-    values = as_published(CATEGORY)
-    values["models"]["fapm"]["resize"] = "lanczos"
-    parity = whole_way(project, CATEGORY, values, console)
-    assert parity.input_levels == 0
-    assert Detector(project.cell("fapm", CATEGORY, 0).onnx).card.resize == "lanczos"
-
-
-def test_a_file_takes_pictures_that_are_no_squares(project, console):
+def test_a_file_takes_pictures_that_are_no_squares_by_the_filter_it_was_trained_on(project, console):
     values = as_published(CATEGORY)
     size = {"height": 64, "width": 128}
     values["models"]["fapm"] |= {"image_size": size, "crop": size, "grid": {"height": 1, "width": 2}}
+    values["models"]["fapm"]["resize"] = "lanczos"
     parity = whole_way(project, CATEGORY, values, console)
     assert parity.input_levels == 0
     assert parity.decisions_changed == 0
     detector = Detector(project.cell("fapm", CATEGORY, 0).onnx)
-    assert detector.card.image_size == Size(height=64, width=128)
+    assert (detector.card.image_size, detector.card.resize) == (Size(height=64, width=128), "lanczos")
     assert detector.card.params["models"]["fapm"]["grid"] == {"height": 1, "width": 2}
     anomaly_map, _ = detector(detector.load(next((project.root / "images" / CATEGORY).glob("test/square/*.png"))))
     assert anomaly_map.shape == (1, 1, 64, 128)

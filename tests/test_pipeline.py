@@ -196,6 +196,7 @@ def test_a_new_models_size_makes_no_other_model_train(root):
     assert f"train@bgad-{CATEGORY}-0" in changed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reproduced")
 def test_a_variant_and_seeds_are_trained_beside_what_is_there(root):
     """In one `dvc repro`, which leaves the first seed of the first model as it was; each is named and told apart."""

@@ -71,7 +71,7 @@ def pictures(root: Path) -> Path:
     return draw_all(root, (LONG,), (SEAM, (10, 10), (200, 70), (120, 40)))
 
 
-@pytest.mark.parametrize("name", ["adfa", "bgad", "fapm"])
+@pytest.mark.parametrize("name", ["adfa", pytest.param("bgad", marks=pytest.mark.slow), "fapm"])
 def test_the_number_you_saw_is_the_one_you_ship(root: Path, blemish: Any, pictures: Path, name: str) -> None:
     """The parity gate starts from the files; a defect on a seam is found as any other."""
     cut_up(root, name)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ArgumentError
+from pipelines.errors import ArgumentError, StageError
 from pipelines.lineage import ROOT
 from pipelines.numbers import counted
 from pipelines.settings.params import Params
@@ -118,6 +118,7 @@ def connected(address: str | None, jobs: int, words: Path) -> Iterator[Cluster]:
 
     Raises:
         ArgumentError: Ray is not installed, or no cluster answers at the address, or not to this token.
+        StageError: Ray does not start here.
     """
     if importlib.util.find_spec("ray") is None:
         raise ArgumentError("a sweep needs Ray: pip install 'blemish[ray]', or use `blemish run`")
@@ -145,15 +146,19 @@ def _local(jobs: int) -> Iterator[Cluster]:
 
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         try:
-            ray.init(
-                "local",
-                num_cpus=jobs,
-                include_dashboard=False,
-                runtime_env={"env_vars": {"PYTHONPATH": path}},
-                _temp_dir=folder,
-                _node_ip_address="127.0.0.1",
-                **_QUIET,
-            )
+            try:
+                ray.init(
+                    "local",
+                    num_cpus=jobs,
+                    include_dashboard=False,
+                    runtime_env={"env_vars": {"PYTHONPATH": path}},
+                    _temp_dir=folder,
+                    _node_ip_address="127.0.0.1",
+                    **_QUIET,
+                )
+            except Exception as error:  # Ray raises many kinds, of its own and others
+                said = _reason(error)
+                raise StageError(f"Ray does not start here ({said}): call again, or use `blemish run`") from None
             yield Cluster(ray, True)
         finally:
             ray.shutdown()
@@ -174,7 +179,7 @@ def _remote(address: str) -> Iterator[Cluster]:
         try:
             ray.init(address, runtime_env={"working_dir": folder}, **_QUIET)
         except Exception as error:  # Ray raises many kinds, of its own and others
-            raise ArgumentError(f"Ray at {address}: {_first_line(error)}") from None
+            raise ArgumentError(f"Ray at {address}: {_reason(error)}") from None
         try:
             yield Cluster(ray, False)
         finally:
@@ -191,7 +196,7 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
     except (OSError, OverflowError) as error:
         raise ArgumentError(
-            f"Ray at {address} does not answer ({_first_line(error)}): start it there with `ray start --head`"
+            f"Ray at {address} does not answer ({_reason(error)}): start it there with `ray start --head`"
         ) from None
     try:
         done = subprocess.run(
@@ -208,5 +213,7 @@ def _require_answer(address: str) -> None:
         raise ArgumentError(f"Ray at {address} cannot be used: {said[-1]}")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: BaseException) -> str:
+    """One line: where the first announces what another process has said, its last."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip() if lines[0].endswith(":") else lines[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.errors import ArgumentError
+from pipelines.errors import ArgumentError, StageError
 from pipelines.settings.params import Params, SweepConfig
 from pipelines.sweeps import cluster
 from pipelines.sweeps.cluster import Cluster, connected
@@ -45,6 +45,24 @@ def test_where_somebody_else_listens(tmp_path: Path, monkeypatch: pytest.MonkeyP
         address = f"127.0.0.1:{server.getsockname()[1]}"
         told = f"Ray at {address} does not answer as Ray does: is it that of a cluster's head?"
         assert refused(address, tmp_path / "words") == told
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("The node timed out.\nMore of it", "The node timed out."),
+        ("Failure from server:\nTraceback:\n  File\nRuntimeError: no room\n", "RuntimeError: no room"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_ray_does_not_start(said: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(StageError) as error, connected(None, 1, tmp_path / "words"):
+        raise AssertionError
+    assert str(error.value) == f"Ray does not start here ({told}): call again, or use `blemish run`"
 
 
 def of(*nodes: dict[str, float], hosts: tuple[str, ...] = ()) -> Cluster:

@@ -14,9 +14,11 @@ import psutil
 
 from pipelines import callers, refusals
 from pipelines.errors import StageError
+from pipelines.lineage import ROOT
 from pipelines.paths import Project
 
 _COMMIT = Path(__file__).with_name("commit.py")  # imports DVC, which takes its time
+_REPRO = "pipelines.sweeps.repro"  # likewise
 _GRACE = 20  # seconds that what runs has to end in, when it is asked to
 
 
@@ -39,10 +41,12 @@ class Processes:
 
     def dvc(self, arguments: list[str], name: str) -> int:
         """Run `dvc` and keep what it says in the log of that name; gives its exit code."""
-        waiting = ["--wait-for-lock"] if arguments[0] == "repro" else []
-        return self._run(["-m", "dvc", *waiting, *arguments], name)
+        if arguments[0] != "repro":
+            return self._run(["-m", "dvc", *arguments], name)
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return self._run(["-P", "-m", _REPRO, "--wait-for-lock", *arguments], name, PYTHONPATH=path)
 
-    def _run(self, arguments: Sequence[str], name: str, asked: str = "") -> int:
+    def _run(self, arguments: Sequence[str], name: str, asked: str = "", **more: str) -> int:
         log = self.project.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
@@ -52,7 +56,7 @@ class Processes:
                 process = subprocess.Popen(
                     [sys.executable, *arguments],
                     cwd=self.project.root,
-                    env=_environment(),
+                    env=_environment() | more,
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     stdin=subprocess.PIPE,
@@ -60,6 +64,8 @@ class Processes:
                 )
                 self._alive.add(process)
             process.communicate(asked.encode())
+            if process.returncode < 0:  # and DVC has said nothing of it
+                file.write(f"\nerror: {_killed(-process.returncode)}\n".encode())
         with self._lock:
             self._alive.discard(process)
         return process.returncode
@@ -103,6 +109,12 @@ class Processes:
                 process.wait(_GRACE)
             except subprocess.TimeoutExpired:
                 _kill(process)
+
+
+def _killed(number: int) -> str:
+    name = signal.Signals(number).name
+    why = ", as a system does that has no memory left" if name == "SIGKILL" else ""
+    return f"the process was ended by {name}{why}; call again, and it goes on"
 
 
 def _end(_signal: int, _frame: object) -> None:

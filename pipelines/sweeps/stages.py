@@ -1,6 +1,6 @@
 """The stages of a cell: what the verbs `train`, `evaluate` and `export` do, and a sweep's workers in their stead.
 
-For DVC each is a process of its own, so that each imports what it needs alone: seconds, for ONNX or the metrics.
+For `dvc repro` each is a process of its own, so that each imports what it needs alone: seconds, for ONNX or metrics.
 """
 
 import contextlib

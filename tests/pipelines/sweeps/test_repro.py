@@ -1,0 +1,100 @@
+"""DVC's stages, done in its own process."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from clone import REPOSITORY, environment
+
+from pipelines.paths import Project
+from pipelines.settings.new_project import dvc_yaml
+from pipelines.sweeps.processes import Processes
+from pipelines.sweeps.repro import arguments
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there DVC calls a shell")
+ITEM = "--model fapm --category 'two words' --seed 0"
+STAGES = """
+stages:
+  here:
+    cmd: blemish --version
+    outs: [{nothing: {persist: true, cache: false}}]
+  in_a_shell:
+    cmd: echo "$DVC_STAGE" > told.txt
+    outs: [told.txt]
+  refused:
+    cmd: blemish prepare 'two words'
+    deps: [told.txt]
+"""
+
+
+def test_every_stage_is_a_call_of_this_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for text in ((REPOSITORY / "dvc.yaml").read_text(encoding="utf-8"), dvc_yaml()):
+        for name, stage in yaml.safe_load(text)["stages"].items():
+            words = arguments(stage["cmd"].replace("${item}", ITEM))
+            assert words is not None
+            assert words[0] == name
+            assert words[1:] in ([], ["--params-only"], ["--model", "fapm", "--category", "two words", "--seed", "0"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python other.py train",
+        "python -m cli train",
+        "python cli.py train > log",
+        "python cli.py train && echo done",
+        "python cli.py train $MODEL",
+        "python cli.py train *",
+        "python cli.py train 'fapm",
+        "OMP_NUM_THREADS=2 python cli.py train",
+        "",
+    ],
+)
+def test_all_else_is_a_shell_s(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert arguments(command) is None
+
+
+def test_other_code_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert arguments("blemish train fapm") == ["train", "fapm"]
+    (tmp_path / "cli.py").touch()
+    assert arguments("python cli.py train fapm") is None
+
+
+def test_stages_end_as_their_commands_do(tmp_path: Path) -> None:
+    """None of which could be called: there is no `blemish` in PATH."""
+    (tmp_path / "dvc.yaml").write_text(STAGES)
+    (tmp_path / "nothing").touch()
+    known = {**environment(tmp_path), "PATH": os.defpath, "PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "true"}
+
+    def dvc(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-P", "-m", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=known, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert dvc("dvc", "init", "--no-scm")[0] == 0
+    code, said = dvc("pipelines.sweeps.repro", "repro")
+    assert code == 255
+    assert "> blemish --version\nblemish " in said
+    assert (tmp_path / "told.txt").read_text() == "in_a_shell\n"
+    assert "error: params.yaml: " in said
+    assert "failed to run: blemish prepare 'two words', exited with 1" in said
+    assert "Traceback" not in said
+    assert set(yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]) == {"here", "in_a_shell"}
+
+
+def test_who_ended_a_process_is_told(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {killed: {cmd: kill -9 $PPID}}")
+    with Processes(Project(tmp_path)) as processes:
+        assert processes.dvc(["init", "--no-scm"], "init") == 0
+        assert processes.dvc(["repro"], "killed") == -signal.SIGKILL
+        told = processes.reason("killed", tmp_path / "nothing.json")
+    assert (
+        told == "the process was ended by SIGKILL, as a system does that has no memory left; call again, and it goes on"
+    )

@@ -11,6 +11,7 @@ import runpy
 import shlex
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipelines.lineage import ROOT
 from pipelines.variables import set_for_now
 
 _CALLS = (["python", "cli.py"], ["blemish"])  # as dvc.yaml has them here, and in a project of `blemish init`
-_in_a_shell = running._run
+_in_a_shell: Callable[..., None] | None = getattr(running, "_run", None)  # DVC's own, which a later one may not have
 
 
 def arguments(command: str) -> list[str] | None:
@@ -43,6 +44,7 @@ def arguments(command: str) -> list[str] | None:
 
 def _run(executable: str | None, command: str, **process: Any) -> None:
     """In place of DVC's own, which begins a shell; raises StageCmdFailedError where the command fails."""
+    assert _in_a_shell is not None, "else DVC would not call this"
     words = arguments(command)
     if words is None or Path(process["cwd"]).resolve() != Path.cwd():
         _in_a_shell(executable, command, **process)
@@ -73,5 +75,6 @@ def _exit_code(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    running._run = _run
+    if _in_a_shell is not None:
+        running._run = _run
     sys.exit(dvc(sys.argv[1:]))

@@ -170,9 +170,10 @@ def _held(place: Path, path: Path) -> Iterator[None]:
         yield
         return
     while True:
-        place.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # `exist_ok` would look at it, when its writer may have finished
+            place.mkdir()
         try:
-            handle = os.open(place, os.O_RDONLY)
+            handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
             continue  # its writer has just finished
         if not _lock(handle):

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -168,10 +169,28 @@ def test_processes_that_write_a_folder_at_once_leave_one_whole_result(tmp_path: 
         said = [process.communicate()[1] for process in at_once]
         written = {number for number, process in enumerate(at_once) if process.returncode == 0}
         assert written
-        assert all("another process is writing it" in text for n, text in enumerate(said) if n not in written)
+        others = [text for number, text in enumerate(said) if number not in written]
+        assert [text for text in others if "another process is writing it" not in text] == []
         found = {(target / part).read_text() for part in ("a", "b", "c")}
         assert found in [{str(number)} for number in written]
         assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks there")
+def test_a_writer_that_finishes_while_it_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, asked = os.mkdir, list[str]()
+
+    def mkdir(path: str | Path, *mode: int) -> None:
+        if Path(path).name == ".out.partial" and not asked:
+            asked.append(str(path))
+            raise FileExistsError(path)  # and is gone by now
+        make(path, *mode)
+
+    monkeypatch.setattr("os.mkdir", mkdir)
+    with atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "a").touch()
+    assert asked
+    assert names(tmp_path) == ["out"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems rename twice")

@@ -25,7 +25,7 @@ from statistics import median
 from typing import Any
 
 from anomaly_models import MODELS
-from benchmarks.rows import NAMES, differences, row
+from benchmarks.rows import NAMES, Contender, differences, row
 from benchmarks.rows.demo import PART, TRAINING
 from pipelines.environment import cpu_name
 
@@ -102,6 +102,16 @@ def side(name: str, contender: str, python: Path, folder: Path, root: Path = ROO
                 process.kill()
 
 
+def here(contenders: Mapping[str, Contender], flags: set[str]) -> dict[str, Contender]:
+    """Those that a processor with these flags is for."""
+    return {name: one for name, one in contenders.items() if not one.needs or one.needs in flags}
+
+
+def cpu_flags() -> set[str]:
+    path = Path("/proc/cpuinfo")  # Linux alone has it
+    return set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
+
+
 def measured(name: str, pairs: int) -> dict[str, Any]:
     """A row's entry in results.json; raises ValueError if the sides do not agree."""
     found = row(name)
@@ -121,7 +131,7 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
                     earlier() if one.is_earlier else ROOT,
                 )
             )
-            for contender, one in found.contenders.items()
+            for contender, one in here(found.contenders, cpu_flags()).items()
         }
         agreed = differences(found, {contender: one.results for contender, one in sides.items()})
         turns: dict[str, list[dict[str, float]]] = {contender: [] for contender in sides}

@@ -55,6 +55,7 @@ class Contender:
     load: Callable[[Path], Loaded]  # given the folder that the row's `make` has filled
     is_peer: bool = False  # whether it needs the environment of what people use
     is_earlier: bool = False  # whether it is this project at the commit that its speed is compared with
+    needs: str = ""  # a processor's flag, as Linux calls it; it is left out where there is none
 
 
 @dataclass(frozen=True)

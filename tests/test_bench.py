@@ -40,6 +40,12 @@ def test_sides_that_disagree_are_not_compared() -> None:
         differences(compared(auroc=1e-4), {"ours": ours, "theirs": {"auroc": float("nan")}})
 
 
+def test_what_the_processor_does_not_compute_in_is_left_out() -> None:
+    every = row("efficient_ad_step").contenders
+    assert list(bench.here(every, {"avx2"})) == ["float32", "anomalib"]
+    assert bench.here(every, {"avx2", "avx512_bf16"}) == every
+
+
 def test_a_ratio_is_of_the_same_turn() -> None:
     """A neighbour that slows both sides of a turn changes nothing."""
     ours = [{"wall": wall} for wall in (1.0, 10.0, 1.0)]

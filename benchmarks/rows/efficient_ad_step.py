@@ -67,7 +67,7 @@ ROW = Row(
         "ours in bf16": Contender(ours("bf16"), needs="avx512_bf16"),  # without it a step takes minutes
         "anomalib": Contender(anomalib, is_peer=True),
     },
-    equal="published widths, so many parameters, images, one thread; bf16 where the processor computes in it",
+    equal="published widths, so many parameters, images, one thread",
     target={"anomalib": 1.3},
     make=make,
     tolerance={"parameters": 0},

@@ -64,7 +64,8 @@ def _exit_code(words: list[str]) -> int:
     except SystemExit as end:
         if isinstance(end.code, str):
             sys.stderr.write(f"{end.code}\n")
-        return 1 if isinstance(end.code, str) else end.code or 0
+            return 1
+        return end.code or 0
     except Exception:  # a bug, which ends the stage as it would end a process
         traceback.print_exc()
         return 1

@@ -38,12 +38,22 @@ def packages() -> str:
 
 def cpu_name() -> str:
     """What the processor is sold as; where the system does not tell, its architecture."""
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """The instructions that the processor has, as Linux calls them; none where the system does not tell."""
+    return frozenset(_told("flags").split())
+
+
+def _told(name: str) -> str:
+    """What Linux tells of the first processor."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8")
     except OSError:
-        text = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
+        return ""
+    match = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""
 
 
 def _gpu() -> dict[str, str]:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -18,3 +19,8 @@ def set_for_now(**variables: str) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def python_path(first: Path) -> str:
+    """PYTHONPATH as it is, with a folder before it; an empty entry would be the folder that a process is begun in."""
+    return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))

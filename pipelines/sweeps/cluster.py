@@ -19,7 +19,7 @@ from pipelines.lineage import ROOT
 from pipelines.numbers import counted
 from pipelines.settings.params import Params
 from pipelines.sweeps.board import demands
-from pipelines.variables import set_for_now
+from pipelines.variables import python_path, set_for_now
 
 _ANSWER = 15.0  # seconds that a cluster has to answer in
 _LONGEST_FOLDER = 40  # characters before those of Ray's sockets, whose paths may have 107
@@ -144,14 +144,13 @@ def _local(jobs: int) -> Iterator[Cluster]:
     ):
         import ray  # which reads the environment then, and never again
 
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         try:
             try:
                 ray.init(
                     "local",
                     num_cpus=jobs,
                     include_dashboard=False,
-                    runtime_env={"env_vars": {"PYTHONPATH": path}},
+                    runtime_env={"env_vars": {"PYTHONPATH": python_path(ROOT)}},
                     _temp_dir=folder,
                     _node_ip_address="127.0.0.1",
                     **_QUIET,

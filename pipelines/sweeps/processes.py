@@ -16,6 +16,7 @@ from pipelines import callers, refusals
 from pipelines.errors import StageError
 from pipelines.lineage import ROOT
 from pipelines.paths import Project
+from pipelines.variables import python_path
 
 _COMMIT = Path(__file__).with_name("commit.py")  # imports DVC, which takes its time
 _REPRO = "pipelines.sweeps.repro"  # likewise
@@ -43,8 +44,7 @@ class Processes:
         """Run `dvc` and keep what it says in the log of that name; gives its exit code."""
         if arguments[0] != "repro":
             return self._run(["-m", "dvc", *arguments], name)
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return self._run(["-P", "-m", _REPRO, "--wait-for-lock", *arguments], name, PYTHONPATH=path)
+        return self._run(["-P", "-m", _REPRO, "--wait-for-lock", *arguments], name, PYTHONPATH=python_path(ROOT))
 
     def _run(self, arguments: Sequence[str], name: str, asked: str = "", **more: str) -> int:
         log = self.project.log(name)

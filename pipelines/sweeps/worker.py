@@ -32,7 +32,7 @@ from pipelines.refusals import Refusal, reason
 from pipelines.settings.params import Params
 from pipelines.settings.sections import with_value
 from pipelines.sweeps.parcels import Parcel, Piece, packed, receive, remove, unpack
-from pipelines.variables import set_for_now
+from pipelines.variables import python_path, set_for_now
 
 FOLDER = "BLEMISH_SWEEP_FOLDER"  # in a machine's environment: where cells are worked on that it shares no disk with
 _STAGE = "DVC_STAGE"  # in the environment of what DVC runs
@@ -210,7 +210,7 @@ def _train_together(task: Task, cell: Cell, params: Params, project: Project) ->
         **os.environ,
         callers.RUN: str(os.getpid()),
         "OMP_NUM_THREADS": str(max(1, int(cpus) // task.processes)),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": python_path(ROOT),
     }
     options = ["--standalone", "--nproc-per-node", str(task.processes)]
     names = ["--model", cell.model, "--category", cell.category, "--seed", str(cell.seed), "--device", task.device]

@@ -1,8 +1,8 @@
 """Verb run: all stages of dvc.yaml on this machine, cell beside cell, each with a core of its own.
 
 A second thread gains little in networks this small, so that there are as many cells at once as cores. A cell is
-trained, evaluated and exported by one process (`repro.py`); its latency is measured alone, when all others are done.
-What fails is told and left behind: the report is made of all else.
+trained, evaluated and exported by one process (`repro.py`), which begins with its imports done (`forks.py`); its
+latency is measured alone, when all others are done. What fails is told and left behind: the report is made of all else.
 """
 
 import json

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +16,15 @@ from pipelines import callers, refusals
 from pipelines.errors import StageError
 from pipelines.lineage import ROOT
 from pipelines.paths import Project
+from pipelines.sweeps import forks
 from pipelines.variables import python_path
 
 _COMMIT = Path(__file__).with_name("commit.py")  # imports DVC, which takes its time
 _REPRO = "pipelines.sweeps.repro"  # likewise
+_LIGHT = {"check", "download", "prepare"}  # verbs that import no network
 _GRACE = 20  # seconds that what runs has to end in, when it is asked to
+
+_Process = subprocess.Popen[bytes] | forks.Forked
 
 
 @dataclass
@@ -28,7 +32,7 @@ class Processes:
     """Those of DVC that run, each in a group of its own, so that none of its children is left behind."""
 
     project: Project
-    _alive: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _alive: set[_Process] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
 
@@ -44,31 +48,55 @@ class Processes:
         """Run `dvc` and keep what it says in the log of that name; gives its exit code."""
         if arguments[0] != "repro":
             return self._run(["-m", "dvc", *arguments], name)
-        return self._run(["-P", "-m", _REPRO, "--wait-for-lock", *arguments], name, PYTHONPATH=python_path(ROOT))
+        options = ["--wait-for-lock", *arguments]
 
-    def _run(self, arguments: Sequence[str], name: str, asked: str = "", **more: str) -> int:
+        def begin(log: Path) -> _Process:
+            if _imports_much(arguments):
+                with contextlib.suppress(OSError):
+                    return forks.repro(options, log, self.project.root, _environment())
+            return self._begun(["-P", "-m", _REPRO, *options], log, PYTHONPATH=python_path(ROOT))
+
+        return self._ended(begin, name)
+
+    def _run(self, arguments: Sequence[str], name: str, asked: str = "") -> int:
+        return self._ended(lambda log: self._begun(arguments, log), name, asked)
+
+    def _begun(self, arguments: Sequence[str], log: Path, **more: str) -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.project.root,
+                env=_environment() | more,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+
+    def _ended(self, begin: Callable[[Path], _Process], name: str, asked: str = "") -> int:
+        """The exit code of what is begun with an empty log, once it has ended."""
         log = self.project.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
-            with self._lock:
-                if self._stopped:
-                    return 1
-                process = subprocess.Popen(
-                    [sys.executable, *arguments],
-                    cwd=self.project.root,
-                    env=_environment() | more,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    stdin=subprocess.PIPE,
-                    start_new_session=True,
-                )
-                self._alive.add(process)
+        log.write_bytes(b"")
+        with self._lock:
+            stopped = self._stopped
+        if stopped:
+            return 1
+        process = begin(log)
+        with self._lock:
+            self._alive.add(process)
+            stopped = self._stopped
+        if stopped:  # meanwhile, by who did not know of this one
+            _kill(process)
+        if isinstance(process, subprocess.Popen):
             process.communicate(asked.encode())
-            if process.returncode < 0:  # and DVC has said nothing of it
-                file.write(f"\nerror: {_killed(-process.returncode)}\n".encode())
+        code = process.wait()
+        if code < 0:  # and DVC has said nothing of it
+            with log.open("ab") as file:
+                file.write(f"\nerror: {_killed(-code)}\n".encode())
         with self._lock:
             self._alive.discard(process)
-        return process.returncode
+        return code
 
     def reason(self, name: str, refusal: Path) -> str:
         """Why what has that log failed: what its verb wrote down, or else what DVC said."""
@@ -111,6 +139,12 @@ class Processes:
                 _kill(process)
 
 
+def _imports_much(arguments: Sequence[str]) -> bool:
+    """Of `repro`, with options and names of stages; without a name, it is all of them."""
+    stages = [word for word in arguments[1:] if not word.startswith("--")]
+    return not stages or any(stage.partition("@")[0] not in _LIGHT for stage in stages)
+
+
 def _killed(number: int) -> str:
     name = signal.Signals(number).name
     why = ", as a system does that has no memory left" if name == "SIGKILL" else ""
@@ -121,16 +155,15 @@ def _end(_signal: int, _frame: object) -> None:
     raise SystemExit(128 + signal.SIGTERM)
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
+def _interrupt(process: _Process) -> None:
     """With all that it has begun; upon which runs are closed and locks are given back, but for Windows: see `_kill`."""
     if sys.platform == "win32":
         _kill(process)
     else:
-        with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-            os.killpg(process.pid, signal.SIGINT)
+        _signal(process, signal.SIGINT)
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: _Process) -> None:
     """With all that it has begun, which Windows knows by who began it."""
     if sys.platform == "win32":
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -139,8 +172,17 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
     else:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _signal(process, signal.SIGKILL)
+
+
+def _signal(process: _Process, number: signal.Signals) -> None:
+    """To its group, or to a process that has just begun and has none yet."""
+    if sys.platform == "win32":
+        raise AssertionError("which has neither")
+    for send in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):  # it may have ended meanwhile
+            send(process.pid, number)
+            return
 
 
 def _environment() -> dict[str, str]:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import dvc.stage.run as running
 from dvc.cli import main as dvc
@@ -75,7 +75,12 @@ def _exit_code(words: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> NoReturn:
+    """End as `dvc` does with these."""
     if _in_a_shell is not None:
         running._run = _run
-    sys.exit(dvc(sys.argv[1:]))
+    sys.exit(dvc(arguments))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -4,18 +4,25 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import yaml
 from clone import REPOSITORY, environment
 
 from pipelines.paths import Project
 from pipelines.settings.new_project import dvc_yaml
+from pipelines.sweeps import forks
 from pipelines.sweeps.processes import Processes
 from pipelines.sweeps.repro import arguments
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there DVC calls a shell")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
 ITEM = "--model fapm --category 'two words' --seed 0"
 STAGES = """
 stages:
@@ -87,6 +94,102 @@ def test_stages_end_as_their_commands_do(tmp_path: Path) -> None:
     assert "failed to run: blemish prepare 'two words', exited with 1" in said
     assert "Traceback" not in said
     assert set(yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]) == {"here", "in_a_shell"}
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    with Processes(Project(tmp_path)) as processes:
+        assert processes.dvc(["init", "--no-scm"], "init") == 0
+        yield processes
+
+
+WHO = r"""
+stages:
+  told:
+    cmd: tr '\0' '\n' < /proc/$PPID/cmdline > told.txt && pwd >> told.txt && env >> told.txt
+    outs: [told.txt]
+"""
+
+
+@LINUX
+def test_a_cell_s_process_is_forked_from_one_that_has_imported_all(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OF_THE_TEST", "here")
+    (tmp_path / "dvc.yaml").write_text(WHO)
+    assert processes.dvc(["repro", "told"], "told") == 0
+    told = (tmp_path / "told.txt").read_text().splitlines()
+    assert any("multiprocessing.forkserver" in line for line in told)
+    assert {str(tmp_path), "OF_THE_TEST=here", f"BLEMISH_RUN={os.getpid()}", "OMP_NUM_THREADS=1"} <= set(told)
+    assert not [line for line in told if line.startswith("PYTHONSAFEPATH=")]
+    assert "Running stage 'told'" in processes.said("told")
+
+
+@LINUX
+def test_where_nothing_can_be_forked_a_process_is_begun(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(forks, "repro", refuse)
+    (tmp_path / "dvc.yaml").write_text(WHO)
+    assert processes.dvc(["repro", "told"], "told") == 0
+    assert "pipelines.sweeps.repro" in (tmp_path / "told.txt").read_text().splitlines()
+
+
+SLEEPS = "stages: {sleeps: {cmd: 'echo $$ > pid.txt && exec sleep 100'}}"
+
+
+@LINUX
+def test_none_is_left_behind(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text(SLEEPS)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(processes.dvc, ["repro"], "sleeps")
+        until(lambda: (tmp_path / "pid.txt").exists() and (tmp_path / "pid.txt").read_text().strip())
+        processes.stop()
+        assert running.result(timeout=30) != 0
+    until(lambda: not psutil.pid_exists(int((tmp_path / "pid.txt").read_text())))
+    assert processes.dvc(["repro"], "sleeps") == 1  # none is begun any more
+
+
+@LINUX
+def test_nor_one_that_is_just_begun(processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, original = [], forks.repro
+
+    def late(*arguments: Any) -> forks.Forked:
+        processes.stop()
+        begun.append(original(*arguments))
+        return begun[0]
+
+    monkeypatch.setattr(forks, "repro", late)
+    (tmp_path / "dvc.yaml").write_text(SLEEPS)
+    assert processes.dvc(["repro"], "sleeps") == -signal.SIGKILL
+    assert begun[0].wait() == -signal.SIGKILL  # as often as it is asked
+    assert not psutil.pid_exists(begun[0].pid)
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@LINUX
+def test_what_is_imported_runs_no_threads_of_python() -> None:
+    """A copy would have their locks, and not them."""
+    code = "import threading; from pipelines.sweeps.forks import _IMPORTED; [__import__(name) for name in _IMPORTED]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(threading.enumerate())"],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.count("Thread(") == 1, done.stdout
+    assert not done.stderr  # which a user would read
 
 
 def test_who_ended_a_process_is_told(tmp_path: Path) -> None:

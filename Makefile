@@ -99,12 +99,13 @@ report: setup ## Rebuild the report and print its table
 	dvc repro report
 	blemish results
 
-bench: setup $(PEERS) ## Measure speed against anomalib, which is installed into .bench; rewrite docs/results.md's table
+bench: ## Measure speed against anomalib, which is installed into .bench; rewrite docs/results.md's table
+	$(MAKE) --no-print-directory --jobs 2 setup $(PEERS)
 	python -m benchmarks.bench
 
 $(PEERS): requirements-bench.lock
 	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/pip install --quiet --require-hashes --no-deps --requirement requirements-bench.lock
+	$(BENCH)/bin/pip install --quiet --no-compile --require-hashes --no-deps --requirement requirements-bench.lock
 	@touch $@
 
 COMPILE := uv pip compile --universal --python-version 3.11 --no-emit-index-url --generate-hashes --upgrade --quiet \

@@ -18,7 +18,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -27,7 +28,7 @@ from typing import Any
 from anomaly_models import MODELS
 from benchmarks.rows import NAMES, Contender, differences, row
 from benchmarks.rows.demo import PART, TRAINING
-from pipelines.environment import cpu_name
+from pipelines.environment import cpu_flags, cpu_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / ".bench" / "environment" / "bin" / "python"
@@ -39,7 +40,8 @@ PAGE, BEGIN, END = ROOT / "docs" / "results.md", "<!-- bench -->", "<!-- /bench 
 # OpenMP's threads would spin between two turns, beside whoever has the next.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
-
+# By what Linux calls them, the widest first.
+WIDTHS = {"avx512_vnni": "AVX-512 with VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}
 WORDS = {"wall": "seconds", "cpu": "seconds of processors", "megabytes": "megabytes of memory"}
 
 
@@ -102,14 +104,15 @@ def side(name: str, contender: str, python: Path, folder: Path, root: Path = ROO
                 process.kill()
 
 
-def here(contenders: Mapping[str, Contender], flags: set[str]) -> dict[str, Contender]:
+def here(contenders: Mapping[str, Contender], flags: Set[str]) -> dict[str, Contender]:
     """Those that a processor with these flags is for."""
     return {name: one for name, one in contenders.items() if not one.needs or one.needs in flags}
 
 
-def cpu_flags() -> set[str]:
-    path = Path("/proc/cpuinfo")  # Linux alone has it
-    return set(path.read_text(encoding="utf-8").split()) if path.exists() else set()
+def machine() -> str:
+    """By how wide its instructions are, too: processors of one name differ in it."""
+    widest = next((f", {word}" for flag, word in WIDTHS.items() if flag in cpu_flags()), "")
+    return f"{cpu_name()}{widest}, {os.cpu_count()} cores, {platform.system()}"
 
 
 def measured(name: str, pairs: int) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
         "ratios": {contender: ratio(turns[contender], turns[ours]) for contender in sides if contender != ours},
         "targets": dict(found.target),
         "at_most": dict(found.at_most),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": machine(),
         "versions": versions,
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -196,14 +199,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             word = WORDS.get(name, name)
             lines.append(f"| {entry['title']}: {entry['ours']} | {word} | **{figure:.3g}** | {asked} |")
     lines.append("")
+    machines = list(dict.fromkeys(entry["machine"] for entry in rows))
     for entry in rows:
         why = f" {row(entry['row']).missed}" if misses(entry) else ""
-        lines.append(f"* {entry['title']}. Equal: {entry['equal']}.{why}")
+        where = f" Machine {1 + machines.index(entry['machine'])}." if len(machines) > 1 else ""
+        lines.append(f"* {entry['title']}. Equal: {entry['equal']}.{why}{where}")
     turns = min(entry["pairs"] for entry in rows if not row(entry["row"]).once)
     known = {name: version for entry in rows for name, version in entry["versions"].items()}
     versions = ", ".join(f"{name} {version}" for name, version in known.items())
     days = " to ".join(dict.fromkeys((min(entry["date"] for entry in rows), max(entry["date"] for entry in rows))))
-    lines += ["", f"Measured {days} on {rows[-1]['machine']}; {versions}."]
+    numbered = " and ".join(f"machine {number} ({name})" for number, name in enumerate(machines, 1))
+    lines += ["", f"Measured {days} on {numbered if len(machines) > 1 else machines[0]}; {versions}."]
     lines.append(f"Medians of {turns} turns or more; the demo ran once.")
     return "\n".join(lines)
 
@@ -261,8 +267,10 @@ def main() -> None:
     arguments = parser.parse_args()
     known = {entry["row"]: entry for entry in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     for name in arguments.rows or NAMES:
+        started = time.monotonic()
         known[name] = measured(name, arguments.pairs)
-        print(json.dumps(known[name]["ratios"]), name, flush=True)
+        took = time.monotonic() - started
+        print(f"{name} ({took:.0f} s): {json.dumps(known[name]['ratios'])}", flush=True)
         rows = [known[one] for one in NAMES if one in known]
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
     between(PAGE, BEGIN, END, f"\n{table(rows)}\n")

@@ -34,8 +34,8 @@ NAMES = (
     "start_up",
     "start_up.VERBS",
     "nothing_to_do",
-    "disk",
     "demo",
+    "disk",
 )
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Contender, Loaded, Row
-from benchmarks.rows.project import GOOD, SIZE, project
+from benchmarks.rows.project import GOOD, SIZE, fapm_project
 
 BATCH = 25
 
 
 def make(folder: Path) -> None:
-    project(folder)
+    fapm_project(folder)
 
 
 def ours(folder: Path) -> Loaded:
@@ -21,7 +21,7 @@ def ours(folder: Path) -> Loaded:
     from pipelines.data.batches import PreparedData
     from pipelines.pictures.frames import Frame
 
-    prepared = project(folder) / "data" / "prepared" / "part"
+    prepared = fapm_project(folder) / "data" / "prepared" / "part"
     data = PreparedData(prepared, Frame(Size(SIZE, SIZE), "bilinear", "stretch"), torch.device("cpu"))
 
     def act() -> Any:
@@ -38,7 +38,7 @@ def anomalib(workers: int) -> Callable[[Path], Loaded]:
 
         data = Folder(
             "part",
-            root=project(folder) / "images" / "part" / "train",
+            root=fapm_project(folder) / "images" / "part" / "train",
             normal_dir="good",
             train_batch_size=BATCH,
             num_workers=workers,
@@ -72,7 +72,7 @@ ROW = Row(
     equal="files, size, filter, batches of 25 as float32; the mean of all pixels to 0.005",
     target={"anomalib, no worker": 20, "anomalib, 2 workers": 20},
     make=make,
+    warmed=False,
     tolerance={"shape": 0, "mean": 0.005},
-    missed="Ours takes some tenths of a second, which a neighbour's load changes more than their seconds: medians of "
-    "18 and of 25 times were measured with two workers.",
+    missed="Ours takes some tenths of a second, which a neighbour's load changes more than their seconds.",
 )

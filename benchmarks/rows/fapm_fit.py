@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Contender, Loaded, Row
-from benchmarks.rows.project import GOOD, ROOT, project
+from benchmarks.rows.project import GOOD, ROOT, fapm_project
 
 SIDE, BATCH, RATIO = 64, 25, 0.1  # at 128 pixels PatchCore's search took 140 s, which is 364 times as long as FAPM's
 
@@ -28,7 +28,7 @@ def make(folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    (prepared,) = (project(folder) / "data" / "prepared" / "part").glob("images_256_bilinear.npy")
+    (prepared,) = (fapm_project(folder) / "data" / "prepared" / "part").glob("images_256_bilinear.npy")
     pictures = torch.from_numpy(np.load(prepared)[:GOOD]).permute(0, 3, 1, 2).float() / 255
     small = torch.nn.functional.interpolate(pictures, size=(SIDE, SIDE), mode="bilinear", antialias=True)
     save_file({"pictures": small.contiguous()}, folder / "pictures.safetensors")

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.rows import Contender, Loaded, Row
 from benchmarks.rows.fapm_fit import RATIO, fapm, load, patchcore_model, weights_of
 from benchmarks.rows.onnx_of_peer import session
-from benchmarks.rows.project import GOOD, SIZE, project, test_pictures
+from benchmarks.rows.project import GOOD, SIZE, fapm_project, test_pictures
 
 POSITIONS = (SIZE // 8) ** 2  # of a picture, in the finer map
 PLACES = (
@@ -25,7 +25,7 @@ def make(folder: Path) -> None:
 
     from pipelines.inference.detector import Detector
 
-    root = project(folder)
+    root = fapm_project(folder)
     detector = Detector(exported(root))
     picture = torch.from_numpy(detector.load(test_pictures(root)[0]).pixels).permute(0, 3, 1, 2).float() / 255
     save_file({**weights_of(fapm()), "picture": picture.contiguous()}, folder / "weights.safetensors")
@@ -38,7 +38,7 @@ def exported(root: Path) -> Path:
 def ours(folder: Path) -> Loaded:
     from pipelines.inference.detector import Detector
 
-    root = project(folder)
+    root = fapm_project(folder)
     detector, files = Detector(exported(root), threads=1), cycle(test_pictures(root))
 
     def act() -> None:
@@ -81,7 +81,7 @@ def from_file(folder: Path, score: Callable[[np.ndarray], Any]) -> Callable[[], 
     from anomalib.data.utils import read_image
     from torchvision.transforms.v2 import Resize
 
-    files, resize = cycle(test_pictures(project(folder))), Resize((SIZE, SIZE), antialias=True)
+    files, resize = cycle(test_pictures(fapm_project(folder))), Resize((SIZE, SIZE), antialias=True)
 
     def act() -> bool:
         with torch.no_grad():
@@ -96,7 +96,7 @@ def our_search(folder: Path) -> Loaded:
     import torch
 
     model = fapm(SIZE)
-    vectors = load(project(folder) / "models" / "fapm" / "part" / "seed0.trained" / "model.safetensors")
+    vectors = load(fapm_project(folder) / "models" / "fapm" / "part" / "seed0.trained" / "model.safetensors")
     model.load_state_dict(vectors, strict=False)
     maps = model.features(load(folder / "weights.safetensors")["picture"])
 

@@ -61,5 +61,6 @@ ROW = Row(
     equal="nothing to compare with",
     target={},
     make=make,
+    warmed=False,
     at_most={"wall": 10},
 )

@@ -1,4 +1,4 @@
-"""`prepare`: 300 photographs of 1,024 pixels, decoded, resized and written as one array, on all cores."""
+"""`prepare`: 200 photographs of 1,024 pixels, decoded, resized and written as one array, on all cores."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from benchmarks.rows import Contender, Figures, Loaded, Row
 from benchmarks.rows.project import SIZE, begin, blemish, photographs
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURES, TESTED = 300, 8
+PICTURES, TESTED = 200, 8
 
 
 def make(folder: Path) -> None:

@@ -59,5 +59,6 @@ VERBS = Row(
     equal="nothing to compare with",
     target={},
     make=make,
+    warmed=False,
     at_most={"seconds of processors for the slowest verb": 0.5},
 )

@@ -9,8 +9,8 @@ KEPT = ("models", "exported", "evaluations", "mlartifacts", ".dvc/cache")
 
 
 def make(folder: Path) -> None:
-    """The demo, unless its own row has left it."""
-    if not demo_project(folder).exists():
+    """The demo, unless its own row has left all of it."""
+    if not (demo_project(folder) / "reports").exists():
         run_demo(demo_project(folder))
 
 

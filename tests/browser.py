@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from waiting import until
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -102,10 +103,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, condition: str, seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while not self.run(condition):
-            assert time.monotonic() < deadline, condition
-            time.sleep(0.05)
+        until(lambda: self.run(condition), seconds)
 
     def press(self, key: str, code: int, text: str = "") -> None:
         """A key as the keyboard gives it: `code` is its Windows virtual key code."""

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from conftest import CATEGORY, draw_category, tiny_params, write_params
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 from tiny_models import SETTINGS
+from waiting import until
 
 CATEGORIES = [CATEGORY, "two words"]
 SHELL = environment(Path(sys.executable).parent)
@@ -135,11 +135,7 @@ def test_a_changed_parameter_rebuilds_what_depends_on_it_even_when_killed(root, 
     write_params(root, values)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
     process = subprocess.Popen(["dvc", "repro"], cwd=root, env=SHELL, **quiet)
-    deadline = time.monotonic() + 120
-    while not list(root.glob(f"work/fapm/{CATEGORY}/seed0/*/run.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: list(root.glob(f"work/fapm/{CATEGORY}/seed0/*/run.json")), running=process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert "RUNNING" in {run.info.status for run in runs(root)}

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import psutil
 
 from pipelines.lineage import ROOT
 from pipelines.variables import python_path, set_for_now
@@ -78,6 +80,20 @@ def repro(arguments: Sequence[str], log: Path, folder: Path, environment: Mappin
             except EOFError as error:
                 raise OSError("the fork server has ended") from error
     return Forked(process)
+
+
+def end() -> None:
+    """End the server, at its imports or after them; who needs one later begins another.
+
+    Before, what it has forked must have been waited for: how that ended is known to the server alone.
+    """
+    if sys.platform != "linux":
+        return
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "multiprocessing.forkserver" in " ".join(child.cmdline()):
+                child.kill()
+                os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # multiprocessing wants to hear of it, too
 
 
 @contextmanager

@@ -137,6 +137,8 @@ class Processes:
                 process.wait(_GRACE)
             except subprocess.TimeoutExpired:
                 _kill(process)
+                process.wait()
+        forks.end()
 
 
 def _imports_much(arguments: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 VERB = """
 import sys, time
@@ -39,10 +40,7 @@ def verb(pid_file: Path, begun: list[psutil.Process], keeps_shell: bool, **varia
     environment = {**os.environ, **variables}
     caller = psutil.Popen([sys.executable, "-c", CALLER, line], env=environment, start_new_session=True)
     begun.append(caller)
-    deadline = time.monotonic() + 60
-    while not (pid_file.exists() and pid_file.read_text()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: pid_file.exists() and pid_file.read_text())
     begun.append(psutil.Process(int(pid_file.read_text())))
     return caller
 

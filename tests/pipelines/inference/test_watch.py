@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from clone import REPOSITORY
 from small_bundles import make, png
+from waiting import until
 
 from pipelines.errors import ArgumentError, DatasetError
 from pipelines.files import Busy, DiskFull
@@ -84,13 +85,6 @@ def following(folder: Path, bundle: Proven, output: Path, *to: Outlet, **more: A
         stop.set()
         thread.join(LONG)
         assert not thread.is_alive()
-
-
-def wait_until(is_so: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + LONG
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def records(output: Path) -> dict[str, Record]:
@@ -201,11 +195,11 @@ def test_a_picture_is_read_when_it_is_whole(folder: Path, bundle: Proven, output
                 time.sleep(0.1)
         # One that stalled for longer than it takes to settle.
         (folder / "stalled.png").write_bytes(content[:-40])
-        wait_until(lambda: len(told) == 3)
+        until(lambda: len(told) == 3)
         time.sleep(0.7)
         assert "stalled.png" not in [record["picture"] for record in told]
         (folder / "stalled.png").write_bytes(content)
-        wait_until(lambda: len(told) == 4)
+        until(lambda: len(told) == 4)
     assert [record["error"] for record in told] == [None] * 4
 
 
@@ -262,13 +256,13 @@ def test_a_share_that_is_away_for_a_while(
     folder: Path, bundle: Proven, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with following(folder, bundle, output) as told:
-        wait_until(lambda: len(told) == 2)
+        until(lambda: len(told) == 2)
         folder.rename(folder.with_name("away"))
-        wait_until(lambda: "cannot be looked through" in caplog.text)
+        until(lambda: "cannot be looked through" in caplog.text)
         time.sleep(0.2)
         folder.with_name("away").rename(folder)
         (folder / "c.png").write_bytes(png(20))
-        wait_until(lambda: len(told) == 3)
+        until(lambda: len(told) == 3)
     assert caplog.text.count("cannot be looked through") == 1
 
 
@@ -306,17 +300,17 @@ def test_a_full_disk_ends_it_in_a_line_and_it_goes_on_when_there_is_room(
 
 def test_a_new_bundle_is_taken_over(folder: Path, bundle: Proven, output: Path, tmp_path: Path) -> None:
     with following(folder, bundle, output) as told:
-        wait_until(lambda: len(told) == 2)
+        until(lambda: len(told) == 2)
         make(tmp_path / "gear.zip", run_id="4567", threshold=0.1)
-        wait_until(lambda: bundle.card.run_id == "4567")
+        until(lambda: bundle.card.run_id == "4567")
         (folder / "c.png").write_bytes(png(100))
-        wait_until(lambda: len(told) == 3)
+        until(lambda: len(told) == 3)
     assert (told[2]["run_id"], told[2]["threshold"], told[2]["decision"]) == ("4567", 0.1, "defect")
 
 
 def test_one_process_for_an_output(folder: Path, bundle: Proven, output: Path) -> None:
     with following(folder, bundle, output) as told:
-        wait_until(lambda: told)
+        until(lambda: told)
         with pytest.raises(Busy, match="another process watches for it"):
             once(folder, bundle, output)
 
@@ -478,12 +472,12 @@ def test_what_is_away_is_tried_again_and_scoring_goes_on(
 
     moody = Moody()
     with following(folder, bundle, output, moody, taken) as told:
-        wait_until(lambda: len(told) == 2)
-        wait_until(lambda: "Connection refused; tried again" in caplog.text)
+        until(lambda: len(told) == 2)
+        until(lambda: "Connection refused; tried again" in caplog.text)
         assert records(output) == {}
         away.clear()
-        wait_until(lambda: len(taken) == 2)
-        wait_until(lambda: len(records(output)) == 2)
+        until(lambda: len(taken) == 2)
+        until(lambda: len(records(output)) == 2)
     assert moody == taken == told
     assert caplog.text.count("tried again") == 1
     assert "is there again" in caplog.text
@@ -498,7 +492,7 @@ def test_what_was_not_delivered_is_at_the_next_start(
 
     monkeypatch.setattr(module, "_LAST_TRIES", 0.2)
     with following(folder, bundle, output, Away()) as told:
-        wait_until(lambda: len(told) == 2)
+        until(lambda: len(told) == 2)
     assert len(list((output / "pending").glob("*.json"))) == 2
     taken = Kept()
     assert once(folder, bundle, output, taken) == []

@@ -1,7 +1,6 @@
 """The report as a reader sees it, in headless Chromium from the disk. Every test also asks that nothing went wrong."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -22,6 +21,7 @@ from drawn_cells import (
 )
 from PIL import Image
 from scipy.stats import binomtest
+from waiting import until
 
 from pipelines.evaluation.certainty import share_interval
 from pipelines.files import file_sha256
@@ -355,10 +355,8 @@ def test_pictures_are_painted(browser: Browser, report: Path) -> None:
     means, outlined = {}, {}
     for panel in ("input", "map", "overlay", "mask", "truth"):
         choose(browser, "view", panel)
-        deadline = time.monotonic() + 30
-        while (mean := painted(browser))[3] < 255:  # opaque once it is painted
-            assert time.monotonic() < deadline
-        means[panel] = mean
+        until(lambda: painted(browser)[3] == 255)  # opaque once it is painted
+        means[panel] = painted(browser)
         outlined[panel] = count_cyan(browser)
     # a sixteenth of the part is marked, and found exactly
     assert means["truth"][:3] == pytest.approx([255 / 16] * 3, rel=0.1)

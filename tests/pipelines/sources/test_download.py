@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from rich.console import Console
+from waiting import until
 
 from pipelines.errors import DatasetError, DownloadError, ParamsError
 from pipelines.files import DiskFull
@@ -271,11 +271,7 @@ def test_a_killed_process_leaves_no_data_set_and_the_next_one_goes_on(tmp_path, 
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 30
-        while not (part_of(tmp_path).exists() and part_of(tmp_path).stat().st_size):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: part_of(tmp_path).exists() and part_of(tmp_path).stat().st_size, running=process)
     finally:
         process.kill()
     assert process.wait(10) == -signal.SIGKILL

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from clone import commit, copy_project, environment
 from conftest import CATEGORY, draw_category, tiny_params, write_params
 from rich.console import Console
 from tiny_models import SETTINGS
+from waiting import until
 
 from anomaly_models import MODELS as METHODS
 from pipelines import refusals
@@ -227,18 +227,11 @@ def test_what_runs_ends_with_it(root: Path) -> None:
     log.unlink(missing_ok=True)  # of the tests before this one
     command = [sys.executable, "cli.py", "run"]
     process = subprocess.Popen(command, cwd=root, env=SHELL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not log.exists() or "> python cli.py train" not in log.read_text(encoding="utf-8"):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: log.exists() and "> python cli.py train" in log.read_text(encoding="utf-8"), running=process)
     assert children_of(process.pid, root) != []
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
-    deadline = time.monotonic() + 60
-    while left := children_of(process.pid, root):  # the fork server, which hears that nobody is left to serve
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    until(lambda: not children_of(process.pid, root))  # Python's tracker of resources, which hears that it is alone
 
 
 def children_of(own: int, root: Path) -> list[str]:

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import psutil
 import pytest
 import yaml
 from clone import REPOSITORY, environment
+from waiting import until
 
 from pipelines.paths import Project
 from pipelines.settings.new_project import dvc_yaml
@@ -169,11 +169,23 @@ def test_nor_one_that_is_just_begun(processes: Processes, tmp_path: Path, monkey
     assert not psutil.pid_exists(begun[0].pid)
 
 
-def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 240
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@LINUX
+def test_nor_what_all_are_to_be_forked_from(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forks.end()
+    begun = tmp_path / "begun.txt"
+    (tmp_path / "slow.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(forks, "_IMPORTED", ("slow",))
+    (tmp_path / "dvc.yaml").write_text(SLEEPS)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(processes.dvc, ["repro"], "sleeps")
+        until(begun.exists)
+        processes.stop()
+        assert running.result(timeout=120) != 0
+    alive = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    assert not [one for one in alive if "forkserver" in " ".join(one.cmdline())]
 
 
 @LINUX

@@ -52,6 +52,7 @@ DROPOUT = 0.2  # in the decoder
 DECAY_AT = 0.95  # share of the steps after which the learning rate drops to a tenth
 # Normal parts spread the quantiles of a map by tens of per cent; constant images by rounding errors only.
 MIN_QUANTILE_SPREAD = 1e-3
+_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class EfficientADConfig(Config):
@@ -148,6 +149,7 @@ class Student(nn.Module):
         channels = CHANNELS[width]
         outputs = 2 * channels if imitates_autoencoder else channels
         self.trunk = nn.Sequential(pdn_trunk(width, outputs, padded=False))
+        self._is_wide = width != "tiny"
         self.teacher_head = pdn_head(width, outputs, channels)
         self.autoencoder_head = pdn_head(width, outputs, channels) if imitates_autoencoder else None
 
@@ -157,8 +159,19 @@ class Student(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Imitations of the teacher and, with two heads, of the autoencoder, each (B, C, H / 4 - 8, W / 4 - 8)."""
-        patches = self.trunk(image)
+        patches = self.patches(image)
         return [head(patches) for head in self.heads]
+
+    def patches(self, image: Tensor) -> Tensor:
+        """What the heads see.
+
+        `ImageNetNormalisation` lays pictures out channels last; without AVX-512 the gradients of wide convolutions'
+        weights take two to three times as long so. The first one stays: its 3 channels make it slow otherwise.
+        """
+        if self.training and self._is_wide and image.device.type == "cpu" and not _HAS_AVX512:
+            return self.trunk[3:](self.trunk[:3](image).contiguous())
+        features: Tensor = self.trunk(image)
+        return features
 
 
 class Autoencoder(nn.Module):
@@ -412,7 +425,7 @@ class EfficientAD(AnomalyModel):
         normalised = self.normalise(image)
         with self._autocast(image):
             target = self._describe(normalised)
-            output = self.student.teacher_head(self.student.trunk(normalised))
+            output = self.student.teacher_head(self.student.patches(normalised))
         return hard_feature_loss(target, output.float(), self.config.hard_quantile)
 
     def _penalty(self, penalty: Tensor | None, generator: torch.Generator, share: Share) -> dict[str, Tensor]:
@@ -426,7 +439,7 @@ class EfficientAD(AnomalyModel):
             )
         normalised = self.normalise(share.of(randomly_grey(penalty, generator)))
         with self._autocast(penalty):
-            output = self.student.teacher_head(self.student.trunk(normalised))
+            output = self.student.teacher_head(self.student.patches(normalised))
         return {"penalty": self.config.penalty_weight * output.float().square().mean()}
 
     def _autoencoder_losses(self, image: Tensor, generator: torch.Generator, share: Share) -> dict[str, Tensor]:
@@ -437,7 +450,7 @@ class EfficientAD(AnomalyModel):
         with self._autocast(image):
             target = self._describe(normalised)
             reconstruction = self.autoencoder(normalised, generator, share)
-            imitation = self.student.autoencoder_head(self.student.trunk(normalised))
+            imitation = self.student.autoencoder_head(self.student.patches(normalised))
         reconstruction = reconstruction.float()
         return {
             "autoencoder": F.mse_loss(reconstruction, target),

@@ -11,11 +11,11 @@ import io
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import onnx
@@ -155,7 +155,13 @@ def write_graph(model: AnomalyModel, path: Path, opset: int, card: ModelCard) ->
         exported = _ByTile(model, takes_region=card.takes_region)
         examples["tile"] = torch.zeros(1, dtype=torch.long)
     # The exporter prints its progress and warns of its own internals.
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), torch.no_grad():
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+        torch.no_grad(),
+        _out_of_place(exported),
+    ):
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(
@@ -179,6 +185,22 @@ def write_graph(model: AnomalyModel, path: Path, opset: int, card: ModelCard) ->
     proto = program.model_proto
     onnx.helper.set_model_props(proto, card.to_metadata())
     onnx.save(proto, path)
+
+
+@contextmanager
+def _out_of_place(model: nn.Module) -> Iterator[None]:
+    """Meanwhile nothing is computed in place: the exporter takes such operations to pieces, at length.
+
+    The graph is the same.
+    """
+    changed: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False)]
+    for module in changed:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True
 
 
 def _reason(error: torch.onnx.OnnxExporterError) -> str:

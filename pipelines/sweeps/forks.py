@@ -32,6 +32,9 @@ _IMPORTED = (
     "pipelines.deployment.export",
     "timm",
     "mlflow.store.tracking.sqlalchemy_store",
+    "kornia.filters",
+    "torch.export",
+    "onnxscript.function_libs.torch_lib.ops",
 )
 # How a process has ended is told once: of two threads that ask, one would hear that nobody knows.
 _LOCK = threading.Lock()

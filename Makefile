@@ -101,7 +101,7 @@ report: setup ## Rebuild the report and print its table
 
 bench: ## Measure speed against anomalib, which is installed into .bench; rewrite docs/results.md's table
 	$(MAKE) --no-print-directory --jobs 2 setup $(PEERS)
-	python -m benchmarks.bench
+	PYTHONDONTWRITEBYTECODE= python -m benchmarks.bench # what is not compiled yet is so once, and not by every side
 
 $(PEERS): requirements-bench.lock
 	$(PYTHON) -m venv $(BENCH)

@@ -4,8 +4,9 @@
     python -m benchmarks.bench metrics    # some of them; the others stay as they were measured
 
 Each side of a row is a process of its own, on one thread, which has done its work once before the clock starts, and
-whose results must equal the other's. Then they take turns, so that a busy neighbour slows all of them alike. A ratio
-is the median over the turns of how many times longer a side took than ours in the same turn, by the clock.
+whose results must equal the other's. All load at once; then they take turns, so that a busy neighbour slows all of
+them alike. A ratio is the median over the turns of how many times longer a side took than ours in the same turn, by
+the clock.
 """
 
 import argparse
@@ -46,13 +47,15 @@ WORDS = {"wall": "seconds", "cpu": "seconds of processors", "megabytes": "megaby
 
 
 class Side:
-    """A contender's process."""
+    """A contender's process, which loads what it needs, beside others."""
 
     def __init__(self, process: "subprocess.Popen[str]", log: Path) -> None:
         self._process, self._log = process, log
+
+    def loaded(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Its results and versions, once it is ready: before its first turn."""
         told = self._answer()
-        self.results: dict[str, Any] = told["results"]
-        self.versions: dict[str, str] = told["versions"]
+        return told["results"], told["versions"]
 
     def turn(self) -> dict[str, float]:
         assert self._process.stdin is not None
@@ -136,7 +139,8 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
             )
             for contender, one in here(found.contenders, cpu_flags()).items()
         }
-        agreed = differences(found, {contender: one.results for contender, one in sides.items()})
+        loaded = {contender: one.loaded() for contender, one in sides.items()}
+        agreed = differences(found, {contender: results for contender, (results, _) in loaded.items()})
         turns: dict[str, list[dict[str, float]]] = {contender: [] for contender in sides}
         if found.once:
             pairs = 1
@@ -146,9 +150,6 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
         for _ in range(pairs):
             for contender, one in sides.items():
                 turns[contender].append(one.turn())
-        versions: dict[str, str] = {}
-        for one in sides.values():
-            versions |= one.versions
     ours = next(iter(sides))
     return {
         "row": name,
@@ -162,7 +163,7 @@ def measured(name: str, pairs: int) -> dict[str, Any]:
         "targets": dict(found.target),
         "at_most": dict(found.at_most),
         "machine": machine(),
-        "versions": versions,
+        "versions": {name: value for _, versions in loaded.values() for name, value in versions.items()},
         "date": datetime.now(UTC).date().isoformat(),
     }
 
@@ -210,7 +211,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     days = " to ".join(dict.fromkeys((min(entry["date"] for entry in rows), max(entry["date"] for entry in rows))))
     numbered = " and ".join(f"machine {number} ({name})" for number, name in enumerate(machines, 1))
     lines += ["", f"Measured {days} on {numbered if len(machines) > 1 else machines[0]}; {versions}."]
-    lines.append(f"Medians of {turns} turns or more; the demo ran once.")
+    lines.append(f"Medians of {turns} turns or more; `--help` of every verb, `dvc repro` and the demo ran once.")
     return "\n".join(lines)
 
 

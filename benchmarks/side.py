@@ -8,13 +8,13 @@ time, by the clock and of processors (its children's, too), and the most memory 
 
 import json
 import os
-import resource
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.rows import Figures, row
+from benchmarks.rows.streaming import highest
 
 PACKAGES = ("torch", "onnxruntime", "numpy", "pillow", "anomalib")
 
@@ -27,7 +27,7 @@ def main(name: str, contender: str, folder: Path) -> None:
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), processor()
         done = loaded.act()
-        answer = {"wall": time.perf_counter() - wall, "cpu": processor() - cpu, "megabytes": megabytes()}
+        answer = {"wall": time.perf_counter() - wall, "cpu": processor() - cpu, "megabytes": highest()}
         answer |= done if isinstance(done, Figures) else {}
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -35,10 +35,6 @@ def main(name: str, contender: str, folder: Path) -> None:
 def processor() -> float:
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
-
-
-def megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def versions() -> dict[str, str]:

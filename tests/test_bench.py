@@ -56,8 +56,10 @@ def test_a_ratio_is_of_the_same_turn() -> None:
 def test_a_side_answers_with_its_results_and_then_with_its_turns(tmp_path: Path) -> None:
     make(tmp_path)
     with bench.side("metrics", "exact", Path(sys.executable), tmp_path) as side:
-        assert set(side.results) == set(row("metrics").tolerance)
-        assert all(0 < value <= 1 for value in side.results.values())
+        results, versions = side.loaded()
+        assert set(results) == set(row("metrics").tolerance)
+        assert all(0 < value <= 1 for value in results.values())
+        assert {"python", "torch"} <= set(versions)
         turn = side.turn()
     assert turn["wall"] > 0
     assert turn["cpu"] > 0
@@ -66,6 +68,7 @@ def test_a_side_answers_with_its_results_and_then_with_its_turns(tmp_path: Path)
 
 def test_what_a_turn_says_of_itself_can_have_a_limit(tmp_path: Path) -> None:
     with bench.side("streaming", "streaming", Path(sys.executable), tmp_path) as side:
+        side.loaded()
         turn = side.turn()
     entry = {"ours": "streaming", "sides": {"streaming": bench.figures([turn])}, "ratios": {}, "targets": {}}
     few, many = (turn[name] for name in row("streaming").at_most)

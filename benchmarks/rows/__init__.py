@@ -68,7 +68,7 @@ class Row:
     tolerance: Mapping[str, float] = field(default_factory=dict)  # by result, absolute
     at_most: Mapping[str, float] = field(default_factory=dict)  # by figure of our side: "wall", or one of its Figures
     warmed: bool = True  # whether a turn that does not count comes first: not where loading has done the work, too
-    once: bool = False  # one turn and none before it: it takes minutes
+    once: bool = False  # one turn and none before it: it takes long, and is compared with nothing
     brief: str = ""  # what the README calls it, if it tells how it compares with the fastest of the others
     missed: str = ""  # why a target or limit is not reached, where it is not
 

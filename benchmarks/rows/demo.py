@@ -47,6 +47,6 @@ ROW = Row(
     make=make,
     at_most={"wall": 480},
     once=True,
-    missed="Half of it is DiffusionAD's steps. With AVX-512 it took 494 s, before a cell's stages were done in "
-    "one process.",
+    missed="A third of it is DiffusionAD's steps, a seventh the writing and proving of ONNX files. With AVX-512 "
+    "it took 494 s, before a cell's stages were done in one process.",
 )

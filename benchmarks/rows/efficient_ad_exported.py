@@ -1,5 +1,6 @@
 """EfficientAD-S at 256 pixels, batch 1: a picture in memory to its map and score."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,34 +8,53 @@ import numpy as np
 
 from benchmarks.rows import Contender, Loaded, Row
 from benchmarks.rows.onnx_of_peer import session
-from benchmarks.rows.project import SIZE, efficient_ad_project, test_pictures
+from benchmarks.rows.project import SIZE, exported_fapm, fapm_project, test_pictures
 
 
 def make(folder: Path) -> None:
-    efficient_ad_project(folder)
+    """Random weights, which take as long, calibrated on photographs; in a file for both rows."""
+    import torch
+
+    from benchmarks.bf16_curves import as_tensor, published_settings, training, without_defects
+    from pipelines.deployment.export import write_graph
+    from pipelines.inference.detector import Detector
+
+    if exported(folder).exists():
+        return
+    detector = Detector(exported_fapm(folder))
+    pictures = as_tensor([detector.load(path).pixels[0] for path in test_pictures(fapm_project(folder))])
+    batches = [without_defects(picture, picture) for picture in pictures.split(1)]
+    torch.manual_seed(0)
+    model, _ = training(published_settings("small", "float32"), batches)
+    model.eval()
+    model.calibrate(batches)
+    exported(folder).parent.mkdir(exist_ok=True)
+    half = exported(folder).with_suffix(".half")
+    write_graph(model, half, opset=18, card=replace(detector.card, model="efficient_ad"))
+    half.rename(exported(folder))
+
+
+def exported(folder: Path) -> Path:
+    return folder.parent / "efficient_ad" / "model.onnx"
 
 
 def ours(folder: Path) -> Loaded:
     from pipelines.inference.detector import Detector
 
-    root = efficient_ad_project(folder)
-    detector = Detector(root / "exported" / "efficient_ad" / "part" / "model.onnx", threads=1)
-    inputs = detector.load(test_pictures(root)[0])
+    detector = Detector(exported(folder), threads=1)
+    inputs = detector.load(test_pictures(fapm_project(folder))[0])
     return Loaded({"sides": inputs.pixels.shape[1:3]}, lambda: detector(inputs))
 
 
 def in_int8(folder: Path) -> Loaded:
     """Whether it decides alike is the gate's business, on a category that a model has learnt."""
-    from dataclasses import replace
-
     from pipelines.deployment.int8 import write_int8
     from pipelines.inference.detector import Detector
     from pipelines.pictures.images import to_input
 
-    root, path = efficient_ad_project(folder), folder / "model.int8.onnx"
-    float32 = root / "exported" / "efficient_ad" / "part" / "model.onnx"
+    float32, path = exported(folder), folder / "model.int8.onnx"
     detector = Detector(float32)
-    pictures = [detector.load(picture) for picture in test_pictures(root)]
+    pictures = [detector.load(picture) for picture in test_pictures(fapm_project(folder))]
     feeds = ({"image": to_input(picture.pixels)} for picture in pictures)
     write_int8(float32, path, feeds, replace(detector.card, precision="int8"))
     detector = Detector(path, threads=1)

@@ -1,15 +1,14 @@
-"""`evaluate` of EfficientAD-S at 128 pixels, from a shell, against this project at an earlier commit."""
+"""`evaluate` of EfficientAD-S at 128 pixels, all of it imported before, against an earlier commit of this project."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Contender, Loaded, Row
+from benchmarks.rows.project import called
 
 ROOT = Path(__file__).resolve().parents[2]
+EVALUATE = "evaluate efficient_ad part"
 TRAIN, HELD_OUT, TESTED, SIDE = 4, 2, 16, 128  # pictures; pixels
 
 
@@ -55,32 +54,19 @@ def evaluate(folder: Path) -> Loaded:
     values["textures"] = {}
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
-    def verb(*words: str) -> None:
-        command = [sys.executable, str(code / "cli.py"), *words]
-        subprocess.run(command, cwd=root, env=os.environ | {"PYTHONPATH": str(code)}, check=True, capture_output=True)
-
-    made = root / "made"
-    if not made.exists():
-        for words in (
-            "check",
-            "download demo_textures",
-            "prepare part",
-            "distill efficient_ad",
-            "train efficient_ad part",
-        ):
-            verb(*words.split())
-        verb("evaluate", "efficient_ad", "part")
-        made.touch()
+    for verb in ("check", "download demo_textures", "prepare part", "distill efficient_ad", "train efficient_ad part"):
+        called(root, verb)
+    called(root, EVALUATE)
     (record,) = root.glob("metrics/efficient_ad/**/*.json")
     found = json.loads(record.read_text(encoding="utf-8"))
     results = {name: found[name] for name in ("image_auroc", "pixel_auroc", "threshold")}
-    return Loaded(results, lambda: verb("evaluate", "efficient_ad", "part"))
+    return Loaded(results, lambda: called(root, EVALUATE))
 
 
 ROW = Row(
     title=f"`evaluate` of {TESTED + HELD_OUT} pictures, EfficientAD-S, {SIDE} pixels",
     contenders={"now": Contender(evaluate), "before": Contender(evaluate, is_earlier=True)},
-    equal="pictures, settings, one thread; AUROC and threshold to 1e-3",
+    equal="pictures, settings, one thread, nothing left to import; AUROC and threshold to 1e-3",
     target={"before": 5},
     make=make,
     warmed=False,

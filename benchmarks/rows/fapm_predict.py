@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.rows import Contender, Loaded, Row
 from benchmarks.rows.fapm_fit import RATIO, fapm, load, patchcore_model, weights_of
 from benchmarks.rows.onnx_of_peer import session
-from benchmarks.rows.project import GOOD, SIZE, fapm_project, test_pictures
+from benchmarks.rows.project import GOOD, SIZE, exported_fapm, fapm_project, test_pictures
 
 POSITIONS = (SIZE // 8) ** 2  # of a picture, in the finer map
 PLACES = (
@@ -26,20 +26,16 @@ def make(folder: Path) -> None:
     from pipelines.inference.detector import Detector
 
     root = fapm_project(folder)
-    detector = Detector(exported(root))
+    detector = Detector(exported_fapm(folder))
     picture = torch.from_numpy(detector.load(test_pictures(root)[0]).pixels).permute(0, 3, 1, 2).float() / 255
     save_file({**weights_of(fapm()), "picture": picture.contiguous()}, folder / "weights.safetensors")
-
-
-def exported(root: Path) -> Path:
-    return root / "exported" / "fapm" / "part" / "model.onnx"
 
 
 def ours(folder: Path) -> Loaded:
     from pipelines.inference.detector import Detector
 
     root = fapm_project(folder)
-    detector, files = Detector(exported(root), threads=1), cycle(test_pictures(root))
+    detector, files = Detector(exported_fapm(folder), threads=1), cycle(test_pictures(root))
 
     def act() -> None:
         _, scores = detector(detector.load(next(files)))

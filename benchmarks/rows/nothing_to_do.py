@@ -61,6 +61,8 @@ ROW = Row(
     equal="nothing to compare with",
     target={},
     make=make,
-    warmed=False,
+    once=True,
     at_most={"wall": 10},
+    missed="DVC imports itself, reads 400 stages and compares their files, on one core: on another machine it was "
+    "5.8 s.",
 )

@@ -1,4 +1,4 @@
-"""`prepare`: 200 photographs of 1,024 pixels, decoded, resized and written as one array, on all cores."""
+"""`prepare`: 208 photographs of 1,024 pixels, decoded, resized and written as one array, on all cores."""
 
 import os
 import shutil
@@ -9,28 +9,32 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.rows import Contender, Figures, Loaded, Row
-from benchmarks.rows.project import SIZE, begin, blemish, photographs
+from benchmarks.rows.project import GOOD, SIZE, TESTED, blemish, fapm_project
 
 ROOT = Path(__file__).resolve().parents[2]
-PICTURES, TESTED = 200, 8
+PICTURES = GOOD + TESTED
+OURS: dict[str, int | None] = {"all cores": None, "one core": 1}
 
 
 def make(folder: Path) -> None:
-    """A project with one size to prepare."""
+    """For each of ours a project with one size to prepare, on the photographs of another one."""
     import yaml
 
-    root = folder / "project"
-    shutil.rmtree(root, ignore_errors=True)
-    photographs(root / "images" / "part" / "test" / "good", TESTED)
-    photographs(root / "images" / "part" / "train" / "good", PICTURES - TESTED)
-    begin(root)
     values = yaml.safe_load((ROOT / "presets" / "demo.yaml").read_text(encoding="utf-8"))
-    values["data"] = {"root": "images", "categories": ["part"]}
+    values["data"] = {"root": str(fapm_project(folder) / "images"), "categories": ["part"]}
     values["models"] = {"fapm": values["models"]["fapm"]}
     values["prepare"] |= {"surfaces": []}
     values |= {"distill": {}, "download": {}, "textures": {}}
-    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    blemish(root, "check")
+    for cores in OURS.values():
+        root = project(folder, cores)
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        blemish(root, "check")
+
+
+def project(folder: Path, cores: int | None) -> Path:
+    return folder / f"on {cores or 'all'}"
 
 
 def mean(array: np.ndarray) -> dict[str, float]:
@@ -41,7 +45,7 @@ def ours(cores: int | None) -> Callable[[Path], Loaded]:
     """On so many cores; None: on all."""
 
     def load(folder: Path) -> Loaded:
-        root = folder / "project"
+        root = project(folder, cores)
         prepared = root / "data" / "prepared" / "part"
         if cores is not None:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])  # whatever it starts is kept there, too
@@ -62,7 +66,7 @@ def pillow(folder: Path) -> Loaded:
     """What prepare does to a picture, by the same library, one after the other."""
     from PIL import Image
 
-    files = sorted((folder / "project" / "images" / "part").rglob("*.png"))
+    files = sorted((fapm_project(folder) / "images" / "part").rglob("*.png"))
 
     def act() -> np.ndarray:
         found = []
@@ -80,8 +84,7 @@ def pillow(folder: Path) -> Loaded:
 ROW = Row(
     title=f"`prepare`, from a shell: {PICTURES:,} PNGs of 1,024 pixels",
     contenders={
-        "all cores": Contender(ours(None)),
-        "one core": Contender(ours(1)),
+        **{name: Contender(ours(cores)) for name, cores in OURS.items()},
         "Pillow in a loop": Contender(pillow),
     },
     equal="files, filter, the mean of all pixels to 0.01 of 255; ours starts Python, hashes and checks every file, too",

@@ -59,6 +59,8 @@ VERBS = Row(
     equal="nothing to compare with",
     target={},
     make=make,
-    warmed=False,
+    once=True,
     at_most={"seconds of processors for the slowest verb": 0.5},
+    missed="Python's start and typer's are most of it, and a core that neighbours slow down takes longer for both: on "
+    "another machine it was 0.26 s.",
 )

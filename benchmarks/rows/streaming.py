@@ -65,6 +65,7 @@ def reset() -> float:
 
 
 def highest() -> float:
+    """`ru_maxrss` would count what this process was, before it took on a program of its own: the one that began it."""
     return told("VmHWM")
 
 

@@ -40,7 +40,7 @@ def verb(pid_file: Path, begun: list[psutil.Process], keeps_shell: bool, **varia
     environment = {**os.environ, **variables}
     caller = psutil.Popen([sys.executable, "-c", CALLER, line], env=environment, start_new_session=True)
     begun.append(caller)
-    until(lambda: pid_file.exists() and pid_file.read_text())
+    until(lambda: pid_file.exists() and pid_file.read_text(), 60)
     begun.append(psutil.Process(int(pid_file.read_text())))
     return caller
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import pytest
 from clone import REPOSITORY
 from small_bundles import make, png
-from waiting import until
+from waiting import until as until_within
 
 from pipelines.errors import ArgumentError, DatasetError
 from pipelines.files import Busy, DiskFull
@@ -33,6 +34,7 @@ from pipelines.inference.proven import Proven
 from pipelines.inference.watch import Pace, Record, watch
 
 LONG = 30  # seconds that anything may take here
+until = partial(until_within, seconds=LONG)
 QUICK = Pace(settle=0.1, patience=0.6, poll=0.02)
 
 

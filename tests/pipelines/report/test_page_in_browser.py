@@ -355,7 +355,7 @@ def test_pictures_are_painted(browser: Browser, report: Path) -> None:
     means, outlined = {}, {}
     for panel in ("input", "map", "overlay", "mask", "truth"):
         choose(browser, "view", panel)
-        until(lambda: painted(browser)[3] == 255)  # opaque once it is painted
+        until(lambda: painted(browser)[3] == 255, 30)  # opaque once it is painted
         means[panel] = painted(browser)
         outlined[panel] = count_cyan(browser)
     # a sixteenth of the part is marked, and found exactly

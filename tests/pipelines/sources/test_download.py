@@ -271,7 +271,7 @@ def test_a_killed_process_leaves_no_data_set_and_the_next_one_goes_on(tmp_path, 
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: part_of(tmp_path).exists() and part_of(tmp_path).stat().st_size, running=process)
+        until(lambda: part_of(tmp_path).exists() and part_of(tmp_path).stat().st_size, 30, process)
     finally:
         process.kill()
     assert process.wait(10) == -signal.SIGKILL

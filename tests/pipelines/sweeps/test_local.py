@@ -231,7 +231,7 @@ def test_what_runs_ends_with_it(root: Path) -> None:
     assert children_of(process.pid, root) != []
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
-    until(lambda: not children_of(process.pid, root))  # Python's tracker of resources, which hears that it is alone
+    until(lambda: not children_of(process.pid, root), 10)  # Python's tracker of resources, which hears that it is alone
 
 
 def children_of(own: int, root: Path) -> list[str]:

@@ -148,7 +148,7 @@ def test_none_is_left_behind(processes: Processes, tmp_path: Path) -> None:
         running = pool.submit(processes.dvc, ["repro"], "sleeps")
         until(lambda: (tmp_path / "pid.txt").exists() and (tmp_path / "pid.txt").read_text().strip())
         processes.stop()
-        assert running.result(timeout=120) != 0
+        assert running.result(timeout=30) != 0
     until(lambda: not psutil.pid_exists(int((tmp_path / "pid.txt").read_text())))
     assert processes.dvc(["repro"], "sleeps") == 1  # none is begun any more
 
@@ -183,7 +183,7 @@ def test_nor_what_all_are_to_be_forked_from(
         running = pool.submit(processes.dvc, ["repro"], "sleeps")
         until(begun.exists)
         processes.stop()
-        assert running.result(timeout=120) != 0
+        assert running.result(timeout=30) != 0
     alive = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
     assert not [one for one in alive if "forkserver" in " ".join(one.cmdline())]
 

@@ -3,8 +3,10 @@
 A model sees tensors only. Files, YAML, MLflow and the terminal belong to `pipelines`.
 """
 
+import contextlib
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from anomaly_models.common.row_cache import RowCache, by_pixels
 from anomaly_models.common.settings import Settings, Sides, Tiles
 from anomaly_models.common.shards import WHOLE, Shard, Share
 from anomaly_models.common.sizes import Size
@@ -188,6 +191,7 @@ class AnomalyModel(nn.Module, ABC):
     # Whether `losses` does one step of the same work on every batch, whatever the step's number and all values: a GPU
     # then records it once. It may not wait for the device, nor make a tensor on it of what Python holds.
     same_every_step: ClassVar[bool] = False
+    _met: RowCache | None = None  # what precedes the scale, of each image, while the model remembers it
 
     @abstractmethod
     def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
@@ -241,8 +245,26 @@ class AnomalyModel(nn.Module, ABC):
     def calibrate(self, holdout: Iterable[Batch]) -> None:
         """Fix the scale of the map on normal images that training has not seen.
 
-        `evaluate` does so again, on copies of the trained model and with some of the images left out.
+        `evaluate` does so again, on copies of the trained model and with some of the images left out: what precedes
+        the scale goes through `once_per_image`, or is computed for each copy anew.
         """
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Until it ends, and while nothing is learnt but the scale, each image passes the networks once."""
+        self._met = RowCache()
+        try:
+            yield
+        finally:
+            self._met = None
+
+    def once_per_image(self, compute: Callable[[Tensor], Sequence[Tensor]], image: Tensor) -> Sequence[Tensor]:
+        """What `compute` makes of images (B, 3, H, W), per layer (B, ...); known images are not computed again."""
+        return compute(image) if self._met is None else self._met(compute, image, by_pixels(image))
+
+    def copied(self) -> Self:
+        """A copy for another scale, which remembers what this one does."""
+        return copy.deepcopy(self, {id(self._met): self._met})
 
     def check_scores(self, holdout: Iterable[Batch]) -> None:
         """Raise ModelError if the finished model cannot score these normal images, which training has not seen."""

@@ -62,7 +62,7 @@ Different from the published code, deliberately:
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -787,8 +787,11 @@ class BGAD(AnomalyModel):
             return f"normaliser.factor is {settings.factor:g}; take 0.5 to 3.3"
         return "the normal images differ too little; look at them, or lower normal_epochs"
 
-    def log_likelihoods(self, image: Tensor) -> list[Tensor]:
+    def log_likelihoods(self, image: Tensor) -> Sequence[Tensor]:
         """Per level (B, h, w), of images (B, 3, H, W) in [0, 1]."""
+        return self.once_per_image(self._log_likelihoods, image)
+
+    def _log_likelihoods(self, image: Tensor) -> list[Tensor]:
         maps = []
         for flow, features in zip(self.flows, self.features(image), strict=True):
             assert isinstance(flow, ConditionalFlow)
@@ -863,7 +866,7 @@ def shared(features: Tensor, kinds: Tensor, is_own: Tensor, shard: Shard) -> Sha
 
 
 def to_prediction(
-    log_likelihoods: list[Tensor], ceiling: Tensor, size: Size, region: Tensor | None = None
+    log_likelihoods: Sequence[Tensor], ceiling: Tensor, size: Size, region: Tensor | None = None
 ) -> Prediction:
     """How far the levels' relative likelihoods (B, h, w), at most 1 each, fall short of their number in sum."""
     total: Tensor | float = 0.0

@@ -306,7 +306,7 @@ class RawMaps(NamedTuple):
     """Each (B, 1, H / 4 - 8, W / 4 - 8), not yet comparable."""
 
     local: Tensor  # student against teacher: structural anomalies
-    overall: Tensor | None  # student against autoencoder: logical anomalies
+    overall: Tensor | None = None  # student against autoencoder: logical anomalies
 
     def together(self) -> Tensor:
         """(B, M, H / 4 - 8, W / 4 - 8), M = 1 or 2."""
@@ -468,8 +468,12 @@ class EfficientAD(AnomalyModel):
 
     def raw_maps(self, image: Tensor) -> RawMaps:
         """Maps of images (B, 3, H, W) in [0, 1] before their scales are made comparable."""
+        return RawMaps(*self.once_per_image(self._known_maps, image))
+
+    def _known_maps(self, image: Tensor) -> list[Tensor]:
         normalised = self.normalise(image)
-        return difference_maps(self._describe(normalised), self.autoencoder, self.student, normalised)
+        maps = difference_maps(self._describe(normalised), self.autoencoder, self.student, normalised)
+        return [known for known in maps if known is not None]
 
     @torch.no_grad()
     def calibrate(self, holdout: Iterable[Batch]) -> None:

@@ -219,15 +219,19 @@ class MeanColour(AnomalyModel):
 
     @torch.no_grad()
     def calibrate(self, holdout: Any) -> None:
-        self.scale = torch.cat([self._distance(batch.image).flatten() for batch in holdout]).max()
+        self.scale = torch.cat([self.distances(batch.image).flatten() for batch in holdout]).max()
 
     def forward(self, image: Tensor, region: Tensor | None = None) -> Prediction:
-        anomaly_map = self._distance(image) / self.scale
+        anomaly_map = self.distances(image) / self.scale
         return Prediction(within(anomaly_map, region), highest(anomaly_map, region))
 
-    def _distance(self, image: Tensor) -> Tensor:
+    def distances(self, image: Tensor) -> Tensor:
+        (found,) = self.once_per_image(self._distances, image)
+        return found
+
+    def _distances(self, image: Tensor) -> list[Tensor]:
         centre = (self.centre + self.mean) / 2
-        return (image - centre[None, :, None, None]).square().mean(1, keepdim=True)
+        return [(image - centre[None, :, None, None]).square().mean(1, keepdim=True)]
 
 
 MEAN_COLOUR = {

@@ -15,7 +15,7 @@ import tiny_models
 import torch
 from drawn_batches import batch_of, parts, same_state, seeded
 from tiny_models import build, normals, predict, pretrain
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly_models import MODELS
 from anomaly_models.base import AnomalyModel, Batch, ModelError
@@ -287,6 +287,23 @@ def test_cross_fitting_leaves_the_model_alone_and_sees_each_image_once(name: str
         expected = calibrated(model, images[[place for place in range(7) if place not in places]])
         assert same_state(other, expected)
     assert not all(same_state(other, before) for other, _ in folds)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name].calibrate is not AnomalyModel.calibrate])
+def test_an_image_passes_the_networks_once_while_its_model_remembers(name: str) -> None:
+    model = model_of(name)
+    images = lit_parts(7, tiny_models.SETTINGS[name]["image_size"])
+    model.calibrate([batch_of(images)])
+    expected = predict(model, images).score, by_others(model, images)
+    passed = []  # through the first layer, how many images at a time
+    layer = next(part for part in model.modules() if isinstance(part, nn.Conv2d))
+    layer.register_forward_hook(lambda _layer, inputs, _output: passed.append(len(inputs[0])))
+    with model.remembering():
+        found = predict(model, images).score, by_others(model, images)
+        assert passed == [1] * 7
+    torch.testing.assert_close(found, expected)
+    predict(model, images)
+    assert passed == [1] * 7 + [7]
 
 
 def test_too_few_images_to_leave_any_out() -> None:

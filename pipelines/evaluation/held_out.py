@@ -51,12 +51,13 @@ def score_held_out_images(trained: Trained, data: PreparedData) -> tuple[list[He
         except ModelError as error:
             raise StageError(f"{trained.run.model} on {data.index.category}, without a fold: {error}") from error
         return [found[place] for place in range(len(rows))], ThresholdFrom.FOLDS
-    deployed = [scored_by(trained.model, place) for place in range(len(rows))]
-    models = cross_fit(trained.model, [data.index.images[row].group for row in rows], batches)
-    try:
-        by_others = {place: scored_by(model, place) for model, places in models for place in places}
-    except ModelError:
-        return deployed, ThresholdFrom.CALIBRATING
+    with trained.model.remembering():
+        deployed = [scored_by(trained.model, place) for place in range(len(rows))]
+        models = cross_fit(trained.model, [data.index.images[row].group for row in rows], batches)
+        try:
+            by_others = {place: scored_by(model, place) for model, places in models for place in places}
+        except ModelError:
+            return deployed, ThresholdFrom.CALIBRATING
     if not by_others:
         return deployed, ThresholdFrom.HELD_OUT
     return [image.or_higher(by_others[place]) for place, image in enumerate(deployed)], ThresholdFrom.CROSS_FITTED

@@ -29,7 +29,7 @@ from anomaly_models.base import AnomalyModel, Batch, ModelError
 from pipelines.evaluation.metrics import checked_image_scores
 from pipelines.evaluation.outcomes import HoldoutThreshold
 
-NUM_FOLDS = 5  # each costs a pass over the others; with 2 or 3 the promise is kept with more to spare, with more alike
+NUM_FOLDS = 5  # with 2 or 3 the promise is kept with more to spare, with more alike; `refit` learns anew for each
 _INTERVAL_TAIL = 0.025  # on each side of a central 95 % interval
 
 
@@ -50,7 +50,7 @@ def cross_fit(
         others = [place for place in range(len(groups)) if place not in fold]
         if len(others) < max(1, model.min_holdout):
             raise ModelError(f"{len(groups)} held-out images: {len(others)} are too few to calibrate on")
-        by_others = copy.deepcopy(model)
+        by_others = model.copied()
         by_others.calibrate(batches(others))
         yield by_others, fold
 

@@ -4,7 +4,7 @@ from drawn_batches import seeded
 from torch import Tensor
 
 from anomaly_models.common.backbones import Backbone, BackboneConfig
-from anomaly_models.common.row_cache import RowCache
+from anomaly_models.common.row_cache import RowCache, by_pixels
 
 
 class Counting(Backbone):
@@ -73,3 +73,14 @@ def test_several_at_once_are_computed_together(backbone: Counting, image: Tensor
     found = cache(compute, image, torch.tensor([8, 6, 7, 6]), at_once=3)
     assert sizes == [1, 2]
     assert all(torch.equal(layer[1], layer[3]) for layer in found)
+
+
+def test_a_number_by_pixels_is_that_of_the_same_pixels_alone(image: Tensor) -> None:
+    numbers = by_pixels(image)
+    assert len(set(numbers.tolist())) == 4
+    assert torch.equal(by_pixels(image.to(memory_format=torch.channels_last)), numbers)
+    assert torch.equal(by_pixels(image[[2]]), numbers[[2]])
+    assert torch.equal(by_pixels(image[..., 1:, 1:]), by_pixels(image[..., 1:, 1:].clone()))
+    changed = image.clone()
+    changed[0, 2, 63, 63] += 1e-6
+    assert (by_pixels(changed) == numbers).tolist() == [False, True, True, True]

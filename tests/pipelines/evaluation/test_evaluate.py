@@ -212,6 +212,16 @@ def test_what_calibrates_a_model_does_not_set_its_threshold(project, sixth_model
     assert again["threshold"] == found["threshold"]["value"]
 
 
+def test_a_held_out_part_passes_the_networks_once(project, sixth_model, sixth_trained, monkeypatch):
+    """Whoever scores it, and however many calibrate on it."""
+    passed = []
+    method = MODELS[sixth_model]._distances
+    monkeypatch.setattr(MODELS[sixth_model], "_distances", lambda *given: passed.append(given[1]) or method(*given))
+    evaluate(sixth_model, CATEGORY, sixth_trained, project, CPU)
+    counts = read_json(project.cell(sixth_model, CATEGORY, 0).evaluation)["counts"]
+    assert sum(map(len, passed)) == counts["holdout"] + counts["test_normal"] + counts["test_anomalous"]
+
+
 def test_too_few_held_out_parts_to_cross_fit_promise_nothing(project, sixth_model, sixth_trained, monkeypatch):
     monkeypatch.setattr(MODELS[sixth_model], "min_holdout", 3)
     assert threshold_at(torch.rand(3), 0.5).attainable

@@ -29,7 +29,7 @@ from pipelines.pictures.reading import Reading
 from pipelines.preparation.config import PrepareConfig
 from pipelines.preparation.listing import Findings, Listing, Masks, Saturation, some
 from pipelines.preparation.lookalikes import is_black_and_white, is_nearly_black_and_white, masks_beside, same_stems
-from pipelines.preparation.rows import in_order
+from pipelines.threads import in_order
 
 _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 _MASK = Reading(0, 255, "refuse", page=None, dicom_window="file", max_megapixels=None)  # a byte's value is what it says

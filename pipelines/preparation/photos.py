@@ -17,8 +17,9 @@ from pipelines.files import atomic_folder, read_json, write_json
 from pipelines.paths import INDEX_FILE
 from pipelines.pictures import images
 from pipelines.pictures.reading import Reading
-from pipelines.preparation.rows import array_file, in_order, threads
+from pipelines.preparation.rows import array_file
 from pipelines.progress import counting
+from pipelines.threads import in_order, threads
 
 FORMAT = 1  # of a folder of arrays; raised when what is written changes
 

@@ -35,8 +35,9 @@ from pipelines.preparation.interest import region_of_interest
 from pipelines.preparation.layouts import choose_layout, list_category
 from pipelines.preparation.listing import Findings, Listing, Masks, find_dead_links
 from pipelines.preparation.mask_files import pair_masks
-from pipelines.preparation.rows import array_file, threads
+from pipelines.preparation.rows import array_file
 from pipelines.preparation.splits import Item, split
+from pipelines.threads import threads
 
 
 @dataclass(frozen=True, slots=True)

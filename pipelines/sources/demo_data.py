@@ -6,9 +6,9 @@ The parts are in MVTec AD's layout, the textures in DTD's. An image is a pure fu
 """
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,9 @@ from pipelines.files import written_whole
 from pipelines.sources.demo_scenes import DEFECTS, photograph
 from pipelines.sources.demo_surfaces import GOOD
 from pipelines.sources.demo_textures import TEXTURES, draw_texture
+from pipelines.threads import in_order, threads
+
+T = TypeVar("T")
 
 CATEGORIES: tuple[str, ...] = tuple(DEFECTS)
 TEXTURE_CLASSES: tuple[str, ...] = tuple(TEXTURES)
@@ -66,18 +69,31 @@ def draw_demo(root: Path, config: DemoConfig, on_progress: Callable[[int, int], 
         for split, kind, count in _contents(category, config)
         for index in range(count)
     ]
-    for done, (category, split, kind, index) in enumerate(shots, start=1):
+
+    def draw(shot: tuple[str, str, str, int]) -> None:
+        category, split, kind, index = shot
         _draw_part(root / category, split, kind, index, config)
-        on_progress(done, len(shots))
+
+    _each(draw, shots, on_progress)
 
 
 def draw_textures(root: Path, config: DemoTexturesConfig, on_progress: Callable[[int, int], None]) -> None:
     """Draw every texture class under `root`, an empty folder, in DTD's layout; `on_progress` as for `draw_demo`."""
     pictures = [(name, index) for name in TEXTURE_CLASSES for index in range(config.per_class)]
-    for done, (name, index) in enumerate(pictures, start=1):
+
+    def draw(which: tuple[str, int]) -> None:
+        name, index = which
         picture = draw_texture(name, _key(config.seed, "textures", name, index=index), config.image_size)
         _save(picture, root / "images" / name / f"{name}_{index:04d}.jpg")
-        on_progress(done, len(pictures))
+
+    _each(draw, pictures, on_progress)
+
+
+def _each(draw: Callable[[T], None], items: Sequence[T], on_progress: Callable[[int, int], None]) -> None:
+    """On all cores: numpy and Pillow do their work without Python's lock."""
+    with threads() as pool:
+        for done, _ in enumerate(in_order(draw, items, pool), start=1):
+            on_progress(done, len(items))
 
 
 def _contents(category: str, config: DemoConfig) -> list[tuple[str, str, int]]:

@@ -1,6 +1,7 @@
 """Work on picture after picture by several threads, in order, with bounded memory."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -8,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-_CHUNK = 64  # items done before the next are started: bounds memory, however many there are
+_AHEAD = 64  # items begun before the first of them is asked for: bounds memory, however many there are
 
 
 def threads() -> ThreadPoolExecutor:
@@ -16,6 +17,14 @@ def threads() -> ThreadPoolExecutor:
 
 
 def in_order(work: Callable[[T], R], items: Sequence[T], pool: ThreadPoolExecutor) -> Iterator[R]:
-    """What `work` makes of each item, in their order; a chunk of them at a time."""
-    for start in range(0, len(items), _CHUNK):
-        yield from pool.map(work, items[start : start + _CHUNK])
+    """What `work` makes of each item, in their order."""
+    waiting = deque(pool.submit(work, item) for item in items[:_AHEAD])
+    try:
+        for item in items[_AHEAD:]:
+            yield waiting.popleft().result()
+            waiting.append(pool.submit(work, item))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for one in waiting:
+            one.cancel()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.rows import Contender, Figures, Loaded, Row
-from benchmarks.rows.project import GOOD, SIZE, TESTED, blemish, fapm_project
+from benchmarks.rows.project import GOOD, SIZE, TESTED, called, fapm_project
 
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = GOOD + TESTED
@@ -30,7 +30,7 @@ def make(folder: Path) -> None:
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir()
         (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        blemish(root, "check")
+        called(root, "check")
 
 
 def project(folder: Path, cores: int | None) -> Path:
@@ -53,7 +53,7 @@ def ours(cores: int | None) -> Callable[[Path], Loaded]:
         def act() -> Figures:
             shutil.rmtree(prepared, ignore_errors=True)
             started = time.perf_counter()
-            blemish(root, "prepare", "part")
+            called(root, "prepare part")
             return Figures({"pictures a second": PICTURES / (time.perf_counter() - started)})
 
         act()
@@ -82,7 +82,7 @@ def pillow(folder: Path) -> Loaded:
 
 
 ROW = Row(
-    title=f"`prepare`, from a shell: {PICTURES:,} PNGs of 1,024 pixels",
+    title=f"`prepare` of {PICTURES:,} PNGs of 1,024 pixels",
     contenders={
         **{name: Contender(ours(cores)) for name, cores in OURS.items()},
         "Pillow in a loop": Contender(pillow),

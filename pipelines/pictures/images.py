@@ -94,7 +94,8 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     """The pixels (H, W, 3), before white where they are transparent."""
     result = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for rows, band in _bands(image):
-        result[rows] = np.asarray((_before_white(band) if band.has_transparency_data else band).convert("RGB"))
+        opaque = _before_white(band) if band.has_transparency_data else band
+        result[rows] = np.asarray(opaque if opaque.mode == "RGB" else opaque.convert("RGB"))
     return result
 
 

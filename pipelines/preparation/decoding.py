@@ -161,7 +161,9 @@ def _decode(
         picture = images.read(source / path, config.reading)
         height, width = picture.rgb.shape[:2]
         result.original = width, height
-        result.pixels = hashlib.sha256(picture.rgb.tobytes() + f"{width} x {height}".encode()).hexdigest()
+        digest = hashlib.sha256(np.ascontiguousarray(picture.rgb))
+        digest.update(f"{width} x {height}".encode())
+        result.pixels = digest.hexdigest()
         result.highest = picture.highest
         result.black_and_white = is_black_and_white(picture.rgb)
         result.nearly_so = is_nearly_black_and_white(picture.rgb)

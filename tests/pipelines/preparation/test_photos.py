@@ -103,7 +103,7 @@ def test_photos_that_cannot_be_read_are_listed_and_nothing_is_kept(folder, tmp_p
 
 def test_more_photos_than_are_decoded_at_once(folder, tmp_path, monkeypatch):
     whole = decode_once([folder], [Size.square(8)], tmp_path / "cache", quiet(), "decoding")
-    monkeypatch.setattr(threads, "_CHUNK", 2)
+    monkeypatch.setattr(threads, "_AHEAD", 2)
     parts = decode_once([folder], [Size.square(8)], tmp_path / "parts", quiet(), "decoding")
     assert parts.file(Size.square(8)).read_bytes() == whole.file(Size.square(8)).read_bytes()
     assert parts.sha256 == whole.sha256

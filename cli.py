@@ -126,14 +126,20 @@ def check(
     ] = False,
 ) -> None:
     """Validate params.yaml as a whole, look for the folders and files that it names, and list every problem."""
+    from pipelines.preview.found import found_before, keep
+
+    project = _project()
+    if params_only and (known := found_before(project)) is not None:
+        typer.echo("\n".join(known))
+        return
     from pipelines.errors import StageError
     from pipelines.numbers import counted
     from pipelines.preview.check import load_checked, missing, require_packages, unused_sections, write_checked
 
-    project = _project()
     params = load_checked(project.params)
     require_packages(params)
-    for line in unused_sections(params):
+    unused = unused_sections(params)
+    for line in unused:
         typer.echo(line)
     write_checked(params, project)
     if not params_only and (problems := missing(params, project)):
@@ -141,7 +147,9 @@ def check(
     seeds = f" x {len(params.train.seeds)} seeds" if len(params.train.seeds) > 1 else ""
     categories = counted(len(params.data.categories), "category", "categories")
     cells = f"{counted(len(params.models), 'model')} x {categories}{seeds}"
-    typer.echo(f"params.yaml: {cells}, no problem")
+    outcome = f"params.yaml: {cells}, no problem"
+    typer.echo(outcome)
+    keep(project, params.models, [*unused, outcome])
 
 
 @app.command(rich_help_panel=PIPELINE, cls=Stage)

@@ -104,6 +104,11 @@ class Project:
         return self.root / "checked"
 
     @property
+    def found(self) -> Path:
+        """What `check` found last, and of what."""
+        return self.root / "work" / "found.json"
+
+    @property
     def data(self) -> Path:
         return self.root / "data"
 

@@ -66,6 +66,7 @@ TORCH_FREE = (
     ),
     "pipelines/preparation/prepare.py",
     "pipelines/data/index.py",
+    "pipelines/preview/found.py",
     *(
         f"pipelines/evaluation/{name}.py"
         for name in ("curves", "regions", "outcomes", "measures", "certainty", "description")

@@ -161,7 +161,7 @@ def _decode(
         picture = images.read(source / path, config.reading)
         height, width = picture.rgb.shape[:2]
         result.original = width, height
-        digest = hashlib.sha256(np.ascontiguousarray(picture.rgb))
+        digest = hashlib.sha256(np.ascontiguousarray(picture.rgb).data)
         digest.update(f"{width} x {height}".encode())
         result.pixels = digest.hexdigest()
         result.highest = picture.highest

@@ -1,5 +1,6 @@
 """The whole file is checked with the models' own settings, every problem at once."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from tiny_models import SETTINGS
 
 from pipelines.errors import ParamsError, WeightsError
 from pipelines.paths import Project
+from pipelines.preview import check
+from pipelines.preview import found as found_before
 from pipelines.preview.check import load_checked, require_packages, unused_sections, write_checked
 from pipelines.settings.params import load_params
 
@@ -335,6 +338,72 @@ def test_what_the_file_names_and_is_not_there(root: Path, blemish: Any) -> None:
         "  - backbone tf_efficientnet_lite0: weights: own.pt: no such file; give its path, or weights: package or timm",
     ]
     assert blemish("check", "--params-only").code == 0
+
+
+@pytest.fixture
+def found(root: Path, blemish: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Whether `check` says what it found before, and that alone; there is other code to change than this."""
+    code = tmp_path / "code"
+    for name in ("anomaly_models", "pipelines"):
+        (code / name).mkdir(parents=True)
+    (code / "cli.py").touch()
+    monkeypatch.setattr(found_before, "ROOT", code)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    asked, looked = list[Path](), check.load_checked
+    monkeypatch.setattr(check, "load_checked", lambda path: asked.append(path) or looked(path))
+    said = blemish("check", "--params-only")
+
+    def is_known() -> bool:
+        asked.clear()
+        again = blemish("check", "--params-only")
+        assert (again.code, again.out) == (0, said.out)
+        return not asked
+
+    assert asked
+    assert is_known()
+    return is_known
+
+
+@pytest.mark.parametrize(
+    "changed", ["root/params.yaml", "root/checked/params.txt", "code/cli.py", "code/pipelines/new.yaml"]
+)
+def test_what_check_found_stands_until_something_changes(found: Any, root: Path, tmp_path: Path, changed: str) -> None:
+    place, _, name = changed.partition("/")
+    path = (root if place == "root" else tmp_path / "code") / name
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    path.write_text(f"{before}# changed\n", encoding="utf-8")
+    assert not found()
+    assert found()
+
+
+def test_what_check_found_is_of_the_packages_that_were_there(found: Any, tmp_path: Path) -> None:
+    (tmp_path / "site-packages" / "weights-1.0.dist-info").mkdir(parents=True)
+    assert not found()
+
+
+@pytest.mark.parametrize("gone", ["checked", "checked/models/fapm.txt", "pretrained/fapm", "work/found.json"])
+def test_what_check_makes_is_made_again(found: Any, root: Path, gone: str) -> None:
+    path = root / gone
+    is_folder = path.is_dir()
+    if is_folder:
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert not found()
+    assert path.is_dir() == is_folder
+    assert found()
+
+
+def test_a_check_of_all_always_looks(found: Any, root: Path, blemish: Any) -> None:
+    (root / "images" / CATEGORY).rename(root / "images" / "elsewhere")
+    assert "no such folder" in blemish("check").err
+    assert found()
+
+
+@pytest.mark.parametrize("content", ["", "[3]", "{}", '{"state": 3, "models": 4}'])
+def test_a_damaged_note_of_what_check_found(found: Any, root: Path, content: str) -> None:
+    (root / "work" / "found.json").write_text(content, encoding="utf-8")
+    assert not found()
 
 
 def test_what_a_stage_will_bring_is_not_missed(root: Path, blemish: Any) -> None:

@@ -1,5 +1,6 @@
 """Work on picture after picture by several threads, in order, with bounded memory."""
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,19 +13,21 @@ R = TypeVar("R")
 _AHEAD = 64  # items begun before the first of them is asked for: bounds memory, however many there are
 
 
-def threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+@contextlib.contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """As many as there are cores, at most eight; what they have not begun when the block ends is not done."""
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def in_order(work: Callable[[T], R], items: Sequence[T], pool: ThreadPoolExecutor) -> Iterator[R]:
-    """What `work` makes of each item, in their order."""
+    """What `work` makes of each item, in their order; raises what it raises."""
     waiting = deque(pool.submit(work, item) for item in items[:_AHEAD])
-    try:
-        for item in items[_AHEAD:]:
-            yield waiting.popleft().result()
-            waiting.append(pool.submit(work, item))
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for one in waiting:
-            one.cancel()
+    for item in items[_AHEAD:]:
+        yield waiting.popleft().result()
+        waiting.append(pool.submit(work, item))
+    while waiting:
+        yield waiting.popleft().result()

@@ -14,9 +14,9 @@ _AHEAD = 64  # items begun before the first of them is asked for: bounds memory,
 
 
 @contextlib.contextmanager
-def threads() -> Iterator[ThreadPoolExecutor]:
-    """As many as there are cores, at most eight; what they have not begun when the block ends is not done."""
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+def threads(most: int = 8) -> Iterator[ThreadPoolExecutor]:
+    """As many as there are cores, up to so many; what they have not begun when the block ends is not done."""
+    pool = ThreadPoolExecutor(min(8, most, os.cpu_count() or 1))
     try:
         yield pool
     finally:

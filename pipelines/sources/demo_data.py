@@ -30,6 +30,7 @@ TEXTURE_CLASSES: tuple[str, ...] = tuple(TEXTURES)
 ImageSide = Annotated[int, Field(ge=64)]  # pixels; below, threads and lettering are smaller than a pixel
 
 _JPEG_QUALITY = 92
+_PIXELS_AT_ONCE = 4_000_000  # of the pictures that are being drawn: each takes 600 bytes
 _PNG_LEVEL = 3  # half the time of the default for files that grain makes incompressible anyway
 
 
@@ -74,7 +75,7 @@ def draw_demo(root: Path, config: DemoConfig, on_progress: Callable[[int, int], 
         category, split, kind, index = shot
         _draw_part(root / category, split, kind, index, config)
 
-    _each(draw, shots, on_progress)
+    _each(draw, shots, config.image_size, on_progress)
 
 
 def draw_textures(root: Path, config: DemoTexturesConfig, on_progress: Callable[[int, int], None]) -> None:
@@ -86,12 +87,12 @@ def draw_textures(root: Path, config: DemoTexturesConfig, on_progress: Callable[
         picture = draw_texture(name, _key(config.seed, "textures", name, index=index), config.image_size)
         _save(picture, root / "images" / name / f"{name}_{index:04d}.jpg")
 
-    _each(draw, pictures, on_progress)
+    _each(draw, pictures, config.image_size, on_progress)
 
 
-def _each(draw: Callable[[T], None], items: Sequence[T], on_progress: Callable[[int, int], None]) -> None:
+def _each(draw: Callable[[T], None], items: Sequence[T], side: int, on_progress: Callable[[int, int], None]) -> None:
     """On all cores: numpy and Pillow do their work without Python's lock."""
-    with threads() as pool:
+    with threads(max(1, _PIXELS_AT_ONCE // side**2)) as pool:
         for done, _ in enumerate(in_order(draw, items, pool), start=1):
             on_progress(done, len(items))
 

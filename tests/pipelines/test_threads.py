@@ -19,6 +19,15 @@ def test_results_come_in_the_order_of_the_items(monkeypatch):
         assert list(in_order(slow_at_first, [], pool)) == []
 
 
+@pytest.mark.parametrize(("cores", "most", "expected"), [(2, 8, 2), (64, 8, 8), (4, 3, 3), (4, 100, 4), (None, 8, 1)])
+def test_no_more_than_there_are_cores(monkeypatch, cores, most, expected):
+    monkeypatch.setattr(module.os, "cpu_count", lambda: cores)
+    together = threading.Barrier(expected)
+    with threads(most) as pool:
+        assert len([*in_order(lambda _: together.wait(30), range(expected), pool)]) == expected
+        assert len(pool._threads) == expected
+
+
 def test_no_more_is_begun_than_fits_ahead(monkeypatch):
     monkeypatch.setattr(module, "_AHEAD", 4)
     begun = []

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +211,11 @@ def written_whole(path: Path) -> Iterator[io.BytesIO]:
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_lines(files: Iterable[Path], folder: Path) -> str:
+    """Of files in the folder, as `sha256sum` prints them there."""
+    return "".join(f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import BlemishError, DatasetError, WeightsError, hint, told
-from pipelines.files import atomic_folder, file_sha256
+from pipelines.files import atomic_folder, sha256_lines
 from pipelines.lineage import ROOT, STAGES, code_of, code_of_stage
 from pipelines.paths import Project
 from pipelines.preparation.layouts import choose_layout
@@ -97,14 +97,14 @@ def _told(params: Params, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield f"in_models/{name}.txt", "in models\n" if name in params.models else "not in models\n"
     for name in params.models:
         config, method = params.model_config_of(name), params.method_of(name)
-        code = _sha256_lines(sorted(code_of(f"anomaly_models/{method}.py")))
+        code = sha256_lines(sorted(code_of(f"anomaly_models/{method}.py")), ROOT)
         yield f"models/{name}.txt", f"method: {method}\n{_as_yaml(config.model_dump(mode='json'))}{code}"
         learns = config.wants.anomalies > 0 or params.chosen_on_defects(name)
         tested = "but for those that models learn from" if params.defects_apart(learns=learns) else "all"
         yield f"tests/{name}.txt", f"defects tested on: {tested}\n"
     yield "frames.txt", "".join(f"{name} sees {frame}\n" for name, frame in sorted(params.views().frames.items()))
     for stage in STAGES:
-        yield f"stages/{stage}.txt", _as_yaml(_settings_of(stage, params)) + _sha256_lines(code_of_stage(stage))
+        yield f"stages/{stage}.txt", _as_yaml(_settings_of(stage, params)) + sha256_lines(code_of_stage(stage), ROOT)
 
 
 def _settings_of(stage: str, params: Params) -> dict[str, Any]:
@@ -121,11 +121,6 @@ def _settings_of(stage: str, params: Params) -> dict[str, Any]:
 
 def _as_yaml(settings: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(settings), sort_keys=True) if settings else ""
-
-
-def _sha256_lines(files: Iterable[Path]) -> str:
-    """As `sha256sum` prints them."""
-    return "".join(f"{file_sha256(file)}  {file.relative_to(ROOT).as_posix()}\n" for file in files)
 
 
 def missing(params: Params, project: Project) -> list[str]:

@@ -9,10 +9,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipelines.files import file_sha256, read_json, write_json
+from pipelines.files import read_json, sha256_lines, write_json
 from pipelines.lineage import ROOT
 from pipelines.paths import Project
 
+# By their names alone, which tell versions: to read each one's metadata would take as long as all else.
 _INSTALLED = (".dist-info", ".egg-info")
 
 
@@ -31,11 +32,11 @@ def keep(project: Project, models: Iterable[str], lines: Iterable[str]) -> None:
 
 def _state(project: Project) -> str:
     """SHA-256 of params.yaml, of what `check` made of it, of this project's code, and of what is installed."""
-    code = [ROOT / "cli.py", *_files(ROOT / "anomaly_models"), *_files(ROOT / "pipelines")]
-    told = [f"{path} {file_sha256(path)}" for path in (project.params, *_files(project.checked), *code)]
+    settings = sha256_lines([project.params, *_files(project.checked)], project.root)
+    code = sha256_lines([ROOT / "cli.py", *_files(ROOT / "anomaly_models"), *_files(ROOT / "pipelines")], ROOT)
     folders = [folder for place in sys.path if (folder := Path(place)).is_dir()]
     installed = sorted(path.name for folder in folders for path in folder.iterdir() if path.suffix in _INSTALLED)
-    return hashlib.sha256("\n".join([sys.version, *installed, *told]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([sys.version, *installed, settings, code]).encode()).hexdigest()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from pipelines.pictures.images import load_rgb
 from pipelines.pictures.panels import Layout
 from pipelines.pictures.reading import Reading
 from pipelines.report.gallery import CategoryGallery
+from pipelines.threads import threads
 
 FOLDER = "pictures"
 SIDE = 1024  # px, of the longer side
@@ -56,7 +56,7 @@ def write_large(
         _save(pixels, gallery.size(path), folder / name)
         return quote(name), address
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with threads() as pool:
         written = list(pool.map(write, gallery.images))
     return LargePictures([picture for picture, _ in written], [address for _, address in written])
 
